@@ -1,0 +1,226 @@
+"""The wire contract, defined once: packets, error codes, counters, registers.
+
+Everything that speaks to the fabric - the NumPy reference, the rendered C++ and SystemVerilog, the driver, the
+documentation - takes its numbers from here.  Standard library only, so that it runs on the board.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+VERSION = 1
+MAGIC = 0xF7AC
+TRAILER_MAGIC = 0xF7AC0E0D
+CHECK_SEED = 0x5EEDF7AC
+HEADER_WORDS = 10  #: 64-bit words in a packet header; 32-bit half-word h[2i] is the low half of word i
+HEADER_HALVES = 2 * HEADER_WORDS
+ROW_BANKS = 8  #: image rows held side by side in a tensor buffer; row y lives in bank y mod 8
+TAPS = 9  #: kernel positions of the array, tap = 3 * ky + kx
+MAX_BITS = 16
+ACCUMULATOR_BITS = 48
+MULTIPLIER_BITS = 18  #: signed width of an epilogue multiplier
+MAX_SHIFT = 47
+
+
+class Opcode(IntEnum):
+    """What a packet asks for."""
+
+    LOAD = 1  #: fill an on-chip buffer from the payload
+    CONV = 2  #: 3x3 convolution: output or input gradient, results leave on the output stream
+    WGRAD = 3  #: weight gradient, accumulated on chip
+    READ = 4  #: send accumulated weight gradients
+    END = 15  #: last packet of a program
+
+
+class Target(IntFlag):
+    """Buffers that a LOAD writes."""
+
+    A = 1  #: first operand (activations, or output gradient of an input-gradient product), at ``base_a``
+    G = 2  #: output gradient of a weight-gradient product, at ``base_b``
+    W = 4  #: weights, at ``base_b``
+    E = 8  #: epilogue multipliers and offsets, at ``base_epilogue``
+
+
+class LoadFormat(IntEnum):
+    """How a LOAD's payload is coded."""
+
+    PACKED = 0  #: bit planes
+    FLOAT32 = 1  #: IEEE single precision, quantized on the fabric
+
+
+class OutputFormat(IntEnum):
+    """How results leave."""
+
+    INT32 = 0
+    INT64 = 1
+    CODES = 2  #: packed bit planes after the integer epilogue, in the layout that LOAD takes
+
+
+class Flag(IntFlag):
+    """Bits of the ``flags`` field."""
+
+    A_SIGNED = 1
+    B_SIGNED = 2
+    STOCHASTIC = 4  #: LOAD FLOAT32: stochastic rounding
+    ONES = 8  #: WGRAD: one extra channel group of ones, whose products are the sums of the output gradient
+    RELU = 16  #: CONV CODES: negative values become zero before rounding
+    A_SUM = 32  #: CONV INT32/INT64: send the sums of the first operand too
+    CLEAR = 64  #: WGRAD: overwrite the accumulators instead of adding to them
+    OUT_SIGNED = 128  #: CONV CODES: two's complement codes
+
+
+#: flags that each operation may carry; any other is refused
+ALLOWED_FLAGS: dict[Opcode, Flag] = {
+    Opcode.LOAD: Flag.A_SIGNED | Flag.STOCHASTIC,
+    Opcode.CONV: Flag.A_SIGNED | Flag.B_SIGNED | Flag.RELU | Flag.A_SUM | Flag.OUT_SIGNED,
+    Opcode.WGRAD: Flag.A_SIGNED | Flag.B_SIGNED | Flag.ONES | Flag.CLEAR,
+    Opcode.READ: Flag(0),
+    Opcode.END: Flag(0),
+}
+
+
+class Error(IntEnum):
+    """Why a program stopped, in the order in which a header is checked."""
+
+    NONE = 0
+    BAD_MAGIC = 1  #: magic number or version
+    BAD_CHECK = 2  #: header checksum
+    BAD_OPCODE = 3
+    BAD_FIELD = 4  #: flag, format, target or reserved bit that the operation does not have
+    BAD_BITS = 5  #: precision outside 1..16, or a shift outside 0..47
+    BAD_SHAPE = 6  #: dimension zero or beyond its limit
+    BAD_LENGTH = 7  #: payload length differs from what the shape needs
+    OUT_OF_BUFFER = 8  #: address range beyond the end of a buffer
+    OVERFLOW = 9  #: bit widths and contraction length could overflow the accumulator or the output format
+    BAD_DATA = 10  #: NaN or infinity in a FLOAT32 payload
+    TRUNCATED = 11  #: a stream ended before the END packet
+    TRAILING = 12  #: a stream goes on after the END packet
+    ACCUMULATOR_RANGE = 13  #: a weight gradient left the accumulator's or the output format's range
+
+
+@dataclass(frozen=True)
+class Field:
+    """One header field: ``width`` bits at bit ``lsb`` of 32-bit half-word ``half``."""
+
+    name: str
+    half: int
+    lsb: int
+    width: int
+    doc: str
+
+
+FIELDS: tuple[Field, ...] = (
+    Field("magic", 0, 0, 16, "0xF7AC"),
+    Field("version", 0, 16, 8, "contract version"),
+    Field("opcode", 0, 24, 8, "operation"),
+    Field("payload_words", 1, 0, 32, "64-bit words that follow the header"),
+    Field("rows", 2, 0, 16, "rows of a virtual image; LOAD W/E and READ: number of entries"),
+    Field("groups", 2, 16, 16, "channel groups of the first operand"),
+    Field("out_groups", 3, 0, 16, "channel groups of the output (CONV) or of the output gradient (WGRAD)"),
+    Field("images", 3, 16, 16, "virtual images, one after the other in the buffer"),
+    Field("a_bits", 4, 0, 8, "bits of the first operand (LOAD: of the codes written)"),
+    Field("b_bits", 4, 8, 8, "bits of the second operand"),
+    Field("flags", 4, 16, 16, "see flags"),
+    Field("base_a", 5, 0, 16, "first address in buffer A"),
+    Field("base_b", 5, 16, 16, "first address in buffer W (CONV, LOAD W) or G (WGRAD, LOAD G)"),
+    Field("target", 6, 0, 8, "buffers that a LOAD writes"),
+    Field("format", 6, 8, 8, "load or output format"),
+    Field("out_bits", 6, 16, 8, "bits of an output code"),
+    Field("shift", 6, 24, 8, "right shift of the epilogue"),
+    Field("segment_start", 7, 0, 32, "bit p set: an image's row starts at pixel p of the virtual row"),
+    Field("a_planes", 8, 0, 16, "bit i set: plane i of the first operand is computed, else skipped as zero"),
+    Field("b_planes", 8, 16, 16, "bit j set: plane j of the second operand is computed, else skipped as zero"),
+    Field("zero", 9, 0, 32, "zero point z of the quantizer, IEEE single precision"),
+    Field("reciprocal", 10, 0, 32, "reciprocal scale r of the quantizer, IEEE single precision"),
+    Field("key", 11, 0, 32, "key of the stochastic rounding"),
+    Field("index", 12, 0, 32, "random index of the element at row 0, pixel 0, channel 0"),
+    Field("base_accumulator", 13, 0, 16, "first entry in the accumulator memory"),
+    Field("base_epilogue", 13, 16, 16, "first entry in the epilogue memory"),
+    Field("channel_stride", 14, 0, 32, "random index step to the next channel"),
+    Field("image_stride", 15, 0, 32, "random index step to the next segment of the virtual row"),
+    Field("row_stride", 16, 0, 32, "random index step to the next row"),
+    Field("pixel_stride", 17, 0, 32, "random index step to the next pixel of a segment"),
+    Field("reserved", 18, 0, 32, "must be zero"),
+    Field("check", 19, 0, 32, "exclusive or of 0x5EEDF7AC and all other half-words"),
+)
+FIELD = {f.name: f for f in FIELDS}
+
+#: greatest value of each dimension; the least is 1
+LIMITS = {"rows": 1024, "groups": 64, "out_groups": 64, "images": 64}
+
+
+def pack_header(**values: int) -> list[int]:
+    """Header of one packet as ``HEADER_WORDS`` 64-bit words.
+
+    Magic, version and check are filled in unless given; every other absent field is zero.
+
+    Raises:
+        ValueError: a value does not fit its field, or a name is unknown.
+    """
+    values = {"magic": MAGIC, "version": VERSION, **values}
+    halves = [0] * HEADER_HALVES
+    for name, value in values.items():
+        if name not in FIELD:
+            raise ValueError(f"packet header has no field {name!r}; fields: {', '.join(FIELD)}")
+        f = FIELD[name]
+        if not 0 <= value < 1 << f.width:
+            raise ValueError(f"{name} = {value} does not fit its {f.width} bits")
+        halves[f.half] |= int(value) << f.lsb
+    if "check" not in values:
+        halves[-1] = header_check(halves)
+    return [halves[2 * i] | halves[2 * i + 1] << 32 for i in range(HEADER_WORDS)]
+
+
+def header_check(halves: list[int]) -> int:
+    """Checksum over all half-words but the last."""
+    check = CHECK_SEED
+    for half in halves[:-1]:
+        check ^= half
+    return check
+
+
+def unpack_header(words: list[int]) -> dict[str, int]:
+    """Fields of a header given as 64-bit words."""
+    halves = [(int(w) >> s) & 0xFFFFFFFF for w in words for s in (0, 32)]
+    return {f.name: halves[f.half] >> f.lsb & ((1 << f.width) - 1) for f in FIELDS}
+
+
+@dataclass(frozen=True)
+class Register:
+    """One AXI4-Lite register, laid out as a Vitis HLS block does (arguments from 0x10)."""
+
+    name: str
+    offset: int
+    access: str
+    doc: str
+
+
+REGISTERS: tuple[Register, ...] = (
+    Register("CTRL", 0x00, "rw", "bit 0 start, 1 done (cleared by reading), 2 idle, 3 ready, 7 auto-restart (not used)"),
+    Register("GIE", 0x04, "rw", "bit 0: global interrupt enable"),
+    Register("IER", 0x08, "rw", "bit 0: interrupt on done, bit 1: on ready"),
+    Register("ISR", 0x0C, "rw", "pending interrupts, write one to toggle"),
+    Register("SOFT_RESET", 0x10, "rw", "write 1: abandon the program, empty queues and pipelines, back to idle"),
+    Register("HASH_LO", 0x18, "r", "design hash, low half"),
+    Register("HASH_HI", 0x20, "r", "design hash, high half"),
+    Register("CONTRACT", 0x28, "r", "contract version, bits 7..0; channels per group, bits 15..8; bits of a stream, bits 31..16"),
+    Register("ERROR", 0x30, "r", "error code of the last program"),
+    Register("POSITION", 0x38, "r", "index of the packet that stopped the last program"),
+    Register("PACKETS", 0x40, "r", "counter: packets done"),
+    Register("CYCLES", 0x48, "r", "counter: clock cycles from start to done"),
+    Register("BUSY", 0x50, "r", "counter: cycles in which the array computed"),
+    Register("STALL_IN", 0x58, "r", "counter: cycles in which the loader waited for a stream"),
+    Register("STALL_HAZARD", 0x60, "r", "counter: cycles in which the loader waited for the array"),
+    Register("STALL_OUT", 0x68, "r", "counter: cycles in which a result waited for the output stream"),
+    Register("STALL_DRAIN", 0x70, "r", "counter: cycles in which the array waited for results to drain"),
+    Register("SKIPPED", 0x78, "r", "counter: array cycles saved by skipped planes"),
+    Register("SATURATED", 0x80, "r", "counter: output codes that the epilogue clamped (or quantizer clamped)"),
+    Register("WORDS_IN", 0x88, "r", "counter: 64-bit words taken from the input streams"),
+    Register("WORDS_OUT", 0x90, "r", "counter: 64-bit words sent, trailer included"),
+)
+REGISTER = {r.name: r for r in REGISTERS}
+
+#: counters that every device answers alike, and those that only hardware can know
+FUNCTIONAL_COUNTERS = ("PACKETS", "SKIPPED", "SATURATED", "WORDS_IN", "WORDS_OUT")
+TIMING_COUNTERS = ("CYCLES", "BUSY", "STALL_IN", "STALL_HAZARD", "STALL_OUT", "STALL_DRAIN")

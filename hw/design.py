@@ -1,0 +1,187 @@
+"""A design as data: what a TOML file says, what follows from it, and what is impossible.
+
+Standard library only, so that the driver can use it on the board.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from hw import contract
+
+ROOT = Path(__file__).resolve().parent.parent
+STREAM_BITS = 64
+BEAT_BITS = 2 * STREAM_BITS  #: the two input streams are read in lockstep: even words on the first, odd on the second
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a chip holds."""
+
+    name: str
+    lut: int
+    ff: int
+    bram36: int
+    dsp: int
+
+
+PARTS = {
+    "xc7z045ffg900-2": Part("xc7z045ffg900-2", 218_600, 437_200, 545, 900),
+    "xc7z020clg400-1": Part("xc7z020clg400-1", 53_200, 106_400, 140, 220),
+    "xczu7ev-ffvc1156-2-e": Part("xczu7ev-ffvc1156-2-e", 230_400, 460_800, 312, 1_728),
+}
+
+
+class DesignError(ValueError):
+    """An impossible design; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """Parameters of one accelerator.
+
+    The array has ``2 * channels`` pixel lanes, ``channels`` output channels and dot products of ``9 * channels`` bits:
+    one row of two channel groups' worth of pixels against a 3x3 kernel over one channel group.
+
+    Attributes:
+        name: of the design.
+        part: chip, a key of ``PARTS``.
+        clock_mhz: target clock.
+        channels: C, channels per group (8 or 16).
+        depth_a: row words per bank of the first operand's buffer.
+        depth_g: row words per bank of the output gradient's buffer.
+        depth_w: words of the weight buffer.
+        depth_accumulator: entries of the weight gradient's accumulator memory (one entry holds C sums).
+        depth_epilogue: output channels whose epilogue parameters fit.
+        accumulators: "dsp" or "lut", where the array accumulates.
+    """
+
+    name: str
+    part: str
+    clock_mhz: float
+    channels: int
+    depth_a: int
+    depth_g: int
+    depth_w: int
+    depth_accumulator: int
+    depth_epilogue: int
+    accumulators: str = "dsp"
+
+    def __post_init__(self) -> None:
+        def refuse(what: str, remedy: str) -> None:
+            raise DesignError(f"design {self.name!r}: {what}; {remedy}")
+
+        if self.part not in PARTS:
+            refuse(f"unknown part {self.part!r}", f"known parts: {', '.join(PARTS)}")
+        if self.channels not in (8, 16):
+            refuse(f"channels = {self.channels}", "a row word must fill whole 128-bit beats: use 8 or 16")
+        if self.accumulators not in ("dsp", "lut"):
+            refuse(f"accumulators = {self.accumulators!r}", 'use "dsp" or "lut"')
+        for key in ("depth_a", "depth_g", "depth_w", "depth_accumulator", "depth_epilogue"):
+            depth = getattr(self, key)
+            if depth < 16 or depth > 65536 or depth & (depth - 1):
+                refuse(f"{key} = {depth}", "use a power of two from 16 to 65536")
+        if self.accumulators == "dsp" and self.units > PARTS[self.part].dsp:
+            refuse(
+                f"{self.units} DSP accumulators do not fit the {PARTS[self.part].dsp} DSPs of {self.part}",
+                'set accumulators = "lut" or fewer channels',
+            )
+        if not 10 <= self.clock_mhz <= 500:
+            refuse(f"clock_mhz = {self.clock_mhz}", "use 10 to 500")
+        if self.bram36 > PARTS[self.part].bram36:
+            refuse(
+                f"buffers need {self.bram36} BRAM36 and {self.part} has {PARTS[self.part].bram36}", "halve a depth"
+            )
+
+    # -- derived values -------------------------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> int:
+        """Pixels of a virtual row, L = 2C."""
+        return 2 * self.channels
+
+    @property
+    def dot_bits(self) -> int:
+        """Length of a dot product, K = 9C."""
+        return contract.TAPS * self.channels
+
+    @property
+    def units(self) -> int:
+        """Dot-product units, without the column of operand sums."""
+        return self.lanes * self.channels
+
+    @property
+    def binary_macs(self) -> int:
+        """AND-and-count operations per cycle."""
+        return self.units * self.dot_bits
+
+    @property
+    def row_words(self) -> int:
+        """64-bit words of a row word (one row, one group, one plane: L*C bits, bit = pixel * C + channel)."""
+        return self.lanes * self.channels // STREAM_BITS
+
+    @property
+    def weight_words(self) -> int:
+        """64-bit words of a weight word (C output channels x 9 taps x C channels bits), padded to whole beats."""
+        return 2 * -(-self.channels * self.dot_bits // BEAT_BITS)
+
+    @property
+    def bram36(self) -> int:
+        """BRAM36 of the buffers: 72 bits x 512, in whole blocks per memory."""
+
+        def blocks(width: int, depth: int) -> int:
+            return -(-width // 72) * -(-depth // 512) if depth > 64 else 0
+
+        slices = self.lanes * self.channels // BEAT_BITS
+        tensor = contract.ROW_BANKS * slices
+        return (
+            tensor * (blocks(BEAT_BITS, self.depth_a) + blocks(BEAT_BITS, self.depth_g))
+            + blocks(self.channels * self.dot_bits, self.depth_w)
+            + self.channels * blocks(contract.ACCUMULATOR_BITS, self.depth_accumulator)
+            + blocks(contract.MULTIPLIER_BITS + contract.ACCUMULATOR_BITS, self.depth_epilogue)
+        )
+
+    @property
+    def hash64(self) -> int:
+        """Hash of the parameters and the contract's version, readable from the hardware's registers."""
+        text = json.dumps({"contract": contract.VERSION, **asdict(self)}, sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def load_design(name_or_path: str | Path) -> Design:
+    """Design from ``configs/designs/NAME.toml`` or from a TOML file.
+
+    Raises:
+        DesignError: no such design, unknown or missing key, or an impossible value.
+    """
+    folder = ROOT / "configs" / "designs"
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = folder / f"{name_or_path}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+        raise DesignError(f"no design {str(name_or_path)!r}; name one of {known}, or a TOML file")
+    try:
+        data = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as e:
+        raise DesignError(f"{path.name} is not TOML: {e}") from e
+    known_keys = {f.name: f for f in fields(Design)}
+    data.setdefault("name", path.stem)
+    if unknown := sorted(set(data) - set(known_keys)):
+        raise DesignError(f"{path.name}: unknown key {unknown[0]!r}; keys: {', '.join(known_keys)}")
+    if missing := [k for k in known_keys if k not in data and k != "accumulators"]:
+        raise DesignError(f"{path.name}: key {missing[0]!r} is missing")
+    for key, value in data.items():
+        wanted = {"str": str, "int": int, "float": (int, float)}[str(known_keys[key].type)]
+        if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
+            raise DesignError(f"{path.name}: {key} = {value!r} should be of type {known_keys[key].type}")
+    return Design(**data)

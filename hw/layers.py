@@ -1,0 +1,269 @@
+"""Layer shapes of the networks whose training is costed, as plain data: no tensor library is needed to read them.
+
+Every product of training is described by the forward convolution it belongs to.  A matrix product of R rows is a 1x1
+convolution over an ``(R, 1)`` image, a fully connected layer one over a ``(1, 1)`` image, and the two products of
+attention are grouped convolutions with one group per head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+KINDS = ("stem", "conv", "depthwise", "shortcut", "fc", "attention")
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """Shape of one bias-free convolution, for one sample.
+
+    Attributes:
+        name: unique within a network, for reports.
+        in_channels, out_channels: counts over all groups.
+        kernel, stride, padding: the same along both axes, in pixels.
+        in_hw: height and width of the input, in pixels.
+        groups: channel groups that do not see each other; equal to ``in_channels`` for a depthwise convolution.
+        kind: one of ``KINDS``: what the layer is to the network, which decides how schedules treat it.
+
+    Raises:
+        ValueError: a count is not positive, channels do not divide into groups, the kernel does not fit the padded
+            input, or the kind is unknown.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int
+    padding: int
+    in_hw: tuple[int, int]
+    groups: int = 1
+    kind: str = "conv"
+
+    def __post_init__(self) -> None:
+        counts = {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "kernel": self.kernel,
+            "stride": self.stride,
+            "in_hw": min(self.in_hw),
+            "groups": self.groups,
+        }
+        for field, value in counts.items():
+            if value < 1:
+                raise ValueError(f"layer {self.name}: {field} is {value}; give at least 1")
+        if self.padding < 0:
+            raise ValueError(f"layer {self.name}: padding is {self.padding}; give 0 or more")
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(
+                f"layer {self.name}: {self.in_channels} -> {self.out_channels} channels do not divide into "
+                f"{self.groups} groups; choose a common divisor"
+            )
+        if self.kind not in KINDS:
+            raise ValueError(f"layer {self.name}: kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}")
+        if min(self.in_hw) + 2 * self.padding < self.kernel:
+            raise ValueError(
+                f"layer {self.name}: a {self.kernel}x{self.kernel} kernel does not fit {self.in_hw} pixels padded by "
+                f"{self.padding}; enlarge the input or the padding"
+            )
+
+    @property
+    def out_hw(self) -> tuple[int, int]:
+        """Height and width of the output, in pixels."""
+        h, w = ((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in self.in_hw)
+        return h, w
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the forward product for one sample; each gradient product has as many.
+
+        Padded positions count, as they do in the published figures.
+        """
+        return self.out_hw[0] * self.out_hw[1] * self.weights
+
+    @property
+    def weights(self) -> int:
+        """Elements of the second operand: weights, or for attention the keys or values of all heads."""
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel**2
+
+    @property
+    def inputs(self) -> int:
+        """Elements of the input of one sample."""
+        return self.in_channels * self.in_hw[0] * self.in_hw[1]
+
+    @property
+    def outputs(self) -> int:
+        """Elements of the output of one sample."""
+        return self.out_channels * self.out_hw[0] * self.out_hw[1]
+
+
+def total_macs(shapes: Iterable[ConvShape], kinds: Iterable[str] | None = None) -> int:
+    """Forward multiply-accumulates of one sample, over all layers or over the given kinds only."""
+    wanted = None if kinds is None else set(kinds)
+    return sum(shape.macs for shape in shapes if wanted is None or shape.kind in wanted)
+
+
+def resnet_cifar(depth: int, classes: int = 10) -> list[ConvShape]:
+    """ResNet-(6n+2) for 32x32 images: three stages of n two-convolution blocks with 16, 32 and 64 channels.
+
+    A 1x1 convolution is on the shortcut wherever the channel count changes.
+
+    Args:
+        depth: 6n+2; 38 and 74 in the paper.
+        classes: outputs of the classifier.
+
+    Raises:
+        ValueError: the depth is not 6n+2.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"a CIFAR ResNet has 6n+2 layers, not {depth}; use for example 8, 20, 38 or 74")
+    shapes = [ConvShape("stem", 3, 16, 3, 1, 1, (32, 32), kind="stem")]
+    channels, size = 16, 32
+    for stage, width in enumerate((16, 32, 64), 1):
+        for block in range((depth - 2) // 6):
+            stride = 2 if width != channels else 1
+            name = f"stage{stage}.{block}"
+            shapes.append(ConvShape(f"{name}.conv1", channels, width, 3, stride, 1, (size, size)))
+            if stride == 2:
+                shapes.append(ConvShape(f"{name}.shortcut", channels, width, 1, 2, 0, (size, size), kind="shortcut"))
+                size //= 2
+            shapes.append(ConvShape(f"{name}.conv2", width, width, 3, 1, 1, (size, size)))
+            channels = width
+    shapes.append(ConvShape("fc", channels, classes, 1, 1, 0, (1, 1), kind="fc"))
+    return shapes
+
+
+def resnet_imagenet(depth: int, classes: int = 1000, size: int = 224) -> list[ConvShape]:
+    """ResNet-18 or ResNet-34: 7x7 stem, max pooling, four stages of two-convolution blocks.
+
+    Args:
+        depth: 18 or 34.
+        classes: outputs of the classifier.
+        size: height and width of the image, in pixels, a multiple of 32.
+
+    Raises:
+        ValueError: unknown depth, or a size that the five halvings do not divide.
+    """
+    stages = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+    if depth not in stages:
+        raise ValueError(f"ResNet-{depth} has no two-convolution blocks here; use depth 18 or 34")
+    if size % 32:
+        raise ValueError(f"an image of {size} pixels does not halve five times; use a multiple of 32")
+    shapes = [ConvShape("stem", 3, 64, 7, 2, 3, (size, size), kind="stem")]
+    channels, size = 64, size // 4
+    for stage, (blocks, width) in enumerate(zip(stages[depth], (64, 128, 256, 512), strict=True), 1):
+        for block in range(blocks):
+            stride = 2 if width != channels else 1
+            name = f"stage{stage}.{block}"
+            shapes.append(ConvShape(f"{name}.conv1", channels, width, 3, stride, 1, (size, size)))
+            if stride == 2:
+                shapes.append(ConvShape(f"{name}.shortcut", channels, width, 1, 2, 0, (size, size), kind="shortcut"))
+                size //= 2
+            shapes.append(ConvShape(f"{name}.conv2", width, width, 3, 1, 1, (size, size)))
+            channels = width
+    shapes.append(ConvShape("fc", channels, classes, 1, 1, 0, (1, 1), kind="fc"))
+    return shapes
+
+
+def mobilenetv2_cifar(classes: int = 10) -> list[ConvShape]:
+    """MobileNetV2 for 32x32 images: stem and second stage keep the resolution, the first stage expands by one.
+
+    As in the network that the paper trains, a block of stride 1 that changes the channel count has a 1x1
+    convolution on its shortcut, and blocks of stride 2 have no shortcut.
+    """
+    plan = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 1),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )  # expansion, output channels, blocks, stride of the first block
+    shapes = [ConvShape("stem", 3, 32, 3, 1, 1, (32, 32), kind="stem")]
+    channels, size = 32, 32
+    for stage, (expansion, width, blocks, first_stride) in enumerate(plan, 1):
+        for block in range(blocks):
+            stride = first_stride if block == 0 else 1
+            name, hidden = f"stage{stage}.{block}", channels * expansion
+            shapes.append(ConvShape(f"{name}.expand", channels, hidden, 1, 1, 0, (size, size)))
+            shapes.append(
+                ConvShape(f"{name}.depthwise", hidden, hidden, 3, stride, 1, (size, size), hidden, "depthwise")
+            )
+            if stride == 1 and channels != width:
+                shapes.append(ConvShape(f"{name}.shortcut", channels, width, 1, 1, 0, (size, size), kind="shortcut"))
+            size //= stride
+            shapes.append(ConvShape(f"{name}.project", hidden, width, 1, 1, 0, (size, size)))
+            channels = width
+    shapes.append(ConvShape("head", channels, 1280, 1, 1, 0, (size, size)))
+    shapes.append(ConvShape("fc", 1280, classes, 1, 1, 0, (1, 1), kind="fc"))
+    return shapes
+
+
+def transformer_lm(
+    layers: int = 6,
+    width: int = 512,
+    heads: int = 8,
+    hidden: int = 2048,
+    tokens: int = 512,
+    vocabulary: int | None = None,
+) -> list[ConvShape]:
+    """Matrix products of a decoder-only Transformer-base language model, for one sequence of ``tokens`` tokens.
+
+    Attention is counted over the full square of positions, as dense hardware computes it before masking.
+
+    Args:
+        layers, width, heads, hidden: the base configuration by default.
+        tokens: sequence length; the paper does not state its own.
+        vocabulary: rows of the output projection; None leaves it out, since an adaptive softmax has no single size.
+
+    Raises:
+        ValueError: the width does not divide into heads.
+    """
+    if width % heads:
+        raise ValueError(f"a width of {width} does not divide into {heads} heads; choose a common divisor")
+    rows = (tokens, 1)
+    shapes: list[ConvShape] = []
+    for layer in range(layers):
+        for part in ("query", "key", "value"):
+            shapes.append(ConvShape(f"layer{layer}.{part}", width, width, 1, 1, 0, rows))
+        # The second operand of both attention products is itself an activation: one "weight" matrix per head.
+        shapes.append(ConvShape(f"layer{layer}.scores", width, heads * tokens, 1, 1, 0, rows, heads, "attention"))
+        shapes.append(ConvShape(f"layer{layer}.context", heads * tokens, width, 1, 1, 0, rows, heads, "attention"))
+        shapes.append(ConvShape(f"layer{layer}.output", width, width, 1, 1, 0, rows))
+        shapes.append(ConvShape(f"layer{layer}.expand", width, hidden, 1, 1, 0, rows))
+        shapes.append(ConvShape(f"layer{layer}.contract", hidden, width, 1, 1, 0, rows))
+    if vocabulary is not None:
+        shapes.append(ConvShape("logits", width, vocabulary, 1, 1, 0, rows, kind="fc"))
+    return shapes
+
+
+_NETWORKS: dict[str, Callable[[int], list[ConvShape]]] = {
+    "resnet38": lambda classes: resnet_cifar(38, classes),
+    "resnet74": lambda classes: resnet_cifar(74, classes),
+    "mobilenetv2": mobilenetv2_cifar,
+    "resnet18": lambda classes: resnet_imagenet(18, classes),
+    "resnet34": lambda classes: resnet_imagenet(34, classes),
+}
+MODELS = (*_NETWORKS, "resnet8", "resnet20", "resnet32", "resnet56", "resnet110", "transformer")
+
+
+def network(model: str, classes: int | None = None) -> list[ConvShape]:
+    """Layer list of a model by name.
+
+    Args:
+        model: one of ``MODELS``; ``resnetD`` for any other D = 6n+2 is a CIFAR ResNet too.
+        classes: outputs of the classifier; 1000 for ResNet-18 and ResNet-34, 10 otherwise; not used by the transformer.
+
+    Raises:
+        ValueError: unknown model.
+    """
+    key = model.lower().replace("-", "").replace("_", "")
+    if key == "transformer":
+        return transformer_lm()
+    if key in _NETWORKS:
+        return _NETWORKS[key](classes or (1000 if key in ("resnet18", "resnet34") else 10))
+    digits = key.removeprefix("resnet")
+    if key.startswith("resnet") and digits.isdigit():
+        return resnet_cifar(int(digits), classes or 10)
+    raise ValueError(f"model {model!r} is unknown; use one of {', '.join(MODELS)}")
