@@ -1,0 +1,240 @@
+"""Render a design into an accelerator: HLS C++, SystemVerilog, documentation and a manifest.
+
+All numbers come from ``hw/design.py`` and ``hw/contract.py``; templates hold parameters and loops only.  The same
+design and templates give the same bytes, and files that would not change are left alone, so that build tools see no
+news where there are none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from hw import contract
+from hw.design import BEAT_BITS, ROOT, STREAM_BITS, Design
+
+HLS_TEMPLATES = ROOT / "hls_templates"
+RTL_SOURCES = ROOT / "hw" / "rtl"
+DOC_TEMPLATES = ROOT / "hw" / "templates"
+MANIFEST = "manifest.json"
+
+
+class GenerateError(RuntimeError):
+    """Rendering is impossible; the message names the file and the remedy."""
+
+
+def parameters(design: Design) -> list[dict[str, Any]]:
+    """Integer constants of a design, as every language names them: ``name``, ``value`` and ``doc``."""
+    rows = [
+        ("CHANNELS", design.channels, "C, channels per group"),
+        ("LANES", design.lanes, "L = 2C, pixels of a virtual row"),
+        ("DOT_BITS", design.dot_bits, "K = 9C, bits of a dot product"),
+        ("UNITS", design.units, "dot-product units of the array"),
+        ("DEPTH_A", design.depth_a, "row words per bank of buffer A"),
+        ("DEPTH_G", design.depth_g, "row words per bank of buffer G"),
+        ("DEPTH_W", design.depth_w, "words of the weight buffer"),
+        ("DEPTH_ACCUMULATOR", design.depth_accumulator, "entries of the accumulator memory, C sums each"),
+        ("DEPTH_EPILOGUE", design.depth_epilogue, "entries of the epilogue memory"),
+        ("DSP_ACCUMULATORS", int(design.accumulators == "dsp"), "1: the array accumulates in DSP slices"),
+        ("ROW_BITS", design.lanes * design.channels, "bits of a row word"),
+        ("WEIGHT_BITS", design.channels * design.dot_bits, "bits of a weight word, padding left out"),
+        ("ROW_WORDS", design.row_words, "R, 64-bit words of a row word"),
+        ("WEIGHT_WORDS", design.weight_words, "64-bit words of a weight word, padded to whole beats"),
+        ("STREAM_BITS", STREAM_BITS, "bits of one stream"),
+        ("BEAT_BITS", BEAT_BITS, "bits of one beat, both input streams together"),
+        ("ROW_BANKS", contract.ROW_BANKS, "banks of a tensor buffer, row y lies in bank y mod 8"),
+        ("TAPS", contract.TAPS, "kernel positions, tap = 3*ky + kx"),
+        ("MAX_BITS", contract.MAX_BITS, "widest code"),
+        ("ACC_BITS", contract.ACCUMULATOR_BITS, "signed bits of an accumulator"),
+        ("MULTIPLIER_BITS", contract.MULTIPLIER_BITS, "signed bits of an epilogue multiplier"),
+        ("MAX_SHIFT", contract.MAX_SHIFT, "longest right shift of the epilogue"),
+        ("MAX_ROWS", contract.LIMITS["rows"], "most rows of a virtual image"),
+        ("MAX_GROUPS", contract.LIMITS["groups"], "most channel groups of the first operand"),
+        ("MAX_OUT_GROUPS", contract.LIMITS["out_groups"], "most channel groups of the output"),
+        ("MAX_IMAGES", contract.LIMITS["images"], "most virtual images"),
+        ("MAX_ENTRIES", 65535, "most entries of a LOAD W, LOAD E or READ"),
+        ("HEADER_WORDS", contract.HEADER_WORDS, "64-bit words of a packet header"),
+        ("HEADER_BEATS", contract.HEADER_WORDS // 2, "beats of a packet header"),
+        ("HEADER_BITS", contract.HEADER_WORDS * STREAM_BITS, "bits of a packet header"),
+        ("CONTRACT_VERSION", contract.VERSION, "version of packets and registers"),
+    ]
+    return [{"name": name, "value": value, "doc": doc} for name, value, doc in rows]
+
+
+def _enum(kind: Any) -> list[dict[str, Any]]:
+    return [{"name": e.name, "value": int(e), "bit": int(e).bit_length() - 1} for e in kind]
+
+
+def _struct_members(fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Header members from the most significant down, gaps filled with pads, so that a packed struct fits exactly."""
+    members: list[dict[str, Any]] = []
+    top = contract.HEADER_WORDS * STREAM_BITS
+    for f in sorted(fields, key=lambda f: -f["bit"]):
+        end = f["bit"] + f["width"]
+        if end > top:
+            raise GenerateError(f"header field {f['name']} overlaps another; correct FIELDS in hw/contract.py")
+        if end < top:
+            members.append({"name": f"pad_{end}", "width": top - end, "bit": end, "doc": "unused"})
+        members.append(f)
+        top = f["bit"]
+    if top:
+        members.append({"name": "pad_0", "width": top, "bit": 0, "doc": "unused"})
+    return members
+
+
+def context(design: Design) -> dict[str, Any]:
+    """Names that every template sees."""
+    fields = [{**asdict(f), "bit": 32 * f.half + f.lsb} for f in contract.FIELDS]
+    version = contract.VERSION | design.channels << 8 | STREAM_BITS << 16
+    constants = {
+        "HASH_LO": design.hash64 & 0xFFFFFFFF,
+        "HASH_HI": design.hash64 >> 32,
+        "CONTRACT": version,
+    }
+    registers = [{**asdict(r), "index": r.offset // 8, "constant": constants.get(r.name)} for r in contract.REGISTERS]
+    return {
+        "design": design,
+        "contract": contract,
+        "parameters": parameters(design),
+        "fields": fields,
+        "header_members": _struct_members(fields),
+        "opcodes": _enum(contract.Opcode),
+        "errors": _enum(contract.Error),
+        "flags": _enum(contract.Flag),
+        "allowed_flags": [
+            {"name": op.name, "value": int(flags), "flags": [f.name for f in contract.Flag if f & flags]}
+            for op, flags in contract.ALLOWED_FLAGS.items()
+        ],
+        "targets": _enum(contract.Target),
+        "load_formats": _enum(contract.LoadFormat),
+        "output_formats": _enum(contract.OutputFormat),
+        "registers": registers,
+        # registers that a kernel writes when it returns; 0x00 to 0x10 belong to the control interface
+        "kernel_registers": [r for r in registers if r["access"] == "r"],
+        "functional_counters": contract.FUNCTIONAL_COUNTERS,
+        "timing_counters": contract.TIMING_COUNTERS,
+        "limits": [{"name": k, "value": v} for k, v in contract.LIMITS.items()],
+        "last_register": max(r.offset for r in contract.REGISTERS),
+    }
+
+
+def _environment(folder: Path) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def render(design: Design) -> dict[str, str]:
+    """All files of a design but the manifest: path relative to the output folder -> text.
+
+    Raises:
+        GenerateError: a template is broken or uses an unknown name.
+    """
+    values = context(design)
+    files: dict[str, str] = {}
+    for source, target in ((HLS_TEMPLATES, "hls"), (RTL_SOURCES, "rtl"), (DOC_TEMPLATES, "docs")):
+        environment = _environment(source)
+        for path in sorted(source.glob("*.j2")):
+            try:
+                files[f"{target}/{path.stem}"] = environment.get_template(path.name).render(values)
+            except jinja2.TemplateError as e:
+                line = f", line {e.lineno}" if isinstance(e, jinja2.TemplateSyntaxError) else ""
+                where = path.relative_to(ROOT)
+                raise GenerateError(f"cannot render {where}{line}: {e}; correct the template") from e
+    for path in sorted(RTL_SOURCES.glob("*.sv")):
+        if (name := f"rtl/{path.name}") in files:
+            raise GenerateError(f"{path.name} exists both as a source and as a template in hw/rtl; remove one")
+        files[name] = path.read_text(encoding="utf-8")
+    return dict(sorted(files.items()))
+
+
+def manifest(design: Design, files: dict[str, str]) -> dict[str, Any]:
+    """What was generated, from which parameters."""
+    hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    summary = json.dumps(hashes, sort_keys=True).encode()
+    return {
+        "design": asdict(design),
+        "derived": {
+            "lanes": design.lanes,
+            "dot_bits": design.dot_bits,
+            "units": design.units,
+            "binary_macs": design.binary_macs,
+            "row_words": design.row_words,
+            "weight_words": design.weight_words,
+            "bram36": design.bram36,
+        },
+        "contract_version": contract.VERSION,
+        "design_hash": f"{design.hash64:016x}",
+        "streams": {"in": [STREAM_BITS, STREAM_BITS], "out": [STREAM_BITS]},
+        "ports": {
+            "s_axi_control": {"data": 32, "address": 8},
+            "in0": {"tdata": STREAM_BITS, "tlast": 1},
+            "in1": {"tdata": STREAM_BITS, "tlast": 1},
+            "out": {"tdata": STREAM_BITS, "tlast": 1},
+        },
+        "registers": {r.name: r.offset for r in contract.REGISTERS},
+        "files": hashes,
+        "content_hash": hashlib.sha256(summary).hexdigest(),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Put ``text`` at ``path`` in one step; a file that already holds it keeps its date."""
+    data = text.encode()
+    if path.is_file() and path.read_bytes() == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _forget(out: Path, files: dict[str, str]) -> None:
+    """Remove what an earlier generation wrote and this one does not; leave everything else in the folder alone."""
+    try:
+        earlier = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in earlier:
+        # only names of the form folder/file, as render() makes them
+        parts = Path(name).parts
+        if name not in files and len(parts) == 2 and ".." not in parts and parts[0] in ("hls", "rtl", "docs"):
+            (out / name).unlink(missing_ok=True)
+
+
+def generate(design: Design, out: Path) -> Path:
+    """Render ``design`` into the folder ``out`` and return it.
+
+    Raises:
+        GenerateError: a template is broken, or ``out`` is not a folder that can be written.
+    """
+    out = Path(out)
+    files = render(design)
+    text = json.dumps(manifest(design, files), indent=2, sort_keys=True) + "\n"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _forget(out, files)
+        for name, content in files.items():
+            _write(out / name, content)
+        _write(out / MANIFEST, text)
+    except OSError as e:
+        raise GenerateError(f"cannot write to {out}: {e.strerror or e}; choose another folder with --out") from e
+    return out
