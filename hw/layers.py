@@ -9,8 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 KINDS = ("stem", "conv", "depthwise", "shortcut", "fc", "attention")
+
+
+class Bits(NamedTuple):
+    """Bit widths of the three tensors of a layer: weights, activations, gradients (32 stands for unquantized)."""
+
+    w: int
+    a: int
+    g: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bits:
+        """Read ``w,a,g``, for example ``4,3,6``.
+
+        Raises:
+            ValueError: not three integers of 1 to 32.
+        """
+        try:
+            values = [int(part) for part in text.split(",")]
+        except ValueError:
+            values = []
+        if len(values) != 3 or not all(1 <= value <= 32 for value in values):
+            raise ValueError(f"bit widths {text!r} are not w,a,g with 1 to 32 bits each; write for example 8,8,8")
+        return cls(*values)
+
+    def __str__(self) -> str:
+        return f"w{self.w}/a{self.a}/g{self.g}"
 
 
 @dataclass(frozen=True)
@@ -85,6 +113,14 @@ class ConvShape:
     def weights(self) -> int:
         """Elements of the second operand: weights, or for attention the keys or values of all heads."""
         return self.out_channels * (self.in_channels // self.groups) * self.kernel**2
+
+    def operands(self, bits: Bits) -> dict[str, tuple[int, int]]:
+        """Bit widths of the two operands of each product, streamed operand first.
+
+        The second operand of attention is itself an activation, so the weights' width does not occur there.
+        """
+        w = bits.a if self.kind == "attention" else bits.w
+        return {"forward": (bits.a, w), "input_gradient": (bits.g, w), "weight_gradient": (bits.a, bits.g)}
 
     @property
     def inputs(self) -> int:
