@@ -17,6 +17,7 @@ from itertools import permutations
 import numpy as np
 import numpy.typing as npt
 
+from hw.computational_cost import Schedule, layer_mixture
 from hw.layers import PRODUCTS, Bits, ConvShape
 
 I64 = npt.NDArray[np.int64]
@@ -377,3 +378,41 @@ def training_costs(
 def total(rows: Iterable[ProductCost]) -> Cost:
     """Sum of the costs of products that run one after the other."""
     return sum((row.cost for row in rows), Cost())
+
+
+def scheduled_costs(
+    shapes: Sequence[ConvShape],
+    schedule: Schedule,
+    batch: int = 1,
+    machine: Machine = BITFUSION,
+    count: str = "paper",
+) -> list[tuple[float, Cost]]:
+    """Expected cost of one sample in each stage of a schedule: a list of (epochs, cost), one per stage.
+
+    Where widths vary over samples, every option is costed and weighted by its share, which is exact as long as
+    samples of different widths do not share a batch.  Counts of the returned costs are rounded.
+
+    Args:
+        shapes: the network.
+        schedule: its precisions.
+        batch: samples per step, all at the same widths.
+        machine: the configuration.
+        count: ``paper`` or ``full``, see ``hw.computational_cost``.
+    """
+    stages = []
+    for stage in schedule.stages:
+        sums = np.zeros(12)
+        for shape, mixture in zip(shapes, layer_mixture(shapes, schedule, stage, count), strict=True):
+            for share, bits in mixture:
+                cost = total(training_costs([shape], bits, batch, machine))
+                sums += share / batch * np.array(_numbers(cost))
+        n = [round(value) for value in sums[:-1]]
+        reads, writes = (n[5], n[6], n[7]), (n[8], n[9], n[10])
+        cost = Cost(n[0], n[1], n[2], n[3], n[4], reads, writes, float(sums[-1]))
+        stages.append((stage.epochs, cost))
+    return stages
+
+
+def _numbers(cost: Cost) -> tuple[float, ...]:
+    head = (cost.macs, cost.cycles, cost.compute_cycles, cost.dram_read_bits, cost.dram_write_bits)
+    return (*head, *cost.read_bits, *cost.write_bits, cost.energy_pj)
