@@ -1,0 +1,143 @@
+"""Command line of the software model: ``fractrain train``.
+
+PyTorch is imported inside the commands, so that ``fractrain --help`` and the board's commands start without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+DEVICES = ("fast", "software", "reference", "hls", "rtl")
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the software model's commands to the parser of ``fractrain``."""
+    train = subparsers.add_parser(
+        "train",
+        help="train a network at fractional precision, its products in software or on a simulated fabric",
+        description="Train a network at fractional precision.  A recipe gives the settings; options override it.",
+    )
+    train.add_argument("--recipe", type=Path, help="TOML file of settings (see configs/recipes/)")
+    train.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="fast",
+        help="who computes the quantized products: floating point with the same codes (fast), exact integers in "
+        "software, or the fabric as NumPy reference, compiled HLS or simulated RTL (default: %(default)s)",
+    )
+    train.add_argument("--design", default="sim-small", help="design of the fabric (default: %(default)s)")
+    train.add_argument("--data", help="'digits', or a path to CIFAR-10/100 or to class folders (or a zip of them)")
+    train.add_argument("--model", help="resnet-8, resnet-38, resnet-74, ..., resnet-18, resnet-34, mobilenetv2")
+    train.add_argument("--width", type=int, help="channels of the first group of a CIFAR ResNet")
+    train.add_argument("--epochs", type=int, help="length of training")
+    train.add_argument("--batch", type=int, help="images per step")
+    train.add_argument("--lr", type=float, help="peak learning rate")
+    train.add_argument("--seed", type=int, help="seed of everything random")
+    train.add_argument("--mode", choices=("fixed", "paper"), help="repaired or published quantizer details")
+    train.add_argument(
+        "--bits",
+        metavar="W/A/G",
+        help="static precision for the whole run, such as 8/8/8 (0: float32), instead of the recipe's schedule",
+    )
+    train.add_argument("--train-limit", type=int, help="use only this many training images")
+    train.add_argument("--test-limit", type=int, help="use only this many test images")
+    train.add_argument("--out", type=Path, help="run folder (default: runs/train)")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, with its settings")
+    train.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    train.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
+    train.set_defaults(run=run_train)
+
+
+def _parse_bits(text: str) -> list[int]:
+    try:
+        bits = [int(part) for part in text.split("/")]
+    except ValueError:
+        bits = []
+    if len(bits) not in (3, 4):
+        raise ValueError(f"--bits {text!r} must be three or four widths such as 8/8/8")
+    return bits
+
+
+def _open_engine(device: str, design: str) -> Any:
+    if device == "fast":
+        return None
+    if device == "software":
+        from sw_model.engine import SoftwareEngine
+
+        return SoftwareEngine()
+    from host.devices import open_device
+    from host.engine import FabricEngine
+
+    return FabricEngine(open_device(device, design))
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """``fractrain train``: returns the exit status."""
+    import torch
+
+    from sw_model.data import DataError
+    from sw_model.training import ConfigError, TrainConfig, train
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    names = ("data", "model", "width", "epochs", "batch", "lr", "seed", "mode", "train_limit", "test_limit")
+    overrides: dict[str, Any] = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
+    out: Path = arguments.resume or arguments.out or Path("runs/train")
+    try:
+        if arguments.bits is not None:
+            overrides |= {"schedule": "static", "stages": [_parse_bits(arguments.bits)]}
+        if arguments.resume is not None:
+            if overrides or arguments.recipe or arguments.out:
+                raise ValueError("--resume takes the settings of the run; leave out every other setting")
+            config = TrainConfig.from_recipe(arguments.resume / "config.toml")
+        elif arguments.recipe is not None:
+            config = TrainConfig.from_recipe(arguments.recipe, **overrides)
+        else:
+            config = TrainConfig.from_mapping({**DIGITS_DEFAULTS, **overrides})
+        engine = _open_engine(arguments.device, arguments.design)
+        result = train(config, engine, out=out, resume=arguments.resume is not None, progress=not arguments.json)
+    except (ConfigError, DataError, ValueError) as error:
+        print(f"fractrain train: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(result)))
+        return 0
+    _print_result(result, arguments.device, out)
+    return 0
+
+
+#: Schedule of the digits recipe, for training without a recipe file (an installed package has none).
+DIGITS_DEFAULTS: dict[str, Any] = {
+    "quantize_head": True,
+    "window": 2,
+    "norm_epochs": 3,
+    "eps": 0.2,
+    "alpha": 0.5,
+    "deadlines": [2, 5, 7],
+    "weight_decay": 5e-4,
+    "warmup": 0.1,
+}
+
+
+def _print_result(result: Any, device: str, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, title="Training result")
+    table.add_row("test accuracy", f"{100 * result.test_accuracy:.2f} % (best {100 * result.best_accuracy:.2f} %)")
+    table.add_row("device", device)
+    table.add_row("images, steps", f"{result.images}, {result.steps}")
+    table.add_row("cost CC", f"{result.cc:.4g} float32 MAC ({result.cp:.2f} % of float32)")
+    if result.cc_static:
+        table.add_row("against static 8/8/8", f"{100 * (1 - result.cc / result.cc_static):.1f} % saved")
+    for name, value in result.counters.items():
+        table.add_row(name, f"{value}")
+    table.add_row("time", f"{result.seconds:.1f} s")
+    table.add_row("run folder", str(out))
+    Console().print(table)

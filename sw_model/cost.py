@@ -1,0 +1,110 @@
+"""What training costs: CC (computational cost) and cp (its share of float32), by product and layer.
+
+FracTrain's count (Fu et al. 2020, section 4.1): a product of ``m`` multiply-accumulates on operands of ``a`` and ``b``
+bits costs ``m * a * b / 1024``, where 1024 = 32*32 makes one float32 multiply-accumulate cost 1.  A training step is
+thus ``MAC * (a*w + g*w + a*g) / 1024`` per image.
+
+Two counts are kept apart.  The *paper's* takes every convolution and linear layer at the scheduled precision and
+charges all three products of each, whether or not they run so.  The *full* one takes every product that was computed,
+at the widths it had: layers left in float32 at 32 bits, no input gradient for the first layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sw_model.layers import Precision, QLayer, Run, attach, quantized_layers
+
+PRODUCTS = ("forward", "input_gradient", "weight_gradient")
+
+
+def step_factor(precision: Precision) -> float:
+    """Cost of one MAC of a layer over the three products of a training step, in float32 MACs (3 for float32)."""
+    w, a, g, last = precision.widths
+    return (a * w + g * w + a * last) / 1024
+
+
+@torch.no_grad()
+def layer_macs(model: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
+    """Multiply-accumulates per image and product of every convolution and linear layer, found by running one image.
+
+    The model is left as it was: parameters, running statistics, mode and run.
+    """
+    found: dict[str, int] = {}
+    layers = list(quantized_layers(model))
+
+    def note(layer: QLayer, name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            pixels = output[0].numel() // layer.weight.shape[0]
+            found[name] = layer.weight.numel() * pixels
+
+        return layer.register_forward_hook(hook)
+
+    handles = [note(layer, name) for name, layer in layers]
+    runs = [(layer, layer.run, layer.name, layer.index, layer.precision) for _, layer in layers]
+    was_training = model.training
+    try:
+        model.eval()
+        for _, layer in layers:
+            layer.precision = Precision(0, 0, 0)
+        attach(model, Run())
+        device = next(model.parameters()).device
+        model(torch.zeros(1, *image, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, run, name, index, precision in runs:
+            layer.run, layer.name, layer.index, layer.precision = run, name, index, precision
+        model.train(was_training)
+    return found
+
+
+@dataclass
+class CostMeter:
+    """Adds up cost during training.
+
+    Attributes:
+        macs: per image and product, by layer, for the paper's count.
+        paper: CC of the paper's count so far, in float32 MACs.
+        full: cost by layer and product so far, in float32 MACs; fed by :meth:`on_product`.
+        images: training images so far.
+    """
+
+    macs: dict[str, int]
+    paper: float = 0.0
+    full: dict[str, dict[str, float]] = field(default_factory=dict)
+    images: int = 0
+    paused: bool = False
+
+    def on_product(self, layer: str, product: str, macs: int, a: int, b: int) -> None:
+        """Hook for :class:`sw_model.layers.Run`; evaluation passes are not training cost, so it may be paused."""
+        if not self.paused:
+            row = self.full.setdefault(layer, dict.fromkeys(PRODUCTS, 0.0))
+            row[product] += macs * a * b / 1024
+
+    def step(self, precision: Precision, images: int) -> None:
+        """Counts one training step of ``images`` images at ``precision`` in the paper's count."""
+        self.paper += sum(self.macs.values()) * step_factor(precision) * images
+        self.images += images
+
+    @property
+    def full_total(self) -> float:
+        """CC of the full count so far, in float32 MACs."""
+        return sum(sum(row.values()) for row in self.full.values())
+
+    @property
+    def cp(self) -> float:
+        """Mean cost so far as a percentage of float32, paper's count."""
+        whole = 3.0 * sum(self.macs.values()) * self.images
+        return 100 * self.paper / whole if whole else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"paper": self.paper, "full": {k: dict(v) for k, v in self.full.items()}, "images": self.images}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.paper, self.images = state["paper"], state["images"]
+        self.full = {k: dict(v) for k, v in state["full"].items()}

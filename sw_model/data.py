@@ -1,0 +1,382 @@
+"""Image data sets: scikit-learn's digits, CIFAR-10/100 in every usual packing; deterministic order and augmentation.
+
+The order of an epoch is a function of (seed, epoch), the augmentation of a batch one of (seed, epoch, batch index), so
+training can resume at any batch without replaying the ones before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+class DataError(ValueError):
+    """A data set is missing, broken or of the wrong form; the message says which file and what to do."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and labels of a training and a test part.
+
+    Attributes:
+        train_images, test_images: uint8 (N, C, H, W).
+        train_labels, test_labels: int64 (N,), 0 .. classes-1.
+        classes: names.
+        full_scale: pixel value that means 1.0 (255, or 16 for digits).
+        mean, std: per channel, of pixels scaled to 0..1.
+        shift: training images move by up to this many pixels along both axes, zeros moving in.
+        flip: whether training images are mirrored at random.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: tuple[str, ...]
+    full_scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shift: int
+    flip: bool
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        _, c, h, w = self.train_images.shape
+        return c, h, w
+
+    def limited(self, train: int = 0, test: int = 0) -> ImageSet:
+        """The first ``train`` and ``test`` images (0: all) of a fixed shuffle, the same for every run."""
+
+        def cut(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+            if not count or count >= len(labels):
+                return images, labels
+            chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:count])
+            return images[chosen], labels[chosen]
+
+        train_images, train_labels = cut(self.train_images, self.train_labels, train)
+        test_images, test_labels = cut(self.test_images, self.test_labels, test)
+        return replace(
+            self,
+            train_images=train_images,
+            train_labels=train_labels,
+            test_images=test_images,
+            test_labels=test_labels,
+        )
+
+    def _normalise(self, images: np.ndarray) -> Tensor:
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).div_(self.full_scale)
+        mean = torch.tensor(self.mean).reshape(-1, 1, 1)
+        std = torch.tensor(self.std).reshape(-1, 1, 1)
+        return x.sub_(mean).div_(std)
+
+    def train_steps(self, batch: int) -> int:
+        """Batches per epoch; the last one may be smaller."""
+        return -(-len(self.train_labels) // batch)
+
+    def train_batches(self, batch: int, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled, augmented batches of an epoch from batch index ``start``: float32 (n, C, H, W), int64 (n,)."""
+        order = np.random.default_rng((seed, epoch)).permutation(len(self.train_labels))
+        for index in range(start, self.train_steps(batch)):
+            chosen = order[index * batch : (index + 1) * batch]
+            images = self._augment(self.train_images[chosen], np.random.default_rng((seed, epoch, index)))
+            yield self._normalise(images), torch.from_numpy(self.train_labels[chosen])
+
+    def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Test batches in file order."""
+        for first in range(0, len(self.test_labels), batch):
+            part = slice(first, first + batch)
+            yield self._normalise(self.test_images[part]), torch.from_numpy(self.test_labels[part])
+
+    def _augment(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        n, _, h, w = images.shape
+        if self.shift:
+            p = self.shift
+            padded = np.pad(images, ((0, 0), (0, 0), (p, p), (p, p)))
+            offsets = rng.integers(0, 2 * p + 1, size=(2, n))
+            rows = offsets[0][:, None] + np.arange(h)
+            columns = offsets[1][:, None] + np.arange(w)
+            images = padded[np.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+            images = images.transpose(0, 3, 1, 2)
+        if self.flip:
+            mirrored = rng.random(n) < 0.5
+            images = images.copy()
+            images[mirrored] = images[mirrored, :, :, ::-1]
+        return images
+
+
+def load_digits_set(test_share: float = 0.2) -> ImageSet:
+    """Handwritten digits (1797 scans of 8x8 pixels, 17 grey levels) that ship with scikit-learn.
+
+    Of every class the same share, drawn once by a fixed permutation, is the test part: 1438 training and 359 test
+    images by default.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = digits.images.astype(np.uint8)[:, None]
+    labels = digits.target.astype(np.int64)
+    # A fixed permutation, then every class contributes its first part to the test set.
+    order = np.random.default_rng(20201206).permutation(len(labels))
+    test = np.zeros(len(labels), dtype=bool)
+    for digit in range(10):
+        members = order[labels[order] == digit]
+        test[members[: round(len(members) * test_share)]] = True
+    pixels = images[~test] / 16.0
+    return ImageSet(
+        images[~test],
+        labels[~test],
+        images[test],
+        labels[test],
+        tuple(str(d) for d in range(10)),
+        16.0,
+        (float(pixels.mean()),),
+        (float(pixels.std()),),
+        shift=1,
+        flip=False,
+    )
+
+
+def load_data(source: str, cache: Path | None = None) -> ImageSet:
+    """The data set that ``source`` names.
+
+    Args:
+        source: ``digits``, or a path: CIFAR-10/100 as published (python or binary version: folder or .tar.gz), or
+            class folders ``train/CLASS/*.jpg|png`` and ``test/CLASS/...`` (a folder or a zip of them).
+        cache: folder where decoded class folders are kept as one file for the next run; None decodes every time.
+
+    Raises:
+        DataError: if the source is missing, incomplete or broken.
+    """
+    if source == "digits":
+        return load_digits_set()
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(f"data set {source!r} is neither 'digits' nor an existing path; give a CIFAR folder or archive")
+    if path.is_file() and not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
+        raise DataError(f"{path} is neither a zip nor a tar archive; download it again (it may be truncated)")
+    if path.is_file() and tarfile.is_tarfile(path):
+        return _load_tar(path)
+    if path.is_dir():
+        names = {entry.name for entry in path.iterdir()}
+        for inner in ("cifar-10-batches-py", "cifar-100-python", "cifar-10-batches-bin", "cifar-100-binary"):
+            if inner in names:
+                return load_data(str(path / inner), cache)
+        if {"data_batch_1", "test_batch"} & names or {"train", "test", "meta"} <= names:
+            return _load_python(names, lambda name: _read_member(path, name))
+        if {"data_batch_1.bin", "test_batch.bin", "train.bin"} & names:
+            return _load_binary(names, lambda name: _read_member(path, name))
+    return _load_class_folders(path, cache)
+
+
+def _read_member(folder: Path, name: str) -> bytes:
+    file = folder / name
+    if not file.is_file():
+        raise DataError(f"{file} is missing; unpack the archive again")
+    return file.read_bytes()
+
+
+def _load_tar(path: Path) -> ImageSet:
+    try:
+        with tarfile.open(path) as archive:
+            members = {os.path.basename(m.name): m for m in archive if m.isfile()}
+
+            def read(name: str) -> bytes:
+                if name not in members:
+                    raise DataError(f"{path} lacks {name}; download the archive again")
+                stream = archive.extractfile(members[name])
+                assert stream is not None
+                return stream.read()
+
+            if "data_batch_1" in members or {"train", "test", "meta"} <= set(members):
+                return _load_python(set(members), read)
+            if "data_batch_1.bin" in members or "train.bin" in members:
+                return _load_binary(set(members), read)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be read ({error}); download it again") from error
+    raise DataError(f"{path} holds neither the python nor the binary version of CIFAR-10/100")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads the pickles of CIFAR's python version, which hold plain containers and numpy arrays, and nothing else."""
+
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"refuses to load {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _load_python(names: set[str], read: Callable[[str], bytes]) -> ImageSet:
+    def entries(name: str) -> dict[bytes, Any]:
+        try:
+            loaded: dict[bytes, Any] = _PlainUnpickler(io.BytesIO(read(name)), encoding="bytes").load()
+            return loaded
+        except (pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{name} is not a CIFAR batch ({error}); download the data set again") from error
+
+    def part(files: list[str], label_key: bytes) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = [], []
+        for name in files:
+            batch = entries(name)
+            if b"data" not in batch or label_key not in batch:
+                raise DataError(f"{name} lacks 'data' or {label_key.decode()!r}; download the data set again")
+            data = np.asarray(batch[b"data"], dtype=np.uint8)
+            if data.ndim != 2 or data.shape[1] != 3072 or len(data) != len(batch[label_key]):
+                raise DataError(f"{name} holds data of shape {data.shape}, not (N, 3072) with N labels")
+            images.append(data.reshape(-1, 3, 32, 32))
+            labels.append(np.asarray(batch[label_key], dtype=np.int64))
+        return np.concatenate(images), np.concatenate(labels)
+
+    if "train" in names:
+        key, train, test, meta, meta_key = b"fine_labels", ["train"], ["test"], "meta", b"fine_label_names"
+    else:
+        train = [f"data_batch_{i}" for i in range(1, 6)]
+        key, test, meta, meta_key = b"labels", ["test_batch"], "batches.meta", b"label_names"
+    classes = tuple(name.decode() for name in entries(meta)[meta_key])
+    return _cifar(*part(train, key), *part(test, key), classes)
+
+
+def _load_binary(names: set[str], read: Callable[[str], bytes]) -> ImageSet:
+    hundred = "train.bin" in names
+    label_bytes = 2 if hundred else 1
+
+    def part(files: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = [], []
+        for name in files:
+            raw = np.frombuffer(read(name), dtype=np.uint8)
+            if not len(raw) or len(raw) % (label_bytes + 3072):
+                raise DataError(
+                    f"{name} has {len(raw)} bytes, not a multiple of {label_bytes + 3072}; download it again"
+                )
+            records = raw.reshape(-1, label_bytes + 3072)
+            labels.append(records[:, label_bytes - 1].astype(np.int64))
+            images.append(records[:, label_bytes:].reshape(-1, 3, 32, 32))
+        return np.concatenate(images), np.concatenate(labels)
+
+    meta = "fine_label_names.txt" if hundred else "batches.meta.txt"
+    classes = tuple(line.strip() for line in read(meta).decode().splitlines() if line.strip())
+    if hundred:
+        return _cifar(*part(["train.bin"]), *part(["test.bin"]), classes)
+    return _cifar(*part([f"data_batch_{i}.bin" for i in range(1, 6)]), *part(["test_batch.bin"]), classes)
+
+
+def _cifar(
+    train_images: np.ndarray,
+    train_labels: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+    classes: tuple[str, ...],
+) -> ImageSet:
+    for name, labels in (("training", train_labels), ("test", test_labels)):
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise DataError(f"{name} labels span {labels.min()}..{labels.max()} with {len(classes)} class names")
+    return ImageSet(
+        train_images, train_labels, test_images, test_labels, classes, 255.0, CIFAR_MEAN, CIFAR_STD, shift=4, flip=True
+    )
+
+
+def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
+    stored = None
+    if cache is not None:
+        status = path.stat()
+        tag = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
+        stored = cache / f"{path.stem}-{tag}.npz"
+        if stored.is_file():
+            try:
+                with np.load(stored, allow_pickle=False) as arrays:
+                    return _cifar(
+                        arrays["train_images"],
+                        arrays["train_labels"],
+                        arrays["test_images"],
+                        arrays["test_labels"],
+                        tuple(str(c) for c in arrays["classes"]),
+                    )
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+                stored.unlink()  # a broken cache is rebuilt from the source
+    if path.is_dir():
+        files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+        loaded = _decode(path, list(files), lambda name: files[name].read_bytes())
+    else:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                loaded = _decode(path, sorted(archive.namelist()), archive.read)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise DataError(f"{path} cannot be read ({error}); download it again") from error
+    if stored is not None:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=stored.parent, suffix=".npz", delete=False) as scratch:
+            np.savez(
+                scratch,
+                train_images=loaded.train_images,
+                train_labels=loaded.train_labels,
+                test_images=loaded.test_images,
+                test_labels=loaded.test_labels,
+                classes=np.array(loaded.classes),
+            )
+        os.replace(scratch.name, stored)
+    return loaded
+
+
+def _decode(source: Path, names: list[str], read: Callable[[str], bytes]) -> ImageSet:
+    from PIL import Image, UnidentifiedImageError
+
+    parts: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+    for name in names:
+        pieces = name.split("/")
+        if not name.lower().endswith((".jpg", ".jpeg", ".png")) or len(pieces) < 3:
+            continue
+        if pieces[-3] in parts:
+            parts[pieces[-3]].append((pieces[-2], name))
+    for part, members in parts.items():
+        if not members:
+            raise DataError(
+                f"{source} holds no images under {part}/CLASS/; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
+            )
+    classes = tuple(sorted({c for c, _ in parts["train"]}))
+    unknown = {c for c, _ in parts["test"]} - set(classes)
+    if unknown:
+        raise DataError(f"{source} tests classes that it does not train: {', '.join(sorted(unknown))}")
+    arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    shape: tuple[int, ...] | None = None
+    for part, members in parts.items():
+        images = []
+        for _, name in members:
+            try:
+                with Image.open(io.BytesIO(read(name))) as image:
+                    pixels = np.asarray(image.convert("RGB"), dtype=np.uint8)
+            except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"{source}: image {name} is broken ({error}); replace or remove it") from error
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise DataError(f"{source}: image {name} is {pixels.shape}, the others {shape}; resize it")
+            images.append(pixels.transpose(2, 0, 1))
+        labels = np.array([classes.index(c) for c, _ in members], dtype=np.int64)
+        arrays[part] = np.stack(images), labels
+    return _cifar(*arrays["train"], *arrays["test"], classes)

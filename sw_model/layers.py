@@ -1,0 +1,437 @@
+"""Convolution and linear layers whose three training products run on quantized operands.
+
+Semantics (FracTrain): the output is ``conv(Qa(x), Qw(w))``; the output gradient is quantized once, stochastically, and
+serves both the input gradient, with the quantized weight, and the weight gradient, with the quantized activation.  The
+quantizers are straight-through: gradients pass them unchanged.
+
+Each layer has two paths with the same codes.  The *fast* one multiplies fake-quantized floats with PyTorch.  The
+*exact* one hands operands to a :class:`host.products.Engine` (software, simulated fabric, board), which returns integer
+sums, and forms the real value in float64, rounded once.
+
+One deviation from the published code, in ``fixed`` mode: a weight has one grid per channel that the product *outputs*.
+The input gradient contracts over output channels, where a per-output-channel scale could not leave the sum, so there
+the weight is quantized again, on one grid per input channel.  ``paper`` mode uses the forward pass's weights in the
+input gradient; integer engines cannot, so it has the fast path only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from host.products import ConvGeometry, Engine, Grid, Operand
+from sw_model.quantizers import (
+    Mode,
+    affine_grid,
+    dequantize,
+    derive_key,
+    extremes,
+    grid_from_range,
+    quantize,
+)
+
+#: ``on_product(layer name, product, macs per call, bits of operand a, bits of operand b)``; 32 bits mean unquantized.
+ProductHook = Callable[[str, str, int, int, int], None]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bits of the three operands of a layer; 0 and 32 both mean float32, unquantized.
+
+    Attributes:
+        weight, activation, grad: widths, 0, 1..16 or 32.
+        weight_grad: width of the gradient in the weight-gradient product, if it differs (SBM's bifurcated gradient);
+            None quantizes the gradient once for both products.
+    """
+
+    weight: int
+    activation: int
+    grad: int
+    weight_grad: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "activation", "grad", "weight_grad"):
+            bits = getattr(self, name)
+            if bits is None and name == "weight_grad":
+                continue
+            if not isinstance(bits, int) or isinstance(bits, bool) or not (0 <= bits <= 16 or bits == 32):
+                raise ValueError(f"{name} bits must be 0, 1..16 or 32 (0 and 32: unquantized), not {bits!r}")
+            if bits == 32:
+                object.__setattr__(self, name, 0)
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """(weight, activation, gradient, gradient in the weight-gradient product), 32 standing for unquantized."""
+        last = self.grad if self.weight_grad is None else self.weight_grad
+        return self.weight or 32, self.activation or 32, self.grad or 32, last or 32
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any operand is quantized."""
+        return min(self.widths) < 32
+
+    def __str__(self) -> str:
+        return "/".join(str(b) for b in (self.weight, self.activation, self.grad)) if self.quantized else "fp32"
+
+
+FULL = Precision(0, 0, 0)
+
+
+@dataclass
+class Run:
+    """What all layers of a model share during training.
+
+    Attributes:
+        engine: exact engine of the quantized products, or None for the fast path.
+        seed, step: counters behind the keys of stochastic rounding; the training loop advances ``step``.
+        mode: "fixed", or "paper" for the published code's scale floor, running ranges and input-gradient weights.
+        momentum: share of the old value in the running activation ranges.
+        on_product: called for every product, quantized or not, before it is computed.
+    """
+
+    engine: Engine | None = None
+    seed: int = 0
+    step: int = 0
+    mode: Mode = "fixed"
+    momentum: float = 0.1
+    on_product: ProductHook | None = None
+
+
+@dataclass
+class _Call:
+    """One forward call of a layer: what its backward pass needs besides tensors."""
+
+    layer: QLayer
+    geometry: ConvGeometry
+    groups: int
+    precision: Precision
+    engine: Engine | None
+    key: int
+    grid: Grid | None = None
+    weight_shape: tuple[int, ...] = field(default=())
+
+
+class QLayer(nn.Module):
+    """Common part of the quantized layers: precision, keys, running activation range.
+
+    ``salt`` distinguishes calls of one layer within one step (a gated layer runs once per chosen precision).
+    """
+
+    running_low: Tensor
+    running_span: Tensor
+    batches: Tensor
+    weight: nn.Parameter
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precision = FULL
+        self.run = Run()
+        self.name = type(self).__name__
+        self.index = 0
+        self.salt = 0
+        self.shared_range: tuple[Tensor, Tensor] | None = None
+        self.register_buffer("running_low", torch.zeros(()))
+        self.register_buffer("running_span", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def engine(self) -> Engine | None:
+        """The exact engine, shared by all layers of the run; None selects the fast path."""
+        return self.run.engine
+
+    @engine.setter
+    def engine(self, engine: Engine | None) -> None:
+        self.run.engine = engine
+
+    def gradient_key(self) -> int:
+        """32-bit key of this call's stochastic rounding, a function of (seed, step, layer, salt)."""
+        return derive_key(self.run.seed, self.run.step, self.index, self.salt)
+
+    def _activation_grid(self, x: Tensor, bits: int) -> Grid:
+        """The grid of an input: in training from the batch, which updates the running range; else from that range."""
+        if self.training:
+            low, span = extremes(x) if self.shared_range is None else self.shared_range
+            if self.shared_range is None:
+                self.note_range(low, span)
+            return grid_from_range(low, span, bits, mode=self.run.mode)
+        if int(self.batches) == 0:
+            raise RuntimeError(
+                f"layer {self.name} has not seen a training batch, so its activation range is unknown; train first, "
+                "load a checkpoint, or call .train()"
+            )
+        extremes(x)  # refuses NaN and infinity, which clamping would hide
+        return grid_from_range(self.running_low.cpu(), self.running_span.cpu(), bits, mode=self.run.mode)
+
+    @torch.no_grad()
+    def note_range(self, low: Tensor, span: Tensor) -> None:
+        """Folds a batch's range into the running one: ``r <- m * r + (1 - m) * new``.
+
+        The published code starts from zero, which biases the first averages towards zero; ``fixed`` mode starts from
+        the first batch.
+        """
+        momentum = self.run.momentum
+        if self.run.mode == "fixed" and int(self.batches) == 0:
+            momentum = 0.0
+        self.running_low.mul_(momentum).add_(low.to(self.running_low.device), alpha=1 - momentum)
+        self.running_span.mul_(momentum).add_(span.to(self.running_span.device), alpha=1 - momentum)
+        self.batches += 1
+
+    def _report(self, product: str, macs: int, a: int, b: int) -> None:
+        if self.run.on_product is not None:
+            self.run.on_product(self.name, product, macs, a, b)
+
+    def _product(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
+        macs = geometry.batch * weight.numel() * math.prod(geometry.out_hw)
+        w, a, g, last = self.precision.widths
+        self._report("forward", macs, a, w)
+        if self.training and torch.is_grad_enabled():
+            if x.requires_grad:
+                self._report("input_gradient", macs, g, w)
+            if weight.requires_grad:
+                self._report("weight_gradient", macs, a, last)
+        if not self.precision.quantized:
+            return F.conv2d(x, weight, None, geometry.stride, geometry.padding, 1, groups)
+        engine = self.run.engine
+        if engine is not None:
+            if max(self.precision.widths) > 16:
+                raise ValueError(
+                    f"layer {self.name} leaves an operand unquantized ({self.precision}), which an integer engine "
+                    "cannot multiply; give all three operands 1..16 bits, or none"
+                )
+            if self.run.mode == "paper":
+                raise ValueError("mode 'paper' has the fast path only; use mode 'fixed' with an engine")
+        call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key())
+        result: Tensor = _QuantizedProduct.apply(x, weight, call)
+        return result
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(x.detach().cpu().numpy())
+
+
+def _weight_operand(weight: Tensor, bits: int, axis: int) -> Operand:
+    grid = affine_grid(weight.detach(), bits, axis=axis)
+    return Operand(grid, codes=_numpy(quantize(weight.detach(), grid, axis)).astype(np.int32))
+
+
+def _channel_geometry(g: ConvGeometry) -> ConvGeometry:
+    return ConvGeometry(g.batch, 1, 1, g.in_hw, g.kernel, g.stride, g.padding)
+
+
+def _channel(operand: Operand, axis: int, index: int) -> Operand:
+    """One channel of an operand with codes; per-channel grids shrink with it."""
+    assert operand.codes is not None
+    grid = operand.grid
+    if grid.scale.ndim:
+        grid = Grid(grid.bits, grid.signed, grid.scale[index : index + 1], grid.zero[index : index + 1], grid.key)
+    part = [slice(None)] * operand.codes.ndim
+    part[axis] = slice(index, index + 1)
+    return Operand(grid, codes=np.ascontiguousarray(operand.codes[tuple(part)]))
+
+
+def _tensor_operand(x: Tensor, grid: Grid, groups: int) -> Operand:
+    """Values for the engine to quantize; codes for a depthwise product, whose channels are separate calls and must not
+    restart the element counter of stochastic rounding."""
+    if groups == 1:
+        return Operand(grid, values=_numpy(x))
+    return Operand(grid, codes=_numpy(quantize(x, grid)).astype(np.int32))
+
+
+def _compact(codes: Tensor, bits: int) -> Tensor:
+    """Codes in the smallest type that holds them, for keeping until the backward pass."""
+    return codes.to(torch.uint8) if bits <= 8 else codes.to(torch.int32)
+
+
+class _QuantizedProduct(torch.autograd.Function):
+    """The three products of one layer call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, call: _Call) -> Tensor:
+        ctx.call = call
+        p, g, groups = call.precision, call.geometry, call.groups
+        if p.activation:
+            call.grid = call.layer._activation_grid(x.detach(), p.activation)
+        if call.engine is None:
+            xq, kept = x, x
+            if call.grid is not None:
+                codes = quantize(x, call.grid)
+                kept = _compact(codes, p.activation)
+                xq = dequantize(codes, call.grid)
+            wq = weight
+            if p.weight:
+                grid = affine_grid(weight, p.weight, axis=0, mode=call.layer.run.mode)
+                wq = dequantize(quantize(weight, grid, 0), grid, 0)
+            ctx.save_for_backward(kept, weight)
+            return F.conv2d(xq, wq, None, g.stride, g.padding, 1, groups)
+        ctx.save_for_backward(x, weight)
+        assert call.grid is not None
+        a = _tensor_operand(x, call.grid, groups)
+        w = _weight_operand(weight, p.weight, 0)
+        if groups == 1:
+            y = call.engine.forward(a, w, g).real(a.grid, w.grid, 1)
+        else:
+            parts = []
+            for c in range(groups):
+                ac, wc = _channel(a, 1, c), _channel(w, 0, c)
+                parts.append(call.engine.forward(ac, wc, _channel_geometry(g)).real(ac.grid, wc.grid, 1))
+            y = np.concatenate(parts, axis=1)
+        return torch.from_numpy(y).to(x.device)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        call: _Call = ctx.call
+        kept, weight = ctx.saved_tensors
+        need_x, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        p, g, groups = call.precision, call.geometry, call.groups
+        mode = call.layer.run.mode
+        shape = (g.batch, g.in_channels, *g.in_hw)
+        grad = grad.contiguous()
+        grid = affine_grid(grad, p.grad, key=call.key, mode=mode) if p.grad else None
+        last_grid, split = grid, p.weight_grad is not None and p.weight_grad != p.grad
+        if split:
+            # A key of its own: the two roundings of a bifurcated gradient are independent.
+            last_grid = (
+                affine_grid(grad, p.weight_grad, key=derive_key(call.key, 1), mode=mode) if p.weight_grad else None
+            )
+        dx = dw = None
+        if call.engine is None:
+            gq = grad if grid is None else dequantize(quantize(grad, grid), grid)
+            if need_x:
+                wq = weight
+                if p.weight:
+                    # Depthwise weights (C, 1, kh, kw) have one input channel per row, so their axis is 0 either way.
+                    axis = 0 if mode == "paper" or groups > 1 else 1
+                    w_grid = affine_grid(weight, p.weight, axis=axis, mode=mode)
+                    wq = dequantize(quantize(weight, w_grid, axis), w_grid, axis)
+                dx = conv2d_input(shape, wq, gq, g.stride, g.padding, 1, groups)
+            if need_w:
+                if split:
+                    gq = grad if last_grid is None else dequantize(quantize(grad, last_grid), last_grid)
+                xq = kept if call.grid is None else dequantize(kept, call.grid)
+                dw = conv2d_weight(xq, weight.shape, gq, g.stride, g.padding, 1, groups)
+            return dx, dw, None
+        assert grid is not None and last_grid is not None and call.grid is not None
+        gradient = _tensor_operand(grad, grid, groups)
+        last = _tensor_operand(grad, last_grid, groups) if split else gradient
+        if need_x:
+            w = _weight_operand(weight, p.weight, 0 if groups > 1 else 1)
+            if groups == 1:
+                real = call.engine.input_gradient(gradient, w, g).real(grid, w.grid, 1)
+            else:
+                parts = []
+                for c in range(groups):
+                    gc, wc = _channel(gradient, 1, c), _channel(w, 0, c)
+                    parts.append(call.engine.input_gradient(gc, wc, _channel_geometry(g)).real(grid, wc.grid, 1))
+                real = np.concatenate(parts, axis=1)
+            dx = torch.from_numpy(real).to(grad.device)
+        if need_w:
+            a = _tensor_operand(kept, call.grid, groups)
+            if groups == 1:
+                real = call.engine.weight_gradient(a, last, g).real(a.grid, last_grid)
+            else:
+                parts = []
+                for c in range(groups):
+                    ac, gc = _channel(a, 1, c), _channel(last, 1, c)
+                    parts.append(call.engine.weight_gradient(ac, gc, _channel_geometry(g)).real(a.grid, last_grid))
+                real = np.concatenate(parts, axis=0)
+            dw = torch.from_numpy(real).to(grad.device)
+        return dx, dw, None
+
+
+class QConv2d(QLayer):
+    """Two-dimensional convolution without bias, square stride and zero padding; dense or depthwise.
+
+    Args:
+        in_channels, out_channels: counts.
+        kernel_size: height and width of the kernel.
+        stride, padding: pixels, the same for both axes.
+        groups: 1, or ``in_channels == out_channels`` for a depthwise convolution.
+
+    Maps float32 (N, in_channels, H, W) to (N, out_channels, OH, OW).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, groups: int = 1
+    ) -> None:
+        if groups != 1 and not groups == in_channels == out_channels:
+            raise ValueError(
+                f"groups={groups} with {in_channels} -> {out_channels} channels: use 1 (dense) or one group per channel"
+            )
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.padding, self.groups = kernel_size, stride, padding, groups
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"layer {self.name} takes (N, {self.in_channels}, H, W), not {tuple(x.shape)}")
+        kernel = (self.kernel_size, self.kernel_size)
+        geometry = ConvGeometry(
+            x.shape[0], self.in_channels, self.out_channels, (x.shape[2], x.shape[3]), kernel, self.stride, self.padding
+        )
+        return self._product(x, self.weight, geometry, self.groups)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, groups={self.groups}, precision={self.precision}"
+        )
+
+
+class QLinear(QLayer):
+    """Linear layer over the last axis; the product is quantized, the bias is added in float32.
+
+    Maps float32 (..., in_features) to (..., out_features); its weight is (out_features, in_features).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        bound = 1 / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"layer {self.name} takes (..., {self.in_features}), not {tuple(x.shape)}")
+        rows = x.reshape(-1, self.in_features, 1, 1)
+        geometry = ConvGeometry(rows.shape[0], self.in_features, self.out_features, (1, 1))
+        y = self._product(rows, self.weight[:, :, None, None], geometry, 1)
+        y = y.reshape(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, precision={self.precision}"
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QLayer]]:
+    """(name, layer) of every quantized layer, in the order of registration."""
+    for name, module in model.named_modules():
+        if isinstance(module, QLayer):
+            yield name, module
+
+
+def attach(model: nn.Module, run: Run) -> Run:
+    """Makes all quantized layers of a model share ``run``, and names and numbers them; returns ``run``."""
+    for index, (name, layer) in enumerate(quantized_layers(model)):
+        layer.run, layer.name, layer.index = run, name, index
+    return run
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Sets the precision of every quantized layer except those that the model lists in ``keep_full``.
+
+    A model's ``keep_full`` attribute, a set of layer names, says which layers stay in float32 (stem, classifier).
+    """
+    keep: set[str] = getattr(model, "keep_full", set())
+    for name, layer in quantized_layers(model):
+        layer.precision = FULL if name in keep else precision

@@ -1,0 +1,194 @@
+"""Affine quantizers of FracTrain, stated so that software and fabric agree on every code.
+
+Formula (Banner et al. 2018, "Scalable methods for 8-bit training", as FracTrain uses it), with ``n = 2**bits - 1``::
+
+    z = min x,  R = max x - min x,  s = max(R / n, floor),  r = 1 / s
+    t = (x - z) * r
+    q = clamp(rne(t), 0, n)          to nearest, ties to even
+    q = clamp(floor(t + u), 0, n)    stochastic, u uniform on [0, 1) in steps of 2**-24
+
+Every step is one IEEE single-precision operation.  Subnormal inputs and subnormal intermediate results count as zero,
+as they do on the fabric.  The random number of element ``i`` (flat C-order index) is a function of ``i`` and a 32-bit
+key alone, so the order in which elements are visited, and by how many lanes, does not matter.
+
+Codes come back as float32 tensors holding integers (exact up to 2**24), ready for both the fast path, which multiplies
+fake-quantized floats, and the exact one, which converts them to integers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from host.products import Grid
+
+Mode = Literal["fixed", "paper"]
+
+#: Smallest scale: the published code's constant, or the smallest normal float32, whose reciprocal is still finite.
+SCALE_FLOOR: dict[str, np.float32] = {"paper": np.float32(1e-8), "fixed": np.float32(2.0**-126)}
+#: Largest float32 that is subnormal; ``hardshrink`` zeroes everything up to and including it.
+_LARGEST_SUBNORMAL = 2.0**-126 - 2.0**-149
+#: Above this scale the reciprocal would be subnormal.
+_LARGEST_SCALE = np.float32(2.0**126)
+_MASK32 = 0xFFFFFFFF
+
+
+def fmix32(h: int) -> int:
+    """MurmurHash3's 32-bit finalizer: a bijection on 32-bit words in which every input bit stirs every output bit."""
+    h &= _MASK32
+    h ^= h >> 16
+    h = h * 0x85EBCA6B & _MASK32
+    h ^= h >> 13
+    h = h * 0xC2B2AE35 & _MASK32
+    return h ^ h >> 16
+
+
+def derive_key(*words: int) -> int:
+    """A 32-bit key from a list of counters such as (seed, step, layer): a chain of :func:`fmix32`, so reproducible."""
+    key = 0x9E3779B9
+    for word in words:
+        for half in (word & _MASK32, word >> 32 & _MASK32):
+            key = fmix32(key ^ half) + 0x9E3779B9 & _MASK32
+    return fmix32(key)
+
+
+def _as_int32(word: int) -> int:
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def random_units(count: int, key: int) -> Tensor:
+    """The uniform numbers ``u_i = (fmix32(i ^ key) >> 8) * 2**-24`` of elements 0 .. count-1, float32, shape (count,).
+
+    Torch's int32 multiplication wraps modulo 2**32 as the hash wants; its right shift is arithmetic, hence the masks.
+    """
+    if count > 1 << 32:
+        raise ValueError(f"a tensor of {count} elements repeats its random numbers; split it below 2**32 elements")
+    if count > 1 << 31:
+        h = torch.arange(count, dtype=torch.int64).to(torch.int32)
+    else:
+        h = torch.arange(count, dtype=torch.int32)
+    h ^= _as_int32(key & _MASK32)
+    h ^= (h >> 16).bitwise_and_(0xFFFF)
+    h *= _as_int32(0x85EBCA6B)
+    h ^= (h >> 13).bitwise_and_(0x7FFFF)
+    h *= _as_int32(0xC2B2AE35)
+    h ^= (h >> 16).bitwise_and_(0xFFFF)
+    h >>= 8
+    h &= 0xFFFFFF
+    return h.to(torch.float32).mul_(2.0**-24)
+
+
+def flush(x: Tensor) -> Tensor:
+    """``x`` with subnormal float32 values replaced by zero; NaN and infinity pass."""
+    return torch.nn.functional.hardshrink(x, _LARGEST_SUBNORMAL)
+
+
+def _check_bits(bits: int) -> None:
+    if not 1 <= bits <= 16:
+        raise ValueError(
+            f"cannot quantize to {bits} bits: a code has 1 to 16; leave the operand unquantized (0) instead"
+        )
+
+
+def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
+    """Minimum and range (max - min) of ``x`` over everything, or per index of ``axis``; float32 on the CPU, flushed.
+
+    Raises:
+        TypeError: if ``x`` is not float32.
+        ValueError: if ``x`` is empty, holds NaN or infinity, or its range overflows.
+    """
+    if x.dtype != torch.float32:
+        raise TypeError(f"quantizers take float32 tensors, not {x.dtype}; convert with .float() first")
+    if x.numel() == 0:
+        raise ValueError(
+            f"cannot choose a grid for an empty tensor of shape {tuple(x.shape)}; skip the product instead"
+        )
+    if axis is None:
+        lo, hi = torch.aminmax(x)
+    else:
+        lo, hi = torch.aminmax(x.movedim(axis, 0).reshape(x.shape[axis], -1), dim=1)
+    lo, hi = flush(lo), flush(hi)
+    span = hi - lo
+    if not bool(torch.isfinite(span).all()):
+        raise ValueError(
+            f"a tensor of shape {tuple(x.shape)} holds NaN or infinity, or a range beyond float32 (min {lo.min():g}, "
+            f"max {hi.max():g}); training has diverged: lower the learning rate or raise the precision"
+        )
+    return lo.cpu(), flush(span).cpu()
+
+
+def grid_from_range(lo: Tensor, span: Tensor, bits: int, *, key: int | None = None, mode: Mode = "fixed") -> Grid:
+    """The affine grid of ``bits`` bits over ``[lo, lo + span]`` (float32, shape () or (C,)).
+
+    Raises:
+        ValueError: if ``bits`` is out of 1..16 or the scale exceeds 2**126, where its reciprocal would be subnormal.
+    """
+    _check_bits(bits)
+    steps = np.float32((1 << bits) - 1)
+    scale = np.maximum(span.numpy().astype(np.float32) / steps, SCALE_FLOOR[mode])
+    if (scale > _LARGEST_SCALE).any():
+        raise ValueError(f"range {span.max():g} is too large for {bits} bits (scale above 2**126); rescale the tensor")
+    return Grid(bits, False, scale, lo.numpy().astype(np.float32), key)
+
+
+def affine_grid(x: Tensor, bits: int, *, axis: int | None = None, key: int | None = None, mode: Mode = "fixed") -> Grid:
+    """The affine grid of a tensor: one per tensor, or one per index of ``axis``.
+
+    Args:
+        x: float32 tensor of any shape.
+        bits: width of a code, 1..16.
+        axis: None for one grid per tensor; 0 for one per sample of an activation (N, ...) or per output channel of a
+            weight (O, I, kh, kw); 1 for one per input channel of a weight.
+        key: 32-bit key of stochastic rounding; None rounds to nearest even.
+        mode: "paper" keeps the published scale floor of 1e-8, which silently costs small gradients their precision;
+            "fixed" only avoids division by zero.
+
+    A constant tensor (R = 0) gets code 0 everywhere, whose value is the constant itself.
+    """
+    lo, span = extremes(x, axis)
+    return grid_from_range(lo, span, bits, key=key, mode=mode)
+
+
+def _along(values: np.ndarray, ndim: int, axis: int | None, device: torch.device) -> Tensor | float:
+    """Grid numbers as something that broadcasts against a tensor of ``ndim`` axes."""
+    if values.ndim == 0:
+        return float(values)
+    if axis is None:
+        raise ValueError(f"a grid of {values.shape[0]} scales needs the axis that they belong to; pass axis=0 or 1")
+    shape = [1] * ndim
+    shape[axis] = -1
+    return torch.from_numpy(values).reshape(shape).to(device)
+
+
+def quantize(x: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
+    """Codes of ``x`` on ``grid``: a new float32 tensor of the same shape that holds integers within ``grid.limits``.
+
+    Values outside the grid clamp to its ends (only evaluation, with its running ranges, has such values).  The caller
+    vouches for finite input, as :func:`extremes` does for any grid taken from the tensor itself.
+    """
+    zero = _along(grid.zero, x.ndim, axis, x.device)
+    reciprocal = _along(np.float32(1) / grid.scale, x.ndim, axis, x.device)
+    t = flush(flush(x) - zero).mul_(reciprocal)
+    low, high = grid.limits
+    if grid.key is None:
+        t.round_()
+    else:
+        # A subnormal t needs no flushing here: adding it to a multiple of 2**-24 gives what zero gives.
+        t += random_units(t.numel(), grid.key).reshape(t.shape).to(t.device)
+        t.floor_()
+    return t.clamp_(low, high)
+
+
+def dequantize(codes: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
+    """Values ``s * q + z`` of codes, float32; :meth:`host.products.Sums.real` states the exact arithmetic."""
+    scale = _along(grid.scale, codes.ndim, axis, codes.device)
+    zero = _along(grid.zero, codes.ndim, axis, codes.device)
+    return codes.to(torch.float32) * scale + zero
+
+
+def fake_quantize(x: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
+    """``x`` moved to the nearest (or stochastically chosen) point of ``grid``, float32."""
+    return dequantize(quantize(x, grid, axis), grid, axis)
