@@ -1,0 +1,253 @@
+"""Between arrays and stream words: bit planes, weights, float payloads, results.  NumPy only, vectorised.
+
+Shapes use the names of docs/programs.md: C channels per group, L pixels per virtual row, R words per row word.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from hw.contract import TAPS
+from hw.design import Design
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.integer]
+
+_SMALLEST_NORMAL = np.float32(2.0**-126)
+_UNIT = np.float32(2.0**-24)
+
+
+def code_limits(bits: int, signed: bool) -> tuple[int, int]:
+    """Least and greatest code of a precision."""
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+
+
+def check_codes(codes: Codes, bits: int, signed: bool, what: str = "codes") -> None:
+    """Refuse codes that ``bits`` bits do not hold.
+
+    Raises:
+        ValueError: naming the span found and the span allowed.
+    """
+    low, high = code_limits(bits, signed)
+    if codes.size and (int(codes.min()) < low or int(codes.max()) > high):
+        raise ValueError(
+            f"{what} span {int(codes.min())}..{int(codes.max())}, outside {low}..{high} of {bits} "
+            f"{'signed' if signed else 'unsigned'} bits; quantize with the grid that is passed"
+        )
+
+
+# -- bit planes -----------------------------------------------------------------------------------------------------
+
+
+def pack_planes(codes: Codes, bits: int) -> U64:
+    """Bit planes of codes: (..., n) with n a multiple of 64 -> uint64 (..., bits, n/64), plane 0 the least significant.
+
+    Element i of a plane is bit i of the words, low word first.  Negative codes give their two's complement planes.
+    """
+    u = np.ascontiguousarray(codes).astype(np.uint16)  # wraps negative codes to two's complement
+    out = np.empty((*u.shape[:-1], bits, u.shape[-1] // 64), dtype=np.uint64)
+    for i in range(bits):
+        plane = (u >> np.uint16(i)).astype(np.uint8) & np.uint8(1)
+        out[..., i, :] = np.packbits(plane, axis=-1, bitorder="little").view("<u8")
+    return out
+
+
+def unpack_planes(words: U64, bits: int, signed: bool, mask: int | None = None) -> npt.NDArray[np.int32]:
+    """Codes of bit planes: uint64 (..., bits, n/64) -> int32 (..., n).  Planes masked by a 0 count as zero."""
+    mask = (1 << bits) - 1 if mask is None else mask
+    shape = (*words.shape[:-2], words.shape[-1] * 64)
+    halves: dict[int, npt.NDArray[np.uint8]] = {}
+    sign: npt.NDArray[np.uint8] | None = None
+    for i in range(bits):
+        if not mask >> i & 1:
+            continue
+        raw = np.ascontiguousarray(words[..., i, :]).view(np.uint8)
+        plane = np.unpackbits(raw, axis=-1, bitorder="little")
+        if signed and i == bits - 1:
+            sign = plane
+            continue
+        half = halves.get(i // 8)
+        if half is None:
+            halves[i // 8] = plane << np.uint8(i % 8)
+        else:
+            half |= plane << np.uint8(i % 8)
+    out = np.zeros(shape, dtype=np.int32)
+    for index, half in halves.items():
+        out += half.astype(np.int32) << (8 * index)
+    if sign is not None:
+        out -= sign.astype(np.int32) << (bits - 1)
+    return out
+
+
+# -- tensors --------------------------------------------------------------------------------------------------------
+
+
+def pack_rows(codes: Codes, bits: int) -> U64:
+    """Row words of virtual images, in payload order: codes (images, rows, groups, L, C) -> uint64 (words,)."""
+    images, rows, groups, lanes, channels = codes.shape
+    return pack_planes(codes.reshape(images, rows, groups, lanes * channels), bits).reshape(-1)
+
+
+def unpack_rows(
+    words: U64, design: Design, images: int, rows: int, groups: int, bits: int, signed: bool
+) -> npt.NDArray[np.int32]:
+    """Codes of row words, as a PACKED payload or a CODES result holds them: -> int32 (images, rows, groups, L, C)."""
+    planes = words.reshape(images, rows, groups, bits, design.row_words)
+    codes = unpack_planes(planes, bits, signed)
+    return codes.reshape(images, rows, groups, design.lanes, design.channels)
+
+
+def pack_floats(values: F32) -> U64:
+    """FLOAT32 payload: float32 of any shape whose C order is the payload's, an even number -> uint64 (size/2,)."""
+    return np.ascontiguousarray(values, dtype="<f4").reshape(-1).view("<u8")
+
+
+def unpack_floats(words: U64) -> F32:
+    """Inverse of :func:`pack_floats`: float32 (2 * words,)."""
+    return np.ascontiguousarray(words, dtype="<u8").view("<f4")
+
+
+def pack_weights(codes: Codes, bits: int, design: Design) -> U64:
+    """Weight words: codes (out_groups, groups, C out, 9 taps, C in) -> uint64 (entries, weight_words)."""
+    out_groups, groups = codes.shape[:2]
+    size = design.channels * design.dot_bits
+    padded = np.zeros((out_groups, groups, design.weight_words * 64), dtype=np.int64)
+    padded[..., :size] = codes.reshape(out_groups, groups, size)
+    return pack_planes(padded, bits).reshape(out_groups * groups * bits, design.weight_words)
+
+
+def unpack_weights(
+    words: U64, design: Design, out_groups: int, groups: int, bits: int, signed: bool, mask: int | None = None
+) -> npt.NDArray[np.int32]:
+    """Inverse of :func:`pack_weights`: int32 (out_groups, groups, C out, 9, C in); padding bits are ignored."""
+    c = design.channels
+    planes = words.reshape(out_groups, groups, bits, design.weight_words)
+    codes = unpack_planes(planes, bits, signed, mask)[..., : c * design.dot_bits]
+    return codes.reshape(out_groups, groups, c, TAPS, c)
+
+
+def pack_epilogue(multipliers: Codes, offsets: Codes) -> U64:
+    """LOAD E payload: signed 18-bit multipliers and signed 48-bit offsets, both (n,) -> uint64 (2n,).
+
+    Raises:
+        ValueError: a number that does not fit.
+    """
+    for name, values, bits in (("multiplier", multipliers, 18), ("offset", offsets, 48)):
+        limit = 1 << (bits - 1)
+        if values.size and (int(values.min()) < -limit or int(values.max()) >= limit):
+            raise ValueError(f"an epilogue {name} exceeds {bits} signed bits; lower the scale or raise the shift")
+    out = np.empty((multipliers.size, 2), dtype=np.uint64)
+    out[:, 0] = multipliers.astype(np.int64).view(np.uint64)
+    out[:, 1] = offsets.astype(np.int64).view(np.uint64)
+    return out.reshape(-1)
+
+
+def sign_extend(values: U64, bits: int) -> I64:
+    """The low ``bits`` bits of each word as a signed number, int64."""
+    shift = 64 - bits
+    return (values << np.uint64(shift)).view(np.int64) >> np.int64(shift)
+
+
+# -- results --------------------------------------------------------------------------------------------------------
+
+
+def pack_integers(values: I64, wide: bool) -> U64:
+    """Result words of integers in C order: 64-bit words if ``wide``, else two 32-bit integers per word."""
+    if wide:
+        return np.ascontiguousarray(values, dtype="<i8").reshape(-1).view("<u8")
+    return np.ascontiguousarray(values.astype("<i4")).reshape(-1).view("<u8")
+
+
+def unpack_integers(words: U64, wide: bool) -> npt.NDArray[np.integer]:
+    """Inverse of :func:`pack_integers`: int64 (words,) if ``wide``, else int32 (2 * words,)."""
+    return np.ascontiguousarray(words, dtype="<u8").view("<i8" if wide else "<i4")
+
+
+def conv_words(design: Design, images: int, rows: int, out_groups: int, wide: bool, a_sum: bool) -> int:
+    """Words that an INT32 or INT64 CONV sends."""
+    values = images * rows * design.lanes * (out_groups * design.channels + a_sum)
+    return values if wide else values // 2
+
+
+def unpack_conv(
+    words: U64, design: Design, images: int, rows: int, out_groups: int, wide: bool, a_sum: bool
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer] | None]:
+    """Result of an INT32 or INT64 CONV: accumulators (images, rows, out_groups*C, L), and a_sum (images, rows, L)."""
+    c, lanes = design.channels, design.lanes
+    flat = unpack_integers(words, wide).reshape(images, rows, out_groups * c + a_sum, lanes)
+    if not a_sum:
+        return flat, None
+    return np.concatenate([flat[:, :, :c], flat[:, :, c + 1 :]], axis=2), flat[:, :, c]
+
+
+def unpack_entries(words: U64, design: Design, entries: int, wide: bool) -> I64:
+    """Result of a READ: int64 (entries, C)."""
+    return unpack_integers(words, wide).astype(np.int64).reshape(entries, design.channels)
+
+
+def gradient_tiles(entries: I64, design: Design, out_groups: int, groups: int) -> tuple[I64, I64]:
+    """Accumulator entries of one WGRAD as arrays; ``groups`` includes the ONES group.
+
+    Args:
+        entries: int64 (out_groups * groups * 9 * (C+1), C).
+
+    Returns:
+        dot, int64 (out_groups*C, groups*C, 9), and sum, int64 (groups*C, 9), of output group 0.
+    """
+    c = design.channels
+    tiles = entries.reshape(out_groups, groups, TAPS, c + 1, c)
+    dot = tiles[:, :, :, :c].transpose(0, 3, 1, 4, 2).reshape(out_groups * c, groups * c, TAPS)
+    return dot, tiles[0, :, :, c].transpose(0, 2, 1).reshape(groups * c, TAPS)
+
+
+# -- quantizer ------------------------------------------------------------------------------------------------------
+
+
+def fmix32(h: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """MurmurHash3's 32-bit finalizer, element by element."""
+    h = h ^ (h >> np.uint32(16))
+    h = h * np.uint32(0x85EBCA6B)
+    h = h ^ (h >> np.uint32(13))
+    h = h * np.uint32(0xC2B2AE35)
+    return h ^ (h >> np.uint32(16))
+
+
+def flush(x: F32) -> F32:
+    """``x`` with subnormal values replaced by zero."""
+    return np.where(np.abs(x) < _SMALLEST_NORMAL, np.float32(0), x)
+
+
+def quantize(
+    x: F32,
+    zero: np.float32,
+    reciprocal: np.float32,
+    bits: int,
+    signed: bool,
+    key: int | None = None,
+    indices: npt.NDArray[np.uint32] | None = None,
+) -> tuple[npt.NDArray[np.int32], int]:
+    """The fabric's quantizer, bit for bit: finite float32 values -> int32 codes of the same shape, and how many clamped.
+
+    Args:
+        x: finite values.
+        zero, reciprocal: z and r, finite.
+        key: of the stochastic rounding, or None for rounding to nearest even.
+        indices: random index of each element, uint32 of x's shape; only with ``key``.
+    """
+    low, high = code_limits(bits, signed)
+    z, r = flush(np.asarray(zero, dtype=np.float32)), flush(np.asarray(reciprocal, dtype=np.float32))
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        difference = flush(flush(x) - z)
+        # an overflowed difference times a zero reciprocal is zero, not NaN: zero wins
+        t = flush(difference * r) if r else np.zeros_like(difference)
+        if key is None:
+            q = np.rint(t)
+        else:
+            assert indices is not None
+            u = (fmix32(indices ^ np.uint32(key)) >> np.uint32(8)).astype(np.float32) * _UNIT
+            q = np.floor(t + u)
+    clamped = np.clip(q, np.float32(low), np.float32(high))
+    return clamped.astype(np.int32), int(np.count_nonzero(clamped != q))
