@@ -122,13 +122,22 @@ class Schedule:
             return ((1.0, self.fixed[shape.kind]),)
         return stage.mixture
 
-    def scaled(self, epochs: float) -> Schedule:
-        """The same schedule with every stage stretched so that all last ``epochs`` together."""
-        if self.epochs <= 0:
-            raise ValueError(f"schedule {self.name} has no epochs to stretch to {epochs}; give its stages a length")
-        factor = epochs / self.epochs
-        stages = tuple(Stage(stage.epochs * factor, stage.mixture, stage.layers) for stage in self.stages)
-        return Schedule(self.name, stages, self.fixed, self.gated)
+    def truncated(self, epochs: float) -> Schedule:
+        """The first ``epochs`` of the schedule; where it is shorter than that, its last stage goes on.
+
+        Raises:
+            ValueError: the schedule has no stages, or the length is negative.
+        """
+        if not self.stages or epochs < 0:
+            raise ValueError(
+                f"schedule {self.name} of {len(self.stages)} stages cannot last {epochs} epochs; give it a stage and a length"
+            )
+        stages, left = [], epochs
+        for stage in self.stages:
+            span = left if stage is self.stages[-1] else min(stage.epochs, left)
+            stages.append(Stage(span, stage.mixture, stage.layers))
+            left -= span
+        return Schedule(self.name, tuple(stages), self.fixed, self.gated)
 
 
 def stage_epochs(stages: int, epochs: float, early: float = 0.5) -> list[float]:

@@ -114,7 +114,8 @@ def test_stage_lengths() -> None:
     assert stage_epochs(1, 90) == [90]
     assert stage_epochs(4, 120) == [20, 20, 20, 60]
     schedule = parse_schedule("cp=1.5/2/2.5/3", 120)
-    assert [stage.epochs for stage in schedule.scaled(60).stages] == [10, 10, 10, 30]
+    assert [stage.epochs for stage in schedule.truncated(50).stages] == [20, 20, 10, 0]
+    assert [stage.epochs for stage in schedule.truncated(150).stages] == [20, 20, 20, 90]
     assert schedule.gated
 
 
