@@ -166,7 +166,7 @@ class Pfq:
         if self.stage < len(self.stages) - 1:
             warnings.warn(
                 f"PFQ ended after {epochs} epochs in stage {self.stage + 1} of {len(self.stages)} "
-                f"({self.stages[self.stage]} bits); set deadlines, raise eps ({self.indicator.eps:g} now) or train longer",
+                f"({self.stages[self.stage]} bits); set deadlines, raise eps or train longer",
                 stacklevel=2,
             )
 

@@ -1,0 +1,237 @@
+"""Training end to end on small data: it learns, it resumes to the bit, its hooks and files do what they say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from host.products import Engine
+from sw_model.engine import SoftwareEngine
+from sw_model.training import (
+    ConfigError,
+    Step,
+    TrainConfig,
+    learning_rate,
+    load_checkpoint,
+    train,
+    write_atomically,
+)
+
+RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
+SMALL = TrainConfig(
+    width=4, epochs=3, batch=32, train_limit=100, test_limit=40, window=2, norm_epochs=2, deadlines=(0, 1, 2)
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    state = load_checkpoint(folder / "checkpoint.pt")
+    for row in state["history"]:
+        row.pop("seconds")
+    return state
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("engine", [None, SoftwareEngine()], ids=["fast", "exact"])
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path: Path, engine: Engine | None) -> None:
+    train(SMALL, engine, out=tmp_path / "whole")
+    # Stops in the middle of an epoch, at an epoch's end, and right before the last step.
+    for stop in (2, 4, 9, 11):
+        part = train(SMALL, engine, out=tmp_path / "parts", resume=stop > 2, stop_after=stop)
+        assert not part.finished and part.steps == stop
+    torch.manual_seed(99)  # the caller's random state must not matter
+    last = train(SMALL, engine, out=tmp_path / "parts", resume=True)
+    assert last.finished and last.steps == 12
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+
+
+def test_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
+    config = replace(SMALL, checkpoint_every=1)
+    train(config, out=tmp_path / "whole")
+
+    def die(step: Step) -> None:
+        if step.global_step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out=tmp_path / "killed", on_step=die)
+    assert load_checkpoint(tmp_path / "killed" / "checkpoint.pt")["position"][:2] == [1, 2]
+    train(config, out=tmp_path / "killed", resume=True)
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"))
+
+
+def test_same_seed_same_run_other_seed_other_run(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(replace(SMALL, seed=seed), out=tmp_path / name)
+    assert same(state_of(tmp_path / "a"), state_of(tmp_path / "b"))
+    assert not same(state_of(tmp_path / "a")["model"], state_of(tmp_path / "c")["model"])
+
+
+def test_failed_write_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint.pt"
+    target.write_text("old")
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(target, fail)
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_run_folder_holds_what_it_should(tmp_path: Path) -> None:
+    result = train(SMALL, out=tmp_path / "run")
+    assert TrainConfig.from_recipe(tmp_path / "run" / "config.toml") == SMALL
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["bits"] for row in rows] == ["3/3/4", "4/4/6", "6/6/8"]
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in result.history]
+    summary = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert summary["cc"] == result.cc and summary["images"] == 300
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(SMALL, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="other values of lr"):
+        train(replace(SMALL, lr=0.01), out=tmp_path / "run", resume=True)
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"rubbish")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        train(SMALL, out=tmp_path / "run", resume=True)
+
+
+def test_static_cost_is_the_yardstick() -> None:
+    static = train(replace(SMALL, schedule="static", stages=((8, 8, 8),), epochs=1))
+    assert static.cc == static.cc_static and static.cp == pytest.approx(6.25)
+    assert train(replace(SMALL, epochs=1)).cc < static.cc / 2
+
+
+def test_hooks_see_every_step_and_choose_engines() -> None:
+    seen: list[Step] = []
+    stage_starts = SoftwareEngine()
+
+    def choose(step: Step) -> Engine | None:
+        assert step.loss is None
+        return stage_starts if step.stage_step == 0 else None
+
+    train(SMALL, on_step=seen.append, engine_for_step=choose, evaluation_engine=None)
+    assert [s.global_step for s in seen] == list(range(12))
+    assert [(s.epoch, s.step, s.stage, s.stage_step) for s in seen[3:6]] == [(0, 3, 0, 3), (1, 0, 1, 0), (1, 1, 1, 1)]
+    assert all(s.loss is not None and s.images == (4 if s.step == 3 else 32) for s in seen)
+    # 9 quantized layers (the classifier stays in float32), three products each but the stem's input gradient.
+    assert stage_starts.meter.totals["products"] == 3 * (9 * 3 - 1)
+
+
+def test_fast_and_exact_training_start_alike() -> None:
+    losses: list[list[float]] = []
+    for engine in (None, SoftwareEngine()):
+        row: list[float] = []
+        train(replace(SMALL, epochs=1), engine, on_step=lambda s, row=row: row.append(s.loss))  # type: ignore[misc]
+        losses.append(row)
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=0.05)
+
+
+def test_digits_recipe_learns() -> None:
+    result = train(TrainConfig.from_recipe(RECIPES / "digits-demo.toml"))
+    assert result.test_accuracy >= 0.96
+    assert result.history[-1]["bits"] == "8/8/8"
+    assert result.cc < 0.65 * result.cc_static
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+def test_every_recipe_is_valid(path: Path) -> None:
+    config = TrainConfig.from_recipe(path)
+    assert TrainConfig.from_mapping(__import__("tomllib").loads(config.to_toml())) == config
+
+
+def test_learning_rate_shapes() -> None:
+    cosine = TrainConfig(lr=0.4, warmup=0.1)
+    rates = [learning_rate(cosine, t, 100) for t in range(100)]
+    assert rates[0] == pytest.approx(0.04) and max(rates) == pytest.approx(0.4) and rates[-1] < 1e-3
+    steps = TrainConfig(lr=0.1, lr_schedule="steps", milestones=(0.5, 0.75))
+    assert [learning_rate(steps, t, 100) for t in (0, 49, 50, 74, 75)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"epoch": 3}, "unknown recipe keys epoch"),
+        ({"epochs": 2.5}, "integer"),
+        ({"epochs": 0}, "at least 1"),
+        ({"lr": "fast"}, "number"),
+        ({"schedule": "often"}, "one of static"),
+        ({"stages": [[3, 3]]}, "3 or 4 widths"),
+        ({"stages": [[3, 3, 40]]}, "grad bits"),
+        ({"schedule": "static"}, "one stage"),
+        ({"deadlines": [3]}, "rising"),
+        ({"data": 5}, "str"),
+    ],
+)
+def test_wrong_recipes_are_refused(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        TrainConfig.from_mapping(values)
+
+
+def test_diverged_training_says_so() -> None:
+    with pytest.raises((RuntimeError, ValueError), match=r"lower|diverged"):
+        train(replace(SMALL, lr=1e30))
+
+
+def test_command_line_imports_no_torch_until_it_trains() -> None:
+    code = (
+        "import argparse, sys, sw_model.commands as c; p = argparse.ArgumentParser();"
+        "c.register(p.add_subparsers()); p.parse_args(['train', '--epochs', '3']);"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_command_line_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import argparse
+
+    from sw_model.commands import register
+
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers())
+
+    def run(*words: str) -> int:
+        arguments = parser.parse_args(["train", *words])
+        status: int = arguments.run(arguments)
+        return status
+
+    out = str(tmp_path / "run")
+    small = ["--epochs", "1", "--train-limit", "64", "--test-limit", "32", "--width", "4", "--bits", "8/8/8"]
+    assert run(*small, "--device", "software", "--out", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["counters"]["products"] > 0
+    assert run("--resume", out, "--json") == 0
+    capsys.readouterr()
+    assert run("--resume", out, "--epochs", "2") == 2
+    assert "leave out" in capsys.readouterr().err
+    assert run("--bits", "8", "--out", str(tmp_path / "no")) == 2
+    assert run("--data", str(tmp_path / "none"), "--out", str(tmp_path / "no")) == 2
+    assert "existing path" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
