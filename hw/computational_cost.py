@@ -130,7 +130,7 @@ class Schedule:
         """
         if not self.stages or epochs < 0:
             raise ValueError(
-                f"schedule {self.name} of {len(self.stages)} stages cannot last {epochs} epochs; give it a stage and a length"
+                f"schedule {self.name} of {len(self.stages)} stages cannot last {epochs} epochs; give it one or more"
             )
         stages, left = [], epochs
         for stage in self.stages:

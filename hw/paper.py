@@ -332,7 +332,8 @@ def _machine_lines(rows: Sequence[_Row], fabric: Fabric | None) -> list[Line]:
                         f"{row.data[key] / base.data[key] / epochs:.2f} of that"
                     )
                 elif not close:
-                    why += "; published energy and latency point to dearer precisions than the published CC does"
+                    sense = "dearer" if value < published else "cheaper"
+                    why += f"; the published {quantity} points to {sense} precisions than those assumed to meet cp"
                 mine, reference = board[id(row)], board[id(base)]
                 lines.append(
                     row.line(

@@ -1,0 +1,217 @@
+"""Command line of the cost models: ``cost`` for one network and schedule, ``report`` for the paper's tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hw.computational_cost import Schedule
+    from hw.layers import ConvShape
+
+MACHINES = ("cc", "bitfusion")
+EPOCHS = 64_000 * 128 / 50_000  # the paper's CIFAR recipe
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What ``cost`` is asked for, with sensible defaults filled in."""
+
+    model: str
+    shapes: Sequence[ConvShape]
+    schedule: Schedule
+    samples: int
+    batch: int
+    count: str
+
+
+def _read(arguments: argparse.Namespace) -> _Training:
+    from hw.computational_cost import CIFAR_OPTIONS, IMAGENET_OPTIONS, load_schedule, parse_schedule, static
+    from hw.layers import Bits, network
+
+    shapes = network(arguments.model, arguments.classes)
+    imagenet = any(shape.kind == "stem" and shape.kernel == 7 for shape in shapes)
+    epochs = arguments.epochs or (90 if imagenet else EPOCHS)
+    lengths = None
+    if arguments.stages:
+        try:
+            lengths = [float(part) for part in arguments.stages.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"stage lengths {arguments.stages!r} are not epochs; write for example 20,20,20,100"
+            ) from None
+        epochs = arguments.epochs or sum(lengths)
+    if arguments.bits:
+        schedule = static(Bits.parse(arguments.bits), epochs)
+    elif arguments.schedule.endswith(".json"):
+        schedule = load_schedule(Path(arguments.schedule))
+    else:
+        options = IMAGENET_OPTIONS if imagenet else CIFAR_OPTIONS
+        schedule = parse_schedule(arguments.schedule, epochs, lengths, options, 1 / 3 if imagenet else 0.5)
+    if arguments.samples is not None and arguments.samples < 1:
+        raise ValueError(f"a training set of {arguments.samples} samples trains nothing; give at least 1")
+    samples = arguments.samples or (1_281_167 if imagenet else 50_000)
+    return _Training(arguments.model, shapes, schedule, samples, arguments.batch, arguments.count)
+
+
+def _stage_rows(training: _Training) -> Iterable[tuple[float, list[tuple[str, Any]]]]:
+    """Per stage: its length and the mixture of widths per layer."""
+    from hw.computational_cost import layer_mixture
+
+    for stage in training.schedule.stages:
+        mixtures = layer_mixture(training.shapes, training.schedule, stage, training.count)
+        yield stage.epochs, [(shape.name, mixture) for shape, mixture in zip(training.shapes, mixtures, strict=True)]
+
+
+def cost_table(training: _Training, machine: str) -> dict[str, Any]:
+    """Cost per layer and product for one sample averaged over the training, and of the whole training, as plain data.
+
+    Units are in the keys; ``energy`` is an estimate.  The machine ``cc`` has operations only.
+    """
+    from hw.bitfusion import BITFUSION, training_costs
+    from hw.computational_cost import computational_cost, product_cost
+
+    total_epochs = training.schedule.epochs
+    summary = computational_cost(training.shapes, training.schedule, training.samples, training.count)
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for epochs, layers in _stage_rows(training):
+        for shape, (_, mixture) in zip(training.shapes, layers, strict=True):
+            for share, bits in mixture:
+                weight = share * epochs / total_epochs
+                for product, cc in product_cost(shape, bits).items():
+                    row = rows.setdefault((shape.name, product), {"macs": shape.macs, "cc": 0.0})
+                    row["cc"] += weight * cc
+                if machine == "bitfusion" and weight:
+                    for product_row in training_costs([shape], bits, training.batch):
+                        row, cost = rows[shape.name, product_row.product], product_row.cost
+                        for key, value in (
+                            ("cycles", cost.cycles),
+                            ("compute_cycles", cost.compute_cycles),
+                            ("dram_bytes", (cost.dram_read_bits + cost.dram_write_bits) / 8),
+                            ("on_chip_bytes", (sum(cost.read_bits) + sum(cost.write_bits)) / 8),
+                            ("energy_estimate_uj", cost.energy_pj * 1e-6),
+                        ):
+                            row[key] = row.get(key, 0.0) + weight * value / training.batch
+    layers_out = [{"layer": layer, "product": product, **row} for (layer, product), row in rows.items()]
+    keys = next(iter(rows.values())).keys()
+    sample: dict[str, float] = {key: sum(row[key] for row in rows.values()) for key in keys}
+    count = total_epochs * training.samples
+    whole: dict[str, float] = {"macs": sample["macs"] * count, "cc": summary.total, "cp_percent": summary.cp}
+    if machine == "bitfusion":
+        sample["latency_ms"] = 1e3 * sample["cycles"] / BITFUSION.clock_hz
+        whole["latency_min"] = sample["latency_ms"] * count / 60e3
+        whole["energy_estimate_kj"] = sample["energy_estimate_uj"] * count * 1e-9
+    return {
+        "model": training.model,
+        "schedule": training.schedule.name,
+        "machine": machine,
+        "count": training.count,
+        "batch": training.batch,
+        "epochs": total_epochs,
+        "samples_per_epoch": training.samples,
+        "per_sample_layers": layers_out,
+        "per_sample": sample,
+        "whole_training": whole,
+    }
+
+
+def _show(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e5 or abs(value) >= 1e9 else f"{value:,.0f}"
+
+
+def _print_table(result: Mapping[str, Any]) -> None:
+    rows = result["per_sample_layers"]
+    keys = list(rows[0])
+    total = {"layer": "all", "product": "", **{key: result["per_sample"][key] for key in keys[2:]}}
+    cells = [
+        keys,
+        *([str(row[k]) if isinstance(row[k], str) else _show(row[k]) for k in keys] for row in (*rows, total)),
+    ]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(keys))]
+    print(
+        f"{result['model']}, {result['schedule']}, machine {result['machine']}, count '{result['count']}': per sample, "
+        f"mean over {result['epochs']:.4g} epochs of {result['samples_per_epoch']:,} samples"
+    )
+    for line in cells:
+        first = f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}"
+        print("  ".join([first, *(f"{cell:>{width}}" for cell, width in zip(line[2:], widths[2:], strict=True))]))
+    if "latency_ms" in result["per_sample"]:
+        print(f"per sample: latency {result['per_sample']['latency_ms']:.4g} ms")
+    print("whole training: " + ", ".join(f"{key} {_show(value)}" for key, value in result["whole_training"].items()))
+
+
+def run_cost(arguments: argparse.Namespace) -> int:
+    """``fractrain cost``: 0 on success, 2 on an unknown model or an impossible schedule."""
+    try:
+        if arguments.batch < 1:
+            raise ValueError(f"a batch of {arguments.batch} samples has no cost; give at least 1")
+        result = cost_table(_read(arguments), arguments.machine)
+    except (OSError, ValueError) as error:
+        print(f"fractrain cost: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print_table(result)
+    return 0
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """``fractrain report paper``: 0 on success, 2 if the report cannot be written."""
+    from hw.paper import write_report
+
+    try:
+        files = write_report(arguments.out, figures=not arguments.no_figures)
+    except (OSError, ValueError) as error:
+        print(f"fractrain report: {error}", file=sys.stderr)
+        return 2
+    for file in files:
+        print(file)
+    return 0
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``cost`` and ``report`` to the command line."""
+    from hw.layers import MODELS
+
+    parser = subparsers.add_parser(
+        "cost",
+        help="operations, cycles, traffic, energy and latency of a training",
+        description="Cost of the three products of training per layer, sample and training. Energies are estimates.",
+    )
+    parser.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
+    widths = parser.add_mutually_exclusive_group(required=True)
+    widths.add_argument(
+        "--bits", metavar="W,A,G", help="the same widths of weights, activations and gradients throughout"
+    )
+    widths.add_argument(
+        "--schedule",
+        help="FW-8/BW-8, FW(3,4,6,8)/BW(6,6,8,8), cp=3, cp=1.5/2/2.5/3, or a .json file of what a run used",
+    )
+    parser.add_argument("--machine", choices=MACHINES, default="cc", help="cc: operations only (default: %(default)s)")
+    parser.add_argument(
+        "--count", choices=("paper", "full"), default="paper", help="full: unquantized layers count with 32 bits"
+    )
+    parser.add_argument("--epochs", type=float, help="length of the training (default: the paper's)")
+    parser.add_argument(
+        "--stages", metavar="E,E,...", help="epochs per stage (default: early stages share the first part)"
+    )
+    parser.add_argument("--samples", type=int, help="samples per epoch (default: 50,000, ImageNet networks 1,281,167)")
+    parser.add_argument("--batch", type=int, default=1, help="samples that the machine takes at once (default: 1)")
+    parser.add_argument("--classes", type=int, help="outputs of the classifier")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.set_defaults(run=run_cost)
+
+    report = subparsers.add_parser("report", help="recomputed tables of the paper")
+    kinds = report.add_subparsers(dest="kind", required=True)
+    paper = kinds.add_parser(
+        "paper", help="every published cost beside its recomputation, as CSV, Markdown and figures"
+    )
+    paper.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    paper.add_argument("--no-figures", action="store_true", help="tables only")
+    paper.set_defaults(run=run_report)
