@@ -441,42 +441,34 @@ def _text(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) >= 1e6 else f"{value:.4g}"
 
 
-def _columns(fabric: Fabric | None) -> list[str]:
-    names = [
-        "table",
-        "group",
-        "method",
-        "precision",
-        "quantity",
-        "unit",
-        "published",
-        "recomputed",
-        "deviation",
-        "status",
-    ]
-    return [*names, "epochs", "implied epochs", *([f"fabric {fabric.name}"] if fabric else []), "explanation"]
+def _cells(line: Line, fabric: Fabric | None) -> dict[str, str | float | None]:
+    """Column name -> value, explanation last."""
+    cells: dict[str, str | float | None] = {
+        "table": line.table,
+        "group": line.group,
+        "method": line.method,
+        "precision": line.precision,
+        "quantity": line.quantity,
+        "unit": line.unit,
+        "published": line.published,
+        "recomputed": line.recomputed,
+        "deviation": line.deviation,
+        "status": line.status,
+        "epochs": line.epochs,
+        "implied epochs": line.implied_epochs,
+    }
+    if fabric:
+        cells[f"fabric {fabric.name}"] = line.fabric
+    return {**cells, "explanation": line.explanation}
 
 
-def _cells(line: Line, fabric: Fabric | None) -> list[str | float | None]:
-    names = (line.table, line.group, line.method, line.precision, line.quantity, line.unit)
-    return [
-        *names,
-        line.published,
-        line.recomputed,
-        line.deviation,
-        line.status,
-        line.epochs,
-        *([line.fabric] if fabric else []),
-        line.explanation,
-    ]
-
-
-def to_csv(lines: Iterable[Line], fabric: Fabric | None = None) -> str:
+def to_csv(lines: Sequence[Line], fabric: Fabric | None = None) -> str:
     """All lines as CSV, numbers in full; the fabric column is there only if a fabric is given."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_columns(fabric))
-    writer.writerows(_cells(line, fabric) for line in lines)
+    rows = [_cells(line, fabric) for line in lines]
+    writer = csv.DictWriter(out, rows[0] if rows else (), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()
 
 
@@ -514,7 +506,7 @@ def to_markdown(lines: Sequence[Line], fabric: Fabric | None = None, figures: It
     for table in dict.fromkeys(line.table for line in lines):
         chosen = [line for line in lines if line.table == table]
         notes = list(dict.fromkeys(line.explanation for line in chosen if line.explanation))
-        heads = [*_columns(fabric)[1:-1], "note"]
+        heads = [*list(_cells(chosen[0], fabric))[1:-1], "note"]
         out += [
             f"## {'Table ' if table.isdigit() else ''}{table}",
             "",
@@ -522,8 +514,10 @@ def to_markdown(lines: Sequence[Line], fabric: Fabric | None = None, figures: It
             "|---" * len(heads) + "|",
         ]
         for line in chosen:
-            cells = [cell if isinstance(cell, str) else _text(cell) for cell in _cells(line, fabric)[1:-1]]
-            cells[heads.index("deviation")] = "" if line.deviation is None else f"{line.deviation:+.1f}"
+            values = list({**_cells(line, fabric), "deviation": None}.values())[1:-1]
+            cells = [value if isinstance(value, str) else _text(value) for value in values]
+            if line.deviation is not None:
+                cells[heads.index("deviation")] = f"{line.deviation:+.1f}"
             note = str(notes.index(line.explanation) + 1) if line.explanation else ""
             out.append(f"| {' | '.join([*cells, note])} |")
         out += ["", *(f"{number}. {note}" for number, note in enumerate(notes, 1)), ""]

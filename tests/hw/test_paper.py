@@ -100,6 +100,13 @@ def test_latency_differs_by_one_factor_but_ratios_hold(lines: list[Line]) -> Non
             assert ratio.status in (INFERRED, ASSUMED)
 
 
+def test_tables_are_rectangular(lines: list[Line]) -> None:
+    rows = list(csv.reader(io.StringIO(to_csv(lines))))
+    assert {len(row) for row in rows} == {13}
+    for section in to_markdown(lines).split("\n## ")[1:]:
+        assert len({line.count("|") for line in section.splitlines() if line.startswith("|")}) == 1
+
+
 def test_deviation_is_in_points_for_savings() -> None:
     line = Line("2", "g", "m", "p", "CC saving", "%", 20.0, 25.0, DIFFERS)
     assert line.deviation == 5.0
