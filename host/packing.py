@@ -229,7 +229,7 @@ def quantize(
     key: int | None = None,
     indices: npt.NDArray[np.uint32] | None = None,
 ) -> tuple[npt.NDArray[np.int32], int]:
-    """The fabric's quantizer, bit for bit: finite float32 values -> int32 codes of the same shape, and how many clamped.
+    """The fabric's quantizer, bit for bit: finite float32 values -> int32 codes of the same shape, and number clamped.
 
     Args:
         x: finite values.

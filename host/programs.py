@@ -289,7 +289,8 @@ class ProgramBuilder:
         self._parts: list[U64] = []
         self._ended = False
 
-    def _packet(self, op: Opcode, payload: U64 | None = None, **fields: int) -> None:
+    def packet(self, op: Opcode, payload: U64 | None = None, /, **fields: int) -> None:
+        """Add a packet with any header fields and payload words (uint64); header and payload length are checked."""
         if self._ended:
             raise ValueError("the program has its END packet already; start a new builder")
         size = 0 if payload is None else payload.size
@@ -340,7 +341,7 @@ class ProgramBuilder:
         self._check_groups(codes.shape, "(images, rows, groups, L, C)")
         packing.check_codes(codes, bits, bool(codes.size and codes.min() < 0))
         images, rows, groups = codes.shape[:3]
-        self._packet(
+        self.packet(
             Opcode.LOAD,
             packing.pack_rows(codes, bits),
             **self._bases(target, base, base_g),
@@ -395,7 +396,7 @@ class ProgramBuilder:
             names = ("channel_stride", "image_stride", "row_stride", "pixel_stride")
             fields |= {name: step % (1 << 32) for name, step in zip(names, strides, strict=True)}
             fields |= {"key": key, "index": index % (1 << 32)}
-        self._packet(
+        self.packet(
             Opcode.LOAD,
             packing.pack_floats(values),
             **self._bases(target, base, base_g),
@@ -418,7 +419,7 @@ class ProgramBuilder:
             raise ValueError(f"weights of shape {codes.shape} should be (out_groups, groups, {c}, 9, {c})")
         packing.check_codes(codes, bits, bool(codes.size and codes.min() < 0), "weights")
         payload = packing.pack_weights(codes, bits, self.design)
-        self._packet(
+        self.packet(
             Opcode.LOAD,
             payload.reshape(-1),
             target=Target.W,
@@ -431,7 +432,7 @@ class ProgramBuilder:
 
     def load_epilogue(self, multipliers: packing.Codes, offsets: packing.Codes, base: int = 0) -> None:
         """Load epilogue parameters, both (n,), one pair per output channel, at entry ``base``."""
-        self._packet(
+        self.packet(
             Opcode.LOAD,
             packing.pack_epilogue(multipliers, offsets),
             target=Target.E,
@@ -476,7 +477,7 @@ class ProgramBuilder:
             (relu, Flag.RELU),
         ):
             flags |= flag if wanted else Flag(0)
-        self._packet(
+        self.packet(
             Opcode.CONV,
             images=images,
             rows=rows,
@@ -529,7 +530,7 @@ class ProgramBuilder:
             (clear, Flag.CLEAR),
         ):
             flags |= flag if wanted else Flag(0)
-        self._packet(
+        self.packet(
             Opcode.WGRAD,
             images=images,
             rows=rows,
@@ -548,13 +549,13 @@ class ProgramBuilder:
 
     def read(self, entries: int, base_accumulator: int = 0, format: OutputFormat = OutputFormat.INT64) -> slice:
         """Send accumulator entries, C values each; INT32 or INT64.  Returns its range of result words."""
-        self._packet(Opcode.READ, rows=entries, base_accumulator=base_accumulator, format=format)
+        self.packet(Opcode.READ, rows=entries, base_accumulator=base_accumulator, format=format)
         values = entries * self.design.channels
         return self._results(values if format == OutputFormat.INT64 else values // 2)
 
     def end(self) -> Program:
         """Close the program."""
-        self._packet(Opcode.END)
+        self.packet(Opcode.END)
         self._ended = True
         return Program(np.concatenate(self._parts), self.result_words, self.packets)
 

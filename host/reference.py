@@ -9,6 +9,7 @@ sums of integers are exact in any order, and the header checks keep every sum be
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from hw.design import Design
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
-_FloatArray = npt.NDArray[np.floating]
+_FloatArray = npt.NDArray[np.floating[Any]]
 
 _CHUNK = 1 << 22  #: elements of an unfolded operand that are held at a time
 _MASK32 = 0xFFFFFFFF
@@ -268,7 +269,7 @@ class ReferenceDevice:
         )
         matrix = w.transpose(3, 1, 4, 0, 2).reshape(TAPS * groups * c, out_groups * c)
         bound = int(np.abs(a).max()) * max(int(np.abs(matrix).sum(axis=0, dtype=np.int64).max()), TAPS * groups * c)
-        dtype = np.float32 if bound < 1 << 24 else np.float64
+        dtype: type[np.floating[Any]] = np.float32 if bound < 1 << 24 else np.float64
         weights = matrix.astype(dtype)
         counts.skipped += (
             images
@@ -321,7 +322,7 @@ class ReferenceDevice:
         width, n = groups * c, out_groups * c
         magnitude = np.abs(g).sum(axis=(0, 1, 2), dtype=np.int64).max()
         bound = int(np.abs(a).max()) * max(int(magnitude), images * rows * lanes)
-        dtype = np.float32 if bound < 1 << 24 else np.float64
+        dtype: type[np.floating[Any]] = np.float32 if bound < 1 << 24 else np.float64
         dot = np.zeros((TAPS * width, n), dtype=np.int64)
         total = np.zeros(TAPS * width, dtype=np.int64)
         for i0, i1, y0, y1 in _chunks(images, rows, lanes * TAPS * width):
