@@ -36,6 +36,13 @@ def _read(arguments: argparse.Namespace) -> _Training:
 
     shapes = network(arguments.model, arguments.classes)
     imagenet = any(shape.kind == "stem" and shape.kernel == 7 for shape in shapes)
+    if arguments.epochs is not None and arguments.epochs <= 0:
+        raise ValueError(f"a training of {arguments.epochs} epochs trains nothing; give a positive number")
+    from_file = (arguments.schedule or "").endswith(".json")
+    if from_file and (arguments.epochs or arguments.stages):
+        raise ValueError(f"{arguments.schedule} states its own epochs; leave out --epochs and --stages")
+    if arguments.stages and (arguments.bits or arguments.epochs):
+        raise ValueError("--stages gives every stage of a --schedule its length; leave out --bits and --epochs")
     epochs = arguments.epochs or (90 if imagenet else EPOCHS)
     lengths = None
     if arguments.stages:
@@ -45,10 +52,10 @@ def _read(arguments: argparse.Namespace) -> _Training:
             raise ValueError(
                 f"stage lengths {arguments.stages!r} are not epochs; write for example 20,20,20,100"
             ) from None
-        epochs = arguments.epochs or sum(lengths)
+        epochs = sum(lengths)
     if arguments.bits:
         schedule = static(Bits.parse(arguments.bits), epochs)
-    elif arguments.schedule.endswith(".json"):
+    elif from_file:
         schedule = load_schedule(Path(arguments.schedule))
     else:
         options = IMAGENET_OPTIONS if imagenet else CIFAR_OPTIONS

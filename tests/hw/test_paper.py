@@ -180,6 +180,10 @@ def test_cost_command(capsys: pytest.CaptureFixture[str]) -> None:
         (("--model", "resnet8", "--schedule", "missing.json"), "missing.json"),
         (("--model", "resnet8", "--bits", "8,8,8", "--batch", "0"), "batch of 0"),
         (("--model", "resnet8", "--schedule", "cp=1/2", "--stages", "1,x"), "are not epochs"),
+        (("--model", "resnet8", "--schedule", "run.json", "--epochs", "3"), "states its own epochs"),
+        (("--model", "resnet8", "--bits", "8,8,8", "--stages", "1,2"), "leave out --bits"),
+        (("--model", "resnet8", "--bits", "8,8,8", "--epochs", "0"), "0.0 epochs"),
+        (("--model", "resnet8", "--bits", "8,8,8", "--samples", "0"), "0 samples"),
     ],
 )
 def test_cost_command_names_the_error(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
