@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+// Results: takes a finished tile out of the array into a shadow copy, one output channel (L values) at a time, and
+// sends it as integers, sends it as codes through the epilogue, or adds it to the accumulator memory.
+// Also runs READ and END, which come after everything before them has left.
+`default_nettype none
+
+module drain
+  import fabric_pkg::*;
+  import engine_pkg::*;
+(
+    input  wire                                              clk_i,
+    input  wire                                              rst_i,
+    // a tile is complete in the array in this cycle
+    input  wire                                              capture_i,
+    input  wire tile_t                                       tile_i,
+    input  wire  [LANES-1:0][CHANNELS-1:0][ACC_BITS-1:0]     acc_i,
+    input  wire  [LANES-1:0][ACC_BITS-1:0]                   sum_i,
+    output logic                                             busy_o,
+    output logic                                             idle_o,
+    // READ and END
+    input  wire                                              job_valid_i,
+    input  wire command_t                                    job_i,
+    output logic                                             job_done_o,
+    output logic                                             ended_o,     // trailer sent
+    // epilogue parameters
+    input  wire                                              epilogue_write_i,
+    input  wire  [$clog2(DEPTH_EPILOGUE)-1:0]                epilogue_address_i,
+    input  wire  [MULTIPLIER_BITS+ACC_BITS-1:0]              epilogue_data_i,
+    // a weight gradient left its range
+    output logic                                             fault_o,
+    input  wire                                              fault_clear_i,
+    // final word of the program's status
+    output logic [7:0]                                       error_o,
+    output logic [31:0]                                      position_o,
+    output logic [31:0]                                      packets_o,
+    output logic [6:0]                                       saturated_o,
+    // output stream
+    output logic                                             out_valid_o,
+    input  wire                                              out_ready_i,
+    output logic [63:0]                                      out_data_o,
+    output logic                                             out_last_o
+);
+  localparam int unsigned EW = $clog2(DEPTH_EPILOGUE);
+  localparam int unsigned MW = $clog2(DEPTH_ACCUMULATOR);
+  localparam int unsigned CW = $clog2(CHANNELS + 1);
+  localparam int unsigned PIXELS = 64 / CHANNELS;  // pixels in one word of codes
+
+  // ---- shadow copy of the array ------------------------------------------------------------------------------------
+  logic [CHANNELS:0][LANES-1:0][ACC_BITS-1:0] shadow_q;  // [channel], the operand sums last
+  tile_t          tile_q;
+  logic           full_q;      // shadow holds values not yet taken
+  logic [CW-1:0]  channel_q;   // next channel to take
+  always_ff @(posedge clk_i)
+    if (capture_i) begin
+      for (int unsigned p = 0; p < LANES; p++) begin
+        for (int unsigned c = 0; c < CHANNELS; c++) shadow_q[c][p] <= acc_i[p][c];
+        shadow_q[CHANNELS][p] <= sum_i[p];
+      end
+      tile_q <= tile_i;
+    end
+
+  logic [CW-1:0]  last_channel;
+  assign last_channel = tile_q.with_sum ? CW'(CHANNELS) : CW'(CHANNELS - 1);
+
+  // ---- one channel at a time ------------------------------------------------------------------------------------------
+  logic [LANES-1:0][ACC_BITS-1:0] lane_q;
+  tile_t          lane_tile_q;
+  logic [CW-1:0]  lane_channel_q;
+  logic           lane_valid_q;
+  logic           lane_done;   // this channel is consumed in this cycle
+  logic           take;
+  assign take = full_q && (!lane_valid_q || lane_done);
+
+  always_ff @(posedge clk_i) begin
+    if (take) begin
+      lane_q         <= shadow_q[channel_q];
+      lane_tile_q    <= tile_q;
+      lane_channel_q <= channel_q;
+    end
+    if (take) lane_valid_q <= 1'b1;
+    else if (lane_done) lane_valid_q <= 1'b0;
+    if (take) begin
+      channel_q <= channel_q + CW'(1);
+      if (channel_q == last_channel) full_q <= 1'b0;
+    end
+    if (capture_i) begin
+      full_q    <= 1'b1;
+      channel_q <= '0;
+    end
+    if (rst_i || fault_o) begin
+      full_q       <= 1'b0;
+      lane_valid_q <= 1'b0;
+    end
+  end
+  assign busy_o = full_q || capture_i;
+
+  logic lane_codes, lane_raw;
+  assign lane_codes = lane_valid_q && !lane_tile_q.wgrad && lane_tile_q.format == FORMAT_CODES;
+  assign lane_raw   = lane_valid_q && !lane_tile_q.wgrad && lane_tile_q.format != FORMAT_CODES;
+
+  // ---- accumulator memory ---------------------------------------------------------------------------------------------
+  logic                             mem_write_q;
+  logic [MW-1:0]                    mem_write_address_q, mem_read_address;
+  logic                             mem_read;
+  logic [CHANNELS-1:0][ACC_BITS-1:0] mem_data, mem_write_data;
+  for (genvar c = 0; c < CHANNELS; c++) begin : gen_accumulator
+    (* ram_style = "block" *) logic [ACC_BITS-1:0] memory[DEPTH_ACCUMULATOR];
+    logic [ACC_BITS-1:0] data_q;
+    always_ff @(posedge clk_i) begin
+      if (mem_write_q) memory[mem_write_address_q] <= mem_write_data[c];
+      if (mem_read) data_q <= memory[mem_read_address];
+    end
+    assign mem_data[c] = data_q;
+  end
+
+  // channel -> half sums with the read -> sum with the write
+  logic [CHANNELS-1:0][ACC_BITS-1:0] half_sum_q;
+  logic [CHANNELS-1:0]               out_of_range;
+  logic                              clear_q;
+  logic [31:0]                       add_position_q;
+  logic                              wgrad_take;
+  assign wgrad_take = lane_valid_q && lane_tile_q.wgrad;
+  always_ff @(posedge clk_i) begin
+    mem_write_q <= wgrad_take && !rst_i && !fault_o;
+    if (wgrad_take) begin
+      mem_write_address_q <= MW'(lane_tile_q.entry + 17'(lane_channel_q));
+      clear_q             <= lane_tile_q.clear;
+      add_position_q      <= lane_tile_q.position;
+      for (int unsigned c = 0; c < CHANNELS; c++) half_sum_q[c] <= lane_q[c] + lane_q[CHANNELS+c];
+    end
+  end
+  always_comb
+    for (int unsigned c = 0; c < CHANNELS; c++) begin
+      automatic logic signed [ACC_BITS:0] total =
+          $signed({half_sum_q[c][ACC_BITS-1], half_sum_q[c]})
+          + (clear_q ? '0 : $signed({mem_data[c][ACC_BITS-1], mem_data[c]}));
+      mem_write_data[c] = total[ACC_BITS-1:0];
+      out_of_range[c]   = total[ACC_BITS] != total[ACC_BITS-1];
+    end
+
+  // ---- epilogue: codes ----------------------------------------------------------------------------------------------
+  (* ram_style = "distributed" *) logic [MULTIPLIER_BITS+ACC_BITS-1:0] epilogue[DEPTH_EPILOGUE];
+  logic signed [MULTIPLIER_BITS-1:0] multiplier_q;
+  logic signed [ACC_BITS-1:0]        offset_q;
+  always_ff @(posedge clk_i) begin
+    if (epilogue_write_i) epilogue[epilogue_address_i] <= epilogue_data_i;
+    if (take) {multiplier_q, offset_q} <= epilogue[EW'(tile_q.entry + 17'(channel_q))];
+  end
+
+  localparam int unsigned VW = 54;  // 32 x 18 bit product, plus a 48-bit offset, plus rounding
+  logic [1:0]               buffer_used_q;    // tiles in the code buffers
+  logic                     buffer_write_q;   // which buffer the next tile goes to
+  logic                     buffer_read_q;
+  logic [1:0][CHANNELS-1:0][LANES-1:0][15:0] code_q;
+  tile_t [1:0]              buffer_tile_q;
+  logic                     e1_valid_q, e2_valid_q, e3_valid_q;
+  logic [CW-1:0]            e1_channel_q, e2_channel_q, e3_channel_q;
+  tile_t                    e1_tile_q, e2_tile_q, e3_tile_q;
+  logic signed [LANES-1:0][49:0]   product_q;
+  logic signed [ACC_BITS-1:0]      e1_offset_q;
+  logic signed [LANES-1:0][VW-1:0] value_q, rounded_q;
+  logic                     codes_take, tile_in_flight_q;
+  // a tile starts only into a free buffer; its channels then follow without a stop
+  assign codes_take = lane_codes && (lane_channel_q != 0 || (buffer_used_q != 2'd2 && !tile_in_flight_q));
+
+  logic signed [VW-1:0] low, high;
+  logic [LANES-1:0]     clamped;
+  always_comb begin
+    low  = e3_tile_q.out_signed ? -(VW'(1) << (e3_tile_q.out_bits - 5'd1)) : '0;
+    high = (VW'(1) << (e3_tile_q.out_signed ? e3_tile_q.out_bits - 5'd1 : e3_tile_q.out_bits)) - VW'(1);
+    saturated_o = '0;
+    for (int unsigned p = 0; p < LANES; p++) begin
+      clamped[p] = $signed(rounded_q[p]) < low || $signed(rounded_q[p]) > high;
+      if (e3_valid_q) saturated_o = saturated_o + 7'(clamped[p]);
+    end
+  end
+
+  logic buffer_push, buffer_pop;
+  assign buffer_push = e3_valid_q && e3_channel_q == CW'(CHANNELS - 1);
+  always_ff @(posedge clk_i) begin
+    e1_valid_q   <= codes_take;
+    e1_channel_q <= lane_channel_q;
+    e1_tile_q    <= lane_tile_q;
+    e1_offset_q  <= offset_q;
+    if (codes_take)
+      for (int unsigned p = 0; p < LANES; p++)
+        product_q[p] <= 50'($signed(lane_q[p][31:0])) * 50'(multiplier_q);
+    e2_valid_q   <= e1_valid_q;
+    e2_channel_q <= e1_channel_q;
+    e2_tile_q    <= e1_tile_q;
+    if (e1_valid_q)
+      for (int unsigned p = 0; p < LANES; p++) begin
+        automatic logic signed [VW-1:0] v = VW'($signed(product_q[p])) + VW'(e1_offset_q);
+        value_q[p] <= e1_tile_q.relu && v[VW-1] ? '0 : v;
+      end
+    e3_valid_q   <= e2_valid_q;
+    e3_channel_q <= e2_channel_q;
+    e3_tile_q    <= e2_tile_q;
+    if (e2_valid_q)
+      for (int unsigned p = 0; p < LANES; p++) begin
+        automatic logic signed [VW-1:0] half =
+            e2_tile_q.shift == 0 ? '0 : VW'(1) << (e2_tile_q.shift - 6'd1);
+        automatic logic signed [VW-1:0] biased = $signed(value_q[p]) + half;
+        rounded_q[p] <= biased >>> e2_tile_q.shift;
+      end
+    if (e3_valid_q) begin
+      for (int unsigned p = 0; p < LANES; p++)
+        code_q[buffer_write_q][e3_channel_q[CW-2:0]][p] <=
+            $signed(rounded_q[p]) < low ? low[15:0] : $signed(rounded_q[p]) > high ? high[15:0] : rounded_q[p][15:0];
+      buffer_tile_q[buffer_write_q] <= e3_tile_q;
+    end
+    if (buffer_push) buffer_write_q <= !buffer_write_q;
+    if (buffer_pop) buffer_read_q <= !buffer_read_q;
+    buffer_used_q <= buffer_used_q + 2'(buffer_push) - 2'(buffer_pop);
+    if (codes_take && lane_channel_q == 0) tile_in_flight_q <= 1'b1;
+    else if (buffer_push) tile_in_flight_q <= 1'b0;
+    if (rst_i) begin
+      {e1_valid_q, e2_valid_q, e3_valid_q} <= '0;
+      {buffer_write_q, buffer_read_q, tile_in_flight_q} <= '0;
+      buffer_used_q <= '0;
+    end
+  end
+
+  // ---- output register ------------------------------------------------------------------------------------------------
+  logic        out_valid_q, out_last_q, out_free;
+  logic [63:0] out_data_q;
+  assign out_free    = !out_valid_q || out_ready_i;
+  assign out_valid_o = out_valid_q;
+  assign out_data_o  = out_data_q;
+  assign out_last_o  = out_last_q;
+
+  // words of a tile of codes: plane after plane
+  logic [4:0] plane_q;
+  logic [3:0] code_word_q;
+  logic [63:0] code_word;
+  logic        code_send;
+  assign code_send  = buffer_used_q != 0 && out_free;
+  assign buffer_pop = code_send && code_word_q == 4'(ROW_WORDS - 1)
+                    && plane_q == buffer_tile_q[buffer_read_q].out_bits - 5'd1;
+  always_comb begin
+    for (int unsigned x = 0; x < PIXELS; x++)
+      for (int unsigned c = 0; c < CHANNELS; c++)
+        code_word[x*CHANNELS+c] = code_q[buffer_read_q][c][32'(code_word_q)*PIXELS+x][plane_q[3:0]];
+  end
+
+  // words of a channel of integers
+  logic [5:0]  raw_word_q;
+  logic [63:0] raw_word;
+  logic        raw_send, raw_wide;
+  assign raw_wide = lane_tile_q.format == FORMAT_INT64;
+  assign raw_send = lane_raw && out_free && buffer_used_q == 0 && !tile_in_flight_q;
+  always_comb begin
+    if (raw_wide) raw_word = 64'($signed(lane_q[($clog2(LANES))'(raw_word_q)]));
+    else
+      raw_word = {lane_q[{raw_word_q[$clog2(LANES)-2:0], 1'b1}][31:0], lane_q[{raw_word_q[$clog2(LANES)-2:0], 1'b0}][31:0]};
+  end
+  logic raw_last;
+  assign raw_last = raw_word_q == (raw_wide ? 6'(LANES - 1) : 6'(LANES / 2 - 1));
+  assign lane_done = wgrad_take || codes_take || (raw_send && raw_last);
+
+  // ---- READ and END -----------------------------------------------------------------------------------------------------
+  typedef enum logic [2:0] {NONE, FETCH, CHECK, SEND, TRAILER0, TRAILER1, FINISH} job_state_t;
+  job_state_t  job_state_q;
+  command_t    job_q;
+  logic [16:0] read_entry_q;
+  logic [15:0] read_left_q;
+  logic [4:0]  read_word_q;
+  logic        fault_q;
+  logic [31:0] fault_position_q;
+  logic        read_wide, read_last, read_overflow;
+  logic [63:0] read_word;
+  assign read_wide = job_q.header.format == FORMAT_INT64;
+  assign read_last = read_word_q == (read_wide ? 5'(CHANNELS - 1) : 5'(CHANNELS / 2 - 1));
+  always_comb begin
+    if (read_wide) read_word = 64'($signed(mem_data[($clog2(CHANNELS))'(read_word_q)]));
+    else
+      read_word = {mem_data[{read_word_q[$clog2(CHANNELS)-2:0], 1'b1}][31:0], mem_data[{read_word_q[$clog2(CHANNELS)-2:0], 1'b0}][31:0]};
+    read_overflow = 1'b0;
+    for (int unsigned c = 0; c < CHANNELS; c++)
+      if (!read_wide && mem_data[c][ACC_BITS-1:31] != {ACC_BITS - 31{mem_data[c][31]}}) read_overflow = 1'b1;
+  end
+  assign mem_read = job_state_q == FETCH || wgrad_take;
+  assign mem_read_address = job_state_q == FETCH ? MW'(read_entry_q) : MW'(lane_tile_q.entry + 17'(lane_channel_q));
+  logic read_send;
+  assign read_send = job_state_q == SEND && out_free;
+
+  assign error_o    = fault_q ? ERR_ACCUMULATOR_RANGE : job_q.error;
+  assign position_o = fault_q ? fault_position_q : job_q.error == ERR_NONE ? '0 : job_q.position;
+  assign packets_o  = fault_q ? fault_position_q : job_q.error == ERR_NONE ? job_q.position + 1 : job_q.position;
+  assign idle_o = !full_q && !capture_i && !lane_valid_q && !mem_write_q && !e1_valid_q && !e2_valid_q && !e3_valid_q
+               && buffer_used_q == 0;
+  assign job_done_o = job_state_q == FINISH;
+  assign ended_o    = job_done_o && job_q.header.opcode == OP_END;
+  assign fault_o = fault_q;
+
+  always_ff @(posedge clk_i) begin
+    if (out_ready_i) out_valid_q <= 1'b0;
+    if (code_send) begin
+      out_valid_q <= 1'b1;
+      out_data_q  <= code_word;
+      out_last_q  <= 1'b0;
+      code_word_q <= code_word_q + 4'd1;
+      if (code_word_q == 4'(ROW_WORDS - 1)) begin
+        code_word_q <= '0;
+        plane_q     <= plane_q + 5'd1;
+      end
+      if (buffer_pop) plane_q <= '0;
+    end else if (raw_send) begin
+      out_valid_q <= 1'b1;
+      out_data_q  <= raw_word;
+      out_last_q  <= 1'b0;
+      raw_word_q  <= raw_last ? '0 : raw_word_q + 6'd1;
+    end else if (read_send) begin
+      out_valid_q <= 1'b1;
+      out_data_q  <= read_word;
+      out_last_q  <= 1'b0;
+    end else if ((job_state_q == TRAILER0 || job_state_q == TRAILER1) && out_free) begin
+      out_valid_q <= 1'b1;
+      out_data_q  <= job_state_q == TRAILER0 ? {TRAILER_MAGIC, 24'd0, error_o} : {packets_o, position_o};
+      out_last_q  <= job_state_q == TRAILER1;
+    end
+
+    unique case (job_state_q)
+      NONE:
+        if (job_valid_i) begin
+          job_q        <= job_i;
+          read_entry_q <= 17'(job_i.header.base_accumulator);
+          read_left_q  <= job_i.header.rows;
+          job_state_q  <= job_i.header.opcode == OP_END ? TRAILER0 : FETCH;
+        end
+      FETCH: begin
+        read_entry_q <= read_entry_q + 17'd1;
+        read_word_q  <= '0;
+        job_state_q  <= CHECK;
+      end
+      CHECK: begin
+        job_state_q <= SEND;
+        if (read_overflow) begin
+          fault_q          <= 1'b1;
+          fault_position_q <= job_q.position;
+          job_state_q      <= FINISH;
+        end
+      end
+      SEND:
+        if (out_free) begin
+          read_word_q <= read_word_q + 5'd1;
+          if (read_last) begin
+            read_left_q <= read_left_q - 16'd1;
+            job_state_q <= read_left_q == 16'd1 ? FINISH : FETCH;
+          end
+        end
+      TRAILER0: if (out_free) job_state_q <= TRAILER1;
+      TRAILER1: if (out_free) job_state_q <= FINISH;
+      FINISH: job_state_q <= NONE;
+      default: job_state_q <= NONE;
+    endcase
+
+    if (mem_write_q && |out_of_range && !fault_q) begin
+      fault_q          <= 1'b1;
+      fault_position_q <= add_position_q;
+    end
+    if (rst_i || fault_clear_i) fault_q <= 1'b0;
+    if (rst_i) begin
+      out_valid_q <= 1'b0;
+      job_state_q <= NONE;
+      plane_q     <= '0;
+      code_word_q <= '0;
+      raw_word_q  <= '0;
+    end
+  end
+endmodule
+
+`default_nettype wire

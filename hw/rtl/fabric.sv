@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// Top of the accelerator, with the ports of the HLS kernel: two input streams, one output stream, AXI4-Lite control.
+`default_nettype none
+
+module fabric
+  import fabric_pkg::*;
+  import engine_pkg::*;
+(
+    input  wire         ap_clk,
+    input  wire         ap_rst_n,
+    input  wire  [7:0]  s_axi_control_AWADDR,
+    input  wire         s_axi_control_AWVALID,
+    output logic        s_axi_control_AWREADY,
+    input  wire  [31:0] s_axi_control_WDATA,
+    input  wire  [3:0]  s_axi_control_WSTRB,
+    input  wire         s_axi_control_WVALID,
+    output logic        s_axi_control_WREADY,
+    output logic [1:0]  s_axi_control_BRESP,
+    output logic        s_axi_control_BVALID,
+    input  wire         s_axi_control_BREADY,
+    input  wire  [7:0]  s_axi_control_ARADDR,
+    input  wire         s_axi_control_ARVALID,
+    output logic        s_axi_control_ARREADY,
+    output logic [31:0] s_axi_control_RDATA,
+    output logic [1:0]  s_axi_control_RRESP,
+    output logic        s_axi_control_RVALID,
+    input  wire         s_axi_control_RREADY,
+    input  wire  [63:0] in0_TDATA,
+    input  wire         in0_TVALID,
+    output logic        in0_TREADY,
+    input  wire         in0_TLAST,
+    input  wire  [63:0] in1_TDATA,
+    input  wire         in1_TVALID,
+    output logic        in1_TREADY,
+    input  wire         in1_TLAST,
+    output logic [63:0] result_TDATA,
+    output logic        result_TVALID,
+    input  wire         result_TREADY,
+    output logic        result_TLAST,
+    output logic [7:0]  result_TKEEP,
+    output logic        interrupt
+);
+  localparam int unsigned AW = $clog2(DEPTH_A);
+  localparam int unsigned GW = $clog2(DEPTH_G);
+  localparam int unsigned WW = $clog2(DEPTH_W);
+  localparam int unsigned EW = $clog2(DEPTH_EPILOGUE);
+  localparam int unsigned ROW = LANES * CHANNELS;
+
+  if (CHANNELS != 8 && CHANNELS != 16) begin : gen_check
+    $error("fabric: CHANNELS = %0d, must be 8 or 16", CHANNELS);
+  end
+
+  logic wait_pipeline;
+  logic clk, rst, start, soft_reset, running_q, finished;
+  assign clk = ap_clk;
+  logic reset_q;
+  always_ff @(posedge clk) reset_q <= !ap_rst_n || soft_reset;
+  assign rst = reset_q;
+
+  // ---- loader -> buffers, queue --------------------------------------------------------------------------------------
+  logic a_write, g_write, w_write, e_write;
+  logic [2:0] bank;
+  logic [AW-1:0] a_write_address;
+  logic [GW-1:0] g_write_address;
+  logic [WW-1:0] w_write_address;
+  logic [EW-1:0] e_write_address;
+  logic [7:0]    slice;
+  logic [127:0]  write_data;
+  logic push, full, conflict, queue_empty, command_valid, retire;
+  command_t pushed, command;
+  logic [16:0] a_begin, a_end, g_begin, g_end, w_begin, w_end;
+  logic took, starved, hazard, loader_done, fault, drain_idle, sequencer_busy, wait_drain;
+  logic [2:0] quantizer_saturated;
+
+  loader i_loader (
+      .clk_i(clk), .rst_i(rst), .start_i(start), .done_o(loader_done),
+      .in_valid_i({in1_TVALID, in0_TVALID}), .in_ready_o({in1_TREADY, in0_TREADY}),
+      .in_data_i({in1_TDATA, in0_TDATA}), .in_last_i({in1_TLAST, in0_TLAST}),
+      .a_write_o(a_write), .g_write_o(g_write), .bank_o(bank), .a_address_o(a_write_address),
+      .g_address_o(g_write_address), .w_write_o(w_write), .w_address_o(w_write_address), .e_write_o(e_write),
+      .e_address_o(e_write_address), .slice_o(slice), .data_o(write_data),
+      .push_o(push), .command_o(pushed), .full_i(full),
+      .a_begin_o(a_begin), .a_end_o(a_end), .g_begin_o(g_begin), .g_end_o(g_end), .w_begin_o(w_begin), .w_end_o(w_end),
+      .conflict_i(conflict), .compute_idle_i(queue_empty && drain_idle && !wait_pipeline), .fault_i(fault),
+      .took_o(took), .starved_o(starved), .hazard_o(hazard), .saturated_o(quantizer_saturated)
+  );
+
+  command_queue i_queue (
+      .clk_i(clk), .rst_i(rst), .push_i(push), .command_i(pushed), .full_o(full), .valid_o(command_valid),
+      .command_o(command), .pop_i(retire), .a_begin_i(a_begin), .a_end_i(a_end), .g_begin_i(g_begin), .g_end_i(g_end),
+      .w_begin_i(w_begin), .w_end_i(w_end), .conflict_o(conflict), .empty_o(queue_empty)
+  );
+
+  // ---- sequencer, buffers, array ---------------------------------------------------------------------------------------
+  logic read, job_valid, job_done, skipped_valid, drain_busy;
+  logic [7:0][AW-1:0] a_read_address;
+  logic [7:0][GW-1:0] g_read_address;
+  logic [WW-1:0] w_read_address;
+  logic [31:0] skipped;
+  step_t step, array_step_q;
+  tile_t tile;
+  command_t job;
+
+  sequencer i_sequencer (
+      .clk_i(clk), .rst_i(rst), .command_valid_i(command_valid), .command_i(command), .retire_o(retire),
+      .read_o(read), .a_address_o(a_read_address), .g_address_o(g_read_address), .w_address_o(w_read_address),
+      .step_o(step), .tile_o(tile), .drain_busy_i(drain_busy), .job_valid_o(job_valid), .job_o(job),
+      .job_done_i(job_done), .drain_idle_i(drain_idle && !wait_pipeline), .fault_i(fault), .busy_o(sequencer_busy),
+      .wait_drain_o(wait_drain), .skipped_valid_o(skipped_valid), .skipped_o(skipped)
+  );
+
+  logic [7:0][ROW-1:0] a_rows, g_rows;
+  logic [CHANNELS*DOT_BITS-1:0] weights;
+  tensor_buffer #(.DEPTH(DEPTH_A), .WIDTH(ROW)) i_buffer_a (
+      .clk_i(clk), .write_i(a_write), .write_bank_i(bank), .write_address_i(a_write_address), .write_slice_i(slice),
+      .write_data_i(write_data), .read_i(read), .read_address_i(a_read_address), .read_data_o(a_rows)
+  );
+  tensor_buffer #(.DEPTH(DEPTH_G), .WIDTH(ROW)) i_buffer_g (
+      .clk_i(clk), .write_i(g_write), .write_bank_i(bank), .write_address_i(g_write_address), .write_slice_i(slice),
+      .write_data_i(write_data), .read_i(read), .read_address_i(g_read_address), .read_data_o(g_rows)
+  );
+  weight_buffer #(.DEPTH(DEPTH_W), .WIDTH(CHANNELS * DOT_BITS)) i_buffer_w (
+      .clk_i(clk), .write_i(w_write), .write_address_i(w_write_address), .write_slice_i(slice),
+      .write_data_i(write_data), .read_i(read), .read_address_i(w_read_address), .read_data_o(weights)
+  );
+
+  logic [LANES-1:0][DOT_BITS-1:0]          operand_a;
+  logic [1:0][CHANNELS-1:0][DOT_BITS-1:0]  operand_b;
+  operand_network i_operands (
+      .clk_i(clk), .step_i(step), .a_rows_i(a_rows), .g_rows_i(g_rows), .weights_i(weights), .a_o(operand_a), .b_o(operand_b)
+  );
+  logic [LANES-1:0][CHANNELS-1:0][ACC_BITS-1:0] acc;
+  logic [LANES-1:0][ACC_BITS-1:0] sum;
+  dot_product_array i_array (
+      .clk_i(clk), .step_i(array_step_q), .a_i(operand_a), .b_i(operand_b), .acc_o(acc), .sum_o(sum)
+  );
+
+  // the tile travels beside its last step: operands, count, sign, accumulate
+  localparam int unsigned ARRAY_CYCLES = 4;
+  tile_t [ARRAY_CYCLES-1:0] tile_q;
+  logic  [ARRAY_CYCLES-1:0] last_q;
+  assign wait_pipeline = |last_q || (step.valid && step.last) || read;
+  always_ff @(posedge clk) begin
+    array_step_q <= step;
+    tile_q <= {tile_q[ARRAY_CYCLES-2:0], tile};
+    last_q <= {last_q[ARRAY_CYCLES-2:0], step.valid && step.last};
+    if (rst || fault) begin
+      array_step_q.valid <= 1'b0;
+      last_q <= '0;
+    end
+  end
+
+  // ---- results ---------------------------------------------------------------------------------------------------------
+  logic ended;
+  logic [7:0]  error;
+  logic [31:0] position, packets;
+  logic [6:0]  epilogue_saturated;
+  drain i_drain (
+      .clk_i(clk), .rst_i(rst), .capture_i(last_q[ARRAY_CYCLES-1]), .tile_i(tile_q[ARRAY_CYCLES-1]), .acc_i(acc),
+      .sum_i(sum), .busy_o(drain_busy), .idle_o(drain_idle), .job_valid_i(job_valid), .job_i(job),
+      .job_done_o(job_done), .ended_o(ended), .epilogue_write_i(e_write), .epilogue_address_i(e_write_address),
+      .epilogue_data_i({write_data[MULTIPLIER_BITS-1:0], write_data[64+:ACC_BITS]}),
+      .fault_o(fault), .fault_clear_i(start), .error_o(error),
+      .position_o(position), .packets_o(packets), .saturated_o(epilogue_saturated),
+      .out_valid_o(result_TVALID), .out_ready_i(result_TREADY), .out_data_o(result_TDATA), .out_last_o(result_TLAST)
+  );
+  assign result_TKEEP = '1;
+
+  // ---- status and counters -----------------------------------------------------------------------------------------------
+  typedef enum logic [3:0] {
+    ERROR, POSITION, PACKETS, CYCLES, BUSY, STALL_IN, STALL_HAZARD, STALL_OUT, STALL_DRAIN, SKIPPED, SATURATED, WORDS_IN, WORDS_OUT
+  } value_t;
+  logic [12:0][31:0] value_q;
+  logic ended_q;
+  assign finished = running_q && ended_q && loader_done && !result_TVALID;
+  always_ff @(posedge clk) begin
+    if (running_q) begin
+      value_q[CYCLES]       <= value_q[CYCLES] + 1;
+      value_q[BUSY]         <= value_q[BUSY] + 32'(sequencer_busy);
+      value_q[STALL_IN]     <= value_q[STALL_IN] + 32'(starved);
+      value_q[STALL_HAZARD] <= value_q[STALL_HAZARD] + 32'(hazard);
+      value_q[STALL_OUT]    <= value_q[STALL_OUT] + 32'(result_TVALID && !result_TREADY);
+      value_q[STALL_DRAIN]  <= value_q[STALL_DRAIN] + 32'(wait_drain);
+      value_q[SATURATED]    <= value_q[SATURATED] + 32'(epilogue_saturated) + 32'(quantizer_saturated);
+      if (skipped_valid) value_q[SKIPPED] <= value_q[SKIPPED] + skipped;
+      if (took) value_q[WORDS_IN] <= value_q[WORDS_IN] + 2;
+      if (result_TVALID && result_TREADY) value_q[WORDS_OUT] <= value_q[WORDS_OUT] + 1;
+    end
+    if (ended) begin
+      ended_q <= 1'b1;
+      value_q[ERROR]    <= 32'(error);
+      value_q[POSITION] <= position;
+      value_q[PACKETS]  <= packets;
+    end
+    if (finished) running_q <= 1'b0;
+    if (start) begin
+      running_q <= 1'b1;
+      ended_q   <= 1'b0;
+      value_q   <= '0;
+    end
+    if (rst) running_q <= 1'b0;
+  end
+
+  control_registers i_control (
+      .clk_i(clk), .rst_i(!ap_rst_n),
+      .awaddr_i(s_axi_control_AWADDR), .awvalid_i(s_axi_control_AWVALID), .awready_o(s_axi_control_AWREADY),
+      .wdata_i(s_axi_control_WDATA), .wstrb_i(s_axi_control_WSTRB), .wvalid_i(s_axi_control_WVALID),
+      .wready_o(s_axi_control_WREADY), .bresp_o(s_axi_control_BRESP), .bvalid_o(s_axi_control_BVALID),
+      .bready_i(s_axi_control_BREADY), .araddr_i(s_axi_control_ARADDR), .arvalid_i(s_axi_control_ARVALID),
+      .arready_o(s_axi_control_ARREADY), .rdata_o(s_axi_control_RDATA), .rresp_o(s_axi_control_RRESP),
+      .rvalid_o(s_axi_control_RVALID), .rready_i(s_axi_control_RREADY),
+      .interrupt_o(interrupt), .start_o(start), .soft_reset_o(soft_reset), .done_i(finished),
+      .idle_i(!running_q && !reset_q), .values_i(value_q)
+  );
+endmodule
+
+`default_nettype wire

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// Verilated fabric behind the same C interface as the HLS simulation library: one program in, its results and registers out.
+// The streams can be slowed down with seeded gaps, so that overlap and back-pressure are exercised without Python.
+#include <cstddef>
+#include <cstdint>
+
+#include "Vfabric.h"
+#include "verilated.h"
+
+namespace {
+
+constexpr unsigned kControl = 0x00, kSoftReset = 0x10, kLastRegister = 0x90;
+
+struct Instance {
+  VerilatedContext context;
+  Vfabric top{&context};
+  uint32_t idle_permille = 0;  // chance in 1000 that a stream pauses in a cycle
+  uint32_t random = 1;
+
+  Instance() {
+    top.ap_clk = 0;
+    top.ap_rst_n = 0;
+    for (int i = 0; i < 4; i++) cycle();
+    top.ap_rst_n = 1;
+    for (int i = 0; i < 4; i++) cycle();
+  }
+  void cycle() {
+    top.ap_clk = 1;
+    top.eval();
+    top.ap_clk = 0;
+    top.eval();
+  }
+  bool pause() {
+    if (idle_permille == 0) return false;
+    random ^= random << 13, random ^= random >> 17, random ^= random << 5;
+    return random % 1000 < idle_permille;
+  }
+  void write(uint8_t address, uint32_t value) {
+    top.s_axi_control_AWADDR = address;
+    top.s_axi_control_WDATA = value;
+    top.s_axi_control_WSTRB = 0xF;
+    top.s_axi_control_AWVALID = top.s_axi_control_WVALID = top.s_axi_control_BREADY = 1;
+    top.eval();
+    while (!top.s_axi_control_AWREADY) cycle();
+    cycle();
+    top.s_axi_control_AWVALID = top.s_axi_control_WVALID = 0;
+  }
+  uint32_t read(uint8_t address) {
+    top.s_axi_control_ARADDR = address;
+    top.s_axi_control_ARVALID = top.s_axi_control_RREADY = 1;
+    top.eval();
+    while (!top.s_axi_control_ARREADY) cycle();
+    cycle();
+    top.s_axi_control_ARVALID = 0;
+    return top.s_axi_control_RDATA;
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+void* fabric_create() { return new Instance; }
+void fabric_destroy(void* handle) { delete static_cast<Instance*>(handle); }
+
+void fabric_reset(void* handle) {
+  auto& f = *static_cast<Instance*>(handle);
+  f.top.in0_TVALID = f.top.in1_TVALID = f.top.result_TREADY = 0;
+  f.write(kSoftReset, 1);
+  for (int i = 0; i < 4; i++) f.cycle();
+}
+
+// Makes every stream pause in about `permille` of 1000 cycles, from `seed` on.
+void fabric_pauses(void* handle, uint32_t permille, uint32_t seed) {
+  auto& f = *static_cast<Instance*>(handle);
+  f.idle_permille = permille;
+  f.random = seed ? seed : 1;
+}
+
+// Returns 0 done, 1 deadline expired (in cycles without progress or in all), 2 output capacity exceeded.
+int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1, size_t n1, uint64_t* out, size_t capacity,
+               size_t* n_out, uint32_t* registers, uint64_t max_cycles) {
+  auto& f = *static_cast<Instance*>(handle);
+  auto& top = f.top;
+  size_t i0 = 0, i1 = 0, n = 0;
+  bool hold0 = false, hold1 = false, ended = false;
+  int status = 1;
+  f.write(kControl, 1);
+  top.s_axi_control_ARADDR = kControl;
+  for (uint64_t cycle = 0; cycle < max_cycles; cycle++) {
+    // a word once offered stays offered until it is taken
+    hold0 = i0 < n0 && (hold0 || !f.pause());
+    hold1 = i1 < n1 && (hold1 || !f.pause());
+    top.in0_TVALID = hold0;
+    top.in1_TVALID = hold1;
+    if (hold0) top.in0_TDATA = in0[i0], top.in0_TLAST = i0 + 1 == n0;
+    if (hold1) top.in1_TDATA = in1[i1], top.in1_TLAST = i1 + 1 == n1;
+    top.result_TREADY = !f.pause();
+    top.eval();
+    const bool take0 = hold0 && top.in0_TREADY, take1 = hold1 && top.in1_TREADY;
+    if (top.result_TVALID && top.result_TREADY) {
+      if (n == capacity) {
+        status = 2;
+        break;
+      }
+      out[n++] = top.result_TDATA;
+      ended |= top.result_TLAST;
+    }
+    f.cycle();
+    if (take0) i0++, hold0 = false;
+    if (take1) i1++, hold1 = false;
+    if (ended && i0 == n0 && i1 == n1) {
+      status = 0;
+      break;
+    }
+  }
+  top.in0_TVALID = top.in1_TVALID = top.result_TREADY = 0;
+  *n_out = n;
+  for (int i = 0; i < 8 && status == 0; i++) f.cycle();
+  for (unsigned a = 0; a <= kLastRegister; a += 8) registers[a / 8] = f.read(static_cast<uint8_t>(a));
+  if (status == 0 && !(registers[0] & 2)) status = 1;
+  return status;
+}
+
+}  // extern "C"
