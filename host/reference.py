@@ -355,7 +355,7 @@ class ReferenceDevice:
     def _read(self, f: dict[str, int], out: list[U64]) -> None:
         values = self._accumulator[f["base_accumulator"] : f["base_accumulator"] + f["rows"]]
         if f["format"] == OutputFormat.INT64:
-            out.append(packing.pack_integers(values, True))
+            out.append(packing.pack_integers(values.copy(), True))  # a later WGRAD must not change them
             return
         fits = ((values >= -(1 << 31)) & (values < 1 << 31)).all(axis=1)
         good = values.shape[0] if fits.all() else int(np.argmin(fits))
