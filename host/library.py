@@ -54,7 +54,7 @@ def _bind(path: Path) -> ctypes.CDLL:
             ctypes.c_uint64,
         ]  # fmt: skip
     except (OSError, AttributeError) as e:
-        raise DeviceError(f"{path.name} is not a library of the fabric: {e}; delete it so that it is built again") from e
+        raise DeviceError(f"{path.name} is no library of the fabric: {e}; delete it so that it is built again") from e
     return library
 
 
@@ -130,7 +130,7 @@ class LibraryDevice:
                 "rebuild the device"
             )
         if status != _DONE:
-            raise DeviceError(f"{self._kind}: fabric_run returned {status}, which is no known status; rebuild the device")
+            raise DeviceError(f"{self._kind}: fabric_run returned {status}, not a known status; rebuild the device")
         self._check_identity()
         counters = {name: self._register(name) for name in COUNTERS}
         return parse_output(self._out[: count.value].copy(), counters)
