@@ -1,0 +1,1122 @@
+"""The three training products on a device: any convolution becomes stream programs of 3x3, stride-1 pieces.
+
+Lowering, in short:
+
+- a *correlation* is the common form of output and input gradient: ``y[n,o,i,j] = sum a[n,c,i+dy,j+dx] k[o,c,dy,dx]``
+  over any range of offsets.  Stride 2 (or more) in a forward product turns the phases of the input into extra input
+  channels, in an input gradient the phases of the result into extra output channels;
+- offsets are cut into *pieces* of up to three by three, each with a *centre*: the fabric computes the piece at pixel
+  ``i + centre``, so one tensor in the buffer serves all pieces;
+- images are cut into *tiles* with a halo of one pixel where they are wider than the lanes or taller than the buffer,
+  and put side by side where they are narrower; channels are cut into blocks that fit buffers and accumulators;
+- partial results of pieces and input blocks are added on the host, in 64-bit integers.
+
+Buffer halves are used in turn, so that the fabric can load the next tensor while it computes on the last one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from host import packing
+from host.device import DEFAULT_TIMEOUT, Device, Result, check
+from host.products import ConvGeometry, Grid, Meter, Operand, Sums
+from host.programs import (
+    ProgramBuilder,
+    accumulator_entries,
+    conv_fits,
+    tensor_addresses,
+    wgrad_fits,
+)
+from hw import contract
+from hw.contract import TAPS, OutputFormat, Target
+from hw.design import Design
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+Array = npt.NDArray[np.generic]
+Recorder = Callable[[U64, Result], None]
+
+DEFAULT_PROGRAM_WORDS = 1 << 21  #: a program is closed when its words and results pass this
+_MAX_READ = 65535
+
+
+# -- geometry -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A range of rows or columns: ``start..stop`` is loaded, results of ``own_start..own_stop`` are kept."""
+
+    start: int
+    stop: int
+    own_start: int
+    own_stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+def _cuts(low: int, high: int, limit: int) -> list[_Cut]:
+    """Cut ``low..high`` into ranges of at most ``limit`` that overlap by a halo of one on either side of a cut."""
+    if high - low <= limit:
+        return [_Cut(low, high, low, high)]
+    if limit < 3:
+        raise ValueError(f"cannot cut {high - low} rows or columns into {limit}, which leaves no room between halos")
+    out = []
+    own = low
+    while own < high:
+        start = own if own == low else own - 1
+        stop = min(start + limit, high)
+        own_stop = high if stop == high else stop - 1
+        out.append(_Cut(start, stop, own, own_stop))
+        own = own_stop
+    return out
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Part of every image: ``side`` images lie side by side in a virtual row."""
+
+    rows: _Cut
+    columns: _Cut
+    side: int
+    segment_start: int
+
+
+def _tiles(rows: tuple[int, int], columns: tuple[int, int], max_rows: int, lanes: int) -> list[_Tile]:
+    out = []
+    for r, c in itertools.product(_cuts(*rows, max_rows), _cuts(*columns, lanes)):
+        side = lanes // c.size
+        starts = sum(1 << (k * c.size) for k in range(side))
+        if side * c.size < lanes:
+            starts |= 1 << (side * c.size)  # unused lanes are a segment of their own: nobody's neighbours
+        out.append(_Tile(r, c, side, starts))
+    return out
+
+
+def _pieces(first: int, count: int) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Cut offsets ``first .. first+count-1`` into pieces: (centre, [(tap 0..2, index of the offset)])."""
+    out = []
+    for start in range(0, count, 3):
+        offsets = range(first + start, first + min(start + 3, count))
+        # a piece of one or two offsets may choose its centre: the nearer to zero, the smaller the halo
+        centre = min(range(offsets[-1] - 1, offsets[0] + 2), key=abs)
+        out.append((centre, [(o - centre + 1, o - first) for o in offsets]))
+    return out
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Up to 3x3 offsets of a kernel.
+
+    Attributes:
+        centre: row and column offset of the middle tap.
+        taps: (tap 0..8, row index, column index of the kernel).
+    """
+
+    centre: tuple[int, int]
+    taps: tuple[tuple[int, int, int], ...]
+
+
+def _kernel_pieces(origin: tuple[int, int], size: tuple[int, int]) -> list[_Piece]:
+    out = []
+    for (cy, ys), (cx, xs) in itertools.product(_pieces(origin[0], size[0]), _pieces(origin[1], size[1])):
+        out.append(_Piece((cy, cx), tuple((3 * ty + tx, iy, ix) for ty, iy in ys for tx, ix in xs)))
+    return out
+
+
+def _span(real: int, out: int, centres: list[int], first: int, count: int) -> tuple[int, int]:
+    """Rows (or columns) that a virtual image needs: those computed, and those real ones that are looked at."""
+    low = min(min(centres), max(0, min(first, real)))
+    high = max(max(centres) + out, min(real, out + first + count - 1))
+    return low, high
+
+
+def _axis_phases(kernel: int, stride: int, padding: int) -> list[tuple[int, int, list[int]]]:
+    """Forward: input phases with (phase, first offset, kernel indices by rising offset)."""
+    out = []
+    for phase in range(stride):
+        indices = [k for k in range(kernel) if (k - padding) % stride == phase]
+        if indices:
+            out.append((phase, (indices[0] - padding - phase) // stride, indices))
+    return out
+
+
+def _axis_phases_back(kernel: int, stride: int, padding: int) -> list[tuple[int, int, list[int]]]:
+    """Input gradient: phases of the result with (phase, first offset, kernel indices by rising offset)."""
+    out = []
+    for phase in range(stride):
+        indices = [k for k in range(kernel - 1, -1, -1) if (phase + padding - k) % stride == 0]
+        if indices:
+            out.append((phase, (phase + padding - indices[0]) // stride, indices))
+    return out
+
+
+def _valid(geometry: ConvGeometry) -> tuple[I64, I64]:
+    """Per axis, whether kernel index k at output o falls on a real pixel: int64 (k, out)."""
+    out = []
+    for size, kernel, steps in zip(geometry.in_hw, geometry.kernel, geometry.out_hw, strict=True):
+        at = np.arange(steps)[None, :] * geometry.stride + np.arange(kernel)[:, None] - geometry.padding
+        out.append(((at >= 0) & (at < size)).astype(np.int64))
+    return out[0], out[1]
+
+
+def _valid_back(geometry: ConvGeometry) -> tuple[I64, I64]:
+    """Per axis, whether kernel index k reaches input pixel i from some output: int64 (k, in)."""
+    out = []
+    for size, kernel, steps in zip(geometry.in_hw, geometry.kernel, geometry.out_hw, strict=True):
+        at = np.arange(size)[None, :] + geometry.padding - np.arange(kernel)[:, None]
+        fits = (at % geometry.stride == 0) & (at >= 0) & (at // geometry.stride < steps)
+        out.append(fits.astype(np.int64))
+    return out[0], out[1]
+
+
+def _slices(k: int, size: int, steps: int, stride: int, padding: int) -> tuple[slice, slice]:
+    """Outputs and inputs of one axis that kernel index ``k`` connects."""
+    first = max(0, -((k - padding) // stride))
+    last = min(steps, (size - 1 + padding - k) // stride + 1)
+    last = max(last, first)
+    start = first * stride + k - padding
+    return slice(first, last), slice(start, start + (last - first) * stride, stride)
+
+
+# -- operands -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """Images on their way into a tensor buffer.
+
+    Attributes:
+        array: (N, C, H, W): codes as uint16 two's complement of ``bits`` bits, or float32 values.
+        grid: grid of the codes.
+        index: random index of element [0, 0, 0, 0]; only stochastic values use it.
+        strides: steps of the random index along N, C, H, W.
+    """
+
+    array: Array
+    grid: Grid
+    index: int = 0
+    strides: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def is_values(self) -> bool:
+        return self.array.dtype == np.float32
+
+    @property
+    def stochastic(self) -> bool:
+        return self.is_values and self.grid.key is not None
+
+    @property
+    def channels(self) -> int:
+        return int(self.array.shape[1])
+
+    @property
+    def fill(self) -> np.float32 | np.uint16:
+        """What becomes code 0."""
+        return np.float32(self.grid.zero) if self.is_values else np.uint16(0)
+
+    def phase(self, y: int, x: int, stride: int) -> _Tensor:
+        """Every ``stride``-th pixel, from row y and column x on."""
+        n, c, h, w = self.strides
+        return replace(
+            self,
+            array=self.array[:, :, y::stride, x::stride],
+            index=self.index + y * h + x * w,
+            strides=(n, c, h * stride, w * stride),
+        )
+
+    def window(self, images: slice, channels: slice, rows: _Cut, columns: _Cut) -> Array:
+        """Part of the tensor, filled up where it lies outside: (n, c, rows, columns)."""
+        part = self.array[images, channels]
+        _, _, height, width = part.shape
+        out = np.full((*part.shape[:2], rows.size, columns.size), self.fill, dtype=part.dtype)
+        y0, y1 = max(rows.start, 0), min(rows.stop, height)
+        x0, x1 = max(columns.start, 0), min(columns.stop, width)
+        if y0 < y1 and x0 < x1:
+            out[:, :, y0 - rows.start : y1 - rows.start, x0 - columns.start : x1 - columns.start] = part[
+                :, :, y0:y1, x0:x1
+            ]
+        return out
+
+
+def host_codes(operand: Operand) -> I64:
+    """Codes of an operand, int64: its own, or its values quantized on the host exactly as on the fabric.
+
+    Raises:
+        ValueError: codes outside the grid, values that are not finite.
+    """
+    grid = operand.grid
+    if operand.codes is not None:
+        codes = np.asarray(operand.codes)
+        packing.check_codes(codes, grid.bits, grid.signed)
+        return codes.astype(np.int64)
+    values = np.asarray(operand.values, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("values to quantize hold NaN or infinity; check them before the product")
+    indices = None if grid.key is None else np.arange(values.size, dtype=np.uint32).reshape(values.shape)
+    reciprocal = np.float32(1) / np.float32(grid.scale)
+    codes, _ = packing.quantize(values, np.float32(grid.zero), reciprocal, grid.bits, grid.signed, grid.key, indices)
+    return codes.astype(np.int64)
+
+
+def _tensor(operand: Operand, what: str) -> _Tensor:
+    grid = operand.grid
+    if operand.values is not None:
+        values = np.ascontiguousarray(operand.values, dtype=np.float32)
+        if grid.signed and float(grid.zero):
+            raise ValueError(
+                f"the signed grid of the {what} has zero point {float(grid.zero)}; signed grids are symmetric"
+            )
+        _, c, h, w = values.shape
+        return _Tensor(values, grid, 0, (c * h * w, h * w, w, 1))
+    codes = np.asarray(operand.codes)
+    packing.check_codes(codes, grid.bits, grid.signed, f"codes of the {what}")
+    masked = codes.astype(np.int64) & ((1 << grid.bits) - 1) if codes.size else codes
+    return _Tensor(masked.astype(np.uint16), grid)
+
+
+def _mask_tensor(shape: tuple[int, int, int, int]) -> _Tensor:
+    """1-bit ones: marks real positions."""
+    return _Tensor(np.ones(shape, dtype=np.uint16), Grid(1, False, np.ones((), np.float32), np.zeros((), np.float32)))
+
+
+def _row_of_pixels(tensor: _Tensor, lanes: int) -> _Tensor:
+    """(N, C, 1, 1) as one image of rows of ``lanes`` pixels, one pixel per batch element: (1, C, rows, lanes)."""
+    count, channels = tensor.array.shape[:2]
+    width = min(lanes, count)
+    rows = -(-count // width)
+    padded = np.full((rows * width, channels), tensor.fill, dtype=tensor.array.dtype)
+    padded[:count] = tensor.array[:, :, 0, 0]
+    n, c, _, _ = tensor.strides
+    return replace(
+        tensor, array=padded.reshape(rows, width, channels).transpose(2, 0, 1)[None], strides=(0, c, width * n, n)
+    )
+
+
+def _merge_phases(tensor: _Tensor, phases: list[tuple[int, int]], stride: int) -> _Tensor:
+    """Phases as extra channels, phase by phase: (N, phases*C, ceil(H/stride), ceil(W/stride))."""
+    n, c, h, w = tensor.array.shape
+    shape = (n, len(phases), c, -(-h // stride), -(-w // stride))
+    merged = np.full(shape, tensor.fill, dtype=tensor.array.dtype)
+    for i, (y, x) in enumerate(phases):
+        part = tensor.array[:, :, y::stride, x::stride]
+        merged[:, i, :, : part.shape[2], : part.shape[3]] = part
+    return replace(tensor, array=merged.reshape(n, len(phases) * c, *shape[3:]), index=0, strides=(0, 0, 0, 0))
+
+
+def _split_range(total: int, step: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, total, step):
+        yield start, min(step, total - start)
+
+
+# -- running --------------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """Programs of one product call: closes a program when it is long, and hands result words to whoever awaits them."""
+
+    def __init__(self, device: Device, limit: int, timeout: float, recorder: Recorder | None, context: str) -> None:
+        self.device, self.limit, self.timeout, self.recorder, self.context = device, limit, timeout, recorder, context
+        self.design = device.info.design
+        self.builder = ProgramBuilder(self.design)
+        self.counters: dict[str, int] = {"PROGRAMS": 0}
+        self._awaiting: list[tuple[slice, Callable[[U64], None]]] = []
+
+    def expect(self, span: slice, receive: Callable[[U64], None]) -> None:
+        """Call ``receive`` with the result words of ``span`` once the program has run."""
+        self._awaiting.append((span, receive))
+
+    def breathe(self) -> None:
+        """A place where the program may be cut."""
+        if self.builder.size + self.builder.result_words > self.limit:
+            self.flush()
+
+    def flush(self) -> None:
+        """Run what has been built and deliver the results.
+
+        Raises:
+            ProgramError: the fabric refused the program.
+        """
+        if not self.builder.packets:
+            return
+        program = self.builder.end()
+        result = self.device.run(program, self.timeout)
+        if self.recorder is not None:
+            self.recorder(program.words(), result)
+        check(result, self.context)
+        if result.words.size != program.result_words:
+            raise RuntimeError(
+                f"{self.context}: {result.words.size} result words instead of {program.result_words}; reset the device"
+            )
+        self.counters["PROGRAMS"] += 1
+        for name, value in result.counters.items():
+            self.counters[name] = self.counters.get(name, 0) + value
+        for span, receive in self._awaiting:
+            receive(result.words[span])
+        self._awaiting = []
+        self.builder = ProgramBuilder(self.design)
+
+
+class _Buffer:
+    """Halves of a buffer, used in turn, and what lies in each."""
+
+    def __init__(self, target: Target, depth: int) -> None:
+        self.target, self.half = target, depth // 2
+        self._turn = 1
+        self._holds: dict[int, object] = {}
+
+    def place(self, key: object) -> tuple[int, bool]:
+        """Base address for ``key``, and whether it lies there already."""
+        for base, held in self._holds.items():
+            if held == key:
+                return base, True
+        self._turn ^= 1
+        base = self._turn * self.half
+        self._holds[base] = key
+        return base, False
+
+
+def _virtual(tensor: _Tensor, window: Array, side: int, groups: int, design: Design) -> Array:
+    """Images side by side: (n, c, rows, width) -> (ceil(n/side), rows, groups, L, C)."""
+    n, c, rows, width = window.shape
+    count = -(-n // side)
+    shape = (count * side, groups * design.channels, rows, width)
+    if shape != window.shape:
+        padded = np.full(shape, tensor.fill, dtype=window.dtype)
+        padded[:n, :c] = window
+        window = padded
+    split = window.reshape(count, side, groups, design.channels, rows, width).transpose(0, 4, 2, 1, 5, 3)
+    used = side * width
+    if used == design.lanes:
+        return split.reshape(count, rows, groups, used, design.channels)
+    out = np.full((count, rows, groups, design.lanes, design.channels), tensor.fill, dtype=window.dtype)
+    out[:, :, :, :used] = split.reshape(count, rows, groups, used, design.channels)
+    return out
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Virtual images of one tile that lie in a buffer together: batch elements ``first .. first+count-1``."""
+
+    tile: _Tile
+    first: int
+    count: int
+    images: int
+
+
+def _stacks(batch: int, tiles: list[_Tile], fit: Callable[[int], int]) -> list[_Stack]:
+    """Cut the batch; ``fit`` says how many virtual images of so many rows may lie together."""
+    out = []
+    for tile in tiles:
+        images = max(1, min(contract.LIMITS["images"], fit(tile.rows.size)))
+        for first, count in _split_range(batch, images * tile.side):
+            out.append(_Stack(tile, first, count, -(-count // tile.side)))
+    return out
+
+
+def _load(
+    run: _Run,
+    buffer: _Buffer,
+    tensor: _Tensor,
+    stack: _Stack,
+    channels: tuple[int, int],
+    shift: tuple[int, int] = (0, 0),
+    own_only: bool = False,
+) -> int:
+    """Load a stack's part of a tensor, unless it lies in the buffer already.
+
+    Args:
+        channels: first channel and number of groups.
+        shift: tensor pixel [0, 0] goes to virtual pixel ``shift``.
+        own_only: pixels of the halo become code 0, so that no product counts twice.
+
+    Returns:
+        Base address.
+    """
+    design = run.design
+    first, groups = channels
+    base, there = buffer.place((id(tensor.array), stack, channels, shift, own_only))
+    if there:
+        return base
+
+    def moved(cut: _Cut, by: int) -> _Cut:
+        if own_only:
+            return _Cut(cut.own_start - by, cut.own_stop - by, 0, 0)
+        return _Cut(cut.start - by, cut.stop - by, 0, 0)
+
+    rows, columns = stack.tile.rows, stack.tile.columns
+    images = slice(stack.first, stack.first + stack.count)
+    part = slice(first, min(first + groups * design.channels, tensor.channels))
+    window = tensor.window(images, part, moved(rows, shift[0]), moved(columns, shift[1]))
+    if own_only and window.shape[2:] != (rows.size, columns.size):
+        whole = np.full((*window.shape[:2], rows.size, columns.size), tensor.fill, dtype=window.dtype)
+        y, x = rows.own_start - rows.start, columns.own_start - columns.start
+        whole[:, :, y : y + window.shape[2], x : x + window.shape[3]] = window
+        window = whole
+    virtual = _virtual(tensor, window, stack.tile.side, groups, design)
+    grid = tensor.grid
+    if not tensor.is_values:
+        run.builder.load_packed(buffer.target, virtual.astype(np.uint16, copy=False), grid.bits, base)
+        return base
+    n, c, h, w = tensor.strides
+    step = tensor_addresses(1, rows.size, groups, grid.bits)
+    origin = tensor.index + first * c + (rows.start - shift[0]) * h + (columns.start - shift[1]) * w
+    for i in range(stack.images):
+        run.builder.load_float(
+            buffer.target,
+            virtual[i],
+            grid.bits,
+            grid.signed,
+            np.float32(grid.zero),
+            np.float32(1) / np.float32(grid.scale),
+            stack.tile.segment_start,
+            base + i * step,
+            key=grid.key,
+            index=origin + (stack.first + i * stack.tile.side) * n,
+            strides=(c, n, h, w),
+        )
+    return base
+
+
+# -- engine ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Weights of one piece, a block of input groups and a run of output groups, resident together.
+
+    Attributes:
+        outputs: output channels (start, stop), whole groups.
+        sums: the "weights" are ones that add up the operand, one output channel per phase.
+        with_a_sum: let the fabric send operand sums along.
+    """
+
+    piece: _Piece
+    outputs: tuple[int, int]
+    bits: int
+    signed: bool
+    sums: bool
+    with_a_sum: bool
+
+
+class FabricEngine:
+    """Implements :class:`host.products.Engine` on a device.
+
+    Operands given as codes travel packed; operands given as values travel as float32 and are quantized on the fabric,
+    except weights, which are quantized on the host.  ``meter.totals`` adds up the device's counters, ``PROGRAMS`` and
+    ``PRODUCTS``; ``meter.rows`` has one row per product call.
+
+    Args:
+        device: any :class:`host.device.Device`.
+        timeout: seconds that one program may take.
+        recorder: called with the words and the result of every program, for replay on another device.
+        keep_rows: whether ``meter.rows`` is filled.
+        program_words: a program is closed when its words and results pass this number.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        recorder: Recorder | None = None,
+        keep_rows: bool = True,
+        program_words: int = DEFAULT_PROGRAM_WORDS,
+    ) -> None:
+        self.device = device
+        self.design: Design = device.info.design
+        self.timeout = timeout
+        self.recorder = recorder
+        self.meter = Meter()
+        self._keep_rows = keep_rows
+        self._program_words = program_words
+
+    # -- bookkeeping ------------------------------------------------------------------------------------------------
+
+    def _start(self, product: str) -> _Run:
+        return _Run(self.device, self._program_words, self.timeout, self.recorder, product)
+
+    def _finish(self, run: _Run, product: str, a: Grid, b: Grid, m: ConvGeometry) -> None:
+        run.flush()
+        totals = self.meter.totals
+        totals["PRODUCTS"] = totals.get("PRODUCTS", 0) + 1
+        for name, value in run.counters.items():
+            totals[name] = totals.get(name, 0) + value
+        if self._keep_rows:
+            row: dict[str, int | str] = {
+                "product": product,
+                "bits_a": a.bits,
+                "bits_b": b.bits,
+                "batch": m.batch,
+                "in_channels": m.in_channels,
+                "out_channels": m.out_channels,
+                "height": m.in_hw[0],
+                "width": m.in_hw[1],
+                "kernel_height": m.kernel[0],
+                "kernel_width": m.kernel[1],
+                "stride": m.stride,
+                "padding": m.padding,
+            }
+            self.meter.rows.append({**row, **run.counters})
+
+    @staticmethod
+    def _check(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        if shape != wanted:
+            raise ValueError(f"{name} has shape {shape}, the geometry asks for {wanted}")
+        if 0 in shape:
+            raise ValueError(f"{name} of shape {shape} is empty; skip the product")
+
+    @staticmethod
+    def _is_linear(m: ConvGeometry) -> bool:
+        return m.kernel == (1, 1) and m.stride == 1 and m.padding == 0 and m.in_hw == (1, 1)
+
+    # -- products ---------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
+        """Output of a convolution.  See :class:`host.products.Sums` for shapes.
+
+        Raises:
+            ValueError: shapes that do not fit the geometry, codes outside their grid.
+            ProgramError: the device refused a program, for example because values are not finite.
+        """
+        m = geometry
+        self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
+        self._check("weight", w.shape, (m.out_channels, m.in_channels, *m.kernel))
+        weight = host_codes(w)
+        tensor = _tensor(x, "activation")
+        run = self._start("forward")
+        out_hw = m.out_hw
+        linear = self._is_linear(m)
+        if linear:
+            tensor = _row_of_pixels(tensor, self.design.lanes)
+            out_hw = (tensor.array.shape[2], tensor.array.shape[3])
+        batch = tensor.array.shape[0]
+        dot = np.zeros((batch, m.out_channels, *out_hw), dtype=np.int64)
+        a_sum = np.zeros((batch, 1, *out_hw), dtype=np.int64)
+        on_fabric = tensor.is_values
+        ys, xs = (_axis_phases(k, m.stride, m.padding) for k in m.kernel)
+        if m.stride > 1 and not tensor.stochastic:
+            y0, x0 = min(d for _, d, _ in ys), min(d for _, d, _ in xs)
+            ny, nx = (max(d + len(i) for _, d, i in axis) - first for axis, first in ((ys, y0), (xs, x0)))
+            kernel = np.zeros((m.out_channels, len(ys) * len(xs), m.in_channels, ny, nx), dtype=np.int64)
+            used: npt.NDArray[np.bool_] = np.zeros(kernel.shape[1:], dtype=bool)
+            for p, ((_, dy, iy), (_, dx, ix)) in enumerate(itertools.product(ys, xs)):
+                at = (slice(dy - y0, dy - y0 + len(iy)), slice(dx - x0, dx - x0 + len(ix)))
+                kernel[:, p, :, at[0], at[1]] = weight[:, :, iy][:, :, :, ix]
+                used[p, :, at[0], at[1]] = True
+            merged = _merge_phases(tensor, [(py, px) for (py, _, _), (px, _, _) in itertools.product(ys, xs)], m.stride)
+            shape = (m.out_channels, merged.channels, ny, nx)
+            used = used.reshape(1, *shape[1:])
+            self._correlate(run, merged, kernel.reshape(shape), used, used, (y0, x0), w.grid, dot, a_sum, on_fabric)
+        else:
+            for (py, dy, iy), (px, dx, ix) in itertools.product(ys, xs):
+                part = tensor.phase(py, px, m.stride) if m.stride > 1 else tensor
+                kernel = weight[:, :, iy][:, :, :, ix]
+                used = np.ones((1, m.in_channels, len(iy), len(ix)), dtype=bool)
+                self._correlate(run, part, kernel, used, used, (dy, dx), w.grid, dot, a_sum, on_fabric)
+        self._finish(run, "forward", x.grid, w.grid, m)
+        if not on_fabric and not self._nine_taps(m):
+            a_sum = self._host_window_sums(host_codes(x).sum(axis=1), m)
+        elif linear:
+            a_sum = self._from_row(a_sum, m.batch)
+        if linear:
+            dot = self._from_row(dot, m.batch)
+        valid_y, valid_x = _valid(m)
+        b_sum = np.einsum("okl,ky,lx->oyx", weight.sum(axis=1), valid_y, valid_x)[None]
+        count = m.in_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
+        return Sums(dot, a_sum, b_sum, count)
+
+    @staticmethod
+    def _nine_taps(m: ConvGeometry) -> bool:
+        """Whether the fabric's own operand sums are those of the product."""
+        return m.kernel == (3, 3) and m.stride == 1
+
+    @staticmethod
+    def _from_row(values: I64, batch: int) -> I64:
+        """Undo :func:`_row_of_pixels` on a result: (1, C, rows, lanes) -> (batch, C, 1, 1)."""
+        return values[0].reshape(values.shape[1], -1)[:, :batch].T[:, :, None, None]
+
+    @staticmethod
+    def _host_window_sums(image_sums: I64, m: ConvGeometry) -> I64:
+        """Sums of codes under the kernel: int64 (N, H, W) -> (N, 1, OH, OW)."""
+        out = np.zeros((m.batch, 1, *m.out_hw), dtype=np.int64)
+        for ky, kx in itertools.product(range(m.kernel[0]), range(m.kernel[1])):
+            oy, iy = _slices(ky, m.in_hw[0], m.out_hw[0], m.stride, m.padding)
+            ox, ix = _slices(kx, m.in_hw[1], m.out_hw[1], m.stride, m.padding)
+            out[:, 0, oy, ox] += image_sums[:, iy, ix]
+        return out
+
+    @staticmethod
+    def _host_scatter_sums(gradient_sums: I64, m: ConvGeometry) -> I64:
+        """Sums of output-gradient codes that reach a pixel: int64 (N, OH, OW) -> (N, 1, H, W)."""
+        out = np.zeros((m.batch, 1, *m.in_hw), dtype=np.int64)
+        for ky, kx in itertools.product(range(m.kernel[0]), range(m.kernel[1])):
+            oy, iy = _slices(ky, m.in_hw[0], m.out_hw[0], m.stride, m.padding)
+            ox, ix = _slices(kx, m.in_hw[1], m.out_hw[1], m.stride, m.padding)
+            out[:, 0, iy, ix] += gradient_sums[:, oy, ox]
+        return out
+
+    def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
+        """Gradient of the input: the output gradient under the mirrored, transposed kernel.
+
+        Raises:
+            ValueError, ProgramError: as in :meth:`forward`.
+        """
+        m = geometry
+        self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
+        self._check("weight", w.shape, (m.out_channels, m.in_channels, *m.kernel))
+        weight = host_codes(w)
+        tensor = _tensor(g, "output gradient")
+        run = self._start("input_gradient")
+        linear = self._is_linear(m)
+        if linear:
+            tensor = _row_of_pixels(tensor, self.design.lanes)
+        s = m.stride
+        ys, xs = (_axis_phases_back(k, s, m.padding) for k in m.kernel)
+        y0, x0 = min(d for _, d, _ in ys), min(d for _, d, _ in xs)
+        ny, nx = (max(d + len(i) for _, d, i in axis) - first for axis, first in ((ys, y0), (xs, x0)))
+        phases = list(itertools.product(ys, xs))
+        kernel = np.zeros((len(phases), m.in_channels, m.out_channels, ny, nx), dtype=np.int64)
+        used = np.zeros((len(phases), 1, ny, nx), dtype=bool)
+        for p, ((_, dy, iy), (_, dx, ix)) in enumerate(phases):
+            at = (slice(dy - y0, dy - y0 + len(iy)), slice(dx - x0, dx - x0 + len(ix)))
+            kernel[p, :, :, at[0], at[1]] = weight[:, :, iy][:, :, :, ix].transpose(1, 0, 2, 3)
+            used[p, 0, at[0], at[1]] = True
+        size = tensor.array.shape[2:] if linear else (-(-m.in_hw[0] // s), -(-m.in_hw[1] // s))
+        batch = tensor.array.shape[0]
+        channels = len(phases) * m.in_channels
+        parts = np.zeros((batch, channels, *size), dtype=np.int64)
+        sums = np.zeros((batch, len(phases), *size), dtype=np.int64)
+        self._correlate(
+            run,
+            tensor,
+            kernel.reshape(channels, m.out_channels, ny, nx),
+            np.repeat(used, m.in_channels, axis=0),
+            used,
+            (y0, x0),
+            w.grid,
+            parts,
+            sums,
+            tensor.is_values,
+        )
+        self._finish(run, "input_gradient", g.grid, w.grid, m)
+        if linear:
+            dot, a_sum = self._from_row(parts, m.batch), self._from_row(sums, m.batch)
+        elif s == 1:
+            dot, a_sum = parts, sums
+        else:
+            dot = np.zeros((batch, m.in_channels, *m.in_hw), dtype=np.int64)
+            a_sum = np.zeros((batch, 1, *m.in_hw), dtype=np.int64)
+            for p, ((py, _, _), (px, _, _)) in enumerate(phases):
+                view, one = dot[:, :, py::s, px::s], a_sum[:, :, py::s, px::s]
+                h, v = view.shape[2:]
+                view[...] = parts[:, p * m.in_channels : (p + 1) * m.in_channels, :h, :v]
+                one[...] = sums[:, p : p + 1, :h, :v]
+        if not tensor.is_values and not self._nine_taps(m):
+            a_sum = self._host_scatter_sums(host_codes(g).sum(axis=1), m)
+        valid_y, valid_x = _valid_back(m)
+        b_sum = np.einsum("ckl,ky,lx->cyx", weight.sum(axis=0), valid_y, valid_x)[None]
+        count = m.out_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
+        return Sums(dot, a_sum, b_sum, count)
+
+    def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums:
+        """Gradient of the weights, accumulated on chip over the batch.
+
+        Raises:
+            ValueError, ProgramError: as in :meth:`forward`.
+        """
+        m = geometry
+        self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
+        self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
+        a, b = _tensor(x, "activation"), _tensor(g, "output gradient")
+        run = self._start("weight_gradient")
+        if self._is_linear(m):
+            a, b = (_row_of_pixels(t, self.design.lanes) for t in (a, b))
+        s = m.stride
+        dot = np.zeros((m.out_channels, m.in_channels, *m.kernel), dtype=np.int64)
+        a_sum = np.zeros((1, m.in_channels, *m.kernel), dtype=np.int64)
+        b_sum = np.zeros((m.out_channels, 1, *m.kernel), dtype=np.int64)
+        ys, xs = (_axis_phases(k, s, m.padding) for k in m.kernel)
+        even = all(n % s == 0 for n in a.array.shape[2:])
+        merge = s > 1 and even and not a.stochastic
+        jobs: list[tuple[_Tensor, list[tuple[tuple[int, int, list[int]], tuple[int, int, list[int]]]]]] = []
+        if merge:
+            phases = list(itertools.product(ys, xs))
+            jobs.append((_merge_phases(a, [(y[0], x[0]) for y, x in phases], s), phases))
+        else:
+            for y, xx in itertools.product(ys, xs):
+                jobs.append((a.phase(y[0], xx[0], s) if s > 1 else a, [(y, xx)]))
+        pending = []
+        for tensor, phases in jobs:
+            y0, x0 = min(y[1] for y, _ in phases), min(x[1] for _, x in phases)
+            ny = max(y[1] + len(y[2]) for y, _ in phases) - y0
+            nx = max(x[1] + len(x[2]) for _, x in phases) - x0
+            pending.append((phases, y0, x0, self._accumulate(run, tensor, b, (y0, x0), (ny, nx))))
+        self._finish(run, "weight_gradient", x.grid, g.grid, m)
+        for phases, y0, x0, (all_dot, all_a, all_b) in pending:
+            for p, ((_, dy, iy), (_, dx, ix)) in enumerate(phases):
+                mine = slice(p * m.in_channels, (p + 1) * m.in_channels)
+                for (j, ky), (i, kx) in itertools.product(enumerate(iy), enumerate(ix)):
+                    at = (dy - y0 + j, dx - x0 + i)
+                    dot[:, :, ky, kx] = all_dot[:, mine, at[0], at[1]]
+                    a_sum[0, :, ky, kx] = all_a[mine, at[0], at[1]]
+                    b_sum[:, 0, ky, kx] = all_b[:, at[0], at[1]]
+        valid_y, valid_x = _valid(m)
+        count = m.batch * np.outer(valid_y.sum(axis=1), valid_x.sum(axis=1))[None, None]
+        return Sums(dot, a_sum, b_sum, count)
+
+    # -- CONV -------------------------------------------------------------------------------------------------------
+
+    def _correlate(
+        self,
+        run: _Run,
+        a: _Tensor,
+        kernel: I64,
+        used: npt.NDArray[np.bool_],
+        sum_used: npt.NDArray[np.bool_],
+        origin: tuple[int, int],
+        b: Grid,
+        dot: I64,
+        a_sum: I64,
+        sums_on_fabric: bool,
+    ) -> None:
+        """Add a correlation to ``dot`` and operand sums to ``a_sum``, when the run's programs have run.
+
+        Args:
+            a: (N, Ca, H, W).
+            kernel: int64 (O, Ca, ny, nx).
+            used: which elements are weights at all, broadcastable to the kernel's shape; the others are zero.
+            sum_used: (phases, 1 or Ca, ny, nx): the elements under which each plane of ``a_sum`` adds ``a``.
+            origin: offset of kernel element [0, 0].
+            b: grid of the kernel's codes.
+            dot: int64 (N, O, OH, OW).
+            a_sum: int64 (N, phases, OH, OW).
+            sums_on_fabric: the host does not know a's codes, so operand sums must come from the fabric.
+        """
+        d = self.design
+        c = d.channels
+        bits = a.grid.bits
+        out_channels, in_channels, ny, nx = kernel.shape
+        out_hw = dot.shape[2:]
+        pieces = _kernel_pieces(origin, (ny, nx))
+        native_sums = sum_used.shape[0] == 1 and (ny, nx) == (3, 3) and bool(sum_used.all())
+        spans = [
+            _span(a.array.shape[2 + axis], out_hw[axis], [p.centre[axis] for p in pieces], origin[axis], (ny, nx)[axis])
+            for axis in (0, 1)
+        ]
+        groups_total, out_groups_total = -(-in_channels // c), -(-out_channels // c)
+        half_a, half_w = d.depth_a // 2, d.depth_w // 2
+        max_groups = max(1, min(contract.LIMITS["groups"], half_a // bits, half_w // b.bits))
+        padded_kernel = np.zeros((out_groups_total * c, groups_total * c, ny, nx), dtype=np.int64)
+        padded_kernel[:out_channels, :in_channels] = kernel
+        sum_groups = -(-sum_used.shape[0] // c)
+        padded_sums = np.zeros((sum_groups * c, groups_total * c, ny, nx), dtype=np.int64)
+        padded_sums[: sum_used.shape[0], :in_channels] = sum_used
+        some = np.zeros((out_groups_total * c, ny, nx), dtype=bool)
+        some[:out_channels] = np.broadcast_to(used, kernel.shape).any(axis=1)
+
+        weights_buffer = _Buffer(Target.W, d.depth_w)
+        a_buffer = _Buffer(Target.A, d.depth_a)
+        for first, groups in _split_range(groups_total, max_groups):
+            units: list[_Unit] = []
+            per_unit = max(1, min(contract.LIMITS["out_groups"], half_w // (groups * b.bits)))
+            for piece in pieces:
+                needed: npt.NDArray[np.bool_] = np.zeros(out_groups_total * c, dtype=bool)
+                for _, iy, ix in piece.taps:
+                    needed |= some[:, iy, ix]
+                kept = [bool(group.any()) for group in needed.reshape(out_groups_total, c)]
+                group = 0
+                while group < out_groups_total:
+                    if not kept[group]:
+                        group += 1
+                        continue
+                    stop = group
+                    while stop < out_groups_total and kept[stop] and stop - group < per_unit:
+                        stop += 1
+                    wants = native_sums and group == 0
+                    units.append(_Unit(piece, (group * c, stop * c), b.bits, b.signed, False, wants))
+                    group = stop
+                if sums_on_fabric and not native_sums:
+                    units.append(_Unit(piece, (0, sum_groups * c), 1, False, True, False))
+            max_rows = min(contract.LIMITS["rows"], 8 * max(1, half_a // (groups * bits)))
+            tiles = _tiles(spans[0], spans[1], max_rows, d.lanes)
+
+            def fit(rows: int, groups: int = groups) -> int:
+                return half_a // tensor_addresses(1, rows, groups, bits)
+
+            stacks = _stacks(a.array.shape[0], tiles, fit)
+            for residents in self._resident_sets(units, groups):
+                size = sum(self._unit_words(u, groups) for u in residents)
+                base_w = 0 if size > half_w else weights_buffer.place(object())[0]
+                bases = []
+                for unit in residents:
+                    bases.append(base_w)
+                    self._load_unit(run, unit, padded_sums if unit.sums else padded_kernel, first, groups, base_w)
+                    base_w += self._unit_words(unit, groups)
+                for stack in stacks:
+                    run.breathe()
+                    base_a = _load(run, a_buffer, a, stack, (first * c, groups))
+                    for unit, base in zip(residents, bases, strict=True):
+                        self._conv(run, unit, stack, groups, a.grid, base_a, base, dot, a_sum)
+
+    def _unit_words(self, unit: _Unit, groups: int) -> int:
+        return (unit.outputs[1] - unit.outputs[0]) // self.design.channels * groups * unit.bits
+
+    def _resident_sets(self, units: list[_Unit], groups: int) -> list[list[_Unit]]:
+        """Units that lie in the weight buffer together: all of them if they fit, else sets that fit half of it."""
+        if sum(self._unit_words(u, groups) for u in units) <= self.design.depth_w:
+            return [units]
+        out: list[list[_Unit]] = []
+        room = 0
+        for unit in units:
+            words = self._unit_words(unit, groups)
+            if not out or words > room:
+                out.append([])
+                room = self.design.depth_w // 2
+            out[-1].append(unit)
+            room -= words
+        return out
+
+    def _load_unit(self, run: _Run, unit: _Unit, kernel: I64, first: int, groups: int, base: int) -> None:
+        """Load the 3x3 piece of ``kernel`` (O, Ca, ny, nx), channels padded to whole groups, that a unit stands for."""
+        c = self.design.channels
+        start, stop = unit.outputs
+        block = np.zeros((stop - start, groups * c, TAPS), dtype=np.int64)
+        for tap, iy, ix in unit.piece.taps:
+            block[:, :, tap] = kernel[start:stop, first * c : (first + groups) * c, iy, ix]
+        shaped = block.reshape((stop - start) // c, c, groups, c, TAPS).transpose(0, 2, 1, 4, 3)
+        run.builder.load_weights(shaped, unit.bits, base)
+
+    def _conv(
+        self,
+        run: _Run,
+        unit: _Unit,
+        stack: _Stack,
+        groups: int,
+        a: Grid,
+        base_a: int,
+        base_w: int,
+        dot: I64,
+        a_sum: I64,
+    ) -> None:
+        """One CONV packet, and what becomes of its results."""
+        d = self.design
+        start, stop = unit.outputs
+        out_groups = (stop - start) // d.channels
+        rows = stack.tile.rows.size
+        wide = not conv_fits(d, groups, a.bits, unit.bits, False)
+        span = run.builder.conv(
+            images=stack.images,
+            rows=rows,
+            groups=groups,
+            out_groups=out_groups,
+            a_bits=a.bits,
+            b_bits=unit.bits,
+            a_signed=a.signed,
+            b_signed=unit.signed,
+            segment_start=stack.tile.segment_start,
+            base_a=base_a,
+            base_w=base_w,
+            format=OutputFormat.INT64 if wide else OutputFormat.INT32,
+            a_sum=unit.with_a_sum,
+        )
+
+        def receive(words: U64) -> None:
+            acc, sums = packing.unpack_conv(words, d, stack.images, rows, out_groups, wide, unit.with_a_sum)
+            target = a_sum if unit.sums else dot
+            self._add(target, acc[:, :, : target.shape[1] - start], start, unit.piece.centre, stack)
+            if sums is not None:
+                self._add(a_sum, sums[:, :, None], 0, unit.piece.centre, stack)
+
+        run.expect(span, receive)
+
+    @staticmethod
+    def _add(target: I64, tile: npt.NDArray[np.integer], channel: int, centre: tuple[int, int], stack: _Stack) -> None:
+        """Add a tile (images, rows, channels, L) to ``target`` (N, C, OH, OW) from ``channel`` on."""
+        t = stack.tile
+        images, rows, channels, _ = tile.shape
+        width = t.columns.size
+        pixels = tile[..., : t.side * width].reshape(images, rows, channels, t.side, width)
+        pixels = pixels.transpose(0, 3, 2, 1, 4).reshape(images * t.side, channels, rows, width)[: stack.count]
+        y0 = max(t.rows.own_start, centre[0])
+        y1 = min(t.rows.own_stop, centre[0] + target.shape[2])
+        x0 = max(t.columns.own_start, centre[1])
+        x1 = min(t.columns.own_stop, centre[1] + target.shape[3])
+        if y0 >= y1 or x0 >= x1:
+            return
+        target[
+            stack.first : stack.first + stack.count,
+            channel : channel + channels,
+            y0 - centre[0] : y1 - centre[0],
+            x0 - centre[1] : x1 - centre[1],
+        ] += pixels[:, :, y0 - t.rows.start : y1 - t.rows.start, x0 - t.columns.start : x1 - t.columns.start]
+
+    # -- WGRAD ------------------------------------------------------------------------------------------------------
+
+    def _gradient_blocks(self, groups: int, out_groups: int, a_bits: int, b_bits: int) -> tuple[int, int]:
+        """Input and output groups per pass: what fits the accumulators and buffers with the least traffic."""
+        d = self.design
+        tiles = min(d.depth_accumulator, _MAX_READ) // (TAPS * (d.channels + 1))
+        best: tuple[int, int, int] | None = None
+        for i in range(1, min(groups, contract.LIMITS["groups"], d.depth_a // 2 // a_bits) + 1):
+            o = min(out_groups, contract.LIMITS["out_groups"], d.depth_g // 2 // b_bits, tiles // (i + 1))
+            if o < 1:
+                break
+            passes = -(-groups // i) * -(-out_groups // o)
+            traffic = passes * (i * a_bits + o * b_bits)
+            if best is None or traffic < best[0]:
+                best = (traffic, i, o)
+        if best is None:
+            raise ValueError(
+                f"design {d.name}: {d.depth_accumulator} accumulator entries hold no weight gradient with its sums "
+                f"({2 * TAPS * (d.channels + 1)} entries); raise depth_accumulator"
+            )
+        return best[1], best[2]
+
+    def _accumulate(
+        self, run: _Run, a: _Tensor, g: _Tensor, origin: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[I64, I64, I64]:
+        """Weight gradient of a correlation; the arrays are filled when the run's programs have run.
+
+        Args:
+            a: (N, Ca, H, W).
+            g: (N, O, OH, OW).
+            origin: offset of kernel element [0, 0].
+            size: of the kernel.
+
+        Returns:
+            dot, int64 (O, Ca, ny, nx); a_sum (Ca, ny, nx); b_sum (O, ny, nx).
+        """
+        n, in_channels = a.array.shape[:2]
+        out_channels, out_hw = g.channels, g.array.shape[2:]
+        dot = np.zeros((out_channels, in_channels, *size), dtype=np.int64)
+        a_sum = np.zeros((in_channels, *size), dtype=np.int64)
+        b_sum = np.zeros((out_channels, *size), dtype=np.int64)
+        for piece in _kernel_pieces(origin, size):
+            rows, columns = (
+                _span(a.array.shape[2 + i], out_hw[i], [piece.centre[i]], origin[i], size[i]) for i in (0, 1)
+            )
+            real = all(span == (0, k) for span, k in zip((rows, columns), a.array.shape[2:], strict=True))
+            full = all(span == (k, k + o) for span, k, o in zip((rows, columns), piece.centre, out_hw, strict=True))
+            self._piece_gradient(run, piece, a, g, rows, columns, dot, a_sum if full else None, b_sum if real else None)
+            # where the fabric's own sums would count positions that are not real, products with ones replace them
+            if not full:
+                ones = _mask_tensor((n, 1, *out_hw))
+                self._piece_gradient(run, piece, a, ones, rows, columns, a_sum[None], None, None)
+            if not real:
+                ones = _mask_tensor((n, 1, *a.array.shape[2:]))
+                self._piece_gradient(run, piece, ones, g, rows, columns, b_sum[:, None], None, None)
+        return dot, a_sum, b_sum
+
+    def _piece_gradient(
+        self,
+        run: _Run,
+        piece: _Piece,
+        a: _Tensor,
+        g: _Tensor,
+        rows: tuple[int, int],
+        columns: tuple[int, int],
+        dot: I64,
+        a_sum: I64 | None,
+        b_sum: I64 | None,
+    ) -> None:
+        """One 3x3 piece of a weight gradient.
+
+        Args:
+            a, g: operands (N, Ca, H, W) and (N, O, OH, OW).
+            rows, columns: span of the virtual image.
+            dot: (O, Ca, ny, nx), added to.
+            a_sum: (Ca, ny, nx), added to if the fabric's sums are wanted.
+            b_sum: (O, ny, nx), added to if sums by the ONES group are wanted.
+        """
+        d = self.design
+        c = d.channels
+        a_bits, b_bits = a.grid.bits, g.grid.bits
+        groups_total, out_groups_total = -(-a.channels // c), -(-g.channels // c)
+        step_in, step_out = self._gradient_blocks(groups_total, out_groups_total, a_bits, b_bits)
+        half_a, half_g = d.depth_a // 2, d.depth_g // 2
+        a_buffer, g_buffer = _Buffer(Target.A, d.depth_a), _Buffer(Target.G, d.depth_g)
+        max_rows = min(contract.LIMITS["rows"], 8 * min(half_a // (step_in * a_bits), half_g // (step_out * b_bits)))
+        tiles = _tiles(rows, columns, max_rows, d.lanes)
+        if a_sum is not None and len(tiles) > 1:  # the fabric's sums would count halos twice
+            ones = _mask_tensor((a.array.shape[0], 1, *g.array.shape[2:]))
+            self._piece_gradient(run, piece, a, ones, rows, columns, a_sum[None], None, None)
+            a_sum = None
+        for (first, groups), (first_out, out_groups) in itertools.product(
+            _split_range(groups_total, step_in), _split_range(out_groups_total, step_out)
+        ):
+            ones_here = b_sum is not None and first == 0
+            entries = accumulator_entries(d, out_groups, groups, ones_here)
+
+            def fit(size: int, groups: int = groups, out_groups: int = out_groups) -> int:
+                images = min(
+                    half_a // tensor_addresses(1, size, groups, a_bits),
+                    half_g // tensor_addresses(1, size, out_groups, b_bits),
+                    contract.LIMITS["images"],
+                )
+                while images > 1 and not wgrad_fits(d, size, images, a_bits, b_bits):
+                    images //= 2
+                return images
+
+            held = 0  # bound on what the accumulators hold
+
+            def read(
+                held: int,
+                first: int = first,
+                groups: int = groups,
+                first_out: int = first_out,
+                out_groups: int = out_groups,
+                ones_here: bool = ones_here,
+                entries: int = entries,
+            ) -> None:
+                wide = held >= 1 << 31
+                span = run.builder.read(entries, 0, OutputFormat.INT64 if wide else OutputFormat.INT32)
+
+                def receive(words: U64) -> None:
+                    values = packing.unpack_entries(words, d, entries, wide)
+                    tile_dot, tile_sum = packing.gradient_tiles(values, d, out_groups, groups + ones_here)
+                    o, i = first_out * c, first * c
+                    oc, ic = min(out_groups * c, g.channels - o), min(groups * c, a.channels - i)
+                    for tap, ky, kx in piece.taps:
+                        dot[o : o + oc, i : i + ic, ky, kx] += tile_dot[:oc, :ic, tap]
+                        if a_sum is not None and o == 0:
+                            a_sum[i : i + ic, ky, kx] += tile_sum[:ic, tap]
+                        if b_sum is not None and ones_here:
+                            b_sum[o : o + oc, ky, kx] += tile_dot[:oc, groups * c, tap]
+
+                run.expect(span, receive)
+
+            for stack in _stacks(a.array.shape[0], tiles, fit):
+                run.breathe()
+                size = stack.tile.rows.size
+                grows = size * stack.images * d.lanes << (a_bits + b_bits)
+                if held + grows > (1 << 47) - 1 and held:
+                    read(held)
+                    held = 0
+                base_a = _load(run, a_buffer, a, stack, (first * c, groups))
+                base_g = _load(run, g_buffer, g, stack, (first_out * c, out_groups), piece.centre, own_only=True)
+                run.builder.wgrad(
+                    images=stack.images,
+                    rows=size,
+                    groups=groups,
+                    out_groups=out_groups,
+                    a_bits=a_bits,
+                    b_bits=b_bits,
+                    a_signed=a.grid.signed,
+                    b_signed=g.grid.signed,
+                    segment_start=stack.tile.segment_start,
+                    base_a=base_a,
+                    base_g=base_g,
+                    ones=ones_here,
+                    clear=held == 0,
+                )
+                held += grows
+            read(held)

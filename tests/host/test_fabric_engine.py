@@ -1,0 +1,120 @@
+"""The engine's lowering against PyTorch's convolutions in float64, over random geometries, precisions and signs."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host.device import ProgramError, Result, open_device
+from host.engine import FabricEngine, host_codes
+from host.products import ConvGeometry, Grid, Operand, Sums
+from hw.contract import Error
+from hw.design import load_design
+
+SMALL = load_design("sim-small")
+BIG = load_design("zc706")
+DEVICES = {d.name: open_device("reference", d) for d in (SMALL, BIG)}
+I64 = npt.NDArray[np.int64]
+
+
+def make_grid(bits: int, signed: bool, key: int | None = None) -> Grid:
+    zero = 0.0 if signed else -0.37
+    return Grid(bits, signed, np.asarray(0.043, np.float32), np.asarray(zero, np.float32), key)
+
+
+def make_operand(rng: np.random.Generator, shape: tuple[int, ...], grid: Grid, values: bool, extreme: bool) -> Operand:
+    low, high = grid.limits
+    if values:
+        x = (rng.integers(low, high + 1, size=shape) + rng.random(shape)) * float(grid.scale) + float(grid.zero)
+        return Operand(grid, values=x.astype(np.float32))
+    codes = rng.choice([low, high], size=shape) if extreme else rng.integers(low, high + 1, size=shape)
+    return Operand(grid, codes=codes.astype(np.int32))
+
+
+def truth(product: str, a: I64, b: I64, m: ConvGeometry) -> Sums:
+    """The sums by PyTorch, in float64: exact for these sizes."""
+    options = {"stride": m.stride, "padding": m.padding}
+
+    def t(x: I64) -> torch.Tensor:
+        return torch.from_numpy(x.astype(np.float64))
+
+    weight_shape = (m.out_channels, m.in_channels, *m.kernel)
+    input_shape = (m.batch, m.in_channels, *m.in_hw)
+
+    def run(a: I64, b: I64) -> I64:
+        if product == "forward":
+            out = torch.nn.functional.conv2d(t(a), t(b), **options)
+        elif product == "input_gradient":
+            out = torch.nn.grad.conv2d_input(input_shape, t(b), t(a), **options)
+        else:
+            out = torch.nn.grad.conv2d_weight(t(a), weight_shape, t(b), **options)
+        return np.rint(out.numpy()).astype(np.int64)
+
+    one_a, one_b = np.ones_like(a), np.ones_like(b)
+    return Sums(run(a, b), run(a, one_b), run(one_a, b), run(one_a, one_b))
+
+
+def shapes(product: str, m: ConvGeometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    x = (m.batch, m.in_channels, *m.in_hw)
+    w = (m.out_channels, m.in_channels, *m.kernel)
+    g = (m.batch, m.out_channels, *m.out_hw)
+    return {"forward": (x, w), "input_gradient": (g, w), "weight_gradient": (x, g)}[product]
+
+
+def compare(engine: FabricEngine, product: str, a: Operand, b: Operand, m: ConvGeometry) -> None:
+    got = getattr(engine, product)(a, b, m)
+    want = truth(product, host_codes(a), host_codes(b), m)
+    assert got.dot.shape == want.dot.shape
+    for name in ("dot", "a_sum", "b_sum", "count"):
+        have = np.broadcast_to(getattr(got, name), want.dot.shape)
+        assert np.array_equal(have, getattr(want, name)), f"{product} {name} {m}"
+
+
+PRODUCTS = ("forward", "input_gradient", "weight_gradient")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[str, str, ConvGeometry, tuple[Grid, Grid], tuple[bool, bool], bool, int]:
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (5, 2), (2, 2), (4, 6)]))
+    stride = draw(st.sampled_from([1, 1, 2, 2, 3]))
+    padding = draw(st.integers(0, 3))
+    least = [max(1, k - 2 * padding) for k in kernel]
+    hw = (draw(st.integers(least[0], 12)), draw(st.integers(least[1], draw(st.sampled_from([6, 14, 40])))))
+    if draw(st.integers(0, 5)) == 0:
+        kernel, stride, padding, hw = (1, 1), 1, 0, (1, 1)
+    m = ConvGeometry(
+        draw(st.integers(1, 5)), draw(st.integers(1, 20)), draw(st.integers(1, 20)), hw, kernel, stride, padding
+    )
+    grids = []
+    for _ in range(2):
+        bits = draw(st.sampled_from([1, 2, 3, 4, 6, 8, 8, 12, 16]))
+        key = draw(st.one_of(st.none(), st.integers(0, 2**32 - 1)))
+        grids.append(make_grid(bits, draw(st.booleans()), key))
+    values = (draw(st.booleans()), draw(st.booleans()))
+    design = draw(st.sampled_from(sorted(DEVICES)))
+    return (
+        draw(st.sampled_from(PRODUCTS)),
+        design,
+        m,
+        (grids[0], grids[1]),
+        values,
+        draw(st.booleans()),
+        draw(st.integers(0, 99)),
+    )
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(cases())
+def test_any_geometry_matches_pytorch(
+    case: tuple[str, str, ConvGeometry, tuple[Grid, Grid], tuple[bool, bool], bool, int],
+) -> None:
+    product, design, m, grids, values, extreme, seed = case
+    rng = np.random.default_rng(seed)
+    a_shape, b_shape = shapes(product, m)
+    a = make_operand(rng, a_shape, grids[0], values[0], extreme)
+    b = make_operand(rng, b_shape, grids[1], values[1], extreme)
+    compare(FabricEngine(DEVICES[design]), product, a, b, m)
