@@ -115,11 +115,13 @@ def run_train(arguments: argparse.Namespace) -> int:
 #: Schedule of the digits recipe, for training without a recipe file (an installed package has none).
 DIGITS_DEFAULTS: dict[str, Any] = {
     "quantize_head": True,
+    "stages": [[3, 3, 6], [4, 4, 6], [6, 6, 8], [8, 8, 8]],
     "window": 2,
-    "norm_epochs": 3,
-    "eps": 0.2,
+    "eps": 0.25,
     "alpha": 0.5,
-    "deadlines": [2, 5, 7],
+    "deadlines": [4, 5, 6],
+    "epochs": 8,
+    "batch": 32,
     "weight_decay": 5e-4,
     "warmup": 0.1,
 }
