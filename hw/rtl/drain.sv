@@ -15,7 +15,7 @@ module drain
     input  wire tile_t                                       tile_i,
     input  wire  [LANES-1:0][CHANNELS-1:0][ACC_BITS-1:0]     acc_i,
     input  wire  [LANES-1:0][ACC_BITS-1:0]                   sum_i,
-    output logic                                             busy_o,
+    output logic                                             busy_o,      // the next tile must not end yet
     output logic                                             idle_o,
     // READ and END
     input  wire                                              job_valid_i,
@@ -92,7 +92,12 @@ module drain
       lane_valid_q <= 1'b0;
     end
   end
-  assign busy_o = full_q || capture_i;
+  // Once a tile of codes or of a weight gradient has started, one channel leaves per cycle: the next tile may end as soon
+  // as the rest is gone by the time it arrives, which is AHEAD cycles after the sequencer's decision.
+  localparam int unsigned AHEAD = 6;
+  logic streaming;
+  assign streaming = full_q && channel_q != 0 && (tile_q.wgrad || (tile_q.format == FORMAT_CODES && channel_q > CW'(1)));
+  assign busy_o = full_q && !(streaming && last_channel - channel_q <= CW'(AHEAD));
 
   logic lane_codes, lane_raw;
   assign lane_codes = lane_valid_q && !lane_tile_q.wgrad && lane_tile_q.format == FORMAT_CODES;

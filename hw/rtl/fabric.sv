@@ -104,7 +104,8 @@ module fabric
   sequencer i_sequencer (
       .clk_i(clk), .rst_i(rst), .command_valid_i(command_valid), .command_i(command), .retire_o(retire),
       .read_o(read), .a_address_o(a_read_address), .g_address_o(g_read_address), .w_address_o(w_read_address),
-      .step_o(step), .tile_o(tile), .drain_busy_i(drain_busy), .job_valid_o(job_valid), .job_o(job),
+      .step_o(step), .tile_o(tile), .drain_busy_i(drain_busy), .drain_capture_i(last_q[ARRAY_CYCLES-1]),
+      .job_valid_o(job_valid), .job_o(job),
       .job_done_i(job_done), .drain_idle_i(drain_idle && !wait_pipeline), .fault_i(fault), .busy_o(sequencer_busy),
       .wait_drain_o(wait_drain), .skipped_valid_o(skipped_valid), .skipped_o(skipped)
   );

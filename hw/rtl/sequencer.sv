@@ -25,8 +25,9 @@ module sequencer
     // array step, with the buffers' data; the tile that the step belongs to
     output step_t                 step_o,
     output tile_t                 tile_o,
-    // the drain holds a tile (or is about to): the next one must not end yet
+    // the drain holds a tile: the next one must not end yet; it has just taken one
     input  wire                   drain_busy_i,
+    input  wire                   drain_capture_i,
     // READ and END run in the drain once it is idle
     output logic                  job_valid_o,
     output command_t              job_o,
@@ -318,7 +319,7 @@ module sequencer
     if (job_valid_o) job_open_q <= 1'b1;
     if (job_done_i) job_open_q <= 1'b0;
     if (issue && tile_last) pending_q <= 1'b1;
-    else if (drain_busy_i) pending_q <= 1'b0;
+    else if (drain_capture_i) pending_q <= 1'b0;
     if (fault_i && state_q != JOB && state_q != IDLE) begin
       state_q   <= IDLE;
       pending_q <= 1'b0;

@@ -1,0 +1,178 @@
+"""``fractrain bench engine``: a network's training products on the simulated hardware, against the cycle model.
+
+Every distinct convolution runs with random codes, forward and backward, for two lengths of the batch; the difference
+is the cost of an image, the rest is spread over a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from host.device import Device, U64, check
+from host.programs import ProgramBuilder
+from hw.contract import Opcode, Target
+from hw.cycles import predict
+from hw.design import Design
+from hw.layers import Bits, ConvShape
+from hw.workload import Packet, backward, forward, lower
+
+
+@dataclass
+class Row:
+    """One layer shape, one pass: RTL counters against ideal and model; cycles are per real image unless said."""
+
+    layer: str
+    count: int
+    product: str
+    bits: str
+    output: str
+    cycles: float
+    ideal: float
+    utilisation: float
+    fixed: float
+    stall_in: float
+    stall_out: float
+    stall_drain: float
+    measured_total: int
+    predicted_total: int
+    model_error: float
+
+
+def _payload(packet: Packet, design: Design, rng: np.random.Generator) -> U64 | None:
+    words = packet.get("payload_words", 0)
+    if not words:
+        return None
+    data = rng.integers(0, 1 << 64, words, dtype=np.uint64)
+    if packet["target"] == Target.E:  # multipliers near one, offsets of nothing: codes that are not all clamped
+        data[0::2], data[1::2] = 20, 0
+    return data
+
+
+def program(design: Design, packets: Iterable[Packet], seed: int = 0) -> U64:
+    """Words of a program with random payload."""
+    rng = np.random.default_rng(seed)
+    builder = ProgramBuilder(design)
+    for packet in packets:
+        if packet["opcode"] == Opcode.END:
+            return builder.end().words()
+        fields = {k: v for k, v in packet.items() if k not in ("opcode", "payload_words")}
+        builder.packet(Opcode(packet["opcode"]), _payload(packet, design, rng), **fields)
+    return builder.words()
+
+
+def distinct(shapes: Iterable[ConvShape]) -> list[tuple[ConvShape, int]]:
+    """Convolutions that differ in shape, with how often each occurs, in order of first occurrence."""
+    seen: dict[tuple[object, ...], list[ConvShape]] = {}
+    for s in shapes:
+        if s.kind != "linear":
+            seen.setdefault((s.in_channels, s.out_channels, s.kernel, s.stride, s.in_hw), []).append(s)
+    return [(group[0], len(group)) for group in seen.values()]
+
+
+def measure(
+    device: Device,
+    design: Design,
+    shape: ConvShape,
+    bits: Bits,
+    count: int = 1,
+    codes: bool = True,
+    batch: int = 128,
+    virtual: int = 4,
+    split: bool = False,
+    compare: Device | None = None,
+    first: bool = False,
+) -> list[Row]:
+    """Run one layer's products.
+
+    Args:
+        device: the RTL.
+        bits: of weights, activations, gradients.
+        count: how often the layer occurs (copied into the row).
+        codes: outputs as packed codes instead of 32-bit sums.
+        batch: real images over which fixed cost is spread.
+        virtual: virtual images of the shorter run; the longer has twice as many.
+        split: the two gradients as programs of their own instead of one fused pass.
+        compare: another device whose words must be the same.
+        first: the network's first layer, which needs no input gradient.
+
+    Raises:
+        RuntimeError: ``compare`` answers otherwise.
+    """
+    m = lower(design, shape)
+    macs = m.ideal_macs / design.binary_macs
+    passes: list[tuple[str, float, Callable[[int], list[Packet]]]] = [
+        ("forward", macs * bits.a * bits.w, lambda n: list(forward(design, shape, bits, n, codes)))
+    ]
+    gradients = [("input_gradient", macs * bits.g * bits.w)] * (not first) + [("weight_gradient", macs * bits.a * bits.g)]
+    if split or first:
+        for name, ideal in gradients:
+            passes.append((name, ideal, lambda n, name=name: list(backward(design, shape, bits, n, codes, products=(name,)))))  # type: ignore[misc]
+    else:
+        passes.append(("backward", sum(i for _, i in gradients), lambda n: list(backward(design, shape, bits, n, codes))))
+
+    rows = []
+    for name, ideal, make in passes:
+        totals, predictions, counters = [], [], {}
+        for n in (virtual, 2 * virtual):
+            packets = make(n)
+            words = program(design, packets)
+            result = check(device.run(words), f"{shape.name} {name}")
+            if compare is not None:
+                other = check(compare.run(words), f"{shape.name} {name}")
+                if not np.array_equal(result.words, other.words):
+                    raise RuntimeError(f"{shape.name} {name}: {device.info.kind} and {compare.info.kind} differ")
+            totals.append(result.counters["CYCLES"])
+            predictions.append(predict(design, packets).cycles)
+            counters = result.counters
+        real = virtual * m.side
+        per_image = (totals[1] - totals[0]) / real
+        fixed = max(0, 2 * totals[0] - totals[1])
+        rows.append(
+            Row(
+                layer=shape.name,
+                count=count,
+                product=name,
+                bits=f"{bits.w}/{bits.a}/{bits.g}",
+                output="codes" if codes else "int32",
+                cycles=per_image + fixed / batch,
+                ideal=ideal,
+                utilisation=ideal / per_image,
+                fixed=fixed,
+                stall_in=counters["STALL_IN"] / (2 * real),
+                stall_out=counters["STALL_OUT"] / (2 * real),
+                stall_drain=counters["STALL_DRAIN"] / (2 * real),
+                measured_total=totals[1],
+                predicted_total=predictions[1],
+                model_error=predictions[1] / totals[1] - 1,
+            )
+        )
+    return rows
+
+
+def bench(
+    device: Device,
+    design: Design,
+    shapes: Iterable[ConvShape],
+    bits: Bits,
+    codes: bool = True,
+    split: bool = False,
+    batch: int = 128,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, object]:
+    """All convolutions of a network at one precision: rows, cycles per image, images per second at the design's clock."""
+    rows: list[Row] = []
+    for index, (shape, count) in enumerate(distinct(shapes)):
+        progress(f"{shape.name} at {bits.w}/{bits.a}/{bits.g}")
+        rows += measure(device, design, shape, bits, count, codes, batch, split=split, first=index == 0)
+    total = sum(r.cycles * r.count for r in rows)
+    return {
+        "bits": f"{bits.w}/{bits.a}/{bits.g}",
+        "output": "codes" if codes else "int32",
+        "cycles_per_image": total,
+        "images_per_second": design.clock_mhz * 1e6 / total,
+        "utilisation": sum(r.ideal * r.count for r in rows) / total,
+        "rows": [asdict(r) for r in rows],
+    }

@@ -1,0 +1,170 @@
+"""Cycle model of the fabric: when each packet loads, computes and drains, without simulating a bit.
+
+The model follows the RTL's structure: one loader that takes packets in order, a queue of four commands, one sequencer,
+a drain that holds one tile, and an output stream of one word per cycle.  Constants are the RTL's pipeline lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from hw.contract import HEADER_WORDS, TAPS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.design import Design
+from hw.layers import Bits, ConvShape
+from hw.workload import Packet, backward, forward, lower
+
+HEADER_CYCLES = HEADER_WORDS // 2 + 4  #: five beats and four cycles of checks
+LOAD_CYCLES = 2  #: hazard check before, step to the next packet after
+QUEUE_SLOTS = 4
+SETUP_CYCLES = 5  #: from the head of the queue to the first step
+ARRAY_CYCLES = 8  #: from a tile's last step to its first value in the drain
+DRAIN_CYCLES = 1  #: from the last value to permission for the next tile to end
+OUTPUT_CYCLES = 6  #: from a tile's last value to its first word
+TRAILER_CYCLES = 8
+
+
+@dataclass
+class Prediction:
+    """Cycles of a program.
+
+    Attributes:
+        cycles: from start to done.
+        compute: cycles in which the array works.
+        load: cycles in which the loader takes words.
+        store: cycles in which the output stream is busy.
+    """
+
+    cycles: int = 0
+    compute: int = 0
+    load: int = 0
+    store: int = 0
+    rows: list[tuple[str, float, float]] = field(default_factory=list)
+
+
+def _steps(a_planes: int, b_planes: int, a_bits: int, b_bits: int, inner: int, sums: bool) -> int:
+    """Array steps of one tile: computed plane pairs times their inner length, one step for an empty diagonal."""
+    steps = 0
+    for diagonal in range(a_bits + b_bits - 1):
+        pairs = sum(
+            bool(a_planes >> i & 1 and (b_planes >> (diagonal - i) & 1 or (sums and i == diagonal)))
+            for i in range(max(0, diagonal - b_bits + 1), min(diagonal, a_bits - 1) + 1)
+        )
+        steps += pairs * inner or 1
+    return steps
+
+
+def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
+    """Cycles of a program on ``design``, streams never pausing.
+
+    Args:
+        packets: header fields (``payload_words`` included), END last; planes and flags as they will be sent.
+    """
+    c, lanes = design.channels, design.lanes
+    result = Prediction()
+    loader = 2.0  # time at which the loader is free
+    sequencer = 0.0  # time at which the sequencer is free
+    drain = 0.0  # time at which the drain can take a tile
+    output = 0.0  # time at which the output stream is free
+    retired: list[tuple[float, Packet, dict[str, tuple[int, int]]]] = []  # commands, when they leave, what they read
+
+    for p in packets:
+        op = p["opcode"]
+        loader += HEADER_CYCLES
+        if op == Opcode.LOAD:
+            target, words = p["target"], p["payload_words"]
+            ready = loader + LOAD_CYCLES
+            spans: dict[str, tuple[int, int]] = {}
+            size = p["images"] * -(-p["rows"] // 8) * p["groups"] * p.get("a_bits", 0)
+            if target & Target.A:
+                spans["A"] = (p.get("base_a", 0), p.get("base_a", 0) + size)
+            if target & Target.G:
+                spans["G"] = (p.get("base_b", 0), p.get("base_b", 0) + size)
+            if target & Target.W:
+                spans["W"] = (p.get("base_b", 0), p.get("base_b", 0) + p["rows"])
+            for when, _, reads in retired[-QUEUE_SLOTS:]:
+                hit = any(b in reads and reads[b][0] < e1 and e0 < reads[b][1] for b, (e0, e1) in spans.items())
+                if hit or target & Target.E:
+                    ready = max(ready, when)
+            beats = words // 2
+            if p.get("format") == LoadFormat.FLOAT32:
+                beats += 12 + p["a_bits"]
+            loader = ready + beats
+            result.load += words // 2
+            continue
+        if op == Opcode.END:
+            result.cycles = round(max(loader, sequencer, drain, output) + TRAILER_CYCLES)
+            continue
+        if len(retired) >= QUEUE_SLOTS:
+            loader = max(loader, retired[-QUEUE_SLOTS][0])
+        loader += 2
+        if op == Opcode.READ:
+            per_entry = 2 + (c if p.get("format") == OutputFormat.INT64 else c // 2)
+            start = max(loader, sequencer, drain, output)
+            output = sequencer = start + 3 + p["rows"] * per_entry
+            result.store += p["rows"] * (per_entry - 2)
+            retired.append((sequencer, p, {}))
+            continue
+
+        flags, images, rows = Flag(p.get("flags", 0)), p["images"], p["rows"]
+        blocks = -(-rows // 8)
+        start = max(loader, sequencer) + SETUP_CYCLES
+        reads = {"A": (p.get("base_a", 0), p.get("base_a", 0) + images * blocks * p["groups"] * p["a_bits"])}
+        base_b = p.get("base_b", 0)
+        if op == Opcode.CONV:
+            steps = _steps(p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"], p["groups"], bool(flags & Flag.A_SUM))
+            tiles = images * rows * p["out_groups"]
+            compute = steps * tiles
+            values = c
+            form = p.get("format", OutputFormat.INT32)
+            if form == OutputFormat.CODES:
+                sent = p["out_bits"] * design.row_words * tiles
+                drained = values
+            else:
+                per_channel = lanes if form == OutputFormat.INT64 else lanes // 2
+                sent = per_channel * (c * tiles + (images * rows if flags & Flag.A_SUM else 0))
+                drained = per_channel * values - per_channel  # the last channel leaves while the next tile comes
+            reads["W"] = (base_b, base_b + p["out_groups"] * p["groups"] * p["b_bits"])
+        else:
+            inner = images * blocks
+            per_tile = _steps(p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"], inner, True)
+            groups = p["groups"] * TAPS * p["out_groups"]
+            compute = per_tile * groups
+            tiles = groups
+            if flags & Flag.ONES:
+                tiles += TAPS * p["out_groups"]
+                compute += _steps(1, p["b_planes"], 1, p["b_bits"], inner, True) * TAPS * p["out_groups"]
+                compute += p["groups"] + 1
+            steps, sent, drained = per_tile, 0, c + 1
+            reads["G"] = (base_b, base_b + inner * p["out_groups"] * p["b_bits"])
+        tile = max(steps, drained + ARRAY_CYCLES + DRAIN_CYCLES, sent / tiles)
+        first_end = max(start + steps, drain)
+        end = max(first_end + (tiles - 1) * tile, start + compute)
+        # results lag: the stream may still be sending earlier results
+        if sent:
+            end = max(end, output + sent - 2 * sent / tiles)
+            output = max(output, first_end + ARRAY_CYCLES + drained + OUTPUT_CYCLES) + sent
+            output = max(output, end + ARRAY_CYCLES + min(drained, c) + OUTPUT_CYCLES + sent / tiles)
+        drain = end + ARRAY_CYCLES + drained
+        sequencer = end
+        result.compute += compute
+        result.store += sent
+        retired.append((end, p, reads))
+    return result
+
+
+def training_cycles(design: Design, shape: ConvShape, bits: Bits, batch: int = 128, codes: bool = True) -> dict[str, float]:
+    """Predicted cycles per image of one layer: forward, backward (both gradients fused), READ of the weights included.
+
+    Args:
+        bits: of weights, activations and gradients.
+        batch: real images over which fixed costs are spread.
+        codes: outputs leave as packed codes, not as 32-bit sums.
+    """
+    m = lower(design, shape)
+    images = max(1, batch // m.side)
+    real = images * m.side
+    return {
+        "forward": predict(design, forward(design, shape, bits, images, codes)).cycles / real,
+        "backward": predict(design, backward(design, shape, bits, images, codes)).cycles / real,
+    }

@@ -1,0 +1,218 @@
+"""Training products of a layer as packets without payload: what the cycle model counts and the engine bench runs.
+
+Tensors cross the memory as packed codes, are loaded into alternating halves of the buffers, and leave as packed codes
+or as 32-bit sums.  Both gradients of a layer share one load of the output gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hw.contract import HEADER_WORDS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.design import Design
+from hw.layers import Bits, ConvShape
+
+Packet = dict[str, int]
+
+
+class WorkloadError(ValueError):
+    """A layer that this schedule of packets cannot hold; the message names the buffer and the remedy."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A convolution as the array sees it: 3x3 taps at the resolution of its output.
+
+    A stride of two splits the input into four phases, which count as four times the channels.
+
+    Attributes:
+        groups, out_groups: channel groups of input (all phases) and output.
+        rows: of a virtual image.
+        side: real images side by side in a virtual row.
+        segment_start: mask of their first pixels.
+        ideal_macs: multiply-accumulates of one product for one real image.
+    """
+
+    groups: int
+    out_groups: int
+    rows: int
+    side: int
+    segment_start: int
+    ideal_macs: int
+
+
+def lower(design: Design, shape: ConvShape) -> Lowered:
+    """How ``shape`` maps onto the array of ``design``.
+
+    Raises:
+        WorkloadError: rows wider than the array, depthwise layers, or kernels beyond 3x3 (the driver splits those).
+    """
+    rows, width = shape.out_hw
+    if width > design.lanes or shape.kernel > 3 or shape.groups != 1 or shape.stride > 2:
+        raise WorkloadError(
+            f"layer {shape.name}: {width} pixels wide, kernel {shape.kernel}, groups {shape.groups}, stride {shape.stride}; "
+            f"this schedule takes up to {design.lanes} pixels, 3x3 kernels, one group and stride 2"
+        )
+    phases = 4 if shape.stride == 2 and shape.kernel > 1 else 1
+    side = design.lanes // width
+    start = sum(1 << (s * width) for s in range(side))
+    if side * width < design.lanes:
+        start |= 1 << (side * width)
+    groups = phases * -(-shape.in_channels // design.channels)
+    return Lowered(groups, -(-shape.out_channels // design.channels), rows, side, start, shape.macs)
+
+
+def _load(design: Design, target: Target, m: Lowered, groups: int, bits: int, images: int, a: int, g: int) -> Packet:
+    fields: Packet = {
+        "opcode": Opcode.LOAD,
+        "target": target,
+        "format": LoadFormat.PACKED,
+        "rows": m.rows,
+        "groups": groups,
+        "out_groups": 1,
+        "images": images,
+        "a_bits": bits,
+        "payload_words": images * m.rows * groups * bits * design.row_words,
+    }
+    if target & Target.A:
+        fields["base_a"] = a
+    if target & Target.G:
+        fields["base_b"] = g
+    return fields
+
+
+def _weights(design: Design, words: int, base: int) -> Packet:
+    return {
+        "opcode": Opcode.LOAD,
+        "target": Target.W,
+        "rows": words,
+        "groups": 1,
+        "out_groups": 1,
+        "images": 1,
+        "base_b": base,
+        "payload_words": words * design.weight_words,
+    }
+
+
+def _epilogue(design: Design, out_groups: int) -> Packet:
+    entries = out_groups * design.channels
+    return {
+        "opcode": Opcode.LOAD,
+        "target": Target.E,
+        "rows": entries,
+        "groups": 1,
+        "out_groups": 1,
+        "images": 1,
+        "payload_words": 2 * entries,
+    }
+
+
+def _conv(m: Lowered, groups: int, out_groups: int, a_bits: int, b_bits: int, signed: bool, images: int, base_a: int,
+          base_w: int, out_bits: int) -> Packet:  # fmt: skip
+    fields: Packet = {
+        "opcode": Opcode.CONV,
+        "rows": m.rows,
+        "groups": groups,
+        "out_groups": out_groups,
+        "images": images,
+        "a_bits": a_bits,
+        "b_bits": b_bits,
+        "flags": (Flag.A_SIGNED if signed else 0) | Flag.B_SIGNED,
+        "segment_start": m.segment_start,
+        "a_planes": (1 << a_bits) - 1,
+        "b_planes": (1 << b_bits) - 1,
+        "base_a": base_a,
+        "base_b": base_w,
+    }
+    if out_bits:
+        fields |= {"format": OutputFormat.CODES, "out_bits": out_bits, "shift": 8}
+        fields["flags"] |= Flag.OUT_SIGNED if signed else Flag.RELU
+    return fields
+
+
+def _fits(name: str, need: int, depth: int, buffer: str) -> None:
+    if need > depth:
+        raise WorkloadError(f"layer {name}: buffer {buffer} needs {need} of {depth} addresses; choose a deeper design")
+
+
+def forward(design: Design, shape: ConvShape, bits: Bits, images: int, codes: bool = True) -> Iterator[Packet]:
+    """Packets of the output of ``images`` virtual images, END included."""
+    m = lower(design, shape)
+    blocks = -(-m.rows // 8)
+    size = blocks * m.groups * bits.a
+    _fits(shape.name, size * 2, design.depth_a, "A")
+    weights = m.groups * m.out_groups * bits.w
+    _fits(shape.name, weights, design.depth_w, "W")
+    if codes:
+        yield _epilogue(design, m.out_groups)
+    yield _weights(design, weights, 0)
+    for v in range(images):
+        base = v % 2 * size
+        yield _load(design, Target.A, m, m.groups, bits.a, 1, base, 0)
+        yield _conv(m, m.groups, m.out_groups, bits.a, bits.w, False, 1, base, 0, bits.a if codes else 0)
+    yield {"opcode": Opcode.END}
+
+
+def backward(
+    design: Design, shape: ConvShape, bits: Bits, images: int, codes: bool = True, read: bool = True,
+    products: tuple[str, ...] = ("input_gradient", "weight_gradient"),
+) -> Iterator[Packet]:  # fmt: skip
+    """Packets of the gradients of ``images`` virtual images, END included; ``products`` may leave one out.
+
+    The weight gradient accumulates on chip over all images and is sent once, if ``read``.
+    """
+    m = lower(design, shape)
+    blocks = -(-m.rows // 8)
+    a_size, g_size = blocks * m.groups * bits.a, blocks * m.out_groups * bits.g
+    with_input, with_weight = "input_gradient" in products, "weight_gradient" in products
+    a_need = (g_size if with_input else 0) + (a_size if with_weight else 0)
+    chunk = min(images, design.depth_a // (2 * a_need), 64)
+    if with_weight:
+        chunk = min(chunk, design.depth_g // (2 * g_size))
+    _fits(shape.name, 2 * a_need, design.depth_a, "A")
+    weights = m.groups * m.out_groups * bits.w
+    if with_input:
+        _fits(shape.name, weights, design.depth_w, "W")
+        if codes:
+            yield _epilogue(design, m.groups)
+        yield _weights(design, weights, 0)
+    entries = m.groups * m.out_groups * 9 * (design.channels + 1)
+    first = True
+    for v in range(0, images, chunk):
+        n = min(chunk, images - v)
+        half = v // chunk % 2
+        g_in_a = half * chunk * a_need
+        a_in_a = g_in_a + (chunk * g_size if with_input else 0)
+        g_in_g = half * chunk * g_size
+        target = (Target.A if with_input else Target(0)) | (Target.G if with_weight else Target(0))
+        yield _load(design, target, m, m.out_groups, bits.g, n, g_in_a, g_in_g)
+        if with_input:
+            yield _conv(m, m.out_groups, m.groups, bits.g, bits.w, True, n, g_in_a, 0, bits.g if codes else 0)
+        if with_weight:
+            _fits(shape.name, entries, design.depth_accumulator, "accumulator")
+            yield _load(design, Target.A, m, m.groups, bits.a, n, a_in_a, 0)
+            yield {
+                "opcode": Opcode.WGRAD,
+                "rows": m.rows,
+                "groups": m.groups,
+                "out_groups": m.out_groups,
+                "images": n,
+                "a_bits": bits.a,
+                "b_bits": bits.g,
+                "flags": Flag.B_SIGNED | (Flag.CLEAR if first else 0),
+                "segment_start": m.segment_start,
+                "a_planes": (1 << bits.a) - 1,
+                "b_planes": (1 << bits.g) - 1,
+                "base_a": a_in_a,
+                "base_b": g_in_g,
+            }
+            first = False
+    if with_weight and read:
+        yield {"opcode": Opcode.READ, "rows": entries, "format": OutputFormat.INT32}
+    yield {"opcode": Opcode.END}
+
+
+def words(packets: list[Packet]) -> int:
+    """64-bit words of a program made of ``packets``."""
+    return sum(HEADER_WORDS + p.get("payload_words", 0) for p in packets)
