@@ -91,6 +91,20 @@ class CostMeter:
         self.paper += sum(self.macs.values()) * step_factor(precision) * images
         self.images += images
 
+    def step_gated(self, shares: dict[str, Tensor]) -> None:
+        """Counts one training step in which every gated block's layers cost a share of float32 that varies by sample.
+
+        Args:
+            shares: cost of each sample relative to float32, (N,), by prefix of the layers' names.  Layers under no
+                prefix stay out of the paper's count, as they do in the published one.
+        """
+        for prefix, share in shares.items():
+            macs = sum(count for name, count in self.macs.items() if name.startswith(prefix + "."))
+            if not macs:
+                raise ValueError(f"no layer's name starts with {prefix!r}")
+            self.paper += 3.0 * macs * float(share.double().sum())
+        self.images += len(next(iter(shares.values())))
+
     @property
     def full_total(self) -> float:
         """CC of the full count so far, in float32 MACs."""

@@ -137,7 +137,6 @@ class QLayer(nn.Module):
         self.name = type(self).__name__
         self.index = 0
         self.salt = 0
-        self.shared_range: tuple[Tensor, Tensor] | None = None
         self.register_buffer("running_low", torch.zeros(()))
         self.register_buffer("running_span", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
@@ -155,23 +154,27 @@ class QLayer(nn.Module):
         """32-bit key of this call's stochastic rounding, a function of (seed, step, layer, salt)."""
         return derive_key(self.run.seed, self.run.step, self.index, self.salt)
 
-    def _activation_grid(self, x: Tensor, bits: int) -> Grid:
-        """The grid of an input: in training from the batch, which updates the running range; else from that range."""
+    def activation_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Minimum and range for an input: in training of the batch, updating the running ones; else the running ones.
+
+        Raises:
+            RuntimeError: in evaluation before any training batch.
+            ValueError: if the input holds NaN or infinity.
+        """
         if self.training:
-            low, span = extremes(x) if self.shared_range is None else self.shared_range
-            if self.shared_range is None:
-                self.note_range(low, span)
-            return grid_from_range(low, span, bits, mode=self.run.mode)
+            low, span = extremes(x)
+            self._note_range(low, span)
+            return low, span
         if int(self.batches) == 0:
             raise RuntimeError(
                 f"layer {self.name} has not seen a training batch, so its activation range is unknown; train first, "
                 "load a checkpoint, or call .train()"
             )
         extremes(x)  # refuses NaN and infinity, which clamping would hide
-        return grid_from_range(self.running_low.cpu(), self.running_span.cpu(), bits, mode=self.run.mode)
+        return self.running_low.cpu(), self.running_span.cpu()
 
     @torch.no_grad()
-    def note_range(self, low: Tensor, span: Tensor) -> None:
+    def _note_range(self, low: Tensor, span: Tensor) -> None:
         """Folds a batch's range into the running one: ``r <- m * r + (1 - m) * new``.
 
         The published code starts from zero, which biases the first averages towards zero; ``fixed`` mode starts from
@@ -184,19 +187,20 @@ class QLayer(nn.Module):
         self.running_span.mul_(momentum).add_(span.to(self.running_span.device), alpha=1 - momentum)
         self.batches += 1
 
-    def _report(self, product: str, macs: int, a: int, b: int) -> None:
+    def report(self, product: str, macs: int, a: int, b: int) -> None:
+        """Tells the run's hook of a product: operands of ``a`` and ``b`` bits, 32 for unquantized."""
         if self.run.on_product is not None:
             self.run.on_product(self.name, product, macs, a, b)
 
     def _product(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
         macs = geometry.batch * weight.numel() * math.prod(geometry.out_hw)
         w, a, g, last = self.precision.widths
-        self._report("forward", macs, a, w)
+        self.report("forward", macs, a, w)
         if self.training and torch.is_grad_enabled():
             if x.requires_grad:
-                self._report("input_gradient", macs, g, w)
+                self.report("input_gradient", macs, g, w)
             if weight.requires_grad:
-                self._report("weight_gradient", macs, a, last)
+                self.report("weight_gradient", macs, a, last)
         if not self.precision.quantized:
             return F.conv2d(x, weight, None, geometry.stride, geometry.padding, 1, groups)
         engine = self.run.engine
@@ -217,7 +221,8 @@ def _numpy(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().cpu().numpy())
 
 
-def _weight_operand(weight: Tensor, bits: int, axis: int) -> Operand:
+def weight_operand(weight: Tensor, bits: int, axis: int) -> Operand:
+    """A weight (O, I, kh, kw) as codes, one grid per output (axis 0) or input channel (axis 1)."""
     grid = affine_grid(weight.detach(), bits, axis=axis)
     return Operand(grid, codes=_numpy(quantize(weight.detach(), grid, axis)).astype(np.int32))
 
@@ -258,7 +263,8 @@ class _QuantizedProduct(torch.autograd.Function):
         ctx.call = call
         p, g, groups = call.precision, call.geometry, call.groups
         if p.activation:
-            call.grid = call.layer._activation_grid(x.detach(), p.activation)
+            low, span = call.layer.activation_range(x.detach())
+            call.grid = grid_from_range(low, span, p.activation, mode=call.layer.run.mode)
         if call.engine is None:
             xq, kept = x, x
             if call.grid is not None:
@@ -274,7 +280,7 @@ class _QuantizedProduct(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         assert call.grid is not None
         a = _tensor_operand(x, call.grid, groups)
-        w = _weight_operand(weight, p.weight, 0)
+        w = weight_operand(weight, p.weight, 0)
         if groups == 1:
             y = call.engine.forward(a, w, g).real(a.grid, w.grid, 1)
         else:
@@ -322,7 +328,7 @@ class _QuantizedProduct(torch.autograd.Function):
         gradient = _tensor_operand(grad, grid, groups)
         last = _tensor_operand(grad, last_grid, groups) if split else gradient
         if need_x:
-            w = _weight_operand(weight, p.weight, 0 if groups > 1 else 1)
+            w = weight_operand(weight, p.weight, 0 if groups > 1 else 1)
             if groups == 1:
                 real = call.engine.input_gradient(gradient, w, g).real(grid, w.grid, 1)
             else:

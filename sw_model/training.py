@@ -27,8 +27,9 @@ from torch.nn import functional as F
 from host.products import Engine
 from sw_model.cost import CostMeter, layer_macs, step_factor
 from sw_model.data import ImageSet, load_data
+from sw_model.gates import GatedResNet, gated_loss
 from sw_model.layers import Precision, Run, attach, set_precision
-from sw_model.models import build_model
+from sw_model.models import CifarResNet, build_model
 from sw_model.quantizers import Mode
 from sw_model.schedules import Cyclic, Indicator, Manual, Pfq, Schedule, Static
 
@@ -46,10 +47,16 @@ class TrainConfig:
     Attributes:
         data: "digits" or a path, see :func:`sw_model.data.load_data`; train_limit, test_limit: images used (0: all).
         model, width, quantize_stem, quantize_head: see :func:`sw_model.models.build_model`.
-        schedule: "static", "pfq", "cyclic" or "manual".
+        schedule: "static", "pfq", "cyclic", "manual" or "dfq" (gates; with several targets FracTrain).
         stages: bits (weight, activation, gradient[, gradient in the weight gradient]) of each stage; 0: float32.
         starts: manual schedule only: first epoch of each stage.
         eps, alpha, window, norm_epochs, deadlines: PFQ's indicator, see :class:`sw_model.schedules.Indicator`.
+        options: gated training ("dfq"): (activation, gradient) widths that gates choose from; [0, 0] skips a block.
+        weight_bits: gated training: width of the weights in gated blocks.
+        targets: gated training: cost to aim at, percent of float32; several make FracTrain, which advances from one to
+            the next by PFQ's indicator.  Ungated layers follow ``stages`` (one entry serves all targets).
+        beta, band, cap: gated training: weight of the cost term, dead band around the target in percent, limit of the
+            term as a share of the task loss (0: none); see :func:`sw_model.gates.gated_loss`.
         low, high, cycles: cyclic schedule's widths and number of cycles; its gradient width is that of stages[0].
         epochs, batch: length of training and images per step.
         lr, momentum, nesterov, weight_decay: SGD; weight decay applies to all parameters.
@@ -78,6 +85,12 @@ class TrainConfig:
     window: int = 5
     norm_epochs: int = 10
     deadlines: tuple[int, ...] = ()
+    options: tuple[tuple[int, ...], ...] = ()
+    weight_bits: int = 4
+    targets: tuple[float, ...] = ()
+    beta: float = 1e-3
+    band: float = 0.0
+    cap: float = 0.0
     low: int = 3
     high: int = 8
     cycles: int = 8
@@ -106,7 +119,7 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)} must not be negative (0 means the default)")
         choices = {
-            "schedule": ("static", "pfq", "cyclic", "manual"),
+            "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
             "lr_schedule": ("cosine", "steps"),
             "mode": ("fixed", "paper"),
         }
@@ -139,6 +152,17 @@ class TrainConfig:
             if len(stages) != 1:
                 raise ConfigError(f"a static schedule has one stage, not {len(stages)}")
             return Static(stages[0])
+        if self.schedule == "dfq":
+            if not self.targets or len(self.options) < 2 or any(len(option) != 2 for option in self.options):
+                raise ConfigError(
+                    f"dfq needs targets and at least two options [activation, gradient]; has targets "
+                    f"{list(self.targets)}, options {[list(o) for o in self.options]}"
+                )
+            stages = stages * len(self.targets) if len(stages) == 1 else stages
+            if len(stages) != len(self.targets):
+                raise ConfigError(f"{len(self.targets)} targets need one stage or as many, not {len(stages)}")
+        elif self.options or self.targets:
+            raise ConfigError(f"options and targets belong to schedule 'dfq', not {self.schedule!r}")
         if self.schedule == "cyclic":
             return Cyclic(self.low, self.high, stages[0].grad, self.cycles)
         if self.schedule == "manual":
@@ -226,7 +250,8 @@ class Result:
     Attributes:
         test_accuracy: share of test images classified rightly at the end, 0..1.
         best_accuracy: best of all evaluations.
-        history: one row per epoch: epoch, stage, bits, loss, train_accuracy, test_accuracy (or None), lr, seconds, cc.
+        history: one row per epoch: epoch, stage, bits, loss, train_accuracy, test_accuracy (or None), cp (percent, as
+            published: mean over samples and layers that the schedule governs), target, lr, cc, cc_full, seconds.
         cc: computational cost, paper's count, in float32 MACs; cc_full: every product as it ran; cc_static: paper's
             count of the same images at 8/8/8.
         cp: cc as a percentage of float32 training.
@@ -358,7 +383,18 @@ class _Training:
             seed=config.seed,
         )
         self.schedule = config.make_schedule()
-        self.cost = CostMeter(layer_macs(self.model, data.image_shape))
+        macs = layer_macs(self.model, data.image_shape)
+        self.gated: GatedResNet | None = None
+        if config.schedule == "dfq":
+            if not isinstance(self.model, CifarResNet):
+                raise ConfigError(f"gates exist for CIFAR ResNets (resnet-6n+2), not for {config.model}")
+            options = [(option[0], option[1]) for option in config.options]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed + 1)
+                self.gated = GatedResNet(self.model, options, config.weight_bits)
+            self.model = self.gated
+            macs = {f"base.{name}": count for name, count in macs.items()}
+        self.cost = CostMeter(macs)
         self.run = attach(
             self.model, Run(seed=config.seed, mode=cast(Mode, config.mode), on_product=self.cost.on_product)
         )
@@ -370,7 +406,7 @@ class _Training:
             nesterov=config.nesterov,
         )
         self.epoch, self.step, self.stage_step = 0, 0, 0
-        self.loss_sum, self.seen, self.right = 0.0, 0, 0
+        self.loss_sum, self.cp_sum, self.seen, self.right = 0.0, 0.0, 0, 0
         self.history: list[dict[str, Any]] = []
         self.steps_per_epoch = data.train_steps(config.batch)
 
@@ -391,7 +427,7 @@ class _Training:
             "schedule": self.schedule.state_dict(),
             "cost": self.cost.state_dict(),
             "position": [self.epoch, self.step, self.stage_step, self.seen, self.right],
-            "loss_sum": self.loss_sum,
+            "sums": [self.loss_sum, self.cp_sum],
             "history": self.history,
             "rng": torch.get_rng_state(),
         }
@@ -409,7 +445,8 @@ class _Training:
         self.schedule.load_state_dict(state["schedule"])
         self.cost.load_state_dict(state["cost"])
         self.epoch, self.step, self.stage_step, self.seen, self.right = state["position"]
-        self.loss_sum, self.history = state["loss_sum"], list(state["history"])
+        self.loss_sum, self.cp_sum = state["sums"]
+        self.history = list(state["history"])
         torch.set_rng_state(state["rng"])
 
     def train_step(self, x: Tensor, y: Tensor, precision: Precision) -> float:
@@ -420,13 +457,22 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.model(x)
         loss = F.cross_entropy(logits, y)
-        loss.backward()
-        self.optimizer.step()
-        self.cost.step(precision, len(y))
         value = float(loss.detach())
+        if self.gated is None:
+            loss.backward()
+            self.cost.step(precision, len(y))
+            cp = 100 * step_factor(precision) / 3
+        else:
+            config, cost = self.config, self.gated.cp()
+            target = config.targets[self.schedule.stage]
+            gated_loss(loss, cost, target, config.beta, band=config.band, cap=config.cap or None).backward()
+            self.cost.step_gated(self.gated.shares())
+            cp = float(cost.detach())
+        self.optimizer.step()
         if not math.isfinite(value):
             raise RuntimeError(f"the loss is {value} at step {self.global_step}; lower lr ({self.config.lr})")
         self.loss_sum += value * len(y)
+        self.cp_sum += cp * len(y)
         self.seen += len(y)
         self.right += int((logits.detach().argmax(1) == y).sum())
         return value
@@ -538,10 +584,12 @@ def train(
             row = {
                 "epoch": state.epoch + 1,
                 "stage": state.schedule.stage,
-                "bits": str(precision),
+                "bits": str(precision) if state.gated is None else "gated",
                 "loss": mean_loss,
                 "train_accuracy": state.right / state.seen,
                 "test_accuracy": accuracy,
+                "cp": state.cp_sum / state.seen,
+                "target": config.targets[state.schedule.stage] if config.targets else None,
                 "lr": state.optimizer.param_groups[0]["lr"],
                 "cc": state.cost.paper,
                 "cc_full": state.cost.full_total,
@@ -550,13 +598,14 @@ def train(
             state.history.append(row)
             tested = "" if accuracy is None else f"  test {100 * accuracy:.2f} %"
             bar.line(
-                f"epoch {row['epoch']:3d}  bits {row['bits']:>8}  loss {mean_loss:.4f}  "
+                f"epoch {row['epoch']:3d}  bits {row['bits']:>8}  cp {row['cp']:5.2f} %  loss {mean_loss:.4f}  "
                 f"train {100 * state.right / state.seen:.2f} %{tested}  {row['seconds']:.1f} s"
             )
             if state.schedule.epoch_finished(state.epoch, mean_loss):
                 state.stage_step = 0
             state.epoch += 1
-            state.step, state.loss_sum, state.seen, state.right = 0, 0.0, 0, 0
+            state.step, state.seen, state.right = 0, 0, 0
+            state.loss_sum, state.cp_sum = 0.0, 0.0
             save()
             if out is not None:
                 write_atomically(out / "metrics.csv", lambda p: _write_metrics(p, state.history))
@@ -615,12 +664,17 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     right.plot(*zip(*tested, strict=True), color="tab:red", marker=".", label="test accuracy")
     right.set_ylabel("test accuracy (%)")
     upper.legend(handles=[*upper.lines, *right.lines], loc="center right")
-    for position, name in enumerate(("weight", "activation", "gradient")):
-        bits = [32 if row["bits"] == "fp32" else int(row["bits"].split("/")[position]) for row in history]
-        # Equal widths would hide one another, so the lines are set apart a little.
-        lower.step(epochs, [b + 0.06 * (position - 1) for b in bits], where="mid", label=name)
+    if history[0]["target"] is not None:
+        lower.plot(epochs, [row["cp"] for row in history], marker=".", label="cost of the gates' choices")
+        lower.step(epochs, [row["target"] for row in history], where="mid", label="target")
+        lower.set_ylabel("% of float32")
+    else:
+        lower.set_ylabel("bits")
+        for position, name in enumerate(("weight", "activation", "gradient")):
+            bits = [32 if row["bits"] == "fp32" else int(row["bits"].split("/")[position]) for row in history]
+            # Equal widths would hide one another, so the lines are set apart a little.
+            lower.step(epochs, [b + 0.06 * (position - 1) for b in bits], where="mid", label=name)
     lower.set_xlabel("epoch")
-    lower.set_ylabel("bits")
     lower.legend(loc="lower right")
     lower.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

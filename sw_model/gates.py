@@ -1,0 +1,346 @@
+"""Dynamic fractional quantization (DFQ): a gate chooses every block's bits for every input (Fu et al. 2020).
+
+At every block's input the image is pooled to a vector, projected, and fed to one LSTM that runs over depth; a linear
+layer turns its state into scores of the options.  An option is a pair of widths, (activation, gradient), or (0, 0) for
+leaving the block's residual branch out.  Softmax, arg max and a straight-through estimate make the choice trainable:
+forward the one-hot choice, backward the softmax.
+
+The published CIFAR code runs every block at *every* option and sums the results under the one-hot mask: five options,
+five times the work.  Here each sample is computed once.  A convolution is linear in its input, so a layer's mixture
+over options is ``sum_k m_k conv(Q_k(x)) = conv(sum_k m_k Q_k(x))``: one convolution of an input whose samples are each
+quantized with their own option's bits.  The gate's gradient is that of the mixture, ``dL/dm_k = <dL/d(mixed input),
+Q_k(x)>``, over all options and without computing any of their convolutions.  ``way="every"`` keeps the published way to
+check against.
+
+Differences from the published code, all measured or tested: samples share a layer's range, so the masked samples'
+zero gradients cannot widen it or be turned to noise; batch normalisation sees every sample once per step, not once per
+option; the gate after the last block, whose choice nobody uses, does not exist.  A sample that skips a block has no
+residual to weigh against, so the skip option learns from samples that did not skip, and from the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from host.products import ConvGeometry, Grid, Operand
+from sw_model.cost import step_factor
+from sw_model.layers import Precision, QConv2d, weight_operand
+from sw_model.models import BasicBlock, CifarResNet
+from sw_model.quantizers import affine_grid, derive_key, extremes, fake_quantize, grid_from_range
+
+Way = Literal["once", "every"]
+
+
+@dataclass
+class _Dispatch:
+    """One call of a gated layer."""
+
+    layer: QConv2d
+    options: Sequence[Precision]
+    members: list[tuple[int, Tensor]]
+    low: Tensor
+    span: Tensor
+    key: int
+
+    def geometry(self, batch: int, in_hw: tuple[int, int]) -> ConvGeometry:
+        layer = self.layer
+        kernel = (layer.kernel_size, layer.kernel_size)
+        return ConvGeometry(batch, layer.in_channels, layer.out_channels, in_hw, kernel, layer.stride, layer.padding)
+
+    def activation_grid(self, option: int) -> Grid:
+        return grid_from_range(self.low, self.span, self.options[option].activation, mode=self.layer.run.mode)
+
+
+def _values(x: Tensor, grid: Grid) -> Operand:
+    return Operand(grid, values=np.ascontiguousarray(x.detach().numpy()))
+
+
+class _DispatchedConvolution(torch.autograd.Function):
+    """Convolution of a batch whose samples have different bits; see the module's docstring."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, mask: Tensor, call: _Dispatch) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(x, weight)
+        layer, engine = call.layer, call.layer.run.engine
+        bits = call.options[call.members[0][0]].weight
+        if engine is None:
+            xq = torch.empty_like(x)
+            for option, index in call.members:
+                xq[index] = fake_quantize(x[index], call.activation_grid(option))
+            wq = fake_quantize(weight, affine_grid(weight, bits, axis=0, mode=layer.run.mode), 0)
+            return F.conv2d(xq, wq, None, layer.stride, layer.padding)
+        w = weight_operand(weight, bits, 0)
+        shape = call.geometry(len(x), (x.shape[2], x.shape[3])).out_hw
+        y = torch.empty(len(x), layer.out_channels, *shape)
+        for option, index in call.members:
+            a = _values(x[index], call.activation_grid(option))
+            sums = engine.forward(a, w, call.geometry(len(index), (x.shape[2], x.shape[3])))
+            y[index] = torch.from_numpy(sums.real(a.grid, w.grid, 1))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        call: _Dispatch = ctx.call
+        x, weight = ctx.saved_tensors
+        need_x, need_w, need_mask = ctx.needs_input_grad[:3]
+        layer, engine = call.layer, call.layer.run.engine
+        bits = call.options[call.members[0][0]].weight
+        mode = layer.run.mode
+        grad = grad.contiguous()
+        low, span = extremes(grad)
+
+        def gradient_grid(option: int) -> Grid:
+            # Options are separate products on the engine, so each has a key of its own.
+            return grid_from_range(low, span, call.options[option].grad, key=derive_key(call.key, option), mode=mode)
+
+        dx = dw = None
+        if engine is None:
+            gq = torch.empty_like(grad)
+            for option, index in call.members:
+                gq[index] = fake_quantize(grad[index], gradient_grid(option))
+            if need_x or need_mask:
+                axis = 0 if mode == "paper" else 1
+                wq = fake_quantize(weight, affine_grid(weight, bits, axis=axis, mode=mode), axis)
+                dx = conv2d_input(x.shape, wq, gq, layer.stride, layer.padding)
+            if need_w:
+                xq = torch.empty_like(x)
+                for option, index in call.members:
+                    xq[index] = fake_quantize(x[index], call.activation_grid(option))
+                dw = conv2d_weight(xq, weight.shape, gq, layer.stride, layer.padding)
+        else:
+            w = weight_operand(weight, bits, 1)
+            if need_x or need_mask:
+                dx = torch.empty_like(x)
+            dw = torch.zeros_like(weight) if need_w else None
+            for option, index in call.members:
+                geometry = call.geometry(len(index), (x.shape[2], x.shape[3]))
+                g = _values(grad[index], gradient_grid(option))
+                if dx is not None:
+                    dx[index] = torch.from_numpy(engine.input_gradient(g, w, geometry).real(g.grid, w.grid, 1))
+                if dw is not None:
+                    a = _values(x[index], call.activation_grid(option))
+                    dw += torch.from_numpy(engine.weight_gradient(a, g, geometry).real(a.grid, g.grid))
+        dmask = None
+        if need_mask:
+            assert dx is not None
+            columns = []
+            for option, precision in enumerate(call.options):
+                if precision.activation:
+                    columns.append((dx * fake_quantize(x, call.activation_grid(option))).flatten(1).sum(1))
+                else:
+                    columns.append(torch.zeros(len(x)))
+            dmask = torch.stack(columns, 1)
+        return (dx if need_x else None), dw, dmask, None
+
+
+def dispatch(layer: QConv2d, x: Tensor, mask: Tensor, options: Sequence[Precision]) -> Tensor:
+    """A convolution in which sample ``n`` has the precision ``options[argmax mask[n]]``.
+
+    Args:
+        layer: dense convolution; its own ``precision`` is ignored, its run, ranges and weight are used.
+        x: float32 (N, C, H, W).
+        mask: float32 (N, P), one-hot rows with a straight-through gradient; no row may choose a skip option here.
+        options: P precisions that share their weight bits; (0, 0) activation and gradient mean skip.
+
+    Raises:
+        ValueError: if the layer is depthwise, a sample skips, or weight bits differ.
+    """
+    if layer.groups != 1:
+        raise ValueError(f"layer {layer.name} is depthwise; gates choose bits of dense convolutions only")
+    if len({p.weight for p in options}) != 1:
+        raise ValueError(f"options {[str(p) for p in options]} must share their weight bits")
+    choice = mask.detach().argmax(1)
+    members = [(k, torch.nonzero(choice == k)[:, 0]) for k in range(len(options)) if bool((choice == k).any())]
+    if any(options[k].activation == 0 for k, _ in members):
+        raise ValueError("a sample that skips the block has no convolution; leave it out of the batch")
+    low, span = layer.activation_range(x.detach())
+    call = _Dispatch(layer, options, members, low, span, layer.gradient_key())
+    for k, index in members:
+        geometry = call.geometry(len(index), (x.shape[2], x.shape[3]))
+        macs = len(index) * layer.weight.numel() * geometry.out_hw[0] * geometry.out_hw[1]
+        w, a, g, last = options[k].widths
+        layer.report("forward", macs, a, w)
+        if layer.training and torch.is_grad_enabled():
+            layer.report("input_gradient", macs, g, w)
+            layer.report("weight_gradient", macs, a, last)
+    result: Tensor = _DispatchedConvolution.apply(x, layer.weight, mask, call)
+    return result
+
+
+class GatedResNet(nn.Module):
+    """A CIFAR ResNet whose blocks' bits are chosen per sample by an LSTM gate.
+
+    Args:
+        base: the network; its blocks are gated, its stem and head follow the precision schedule or stay float32.
+        options: P (activation, gradient) widths in bits; (0, 0) skips the block.
+        weight_bits: width of the weights in all blocks.
+        way: "once" computes each sample once; "every" runs each block at every option and sums under the mask, as the
+            published code does (with its repeated updates of batch normalisation).
+        hidden: (projection, LSTM) widths; 32 and 16 are the published ones for CIFAR.
+
+    Maps float32 (N, C, H, W) to logits (N, classes).  After a forward pass ``masks`` holds the choices, one (N, P)
+    tensor per block, for :meth:`cp`.
+    """
+
+    def __init__(
+        self,
+        base: CifarResNet,
+        options: Sequence[tuple[int, int]],
+        weight_bits: int,
+        *,
+        way: Way = "once",
+        hidden: tuple[int, int] = (32, 16),
+    ) -> None:
+        super().__init__()
+        if len(options) < 2 or all(a == 0 for a, _ in options):
+            raise ValueError(f"gates need at least two options, one of them not a skip; got {list(options)}")
+        if any((a == 0) != (g == 0) for a, g in options):
+            raise ValueError(f"options {list(options)}: use (0, 0) for skipping, positive widths otherwise")
+        self.base, self.way = base, way
+        self.options = tuple(Precision(weight_bits, a, g) for a, g in options)
+        factors = [0.0 if a == 0 else 100 * step_factor(p) / 3 for (a, _), p in zip(options, self.options, strict=True)]
+        self.register_buffer("factors", torch.tensor(factors))
+        channels = [base.stem.out_channels] + [block.conv2.out_channels for block in self._blocks()[:-1]]
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Linear(c, hidden[0]), nn.ReLU(), nn.Linear(hidden[0], hidden[1])) for c in channels
+        )
+        self.lstm = nn.LSTMCell(hidden[1], hidden[1])
+        self.scores = nn.Linear(hidden[1], len(self.options))
+        self.keep_full = {f"base.{name}" for name in base.keep_full}
+        self.masks: list[Tensor] = []
+
+    factors: Tensor
+
+    def _blocks(self) -> list[BasicBlock]:
+        return [block for block in self.base.blocks if isinstance(block, BasicBlock)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.base.bn(self.base.stem(x)))
+        state: tuple[Tensor, Tensor] | None = None
+        self.masks = []
+        for block, projection in zip(self._blocks(), self.projections, strict=True):
+            state = self.lstm(projection(x.mean((2, 3))), state)
+            assert state is not None
+            soft = self.scores(state[0]).softmax(1)
+            hard = F.one_hot(soft.detach().argmax(1), len(self.options)).to(soft.dtype)
+            mask = _straight_through(hard, soft)
+            self.masks.append(mask)
+            x = self._once(block, x, mask) if self.way == "once" else self._every(block, x, mask)
+        return self.base.head(x.mean((2, 3)))
+
+    def cp(self) -> Tensor:
+        """Cost of the last forward pass: percent of float32 training, mean over samples and blocks; differentiable."""
+        if not self.masks:
+            raise RuntimeError("no forward pass yet, so there are no choices whose cost could be told")
+        return torch.stack([mask @ self.factors for mask in self.masks]).mean()
+
+    def choices(self) -> Tensor:
+        """Option of every sample at every block in the last forward pass: int64 (blocks, N)."""
+        return torch.stack([mask.detach().argmax(1) for mask in self.masks])
+
+    def shares(self) -> dict[str, Tensor]:
+        """Cost of every sample in every block relative to float32 (1.0), by the prefix of the block's layer names."""
+        names = (f"base.blocks.{i}" for i in range(len(self.masks)))
+        return {n: m.detach() @ self.factors / 100 for n, m in zip(names, self.masks, strict=True)}
+
+    def _skip_column(self) -> int | None:
+        return next((k for k, p in enumerate(self.options) if p.activation == 0), None)
+
+    def _shortcut(self, block: BasicBlock, x: Tensor, mask: Tensor) -> Tensor:
+        """The shortcut at each sample's bits; where a sample skips the block, at the least bits on offer."""
+        if block.shortcut is None:
+            return x
+        skip = self._skip_column()
+        if skip is not None:
+            least = min((k for k in range(len(self.options)) if k != skip), key=lambda k: float(self.factors[k]))
+            moved = mask.detach().clone()
+            moved[:, least] += moved[:, skip]
+            moved[:, skip] = 0
+            mask = moved
+        convolution, normalisation = block.shortcut
+        assert isinstance(convolution, QConv2d)
+        shortcut: Tensor = normalisation(dispatch(convolution, x, mask, self.options))
+        return shortcut
+
+    def _once(self, block: BasicBlock, x: Tensor, mask: Tensor) -> Tensor:
+        shortcut = self._shortcut(block, x, mask)
+        skip = self._skip_column()
+        if skip is None:
+            return F.relu(shortcut + self._residual(block, x, mask))
+        active = torch.nonzero(mask.detach()[:, skip] == 0)[:, 0]
+        if not len(active):
+            return F.relu(shortcut)
+        if len(active) == 1 and block.training:
+            # One sample is too few for batch statistics where its image has shrunk to one pixel.
+            pixels = (x.shape[2] // block.conv1.stride) * (x.shape[3] // block.conv1.stride)
+            if pixels == 1:
+                return F.relu(shortcut)
+        residual = self._residual(block, x[active], mask[active])
+        residual = residual * (1 - mask[active, skip])[:, None, None, None]
+        return F.relu(shortcut.index_add(0, active, residual))
+
+    def _residual(self, block: BasicBlock, x: Tensor, mask: Tensor) -> Tensor:
+        y = F.relu(block.bn1(dispatch(block.conv1, x, mask, self.options)))
+        residual: Tensor = block.bn2(dispatch(block.conv2, y, mask, self.options))
+        return residual
+
+    def _every(self, block: BasicBlock, x: Tensor, mask: Tensor) -> Tensor:
+        layers = [m for m in block.modules() if isinstance(m, QConv2d)]
+        total: Tensor | None = None
+        for k, precision in enumerate(self.options):
+            for layer in layers:
+                layer.precision, layer.salt = precision, k
+            y = F.relu(block.skip(x)) if precision.activation == 0 else block(x)
+            y = y * mask[:, k, None, None, None]
+            total = y if total is None else total + y
+        assert total is not None
+        return total
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, estimate: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, grad
+
+
+def _straight_through(value: Tensor, estimate: Tensor) -> Tensor:
+    """``value`` forward, to the bit (``hard - soft + soft`` rounds), the gradient of ``estimate`` backward."""
+    result: Tensor = _StraightThrough.apply(value, estimate)
+    return result
+
+
+def gated_loss(
+    task: Tensor, cp: Tensor, target: float, beta: float, *, band: float = 0.0, cap: float | None = None
+) -> Tensor:
+    """Task loss plus the cost term with its sign flipped below the target: ``CE +- beta * cp``.
+
+    Args:
+        task: cross entropy, scalar.
+        cp: cost in percent of float32, scalar, differentiable.
+        target: percent; above it cost is punished, below it rewarded, so the gates use the budget up.
+        beta: weight of the cost.
+        band: no cost term while cp is within this many percent of the target.
+        cap: limit of the cost term as a share of the task loss (the published code offers 0.1).
+    """
+    now = float(cp.detach())
+    if abs(now - target) <= band:
+        return task
+    term = beta * cp
+    if cap is not None:
+        limit = cap * float(task.detach())
+        if float(term.detach()) > limit:
+            term = term * (limit / float(term.detach()))
+    return task + term if now > target else task - term
