@@ -6,15 +6,16 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from host.device import DeviceError, Result
+from host.device import U64, DeviceError, Result, split_streams
 from host.reference import ReferenceDevice
-from host.stimuli import ALL_POINTS, PRODUCTS, Stimulus, precision_sweep
+from host.stimuli import ALL_POINTS, PRODUCTS, precision_sweep
 from hw.contract import MAX_BITS, TRAILER_MAGIC
 from hw.csim import BIT_SERIAL, Case, CompileError, build_bench, fast_flags, run_bench, stimuli_text
 from hw.design import Design, DesignError, load_design
@@ -33,23 +34,23 @@ class _Variant:
 def _variants() -> dict[str, _Variant]:
     return {
         "native": _Variant("native", fast_flags(), MAX_BITS * MAX_BITS),
-        "bit-serial": _Variant("bit-serial", ("-O2", BIT_SERIAL), 256),
+        "bit-serial": _Variant("bit-serial", ("-O2", BIT_SERIAL), 64),
     }
 
 
-def expected_words(result: Result) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def expected_words(result: Result) -> U64:
     """Everything that leaves the fabric for a result: its words and the trailer."""
     trailer = [TRAILER_MAGIC << 32 | int(result.error), result.counters["PACKETS"] << 32 | result.position]
     return np.concatenate([result.words, np.array(trailer, dtype=np.uint64)])
 
 
-def cases_of(design: Design, stimuli: list[Stimulus]) -> list[Case]:
-    """What the reference device answers to each program, in order."""
+def cases_of(design: Design, programs: Iterable[tuple[str, U64, U64]]) -> list[Case]:
+    """What the reference device answers to programs (name, stream 0, stream 1) that run one after the other."""
     device = ReferenceDevice(design)
     cases = []
-    for stimulus in stimuli:
-        result = device.run(stimulus.words)
-        cases.append(Case(stimulus.name, stimulus.words, expected_words(result), result.counters))
+    for name, words0, words1 in programs:
+        result = device.run_streams(words0, words1)
+        cases.append(Case(name, words0, words1, expected_words(result), result.counters))
     return cases
 
 
@@ -72,7 +73,8 @@ def simulate(
     stimuli = [s for seed in range(seeds) for s in precision_sweep(design, seed, max_pairs=chosen.max_pairs)]
     file = out / f"stimuli-{chosen.name}.txt"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(stimuli_text(cases_of(design, stimuli)), encoding="utf-8")
+    cases = cases_of(design, ((s.name, *split_streams(s.words)) for s in stimuli))
+    file.write_text(stimuli_text(cases), encoding="utf-8")
     started = time.perf_counter()
     bench = build_bench(design, chosen.flags, files)
     built = time.perf_counter()

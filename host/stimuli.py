@@ -83,9 +83,17 @@ class _Sweep:
             self.builder.packet(Opcode.LOAD, payload, **fields)
             return base
         count = rows * groups * self.design.lanes * self.design.channels
-        scale = np.float32(2.0 ** self.draw(-8, 8)) * np.float32(1 + self.rng.random())
-        zero = np.float32(self.rng.normal())
-        values = (zero + scale * (1 << bits) * (self.rng.random(count) * 1.2 - 0.1)).astype(np.float32)
+        scale = np.float32(2.0 ** self.draw(-8, 8))
+        zero = np.float32(self.draw(-4, 4))
+        if self.draw(0, 1):  # codes and ties, exactly
+            values = (zero + scale * 0.5 * self.rng.integers(-2 << bits, 3 << bits, size=count)).astype(np.float32)
+        else:
+            scale *= np.float32(1 + self.rng.random())
+            zero += np.float32(self.rng.normal())
+            values = (zero + scale * (1 << bits) * (self.rng.random(count) * 1.2 - 0.1)).astype(np.float32)
+        corners = np.array([0, -0.0, 1e-40, -1e-40, 1.2e-38, 3.4e38, -3.4e38], dtype=np.float32)
+        where = self.rng.random(count) < 0.05
+        values[where] = self.rng.choice(corners, size=int(where.sum()))
         flags = self.flags(Flag.A_SIGNED, Flag.STOCHASTIC)
         if flags & Flag.STOCHASTIC:
             names = ("key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride")

@@ -128,14 +128,15 @@ class Case:
     """One program and what it must give.
 
     Attributes:
-        name: without spaces.
-        words: of the program, uint64 (even number,).
+        name: of the program.
+        words0, words1: the two input streams, uint64 (n,), n >= 1.
         expected: all output words, trailer included.
         counters: functional counters.
     """
 
     name: str
-    words: npt.NDArray[np.uint64]
+    words0: npt.NDArray[np.uint64]
+    words1: npt.NDArray[np.uint64]
     expected: npt.NDArray[np.uint64]
     counters: dict[str, int]
 
@@ -154,9 +155,10 @@ def stimuli_text(cases: Iterable[Case]) -> str:
     """The file that the test bench reads."""
     lines: list[str] = []
     for case in cases:
-        numbers = [case.words.size, case.expected.size, *(case.counters[name] for name in FUNCTIONAL_COUNTERS)]
-        lines.append(f"program {case.name} {' '.join(map(str, numbers))}")
-        lines += [f"{int(word):x}" for word in (*case.words, *case.expected)]
+        words = (case.words0, case.words1, case.expected)
+        numbers = [*(w.size for w in words), *(case.counters[name] for name in FUNCTIONAL_COUNTERS)]
+        lines.append(" ".join(["program", "_".join(case.name.split()), *map(str, numbers)]))
+        lines += [f"{word:x}" for w in words for word in w.tolist()]
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,155 @@
+"""The generator: same bytes for the same design, every number from the contract, and clear refusals."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import hw.generate as generator
+from hw import contract
+from hw.design import Design, DesignError, load_design
+from hw.generate import GenerateError, context, generate, render
+from hw.generate_commands import register
+
+DESIGNS = [load_design(name) for name in ("sim-small", "pynq-z2", "zc706", "zcu104")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def command(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers())
+    arguments = parser.parse_args(["generate", *words])
+    return int(arguments.run(arguments))
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=lambda d: d.name)
+def test_same_design_gives_same_bytes_and_leaves_files_alone(design: Design, tmp_path: Path) -> None:
+    first = contents(generate(design, tmp_path / "one"))
+    assert contents(generate(design, tmp_path / "two")) == first
+    dates = {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("*") if p.is_file()}
+    generate(design, tmp_path / "one")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("*") if p.is_file()} == dates
+    assert {"hls/fabric.cpp", "hls/testbench.cpp", "hls/hls_config.cfg", "rtl/fabric_pkg.sv", "docs/packets.md",
+            "docs/registers.md", "manifest.json"} <= set(first)  # fmt: skip
+
+
+def test_manifest_tells_the_design_and_the_hash_of_every_file(tmp_path: Path) -> None:
+    design = load_design("zc706")
+    files = contents(generate(design, tmp_path))
+    manifest = json.loads(files.pop("manifest.json"))
+    assert manifest["files"] == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert manifest["design_hash"] == f"{design.hash64:016x}"
+    assert manifest["design"]["channels"] == 16 and manifest["derived"]["lanes"] == 32
+    assert manifest["contract_version"] == contract.VERSION
+    assert manifest["ports"]["in0"]["tdata"] == manifest["ports"]["result"]["tdata"] == 64
+    assert manifest["registers"]["ERROR"] == 0x30
+
+
+def test_designs_differ_in_hash_and_content(tmp_path: Path) -> None:
+    manifests = [json.loads((generate(d, tmp_path / d.name) / "manifest.json").read_text()) for d in DESIGNS]
+    assert len({m["content_hash"] for m in manifests}) == len(DESIGNS)
+    assert len({m["design_hash"] for m in manifests}) == len(DESIGNS)
+
+
+def test_header_struct_covers_every_bit_once() -> None:
+    members = context(DESIGNS[0])["header_members"]
+    top = 64 * contract.HEADER_WORDS
+    for member in members:
+        top -= member["width"]
+        assert member["bit"] == top, member["name"]
+    assert top == 0
+    names = [m["name"] for m in members if not m["name"].startswith("pad_")]
+    assert sorted(names) == sorted(f.name for f in contract.FIELDS)
+
+
+def test_overlapping_fields_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "FIELDS", (*contract.FIELDS, contract.Field("again", 3, 8, 16, "overlaps")))
+    with pytest.raises(GenerateError, match="overlaps another"):
+        render(DESIGNS[0])
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=lambda d: d.name)
+def test_numbers_reach_every_language(design: Design) -> None:
+    files = render(design)
+    for register_ in contract.REGISTERS:
+        assert f"REG_{register_.name} = 8'h{register_.offset:02X};" in files["rtl/fabric_pkg.sv"]
+        assert f"| 0x{register_.offset:02X} | {register_.name} |" in files["docs/registers.md"]
+    for register_ in contract.REGISTERS:
+        if register_.access == "r":
+            assert f"port = {register_.name.lower()} offset = 0x{register_.offset:02X}\n" in files["hls/fabric.cpp"]
+    for error in contract.Error:
+        assert f"ERR_{error.name} = 8'd{int(error)};" in files["rtl/fabric_pkg.sv"]
+        assert f"constexpr uint32_t ERR_{error.name} = {int(error)};" in files["hls/contract.h"]
+        assert f"| {int(error)} | {error.name} |" in files["docs/packets.md"]
+    for name, value in (("LANES", design.lanes), ("DEPTH_ACCUMULATOR", design.depth_accumulator)):
+        assert f"localparam int unsigned {name} = {value};" in files["rtl/fabric_pkg.sv"]
+        assert f"constexpr unsigned {name} = {value};" in files["hls/contract.h"]
+    assert f"DESIGN_HASH = 64'h{design.hash64:016X};" in files["rtl/fabric_pkg.sv"]
+    assert f"part={design.part}" in files["hls/hls_config.cfg"]
+
+
+def test_every_pragma_stands_in_a_function_and_nothing_is_left_unrendered() -> None:
+    for name, text in render(DESIGNS[0]).items():
+        assert not re.search(r"\{\{|\{%|%\}", text), name
+    kernel = render(DESIGNS[0])["hls/fabric.cpp"]
+    assert kernel.count("#pragma HLS PIPELINE II = ") >= 10
+    assert all(line == line.lstrip() for line in kernel.splitlines() if "#pragma HLS" in line)
+
+
+def test_files_that_a_design_no_longer_has_are_removed_and_others_kept(tmp_path: Path) -> None:
+    out = generate(DESIGNS[0], tmp_path)
+    stale, own = out / "rtl" / "old.sv", out / "rtl" / "mine.sv"
+    for path in (stale, own):
+        path.write_text("module m; endmodule\n")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"]["rtl/old.sv"] = "0"
+    manifest["files"]["../escape"] = "0"
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    generate(DESIGNS[0], tmp_path)
+    assert own.exists() and not stale.exists()
+
+
+def test_an_unknown_name_in_a_template_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bad.txt.j2").write_text("{{ design.nonsense }}")
+    monkeypatch.setattr(generator, "HLS_TEMPLATES", tmp_path)
+    monkeypatch.setattr(generator, "ROOT", tmp_path)
+    with pytest.raises(GenerateError, match=r"bad\.txt\.j2.*nonsense"):
+        render(DESIGNS[0])
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--design", "pynq-z2", "--out", str(tmp_path / "out")) == 0
+    assert "9216 binary MAC per cycle" in capsys.readouterr().out
+    assert command("--design", "nonsense", "--out", str(tmp_path)) == 2
+    assert "name one of" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert command("--out", str(tmp_path / "file")) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ("channels = 12", "use 8 or 16"),
+        ("depth_a = 500", "power of two"),
+        ("channels = 16", 'set accumulators = "lut" or fewer channels'),
+        ("depth_a = 65536", "halve a depth"),
+        ('part = "unknown"', "known parts"),
+        ("clock_mhz = 5000", "use 10 to 500"),
+    ],
+)
+def test_impossible_designs_are_refused_with_a_remedy(change: str, remedy: str, tmp_path: Path) -> None:
+    text = (generator.ROOT / "configs" / "designs" / "sim-small.toml").read_text()
+    key = change.split(" =")[0]
+    path = tmp_path / "broken.toml"
+    path.write_text(re.sub(rf"^{key} = .*$", change, text, flags=re.MULTILINE))
+    with pytest.raises(DesignError, match=re.escape(remedy)):
+        load_design(path)
