@@ -9,6 +9,7 @@ from host.device import ProgramError, check, program_words
 from host.reference import ReferenceDevice
 from hw.contract import Error
 from hw.design import load_design
+from tests.host.direct import Direct
 from tests.host.malformed import good_program, malformed_programs
 from tests.host.random_programs import random_program
 
@@ -46,6 +47,26 @@ def test_random_programs_do_not_depend_on_what_ran_before() -> None:
         assert used.error is Error.NONE
         assert np.array_equal(used.words, fresh.words)
         assert used.counters == fresh.counters
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_reference_equals_direct_loops(seed: int) -> None:
+    design = DESIGNS["sim-small"]
+    words = random_program(
+        design, 1000 + seed, packets=11, max_rows=10 if seed % 8 == 0 else 3, max_bits=5 if seed % 4 else 16
+    )
+    slow = Direct(design)
+    slow.run([int(w) for w in words])
+    result = ReferenceDevice(design).run(words)
+    assert result.error is Error.NONE
+    assert result.words.tolist() == slow.out
+    assert result.counters == {
+        "PACKETS": slow.packets,
+        "SKIPPED": slow.skipped % (1 << 32),
+        "SATURATED": slow.saturated,
+        "WORDS_IN": words.size,
+        "WORDS_OUT": len(slow.out) + 2,
+    }
 
 
 def test_programs_have_an_even_number_of_words() -> None:

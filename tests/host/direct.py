@@ -1,0 +1,313 @@
+"""A second reading of docs/programs.md, bit by bit and without arrays: what the reference device is compared with.
+
+It walks plane pairs as the hardware does, so it is slow; valid programs only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from hw import contract
+from hw.contract import Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.design import Design
+
+M32 = (1 << 32) - 1
+F = np.float32
+
+
+def _flush(x: np.float32) -> np.float32:
+    return F(0) if abs(x) < F(2.0**-126) else x
+
+
+def _hash(h: int) -> int:
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ h >> shift) * factor & M32
+    return h ^ h >> 16
+
+
+def _signed(value: int, bits: int) -> int:
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+def quantize_one(x: int, z: int, r: int, bits: int, signed: bool, u: np.float32 | None) -> tuple[int, bool]:
+    """Code of one value and whether it was clamped; x, z, r are the bits of single-precision numbers."""
+    value, zero, scale = (_flush(np.array(n, np.uint32).view(F)[()]) for n in (x, z, r))
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    with np.errstate(all="ignore"):
+        t = F(0) if scale == 0 else _flush(F(_flush(F(value - zero)) * scale))
+        t = F(t + u) if u is not None else t
+    if np.isinf(t):
+        return (high if t > 0 else low), True
+    whole = int(np.floor(float(t)))
+    if u is None:
+        rest = float(t) - whole
+        whole += rest > 0.5 or (rest == 0.5 and whole % 2 == 1)
+    return min(max(whole, low), high), not low <= whole <= high
+
+
+class Direct:
+    """State and results of one program on one design."""
+
+    def __init__(self, design: Design) -> None:
+        self.d = design
+        self.rows: dict[Target, dict[tuple[int, int], int]] = {Target.A: {}, Target.G: {}}
+        self.w: dict[int, int] = {}
+        self.e: dict[int, tuple[int, int]] = {}
+        self.acc: dict[int, list[int]] = {}
+        self.out: list[int] = []
+        self.skipped = self.saturated = self.packets = 0
+
+    def run(self, words: list[int]) -> None:
+        at = 0
+        while True:
+            f = contract.unpack_header(words[at : at + 10])
+            payload = words[at + 10 : at + 10 + f["payload_words"]]
+            at += 10 + f["payload_words"]
+            self.packets += 1
+            if f["opcode"] == Opcode.END:
+                return
+            step: dict[int, Callable[[dict[str, int], list[int]], None]] = {
+                Opcode.LOAD: self.load,
+                Opcode.CONV: self.conv,
+                Opcode.WGRAD: self.wgrad,
+                Opcode.READ: self.read,
+            }
+            step[f["opcode"]](f, payload)
+
+    @staticmethod
+    def address(
+        base: int, f: dict[str, int], groups: int, bits: int, i: int, y: int, g: int, plane: int
+    ) -> tuple[int, int]:
+        per_image = -(-f["rows"] // 8) * groups * bits
+        return y % 8, base + i * per_image + (y // 8 * groups + g) * bits + plane
+
+    def segment(self, f: dict[str, int]) -> list[tuple[int, int]]:
+        """(segment, position in it) of each pixel."""
+        out, segment, x = [], -1, 0
+        for p in range(self.d.lanes):
+            if f["segment_start"] >> p & 1:
+                segment, x = segment + 1, 0
+            out.append((segment, x))
+            x += 1
+        return out
+
+    # -- packets ----------------------------------------------------------------------------------------------------
+
+    def load(self, f: dict[str, int], payload: list[int]) -> None:
+        if f["target"] == Target.W:
+            n = self.d.weight_words
+            for k in range(f["rows"]):
+                self.w[f["base_b"] + k] = sum(w << 64 * i for i, w in enumerate(payload[k * n : (k + 1) * n]))
+            return
+        if f["target"] == Target.E:
+            for k in range(f["rows"]):
+                self.e[f["base_epilogue"] + k] = (_signed(payload[2 * k], 18), _signed(payload[2 * k + 1], 48))
+            return
+        words = self.floats(f, payload) if f["format"] == LoadFormat.FLOAT32 else payload
+        n, at = self.d.row_words, 0
+        for i in range(f["images"]):
+            for y in range(f["rows"]):
+                for g in range(f["groups"]):
+                    for plane in range(f["a_bits"]):
+                        row = sum(w << 64 * k for k, w in enumerate(words[at : at + n]))
+                        at += n
+                        for target, base in ((Target.A, f["base_a"]), (Target.G, f["base_b"])):
+                            if f["target"] & target:
+                                where = self.address(base, f, f["groups"], f["a_bits"], i, y, g, plane)
+                                self.rows[target][where] = row
+
+    def floats(self, f: dict[str, int], payload: list[int]) -> list[int]:
+        c, bits = self.d.channels, f["a_bits"]
+        where = self.segment(f)
+        values = [w >> s & M32 for w in payload for s in (0, 32)]
+        out: list[int] = []
+        k = 0
+        for y in range(f["rows"]):
+            for g in range(f["groups"]):
+                planes = [0] * bits
+                for p in range(self.d.lanes):
+                    for ch in range(c):
+                        u = None
+                        if f["flags"] & Flag.STOCHASTIC:
+                            index = f["index"] + y * f["row_stride"] + (g * c + ch) * f["channel_stride"]
+                            index += where[p][0] * f["image_stride"] + where[p][1] * f["pixel_stride"]
+                            u = F(_hash((index & M32) ^ f["key"]) >> 8) * F(2.0**-24)
+                        signed = bool(f["flags"] & Flag.A_SIGNED)
+                        code, clamped = quantize_one(values[k], f["zero"], f["reciprocal"], bits, signed, u)
+                        self.saturated += clamped
+                        k += 1
+                        for plane in range(bits):
+                            planes[plane] |= (code >> plane & 1) << (p * c + ch)
+                for plane in planes:
+                    out += [plane >> 64 * i & (1 << 64) - 1 for i in range(self.d.row_words)]
+        return out
+
+    def neighbours(self, f: dict[str, int], y: int, p: int) -> list[tuple[int, int, int]]:
+        """(tap, row, pixel) of the valid taps at a pixel."""
+        where = self.segment(f)
+        out = []
+        for tap in range(9):
+            yy, pp = y + tap // 3 - 1, p + tap % 3 - 1
+            if 0 <= yy < f["rows"] and 0 <= pp < self.d.lanes and where[pp][0] == where[p][0]:
+                out.append((tap, yy, pp))
+        return out
+
+    @staticmethod
+    def horner(a_bits: int, b_bits: int, a_signed: bool, b_signed: bool, pairs: dict[tuple[int, int], int]) -> int:
+        """Sum over plane pairs, from the highest diagonal down; sign planes subtract."""
+        acc = 0
+        for diagonal in range(a_bits + b_bits - 2, -1, -1):
+            acc *= 2
+            for i in range(a_bits):
+                j = diagonal - i
+                if (i, j) in pairs:
+                    minus = (a_signed and i == a_bits - 1) != (b_signed and j == b_bits - 1)
+                    acc += -pairs[i, j] if minus else pairs[i, j]
+        return acc
+
+    def account(self, a_mask: int, b_mask: int, a_bits: int, b_bits: int, sums: bool, cycles: int) -> None:
+        """Skipped cycles of one tile."""
+        for diagonal in range(a_bits + b_bits - 1):
+            found = 0
+            for i in range(a_bits):
+                j = diagonal - i
+                if not 0 <= j < b_bits:
+                    continue
+                if a_mask >> i & 1 and (b_mask >> j & 1 or (j == 0 and sums)):
+                    found += 1
+                else:
+                    self.skipped += cycles
+            self.skipped -= found == 0
+
+    def words(self, values: list[int], wide: bool) -> None:
+        if wide:
+            self.out += [v & (1 << 64) - 1 for v in values]
+        else:
+            for even, odd in zip(values[0::2], values[1::2], strict=True):
+                self.out.append((even & M32) | (odd & M32) << 32)
+
+    def conv(self, f: dict[str, int], _: list[int]) -> None:
+        c, lanes = self.d.channels, self.d.lanes
+        flags, form = f["flags"], f["format"]
+        a_signed, b_signed = bool(flags & Flag.A_SIGNED), bool(flags & Flag.B_SIGNED)
+        a_bits, b_bits, groups = f["a_bits"], f["b_bits"], f["groups"]
+        a_on = [i for i in range(a_bits) if f["a_planes"] >> i & 1]
+        b_on = [j for j in range(b_bits) if f["b_planes"] >> j & 1]
+        ones = (1 << c) - 1
+        for i, y, og in (
+            (i, y, og) for i in range(f["images"]) for y in range(f["rows"]) for og in range(f["out_groups"])
+        ):
+            self.account(f["a_planes"], f["b_planes"], a_bits, b_bits, bool(flags & Flag.A_SUM), groups)
+            acc = [[0] * lanes for _ in range(c)]
+            sums = [0] * lanes
+            for p in range(lanes):
+                taps = self.neighbours(f, y, p)
+                pairs: list[dict[tuple[int, int], int]] = [{} for _ in range(c)]
+                for plane in a_on:
+                    weight = -(1 << plane) if a_signed and plane == a_bits - 1 else 1 << plane
+                    for g in range(groups):
+                        for tap, yy, pp in taps:
+                            row = self.rows[Target.A][self.address(f["base_a"], f, groups, a_bits, i, yy, g, plane)]
+                            pixel = row >> pp * c & ones
+                            if not pixel:
+                                continue
+                            sums[p] += weight * bin(pixel).count("1")
+                            for j in b_on:
+                                word = self.w[f["base_b"] + (og * groups + g) * b_bits + j]
+                                for oc in range(c):
+                                    match = pixel & word >> (oc * 9 + tap) * c
+                                    pairs[oc][plane, j] = pairs[oc].get((plane, j), 0) + bin(match).count("1")
+                for oc in range(c):
+                    acc[oc][p] = self.horner(a_bits, b_bits, a_signed, b_signed, pairs[oc])
+            if form == OutputFormat.CODES:
+                self.epilogue(f, og, acc)
+                continue
+            self.words([v for line in acc for v in line], form == OutputFormat.INT64)
+            if flags & Flag.A_SUM and og == 0:
+                self.words(sums, form == OutputFormat.INT64)
+
+    def epilogue(self, f: dict[str, int], og: int, acc: list[list[int]]) -> None:
+        c, bits = self.d.channels, f["out_bits"]
+        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if f["flags"] & Flag.OUT_SIGNED else (0, (1 << bits) - 1)
+        planes = [0] * bits
+        for oc in range(c):
+            m, b = self.e[f["base_epilogue"] + og * c + oc]
+            for p, value in enumerate(acc[oc]):
+                v = value * m + b
+                if f["flags"] & Flag.RELU and v < 0:
+                    v = 0
+                if f["shift"]:
+                    v = (v + (1 << f["shift"] - 1)) // (1 << f["shift"])
+                q = min(max(v, low), high)
+                self.saturated += q != v
+                for plane in range(bits):
+                    planes[plane] |= (q >> plane & 1) << (p * c + oc)
+        for plane in planes:
+            self.out += [plane >> 64 * k & (1 << 64) - 1 for k in range(self.d.row_words)]
+
+    def wgrad(self, f: dict[str, int], _: list[int]) -> None:
+        c, lanes = self.d.channels, self.d.lanes
+        flags, groups, a_bits, b_bits = f["flags"], f["groups"], f["a_bits"], f["b_bits"]
+        ones = 1 if flags & Flag.ONES else 0
+
+        def code(
+            buffer: Target, base: int, n: int, bits: int, mask: int, sign: int, at: tuple[int, int, int, int]
+        ) -> list[int]:
+            i, y, g, p = at
+            out = [0] * c
+            for plane in range(bits):
+                if mask >> plane & 1:
+                    row = self.rows[buffer][self.address(base, f, n, bits, i, y, g, plane)]
+                    for ch in range(c):
+                        out[ch] |= (row >> p * c + ch & 1) << plane
+            return [_signed(v, bits) if sign else v for v in out]
+
+        positions = [(i, y, p) for i in range(f["images"]) for y in range(f["rows"]) for p in range(lanes)]
+        near = {(y, p): self.neighbours(f, y, p) for y in range(f["rows"]) for p in range(lanes)}
+        n = f["out_groups"]
+        gradient = {
+            (i, y, p, og): code(Target.G, f["base_b"], n, b_bits, f["b_planes"], flags & Flag.B_SIGNED, (i, y, og, p))
+            for i, y, p in positions
+            for og in range(n)
+        }
+        operand = {
+            (i, y, p, g): code(
+                Target.A, f["base_a"], groups, a_bits, f["a_planes"], flags & Flag.A_SIGNED, (i, y, g, p)
+            )
+            for i, y, p in positions
+            for g in range(groups)
+        }
+        cycles = f["images"] * -(-f["rows"] // 8)
+        q = 0
+        for og in range(n):
+            for g in range(groups + ones):
+                for tap in range(9):
+                    extra = g == groups
+                    self.account(
+                        1 if extra else f["a_planes"], f["b_planes"], 1 if extra else a_bits, b_bits, True, cycles
+                    )
+                    tile = [[0] * c for _ in range(c + 1)]
+                    for i, y, p in positions:
+                        for t, yy, pp in near[y, p]:
+                            if t != tap:
+                                continue
+                            a = [1] * c if extra else operand[i, yy, pp, g]
+                            for ic in range(c):
+                                tile[c][ic] += a[ic]
+                                if a[ic]:
+                                    for oc in range(c):
+                                        tile[oc][ic] += a[ic] * gradient[i, y, p, og][oc]
+                    for e in range(c + 1):
+                        at = f["base_accumulator"] + q * (c + 1) + e
+                        if flags & Flag.CLEAR:
+                            self.acc[at] = tile[e]
+                        else:
+                            self.acc[at] = [old + new for old, new in zip(self.acc[at], tile[e], strict=True)]
+                    q += 1
+
+    def read(self, f: dict[str, int], _: list[int]) -> None:
+        for k in range(f["rows"]):
+            self.words(self.acc[f["base_accumulator"] + k], f["format"] == OutputFormat.INT64)
