@@ -170,12 +170,14 @@ module drain
 
   logic signed [VW-1:0] low, high;
   logic [LANES-1:0]     clamped;
+  logic [LANES-1:0][15:0] code;
   always_comb begin
     low  = e3_tile_q.out_signed ? -(VW'(1) << (e3_tile_q.out_bits - 5'd1)) : '0;
     high = (VW'(1) << (e3_tile_q.out_signed ? e3_tile_q.out_bits - 5'd1 : e3_tile_q.out_bits)) - VW'(1);
     saturated_o = '0;
     for (int unsigned p = 0; p < LANES; p++) begin
       clamped[p] = $signed(rounded_q[p]) < low || $signed(rounded_q[p]) > high;
+      code[p] = $signed(rounded_q[p]) < low ? low[15:0] : $signed(rounded_q[p]) > high ? high[15:0] : rounded_q[p][15:0];
       if (e3_valid_q) saturated_o = saturated_o + 7'(clamped[p]);
     end
   end
@@ -208,12 +210,10 @@ module drain
         automatic logic signed [VW-1:0] biased = $signed(value_q[p]) + half;
         rounded_q[p] <= biased >>> e2_tile_q.shift;
       end
-    if (e3_valid_q) begin
-      for (int unsigned p = 0; p < LANES; p++)
-        code_q[buffer_write_q][e3_channel_q[CW-2:0]][p] <=
-            $signed(rounded_q[p]) < low ? low[15:0] : $signed(rounded_q[p]) > high ? high[15:0] : rounded_q[p][15:0];
-      buffer_tile_q[buffer_write_q] <= e3_tile_q;
-    end
+    for (int unsigned b = 0; b < 2; b++)
+      for (int unsigned c = 0; c < CHANNELS; c++)
+        if (e3_valid_q && buffer_write_q == 1'(b) && e3_channel_q == CW'(c)) code_q[b][c] <= code;
+    if (e3_valid_q) buffer_tile_q[buffer_write_q] <= e3_tile_q;
     if (buffer_push) buffer_write_q <= !buffer_write_q;
     if (buffer_pop) buffer_read_q <= !buffer_read_q;
     buffer_used_q <= buffer_used_q + 2'(buffer_push) - 2'(buffer_pop);
@@ -242,10 +242,16 @@ module drain
   assign code_send  = buffer_used_q != 0 && out_free;
   assign buffer_pop = code_send && code_word_q == 4'(ROW_WORDS - 1)
                     && plane_q == buffer_tile_q[buffer_read_q].out_bits - 5'd1;
+  // two small choices, one after the other: which pixels, then which plane
+  logic [63:0][15:0] code_pixels;
   always_comb begin
-    for (int unsigned x = 0; x < PIXELS; x++)
-      for (int unsigned c = 0; c < CHANNELS; c++)
-        code_word[x*CHANNELS+c] = code_q[buffer_read_q][c][32'(code_word_q)*PIXELS+x][plane_q[3:0]];
+    code_pixels = '0;
+    for (int unsigned b = 0; b < 2; b++)
+      for (int unsigned w = 0; w < ROW_WORDS; w++)
+        if (buffer_read_q == 1'(b) && code_word_q == 4'(w))
+          for (int unsigned x = 0; x < PIXELS; x++)
+            for (int unsigned c = 0; c < CHANNELS; c++) code_pixels[x*CHANNELS+c] = code_q[b][c][w*PIXELS+x];
+    for (int unsigned e = 0; e < 64; e++) code_word[e] = code_pixels[e][plane_q[3:0]];
   end
 
   // words of a channel of integers
