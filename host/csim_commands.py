@@ -29,12 +29,13 @@ class _Variant:
     name: str
     flags: tuple[str, ...]
     max_pairs: int
+    stimuli: str
 
 
 def _variants() -> dict[str, _Variant]:
     return {
-        "native": _Variant("native", fast_flags(), MAX_BITS * MAX_BITS),
-        "bit-serial": _Variant("bit-serial", ("-O2", BIT_SERIAL), 64),
+        "native": _Variant("native", fast_flags(), MAX_BITS * MAX_BITS, "stimuli.txt"),
+        "bit-serial": _Variant("bit-serial", ("-O2", BIT_SERIAL), 64, "stimuli-bit-serial.txt"),
     }
 
 
@@ -71,7 +72,7 @@ def simulate(
     """
     chosen = _variants()[path]
     stimuli = [s for seed in range(seeds) for s in precision_sweep(design, seed, max_pairs=chosen.max_pairs)]
-    file = out / f"stimuli-{chosen.name}.txt"
+    file = out / chosen.stimuli
     file.parent.mkdir(parents=True, exist_ok=True)
     cases = cases_of(design, ((s.name, *split_streams(s.words)) for s in stimuli))
     file.write_text(stimuli_text(cases), encoding="utf-8")
@@ -102,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     """``fractrain csim``: 0 if all words agree, 1 if not, 2 if it cannot run."""
     try:
         design = load_design(arguments.design)
-        out = generate(design, arguments.out or Path("build") / design.name) / "csim"
+        # beside the kernel, where the tool configuration expects them
+        out = generate(design, arguments.out or Path("build") / design.name) / "hls"
         names = list(_variants()) if arguments.path == "both" else [arguments.path]
         reports = [simulate(design, out, name, arguments.seeds) for name in names]
     except (DesignError, GenerateError, CompileError, DeviceError) as e:

@@ -132,8 +132,8 @@ def test_simulation_covers_every_product_at_every_pair_of_precisions(tmp_path: P
 BREAKS = {
     "an AND that is an OR": ("popcountll(a[n] & b[", "popcountll(a[n] | b["),
     "a pair that does not subtract": (" != (planes.b_signed && j ==", " && (planes.b_signed && j =="),
-    "no doubling between diagonals": ("acc[oc] *= 2", "acc[oc] *= 1"),
-    "a tap that crosses a segment's border": ("if (((left >> p) & 1) != 0) std::memcpy", "if (p != 0) std::memcpy"),
+    "no doubling between diagonals": ("sums[r][oc] *= 2", "sums[r][oc] *= 1"),
+    "a tap that crosses a segment's border": ("if (((has_left(h) >> p) & 1) != 0) valid", "if (p != 0) valid"),
     "ties that round up": ("fraction > half || (fraction == half && (whole & 1) != 0)", "fraction >= half"),
     "an epilogue without its half": ("(int64_t(1) << (h.shift - 1))) >> h.shift", "0) >> h.shift"),
     "a counter that miscounts": ("if (empty) --saved;", "if (empty) ++saved;"),
@@ -169,7 +169,7 @@ def test_command_line_and_exit_code(
     assert "name one of" in capsys.readouterr().err
 
     broken = hls_files(SMALL)
-    broken["fabric.cpp"] = broken["fabric.cpp"].replace("acc[oc] *= 2", "acc[oc] *= 1")
+    broken["fabric.cpp"] = broken["fabric.cpp"].replace("sums[r][oc] *= 2", "sums[r][oc] *= 1")
     monkeypatch.setattr(csim_commands, "fast_flags", lambda: ("-O1",))
     monkeypatch.setattr(hw.csim, "hls_files", lambda design: broken)
     assert command("--path", "native", "--out", str(tmp_path)) == 1
