@@ -44,6 +44,8 @@ Recorder = Callable[[U64, Result], None]
 
 DEFAULT_PROGRAM_WORDS = 1 << 21  #: a program is closed when its words and results pass this
 _MAX_READ = 65535
+_PACKET_CYCLES = 64  #: cycles per tile that hide the fixed work of a WGRAD packet
+_OVERLAP = 4  #: stacks that a batch is cut into, if it is large enough
 
 
 # -- geometry -------------------------------------------------------------------------------------------------------
@@ -412,11 +414,18 @@ class _Stack:
     images: int
 
 
-def _stacks(batch: int, tiles: list[_Tile], fit: Callable[[int], int]) -> list[_Stack]:
-    """Cut the batch; ``fit`` says how many virtual images of so many rows may lie together."""
+def _stacks(batch: int, tiles: list[_Tile], fit: Callable[[int], int], least: int = 1) -> list[_Stack]:
+    """Cut the batch into stacks.
+
+    Args:
+        fit: how many virtual images of so many rows may lie together.
+        least: virtual images that are worth a packet.  Beyond that, several stacks are made even of a small batch,
+            so that the fabric can load one while it computes on another.
+    """
     out = []
     for tile in tiles:
-        images = max(1, min(contract.LIMITS["images"], fit(tile.rows.size)))
+        wanted = -(-batch // (tile.side * _OVERLAP))
+        images = max(1, min(contract.LIMITS["images"], fit(tile.rows.size), max(wanted, least)))
         for first, count in _split_range(batch, images * tile.side):
             out.append(_Stack(tile, first, count, -(-count // tile.side)))
     return out
@@ -441,11 +450,26 @@ def _load(
     Returns:
         Base address.
     """
+    base, there = buffer.place((id(tensor.array), stack, channels, shift, own_only))
+    if not there:
+        _load_at(run, buffer.target, base, base, tensor, stack, channels, shift, own_only)
+    return base
+
+
+def _load_at(
+    run: _Run,
+    target: Target,
+    base: int,
+    base_g: int,
+    tensor: _Tensor,
+    stack: _Stack,
+    channels: tuple[int, int],
+    shift: tuple[int, int] = (0, 0),
+    own_only: bool = False,
+) -> None:
+    """Load a stack's part of a tensor at a base (at ``base_g`` in G, if both buffers are written)."""
     design = run.design
     first, groups = channels
-    base, there = buffer.place((id(tensor.array), stack, channels, shift, own_only))
-    if there:
-        return base
 
     def moved(cut: _Cut, by: int) -> _Cut:
         if own_only:
@@ -464,14 +488,14 @@ def _load(
     virtual = _virtual(tensor, window, stack.tile.side, groups, design)
     grid = tensor.grid
     if not tensor.is_values:
-        run.builder.load_packed(buffer.target, virtual.astype(np.uint16, copy=False), grid.bits, base)
-        return base
+        run.builder.load_packed(target, virtual.astype(np.uint16, copy=False), grid.bits, base, base_g)
+        return
     n, c, h, w = tensor.strides
     step = tensor_addresses(1, rows.size, groups, grid.bits)
     origin = tensor.index + first * c + (rows.start - shift[0]) * h + (columns.start - shift[1]) * w
     for i in range(stack.images):
         run.builder.load_float(
-            buffer.target,
+            target,
             virtual[i],
             grid.bits,
             grid.signed,
@@ -479,11 +503,95 @@ def _load(
             np.float32(1) / np.float32(grid.scale),
             stack.tile.segment_start,
             base + i * step,
+            base_g + i * step,
             key=grid.key,
             index=origin + (stack.first + i * stack.tile.side) * n,
             strides=(c, n, h, w),
         )
-    return base
+
+
+def _fitting_images(design: Design, rows: int, images: int, a_bits: int, b_bits: int) -> int:
+    """As many of ``images`` as one WGRAD may take without a possible overflow."""
+    while images > 1 and not wgrad_fits(design, rows, images, a_bits, b_bits):
+        images //= 2
+    return images
+
+
+class _GradientPass:
+    """WGRAD packets that add to the same accumulators, and the READs that fetch them in time.
+
+    Args:
+        into, out: first group and number of groups of a, and of g.
+        dot: int64 (O, Ca, ny, nx), added to.
+        a_sum: int64 (Ca, ny, nx), added to, or None if the fabric's sums are not wanted.
+        b_sum: int64 (O, ny, nx), likewise; takes the ONES group.
+    """
+
+    def __init__(
+        self,
+        run: _Run,
+        piece: _Piece,
+        a: _Tensor,
+        g: _Tensor,
+        into: tuple[int, int],
+        out: tuple[int, int],
+        dot: I64,
+        a_sum: I64 | None,
+        b_sum: I64 | None,
+    ) -> None:
+        self._run, self._piece, self._a, self._g = run, piece, a, g
+        self._into, self._out = into, out
+        self._dot, self._a_sum, self._b_sum = dot, a_sum, b_sum
+        self._held = 0  #: bound on what the accumulators hold
+
+    def add(self, stack: _Stack, base_a: int, base_g: int) -> None:
+        """Accumulate what lies in A and G; reads and clears first if the accumulators could overflow."""
+        a, g, d = self._a.grid, self._g.grid, self._run.design
+        rows = stack.tile.rows.size
+        grows = rows * stack.images * d.lanes << (a.bits + g.bits)
+        if self._held and self._held + grows > (1 << 47) - 1:
+            self.read()
+        self._run.builder.wgrad(
+            images=stack.images,
+            rows=rows,
+            groups=self._into[1],
+            out_groups=self._out[1],
+            a_bits=a.bits,
+            b_bits=g.bits,
+            a_signed=a.signed,
+            b_signed=g.signed,
+            segment_start=stack.tile.segment_start,
+            base_a=base_a,
+            base_g=base_g,
+            ones=self._b_sum is not None,
+            clear=self._held == 0,
+        )
+        self._held += grows
+
+    def read(self) -> None:
+        """Fetch the accumulators; the next packet clears them."""
+        d = self._run.design
+        c = d.channels
+        (first, groups), (first_out, out_groups) = self._into, self._out
+        ones = self._b_sum is not None
+        wide = self._held >= 1 << 31
+        entries = accumulator_entries(d, out_groups, groups, ones)
+
+        def receive(words: U64) -> None:
+            values = packing.unpack_entries(words, d, entries, wide)
+            tile_dot, tile_sum = packing.gradient_tiles(values, d, out_groups, groups + ones)
+            o, i = first_out * c, first * c
+            oc, ic = min(out_groups * c, self._g.channels - o), min(groups * c, self._a.channels - i)
+            for tap, ky, kx in self._piece.taps:
+                self._dot[o : o + oc, i : i + ic, ky, kx] += tile_dot[:oc, :ic, tap]
+                if self._a_sum is not None and o == 0:
+                    self._a_sum[i : i + ic, ky, kx] += tile_sum[:ic, tap]
+                if self._b_sum is not None:
+                    self._b_sum[o : o + oc, ky, kx] += tile_dot[:oc, groups * c, tap]
+
+        span = self._run.builder.read(entries, 0, OutputFormat.INT64 if wide else OutputFormat.INT32)
+        self._run.expect(span, receive)
+        self._held = 0
 
 
 # -- engine ---------------------------------------------------------------------------------------------------------
@@ -664,6 +772,20 @@ class FabricEngine:
             out[:, 0, iy, ix] += gradient_sums[:, oy, ox]
         return out
 
+    @staticmethod
+    def _back_sums(weight: I64, m: ConvGeometry) -> tuple[I64, I64]:
+        """Sums of weights that reach a pixel of the input, and how many do: b_sum and count of an input gradient."""
+        valid_y, valid_x = _valid_back(m)
+        b_sum = np.einsum("ckl,ky,lx->cyx", weight.sum(axis=0), valid_y, valid_x)[None]
+        count = m.out_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
+        return b_sum, count
+
+    @staticmethod
+    def _gradient_count(m: ConvGeometry) -> I64:
+        """Valid positions under each kernel element, over the batch: count of a weight gradient."""
+        valid_y, valid_x = _valid(m)
+        return m.batch * np.outer(valid_y.sum(axis=1), valid_x.sum(axis=1))[None, None]
+
     def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
         """Gradient of the input: the output gradient under the mirrored, transposed kernel.
 
@@ -722,10 +844,7 @@ class FabricEngine:
                 one[...] = sums[:, p : p + 1, :h, :v]
         if not tensor.is_values and not self._nine_taps(m):
             a_sum = self._host_scatter_sums(host_codes(g).sum(axis=1), m)
-        valid_y, valid_x = _valid_back(m)
-        b_sum = np.einsum("ckl,ky,lx->cyx", weight.sum(axis=0), valid_y, valid_x)[None]
-        count = m.out_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
-        return Sums(dot, a_sum, b_sum, count)
+        return Sums(dot, a_sum, *self._back_sums(weight, m))
 
     def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums:
         """Gradient of the weights, accumulated on chip over the batch.
@@ -769,9 +888,105 @@ class FabricEngine:
                     dot[:, :, ky, kx] = all_dot[:, mine, at[0], at[1]]
                     a_sum[0, :, ky, kx] = all_a[mine, at[0], at[1]]
                     b_sum[:, 0, ky, kx] = all_b[:, at[0], at[1]]
-        valid_y, valid_x = _valid(m)
-        count = m.batch * np.outer(valid_y.sum(axis=1), valid_x.sum(axis=1))[None, None]
-        return Sums(dot, a_sum, b_sum, count)
+        return Sums(dot, a_sum, b_sum, self._gradient_count(m))
+
+    def backward(self, x: Operand, g: Operand, w: Operand, geometry: ConvGeometry) -> tuple[Sums, Sums]:
+        """Input gradient and weight gradient in one program, for which the output gradient is sent only once.
+
+        That takes stride 1, a 1x1 or 3x3 kernel with "same" padding, and operands that fit the buffers together;
+        otherwise the two products are computed one after the other.
+
+        Args:
+            x, g, w: activations, output gradient and weights; g is on the same grid in both products.
+
+        Returns:
+            What :meth:`input_gradient` and :meth:`weight_gradient` return.
+
+        Raises:
+            ValueError, ProgramError: as in :meth:`forward`.
+        """
+        m, d = geometry, self.design
+        self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
+        self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
+        self._check("weight", w.shape, (m.out_channels, m.in_channels, *m.kernel))
+        c = d.channels
+        into, out = -(-m.in_channels // c), -(-m.out_channels // c)
+        x_bits, g_bits, w_bits = x.grid.bits, g.grid.bits, w.grid.bits
+        same = m.stride == 1 and m.kernel in ((1, 1), (3, 3)) and m.padding == m.kernel[0] // 2
+        rows, width = m.in_hw
+        if same and self._is_linear(m):
+            rows, width = -(-m.batch // d.lanes), min(d.lanes, m.batch)
+        quarter = d.depth_a // 4  # A holds two of g and two of x: the fabric may load one pair while it uses the other
+
+        def fit(size: int) -> int:
+            g_size, x_size = tensor_addresses(1, size, out, g_bits), tensor_addresses(1, size, into, x_bits)
+            return min(quarter // g_size, quarter // x_size, d.depth_g // 2 // g_size)
+
+        sum_words = out if g.values is not None and not self._nine_taps(m) else 0
+        limit = contract.LIMITS
+        if not (
+            same
+            and width <= d.lanes
+            and rows <= limit["rows"]
+            and max(into, out) <= min(limit["groups"], limit["out_groups"])
+            and fit(rows)
+            and into * out * w_bits + sum_words <= d.depth_w
+            and accumulator_entries(d, out, into, True) <= min(d.depth_accumulator, _MAX_READ)
+        ):
+            return self.input_gradient(g, w, m), self.weight_gradient(x, g, m)
+
+        weight = host_codes(w)
+        a, b = _tensor(x, "activation"), _tensor(g, "output gradient")
+        if self._is_linear(m):
+            a, b = (_row_of_pixels(t, d.lanes) for t in (a, b))
+        batch, hw = a.array.shape[0], a.array.shape[2:]
+        run = self._start("backward")
+        dx = np.zeros((batch, m.in_channels, *hw), dtype=np.int64)
+        g_sum = np.zeros((batch, 1, *hw), dtype=np.int64)
+        dw = np.zeros((m.out_channels, m.in_channels, *m.kernel), dtype=np.int64)
+        x_sum = np.zeros((m.in_channels, *m.kernel), dtype=np.int64)
+        gb_sum = np.zeros((m.out_channels, *m.kernel), dtype=np.int64)
+        origin = (-m.padding, -m.padding)
+        (piece,) = _kernel_pieces(origin, m.kernel)
+        mirrored = np.zeros((into * c, out * c, *m.kernel), dtype=np.int64)
+        mirrored[: m.in_channels, : m.out_channels] = weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
+        unit = _Unit(piece, (0, into * c), w_bits, w.grid.signed, False, self._nine_taps(m))
+        units = [(unit, 0)]
+        self._load_unit(run, unit, mirrored, 0, out, 0)
+        if sum_words:
+            ones = np.zeros((c, out * c, *m.kernel), dtype=np.int64)
+            ones[0, : m.out_channels] = 1
+            units.append((_Unit(piece, (0, c), 1, False, True, False), into * out * w_bits))
+            self._load_unit(run, units[1][0], ones, 0, out, units[1][1])
+        sums = _GradientPass(run, piece, a, b, (0, into), (0, out), dw, x_sum, gb_sum)
+
+        def fit_both(size: int) -> int:
+            return _fitting_images(d, size, fit(size), x_bits, g_bits)
+
+        least = -(-_PACKET_CYCLES // (x_bits * g_bits))
+        stacks = _stacks(batch, _tiles((0, hw[0]), (0, hw[1]), hw[0], d.lanes), fit_both, least)
+        for turn, stack in enumerate(stacks):
+            run.breathe()
+            half = turn % 2
+            base_g, base_x = 2 * half * quarter, (2 * half + 1) * quarter
+            base_own = half * (d.depth_g // 2)
+            _load_at(run, Target.A | Target.G, base_g, base_own, b, stack, (0, out))
+            for each, base_w in units:
+                self._conv(run, each, stack, out, g.grid, base_g, base_w, dx, g_sum)
+            _load_at(run, Target.A, base_x, base_x, a, stack, (0, into))
+            sums.add(stack, base_x, base_own)
+        sums.read()
+        self._finish(run, "backward", x.grid, g.grid, m)
+        if not b.is_values and not self._nine_taps(m):
+            g_sum = self._host_scatter_sums(host_codes(g).sum(axis=1), m)
+        elif self._is_linear(m):
+            g_sum = self._from_row(g_sum, m.batch)
+        if self._is_linear(m):
+            dx = self._from_row(dx, m.batch)
+        return (
+            Sums(dx, g_sum, *self._back_sums(weight, m)),
+            Sums(dw, x_sum[None], gb_sum[:, None], self._gradient_count(m)),
+        )
 
     # -- CONV -------------------------------------------------------------------------------------------------------
 
@@ -1050,73 +1265,22 @@ class FabricEngine:
             ones = _mask_tensor((a.array.shape[0], 1, *g.array.shape[2:]))
             self._piece_gradient(run, piece, a, ones, rows, columns, a_sum[None], None, None)
             a_sum = None
-        for (first, groups), (first_out, out_groups) in itertools.product(
+        for into, out in itertools.product(
             _split_range(groups_total, step_in), _split_range(out_groups_total, step_out)
         ):
-            ones_here = b_sum is not None and first == 0
-            entries = accumulator_entries(d, out_groups, groups, ones_here)
+            sums = _GradientPass(run, piece, a, g, into, out, dot, a_sum, b_sum if into[0] == 0 else None)
 
-            def fit(size: int, groups: int = groups, out_groups: int = out_groups) -> int:
+            def fit(size: int, groups: int = into[1], out_groups: int = out[1]) -> int:
                 images = min(
                     half_a // tensor_addresses(1, size, groups, a_bits),
                     half_g // tensor_addresses(1, size, out_groups, b_bits),
-                    contract.LIMITS["images"],
                 )
-                while images > 1 and not wgrad_fits(d, size, images, a_bits, b_bits):
-                    images //= 2
-                return images
+                return _fitting_images(d, size, images, a_bits, b_bits)
 
-            held = 0  # bound on what the accumulators hold
-
-            def read(
-                held: int,
-                first: int = first,
-                groups: int = groups,
-                first_out: int = first_out,
-                out_groups: int = out_groups,
-                ones_here: bool = ones_here,
-                entries: int = entries,
-            ) -> None:
-                wide = held >= 1 << 31
-                span = run.builder.read(entries, 0, OutputFormat.INT64 if wide else OutputFormat.INT32)
-
-                def receive(words: U64) -> None:
-                    values = packing.unpack_entries(words, d, entries, wide)
-                    tile_dot, tile_sum = packing.gradient_tiles(values, d, out_groups, groups + ones_here)
-                    o, i = first_out * c, first * c
-                    oc, ic = min(out_groups * c, g.channels - o), min(groups * c, a.channels - i)
-                    for tap, ky, kx in piece.taps:
-                        dot[o : o + oc, i : i + ic, ky, kx] += tile_dot[:oc, :ic, tap]
-                        if a_sum is not None and o == 0:
-                            a_sum[i : i + ic, ky, kx] += tile_sum[:ic, tap]
-                        if b_sum is not None and ones_here:
-                            b_sum[o : o + oc, ky, kx] += tile_dot[:oc, groups * c, tap]
-
-                run.expect(span, receive)
-
-            for stack in _stacks(a.array.shape[0], tiles, fit):
+            least = -(-_PACKET_CYCLES // (a_bits * b_bits))
+            for stack in _stacks(a.array.shape[0], tiles, fit, least):
                 run.breathe()
-                size = stack.tile.rows.size
-                grows = size * stack.images * d.lanes << (a_bits + b_bits)
-                if held + grows > (1 << 47) - 1 and held:
-                    read(held)
-                    held = 0
-                base_a = _load(run, a_buffer, a, stack, (first * c, groups))
-                base_g = _load(run, g_buffer, g, stack, (first_out * c, out_groups), piece.centre, own_only=True)
-                run.builder.wgrad(
-                    images=stack.images,
-                    rows=size,
-                    groups=groups,
-                    out_groups=out_groups,
-                    a_bits=a_bits,
-                    b_bits=b_bits,
-                    a_signed=a.grid.signed,
-                    b_signed=g.grid.signed,
-                    segment_start=stack.tile.segment_start,
-                    base_a=base_a,
-                    base_g=base_g,
-                    ones=ones_here,
-                    clear=held == 0,
-                )
-                held += grows
-            read(held)
+                base_a = _load(run, a_buffer, a, stack, (into[0] * c, into[1]))
+                base_g = _load(run, g_buffer, g, stack, (out[0] * c, out[1]), piece.centre, own_only=True)
+                sums.add(stack, base_a, base_g)
+            sums.read()

@@ -196,3 +196,52 @@ def test_values_that_are_not_finite_are_reported_with_their_place() -> None:
         engine.forward(Operand(make_grid(3, False), values=x[:, :, :2]), w, m)
     with pytest.raises(ValueError, match=r"outside 0\.\.3 of 2 unsigned bits"):
         engine.forward(Operand(make_grid(3, False), values=x), Operand(w.grid, codes=w.codes + 3), m)  # type: ignore[operator]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([((1, 1), 0), ((3, 3), 1), ((3, 3), 0), ((5, 5), 2)]),
+    st.sampled_from([(1, 1), (4, 4), (8, 8), (13, 7), (6, 40)]),
+    st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 20)),
+    st.tuples(*[st.integers(1, 9)] * 3),
+    st.tuples(*[st.booleans()] * 5),
+    st.sampled_from(sorted(DEVICES)),
+    st.integers(0, 99),
+)
+def test_fused_backward_equals_its_parts(kernel, hw, sizes, bits, options, design, seed) -> None:  # type: ignore[no-untyped-def]
+    m = ConvGeometry(sizes[0], sizes[1], sizes[2], hw, kernel[0], 1, kernel[1])
+    if min(hw) + 2 * m.padding < m.kernel[0]:
+        return
+    rng = np.random.default_rng(seed)
+    x_shape, w_shape = shapes("forward", m)
+    g_shape, _ = shapes("input_gradient", m)
+    x_values, g_values, x_signed, g_signed, stochastic = options
+    x = make_operand(rng, x_shape, make_grid(bits[0], x_signed), x_values, False)
+    g = make_operand(rng, g_shape, make_grid(bits[1], g_signed, 7 if stochastic else None), g_values, False)
+    w = make_operand(rng, w_shape, make_grid(bits[2], True), False, False)
+    engine = FabricEngine(DEVICES[design])
+    got = engine.backward(x, g, w, m)
+    want = (
+        truth("input_gradient", host_codes(g), host_codes(w), m),
+        truth("weight_gradient", host_codes(x), host_codes(g), m),
+    )
+    for mine, real in zip(got, want, strict=True):
+        for name in ("dot", "a_sum", "b_sum", "count"):
+            assert np.array_equal(np.broadcast_to(getattr(mine, name), real.dot.shape), getattr(real, name)), name
+
+
+def test_fused_backward_sends_the_gradient_once() -> None:
+    m = ConvGeometry(16, 16, 16, (8, 8), (3, 3), 1, 1)
+    rng = np.random.default_rng(3)
+    shape = shapes("forward", m)[0]
+    x, g = (make_operand(rng, shape, make_grid(4, False, key), True, False) for key in (None, 5))
+    w = make_operand(rng, shapes("forward", m)[1], make_grid(4, True), False, False)
+    fused, apart = FabricEngine(DEVICES["sim-small"]), FabricEngine(DEVICES["sim-small"])
+    fused.backward(x, g, w, m)
+    apart.input_gradient(g, w, m)
+    apart.weight_gradient(x, g, m)
+    assert [row["product"] for row in fused.meter.rows] == ["backward"]
+    assert fused.meter.totals["PROGRAMS"] == 1
+    saved = apart.meter.totals["WORDS_IN"] - fused.meter.totals["WORDS_IN"]
+    assert saved > 0.9 * x.values.size / 2  # type: ignore[union-attr]
+    assert fused.meter.totals["WORDS_OUT"] < apart.meter.totals["WORDS_OUT"]
