@@ -62,17 +62,19 @@ def _parse_bits(text: str) -> list[int]:
     return bits
 
 
-def _open_engine(device: str, design: str) -> Any:
+def open_engine(device: str, design: str) -> Any:
+    """The engine of a device on a design (a name in configs/designs, or a TOML file); None for the fast path."""
     if device == "fast":
         return None
     if device == "software":
         from sw_model.engine import SoftwareEngine
 
         return SoftwareEngine()
-    from host.devices import open_device
+    from host.device import open_device
     from host.engine import FabricEngine
+    from hw.design import load_design
 
-    return FabricEngine(open_device(device, design))
+    return FabricEngine(open_device(device, load_design(design)), keep_rows=False)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -98,7 +100,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             config = TrainConfig.from_recipe(arguments.recipe, **overrides)
         else:
             config = TrainConfig.from_mapping({**DIGITS_DEFAULTS, **overrides})
-        engine = _open_engine(arguments.device, arguments.design)
+        engine = open_engine(arguments.device, arguments.design)
         result = train(config, engine, out=out, resume=arguments.resume is not None, progress=not arguments.json)
     except (ConfigError, DataError, ValueError) as error:
         print(f"fractrain train: {error}", file=sys.stderr)

@@ -32,7 +32,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from host.products import ConvGeometry, Grid, Operand
 from sw_model.cost import step_factor
-from sw_model.layers import Precision, QConv2d, weight_operand
+from sw_model.layers import Precision, QConv2d, convolution_gradients, weight_operand
 from sw_model.models import BasicBlock, CifarResNet
 from sw_model.quantizers import affine_grid, derive_key, extremes, fake_quantize, grid_from_range
 
@@ -107,11 +107,18 @@ class _DispatchedConvolution(torch.autograd.Function):
             gq = torch.empty_like(grad)
             for option, index in call.members:
                 gq[index] = fake_quantize(grad[index], gradient_grid(option))
-            if need_x or need_mask:
+            if (need_x or need_mask) and need_w:
+                axis = 0 if mode == "paper" else 1
+                wq = fake_quantize(weight, affine_grid(weight, bits, axis=axis, mode=mode), axis)
+                xq = torch.empty_like(x)
+                for option, index in call.members:
+                    xq[index] = fake_quantize(x[index], call.activation_grid(option))
+                dx, dw = convolution_gradients(xq, wq, gq, layer.stride, layer.padding)
+            elif need_x or need_mask:
                 axis = 0 if mode == "paper" else 1
                 wq = fake_quantize(weight, affine_grid(weight, bits, axis=axis, mode=mode), axis)
                 dx = conv2d_input(x.shape, wq, gq, layer.stride, layer.padding)
-            if need_w:
+            elif need_w:
                 xq = torch.empty_like(x)
                 for option, index in call.members:
                     xq[index] = fake_quantize(x[index], call.activation_grid(option))

@@ -34,9 +34,11 @@ from sw_model.quantizers import (
     dequantize,
     derive_key,
     extremes,
+    fake_quantize,
     grid_from_range,
     quantize,
 )
+from sw_model.statquant import QUANTIZERS
 
 #: ``on_product(layer name, product, macs per call, bits of operand a, bits of operand b)``; 32 bits mean unquantized.
 ProductHook = Callable[[str, str, int, int, int], None]
@@ -93,6 +95,8 @@ class Run:
         engine: exact engine of the quantized products, or None for the fast path.
         seed, step: counters behind the keys of stochastic rounding; the training loop advances ``step``.
         mode: "fixed", or "paper" for the published code's scale floor, running ranges and input-gradient weights.
+        gradient: quantizer of output gradients: "affine" (FracTrain's), or StatQuant's "ptq", "psq" or "bhq", whose
+            grids are no single affine one per tensor, so they have the fast path only.
         momentum: share of the old value in the running activation ranges.
         on_product: called for every product, quantized or not, before it is computed.
     """
@@ -101,6 +105,7 @@ class Run:
     seed: int = 0
     step: int = 0
     mode: Mode = "fixed"
+    gradient: str = "affine"
     momentum: float = 0.1
     on_product: ProductHook | None = None
 
@@ -212,6 +217,8 @@ class QLayer(nn.Module):
                 )
             if self.run.mode == "paper":
                 raise ValueError("mode 'paper' has the fast path only; use mode 'fixed' with an engine")
+            if self.run.gradient != "affine":
+                raise ValueError(f"gradient quantizer {self.run.gradient!r} has the fast path only; use 'affine'")
         call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key())
         result: Tensor = _QuantizedProduct.apply(x, weight, call)
         return result
@@ -274,7 +281,7 @@ class _QuantizedProduct(torch.autograd.Function):
             wq = weight
             if p.weight:
                 grid = affine_grid(weight, p.weight, axis=0, mode=call.layer.run.mode)
-                wq = dequantize(quantize(weight, grid, 0), grid, 0)
+                wq = fake_quantize(weight, grid, 0)
             ctx.save_for_backward(kept, weight)
             return F.conv2d(xq, wq, None, g.stride, g.padding, 1, groups)
         ctx.save_for_backward(x, weight)
@@ -298,8 +305,9 @@ class _QuantizedProduct(torch.autograd.Function):
         need_x, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         p, g, groups = call.precision, call.geometry, call.groups
         mode = call.layer.run.mode
-        shape = (g.batch, g.in_channels, *g.in_hw)
         grad = grad.contiguous()
+        if call.layer.run.gradient != "affine":
+            return *_statquant_gradients(call, kept, weight, grad, (need_x, need_w)), None
         grid = affine_grid(grad, p.grad, key=call.key, mode=mode) if p.grad else None
         last_grid, split = grid, p.weight_grad is not None and p.weight_grad != p.grad
         if split:
@@ -310,19 +318,10 @@ class _QuantizedProduct(torch.autograd.Function):
         dx = dw = None
         if call.engine is None:
             gq = grad if grid is None else dequantize(quantize(grad, grid), grid)
-            if need_x:
-                wq = weight
-                if p.weight:
-                    # Depthwise weights (C, 1, kh, kw) have one input channel per row, so their axis is 0 either way.
-                    axis = 0 if mode == "paper" or groups > 1 else 1
-                    w_grid = affine_grid(weight, p.weight, axis=axis, mode=mode)
-                    wq = dequantize(quantize(weight, w_grid, axis), w_grid, axis)
-                dx = conv2d_input(shape, wq, gq, g.stride, g.padding, 1, groups)
-            if need_w:
-                if split:
-                    gq = grad if last_grid is None else dequantize(quantize(grad, last_grid), last_grid)
-                xq = kept if call.grid is None else dequantize(kept, call.grid)
-                dw = conv2d_weight(xq, weight.shape, gq, g.stride, g.padding, 1, groups)
+            last_gq = gq
+            if split:
+                last_gq = grad if last_grid is None else dequantize(quantize(grad, last_grid), last_grid)
+            dx, dw = _fast_gradients(call, kept, weight, gq, last_gq, (need_x, need_w))
             return dx, dw, None
         assert grid is not None and last_grid is not None and call.grid is not None
         gradient = _tensor_operand(grad, grid, groups)
@@ -350,6 +349,55 @@ class _QuantizedProduct(torch.autograd.Function):
                 real = np.concatenate(parts, axis=0)
             dw = torch.from_numpy(real).to(grad.device)
         return dx, dw, None
+
+
+def _fast_gradients(
+    call: _Call, kept: Tensor, weight: Tensor, gq: Tensor, last_gq: Tensor, need: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Input and weight gradient from fake-quantized output gradients, in one call where both are the same."""
+    p, g, groups, mode = call.precision, call.geometry, call.groups, call.layer.run.mode
+    need_x, need_w = need
+    wq = weight
+    if p.weight and need_x:
+        # Depthwise weights (C, 1, kh, kw) have one input channel per row, so their axis is 0 either way.
+        axis = 0 if mode == "paper" or groups > 1 else 1
+        wq = fake_quantize(weight, affine_grid(weight, p.weight, axis=axis, mode=mode), axis)
+    xq = kept
+    if call.grid is not None and need_w:
+        xq = dequantize(kept, call.grid)
+    if need_x and need_w and gq is last_gq:
+        dx, dw = convolution_gradients(xq, wq, gq, g.stride, g.padding, groups)
+        return dx, dw
+    shape = (g.batch, g.in_channels, *g.in_hw)
+    return (
+        conv2d_input(shape, wq, gq, g.stride, g.padding, 1, groups) if need_x else None,
+        conv2d_weight(xq, weight.shape, last_gq, g.stride, g.padding, 1, groups) if need_w else None,
+    )
+
+
+def convolution_gradients(
+    x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int, groups: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a convolution by its input and its weight, which share one pass over the output gradient."""
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups, [True, True, False]
+    )
+    return dx, dw
+
+
+def _statquant_gradients(
+    call: _Call, kept: Tensor, weight: Tensor, grad: Tensor, need: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both gradients with one of StatQuant's quantizers on the output gradient, a matrix of samples and features."""
+    p = call.precision
+    quantizer = QUANTIZERS[call.layer.run.gradient]
+    rows = grad.flatten(1)
+    gq = quantizer(rows, p.grad, call.key).reshape(grad.shape) if p.grad else grad
+    last_gq = gq
+    if p.weight_grad is not None and p.weight_grad != p.grad:
+        key = derive_key(call.key, 1)
+        last_gq = quantizer(rows, p.weight_grad, key).reshape(grad.shape) if p.weight_grad else grad
+    return _fast_gradients(call, kept, weight, gq, last_gq, need)
 
 
 class QConv2d(QLayer):

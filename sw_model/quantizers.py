@@ -163,6 +163,17 @@ def _along(values: np.ndarray, ndim: int, axis: int | None, device: torch.device
     return torch.from_numpy(values).reshape(shape).to(device)
 
 
+def _may_meet_subnormals(grid: Grid) -> bool:
+    """Whether flushing subnormals can change a code on this grid, so that it must be done.
+
+    It cannot on an unsigned grid with 1/s <= 2**90 and a zero that is 0 or at least 2**-100 in magnitude: a subnormal
+    x - z gives t below 2**-36, which no rounding of t, nor of t + u with u a multiple of 2**-24, lifts off code 0; and
+    a subnormal x disappears in the rounding of x - z.
+    """
+    zero = np.abs(grid.zero)
+    return bool(grid.signed or (grid.scale < 2.0**-90).any() or ((zero != 0) & (zero < 2.0**-100)).any())
+
+
 def quantize(x: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
     """Codes of ``x`` on ``grid``: a new float32 tensor of the same shape that holds integers within ``grid.limits``.
 
@@ -171,7 +182,8 @@ def quantize(x: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
     """
     zero = _along(grid.zero, x.ndim, axis, x.device)
     reciprocal = _along(np.float32(1) / grid.scale, x.ndim, axis, x.device)
-    t = flush(flush(x) - zero).mul_(reciprocal)
+    t = flush(flush(x) - zero) if _may_meet_subnormals(grid) else x - zero
+    t *= reciprocal
     low, high = grid.limits
     if grid.key is None:
         t.round_()

@@ -64,6 +64,7 @@ class TrainConfig:
         warmup: share of training over which the learning rate rises linearly.
         augment: whether training images are shifted (and flipped, where the data set allows).
         mode: "fixed" or "paper" quantizer defects, see :class:`sw_model.layers.Run`.
+        gradient: quantizer of gradients, see :class:`sw_model.layers.Run`.
         seed: of everything random.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         eval_batch: images per evaluation step; 0 means ``batch``.
@@ -106,6 +107,7 @@ class TrainConfig:
     warmup: float = 0.0
     augment: bool = True
     mode: str = "fixed"
+    gradient: str = "affine"
     seed: int = 1
     eval_every: int = 1
     eval_batch: int = 0
@@ -122,6 +124,7 @@ class TrainConfig:
             "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
             "lr_schedule": ("cosine", "steps"),
             "mode": ("fixed", "paper"),
+            "gradient": ("affine", "ptq", "psq", "bhq"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -396,7 +399,13 @@ class _Training:
             macs = {f"base.{name}": count for name, count in macs.items()}
         self.cost = CostMeter(macs)
         self.run = attach(
-            self.model, Run(seed=config.seed, mode=cast(Mode, config.mode), on_product=self.cost.on_product)
+            self.model,
+            Run(
+                seed=config.seed,
+                mode=cast(Mode, config.mode),
+                gradient=config.gradient,
+                on_product=self.cost.on_product,
+            ),
         )
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),

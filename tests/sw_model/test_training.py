@@ -235,3 +235,12 @@ def test_command_line_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
     assert run("--data", str(tmp_path / "none"), "--out", str(tmp_path / "no")) == 2
     assert "existing path" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_reference_device_trains_to_the_same_bits_as_software(tmp_path: Path) -> None:
+    from sw_model.commands import open_engine
+
+    config = replace(SMALL, width=8, epochs=2, train_limit=24, batch=12, test_limit=8, quantize_head=True)
+    for device in ("software", "reference"):
+        train(config, open_engine(device, "sim-small"), out=tmp_path / device)
+    assert same(state_of(tmp_path / "software"), state_of(tmp_path / "reference"))

@@ -1,0 +1,193 @@
+"""Quantizers of the methods that FracTrain is compared with, and formats related to its own, as fake quantization.
+
+All map float32 tensors to float32 tensors on the grid; gradients' rounding takes a 32-bit key
+(:func:`sw_model.quantizers.derive_key`).  Straight-through estimates are the caller's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sw_model.quantizers import random_units
+
+
+def _steps(bits: int) -> int:
+    if not 1 <= bits <= 16:
+        raise ValueError(f"cannot quantize to {bits} bits: a code has 1 to 16")
+    return (1 << bits) - 1
+
+
+def _units(x: Tensor, key: int) -> Tensor:
+    return random_units(x.numel(), key).reshape(x.shape)
+
+
+# -- DoReFa (Zhou et al. 2016): q_k(x) = round(x * (2**k - 1)) / (2**k - 1) on [0, 1] --------------------------------
+
+
+def dorefa_weight(w: Tensor, bits: int) -> Tensor:
+    """``2 q_k(tanh w / (2 max|tanh w|) + 1/2) - 1``; at one bit ``sign(w) * mean|w|``, zero counting as positive."""
+    n = _steps(bits)
+    if bits == 1:
+        return torch.where(w >= 0, 1.0, -1.0) * w.abs().mean()
+    t = torch.tanh(w)
+    largest = t.abs().max().clamp_min(2.0**-126)
+    return 2 * torch.round((t / (2 * largest) + 0.5) * n) / n - 1
+
+
+def dorefa_activation(x: Tensor, bits: int) -> Tensor:
+    """``q_k(clip(x, 0, 1))``."""
+    n = _steps(bits)
+    return torch.round(x.clamp(0, 1) * n) / n
+
+
+def dorefa_gradient(g: Tensor, bits: int, key: int) -> Tensor:
+    """``2 M (q_k(clip(g / (2 M) + 1/2 + noise, 0, 1)) - 1/2)``, M = max|g| per sample.
+
+    The noise is uniform in +-1/(2 (2**k - 1)).
+
+    Args:
+        g: (N, ...).
+    """
+    n = _steps(bits)
+    m = g.abs().flatten(1).amax(1).clamp_min(2.0**-126).reshape(-1, *[1] * (g.ndim - 1))
+    noise = (_units(g, key) - 0.5) / n
+    return 2 * m * (torch.round((g / (2 * m) + 0.5 + noise).clamp(0, 1) * n) / n - 0.5)
+
+
+# -- WAGEUBN (Yang et al. 2019): Q(x, k) = round(x * 2**(k-1)) / 2**(k-1), R(x) = 2**round(log2 max|x|) ---------------
+
+
+def _fixed(x: Tensor, bits: int) -> Tensor:
+    step = 2.0 ** (bits - 1)
+    return torch.round(x * step) / step
+
+
+def _power(x: Tensor) -> float:
+    largest = float(x.abs().max())
+    return 2.0 ** round(math.log2(largest)) if largest > 0 else 1.0
+
+
+def wageubn_weight(w: Tensor, bits: int = 8) -> Tensor:
+    """``clip(Q(w, k), +-(1 - 2**-(k-1)))``."""
+    _steps(bits)
+    end = 1 - 2.0 ** (1 - bits)
+    return _fixed(w, bits).clamp(-end, end)
+
+
+def wageubn_activation(x: Tensor, bits: int = 8) -> Tensor:
+    """``Q(x, k)``, not clipped: the format's integer part is free."""
+    _steps(bits)
+    return _fixed(x, bits)
+
+
+def wageubn_error(e: Tensor, bits: int = 8) -> Tensor:
+    """The error between layers, E1: ``R clip(Q(e / R, k), +-1)``."""
+    _steps(bits)
+    r = _power(e)
+    return r * _fixed(e / r, bits).clamp(-1, 1)
+
+
+def wageubn_error_flagged(e: Tensor, bits: int = 8) -> Tensor:
+    """The error inside a batch normalisation, E2: with Sc = R / 2**(k-1), values below Sc get k bits of their own
+    (``Sc Q(e / Sc, k)``), the others ``Sc clip(round(e / Sc), +-(2**(k-1) - 1))``: one flag bit says which."""
+    _steps(bits)
+    sc = _power(e) / 2 ** (bits - 1)
+    t = e / sc
+    end = 2 ** (bits - 1) - 1
+    return sc * torch.where(t.abs() < 1, _fixed(t, bits), torch.round(t).clamp(-end, end))
+
+
+def wageubn_gradient(g: Tensor, rate: int, key: int) -> Tensor:
+    """The weight gradient in integer steps: ``SR(rate g / R)`` clipped to ``+-(rate - 1)``.
+
+    Args:
+        rate: dynamic range, a power of two such as 128.
+    """
+    if rate < 2 or rate & (rate - 1):
+        raise ValueError(f"rate {rate} must be a power of two, at least 2")
+    t = g * (rate / _power(g))
+    return (t + _units(g, key)).floor().clamp(-(rate - 1), rate - 1)
+
+
+# -- MXINT: blocks of integers that share a power-of-two scale --------------------------------------------------------
+
+
+def mxint(x: Tensor, bits: int, block: int = 32, key: int | None = None) -> Tensor:
+    """Block floating point: runs of ``block`` elements along the last axis share a scale that is a power of two.
+
+    The scale is the smallest 2**e at which the block's largest magnitude fits ``+-(2**(bits-1) - 1)``.
+
+    Args:
+        bits: width of a signed element, 2..16.
+        block: elements per scale; the last block of a row may be shorter.
+        key: stochastic rounding; None rounds to nearest even.
+    """
+    if not 2 <= bits <= 16 or block < 1:
+        raise ValueError(f"mxint needs 2..16 bits and blocks of at least one element, not {bits} bits, block {block}")
+    end = 2 ** (bits - 1) - 1
+    width = x.shape[-1]
+    padded = nn.functional.pad(x, (0, -width % block)).reshape(*x.shape[:-1], -1, block)
+    largest = padded.abs().amax(-1, keepdim=True).double()
+    # frexp: largest / end = m * 2**e with m in [1/2, 1), so 2**e fits; 2**(e-1) fits if m is exactly 1/2.
+    mantissa, exponent = torch.frexp(largest / end)
+    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp_min(-126)
+    scale = torch.ldexp(torch.ones_like(largest), exponent)
+    t = padded.double() / scale
+    if key is None:
+        codes = torch.round(t)
+    else:
+        codes = torch.floor(t + _units(padded, key))
+    return (codes.clamp(-end, end) * scale).to(x.dtype).flatten(-2)[..., :width]
+
+
+# -- Range batch normalisation (Banner et al. 2018) ------------------------------------------------------------------
+
+
+class RangeBatchNorm2d(nn.Module):
+    """Batch normalisation whose deviation is estimated from ranges, which needs no squares.
+
+    ``sigma = C(n) * mean over 16 chunks of (max - min)``, ``C(n) = 0.175 (1 + sqrt(pi ln 4)) / sqrt(2 ln n)``, n the
+    chunk's size (as the public code has it).  Gradients flow through mean, maximum and minimum.
+
+    Args:
+        channels: C of an input (N, C, H, W).
+        momentum: share of the new value in the running statistics.
+    """
+
+    CHUNKS = 16
+
+    running_mean: Tensor
+    running_deviation: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_deviation", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            rows = x.transpose(0, 1).flatten(1)
+            n = rows.shape[1] // self.CHUNKS
+            if n < 2:
+                raise ValueError(
+                    f"range batch normalisation needs at least {2 * self.CHUNKS} values per channel, not "
+                    f"{rows.shape[1]}; use larger batches"
+                )
+            chunks = rows[:, : n * self.CHUNKS].reshape(len(rows), self.CHUNKS, n)
+            spans = chunks.amax(2) - chunks.amin(2)
+            factor = 0.175 * (1 + math.sqrt(math.pi * math.log(4))) / math.sqrt(2 * math.log(n))
+            mean, deviation = rows.mean(1), factor * spans.mean(1)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_deviation.lerp_(deviation, self.momentum)
+        else:
+            mean, deviation = self.running_mean, self.running_deviation
+        shape = (1, -1, 1, 1)
+        y = (x - mean.reshape(shape)) / (deviation.reshape(shape) + self.eps)
+        return y * self.weight.reshape(shape) + self.bias.reshape(shape)
