@@ -28,7 +28,9 @@ module fp32_multiply (
   always_comb begin
     normal   = product_q[47] ? product_q : product_q << 1;
     exponent = exponent_q + (product_q[47] ? 10'sd1 : 10'sd0);
-    rounded  = {1'b0, normal[47:24]} + 25'(normal[23] && (|normal[22:0] || normal[24]));
+    // below 2^-126 IEEE rounds to the subnormals' coarser spacing, where a significand of all ones rounds up to 2^-126
+    rounded  = {1'b0, normal[47:24]}
+             + 25'((normal[23] && (|normal[22:0] || normal[24])) || (exponent == 0 && &normal[47:24]));
     if (rounded[24]) exponent = exponent + 10'sd1;
   end
   logic [31:0] y_q;

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from host.cosim.simulation import build_fabric, run_bench
+from host.cosim.simulation import build_fabric, build_simulation, run_bench
 from hw.design import load_design
+from hw.generate import RTL_SOURCES
 
 FABRIC = "tests.hw.rtl.bench_fabric"
 
@@ -35,3 +38,33 @@ def test_fabric_zc706() -> None:
 @pytest.mark.slow
 def test_fabric_sim_small_at_length() -> None:
     check(run_fabric("sim-small", BENCH_PROGRAMS="120"), 9)
+
+
+def unit(name: str, *sources: str, **parameters: int) -> Path:
+    """Simulator of one module, which needs none of the generated numbers."""
+    return build_simulation(name, [RTL_SOURCES / f"{s}.sv" for s in (*sources, name)], parameters=parameters)
+
+
+@pytest.mark.parametrize("operation", ["add", "multiply"])
+def test_float_units(operation: str) -> None:
+    top = f"fp32_{operation}"
+    outcomes = run_bench(unit(top), top, "tests.hw.rtl.bench_float", {"BENCH_OPERATION": operation})
+    check(outcomes, 2)
+
+
+def test_quantizer() -> None:
+    build = unit("quantizer", "fp32_add", "fp32_multiply")
+    check(run_bench(build, "quantizer", "tests.hw.rtl.bench_quantizer"), 4)
+
+
+@pytest.mark.slow
+def test_quantizer_at_length() -> None:
+    build = unit("quantizer", "fp32_add", "fp32_multiply")
+    check(run_bench(build, "quantizer", "tests.hw.rtl.bench_quantizer", {"BENCH_VECTORS": "10000"}), 4)
+
+
+@pytest.mark.parametrize("bits", [72, pytest.param(144, marks=pytest.mark.slow)])
+def test_dot_product_unit(bits: int) -> None:
+    build = unit("dot_product_unit", BITS=bits)
+    outcomes = run_bench(build, "dot_product_unit", "tests.hw.rtl.bench_dot_product", {"BENCH_BITS": str(bits)})
+    check(outcomes, 1)
