@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -577,8 +578,16 @@ class _GradientPass:
         wide = self._held >= 1 << 31
         entries = accumulator_entries(d, out_groups, groups, ones)
 
-        def receive(words: U64) -> None:
-            values = packing.unpack_entries(words, d, entries, wide)
+        values = np.zeros((entries, c), dtype=np.int64)
+        parts = self._entry_runs(out_groups * (groups + ones))
+        waiting = len(parts)
+
+        def receive(words: U64, start: int, count: int) -> None:
+            nonlocal waiting
+            values[start : start + count] = packing.unpack_entries(words, d, count, wide)
+            waiting -= 1
+            if waiting:
+                return
             tile_dot, tile_sum = packing.gradient_tiles(values, d, out_groups, groups + ones)
             o, i = first_out * c, first * c
             oc, ic = min(out_groups * c, self._g.channels - o), min(groups * c, self._a.channels - i)
@@ -589,9 +598,24 @@ class _GradientPass:
                 if self._b_sum is not None:
                     self._b_sum[o : o + oc, ky, kx] += tile_dot[:oc, groups * c, tap]
 
-        span = self._run.builder.read(entries, 0, OutputFormat.INT64 if wide else OutputFormat.INT32)
-        self._run.expect(span, receive)
+        for start, count in parts:
+            span = self._run.builder.read(count, start, OutputFormat.INT64 if wide else OutputFormat.INT32)
+            self._run.expect(span, partial(receive, start=start, count=count))
         self._held = 0
+
+    def _entry_runs(self, tiles: int) -> list[tuple[int, int]]:
+        """Ranges (first entry, number) that hold the taps in use, of ``tiles`` times nine taps."""
+        step = self._run.design.channels + 1
+        taps = sorted(tap for tap, _, _ in self._piece.taps)
+        if 2 * len(taps) > TAPS:  # most are in use: one READ
+            return [(0, tiles * TAPS * step)]
+        runs: list[tuple[int, int]] = []
+        for tap in (tile * TAPS + tap for tile in range(tiles) for tap in taps):
+            if runs and sum(runs[-1]) == tap * step:
+                runs[-1] = (runs[-1][0], runs[-1][1] + step)
+            else:
+                runs.append((tap * step, step))
+        return runs
 
 
 # -- engine ---------------------------------------------------------------------------------------------------------

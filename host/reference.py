@@ -23,7 +23,7 @@ from hw.design import Design
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
-_FloatArray = npt.NDArray[np.floating[Any]]
+_FloatArray = npt.NDArray[Any]  # floating point; NumPy 1.21 cannot subscript np.floating
 
 _CHUNK = 1 << 22  #: elements of an unfolded operand that are held at a time
 _MASK32 = 0xFFFFFFFF
