@@ -34,7 +34,15 @@ from host.products import ConvGeometry, Grid, Operand
 from sw_model.cost import step_factor
 from sw_model.layers import Precision, QConv2d, convolution_gradients, weight_operand
 from sw_model.models import BasicBlock, CifarResNet
-from sw_model.quantizers import affine_grid, derive_key, extremes, fake_quantize, grid_from_range
+from sw_model.quantizers import (
+    affine_grid,
+    derive_key,
+    extremes,
+    fake_quantize,
+    fake_quantize_groups,
+    grid_from_range,
+    option_products,
+)
 
 Way = Literal["once", "every"]
 
@@ -58,6 +66,9 @@ class _Dispatch:
     def activation_grid(self, option: int) -> Grid:
         return grid_from_range(self.low, self.span, self.options[option].activation, mode=self.layer.run.mode)
 
+    def mixed_input(self, x: Tensor) -> Tensor:
+        return fake_quantize_groups(x, [(index, self.activation_grid(option)) for option, index in self.members])
+
 
 def _values(x: Tensor, grid: Grid) -> Operand:
     return Operand(grid, values=np.ascontiguousarray(x.detach().numpy()))
@@ -73,9 +84,7 @@ class _DispatchedConvolution(torch.autograd.Function):
         layer, engine = call.layer, call.layer.run.engine
         bits = call.options[call.members[0][0]].weight
         if engine is None:
-            xq = torch.empty_like(x)
-            for option, index in call.members:
-                xq[index] = fake_quantize(x[index], call.activation_grid(option))
+            xq = call.mixed_input(x)
             wq = fake_quantize(weight, affine_grid(weight, bits, axis=0, mode=layer.run.mode), 0)
             return F.conv2d(xq, wq, None, layer.stride, layer.padding)
         w = weight_operand(weight, bits, 0)
@@ -104,24 +113,18 @@ class _DispatchedConvolution(torch.autograd.Function):
 
         dx = dw = None
         if engine is None:
-            gq = torch.empty_like(grad)
-            for option, index in call.members:
-                gq[index] = fake_quantize(grad[index], gradient_grid(option))
+            gq = fake_quantize_groups(grad, [(index, gradient_grid(option)) for option, index in call.members])
             if (need_x or need_mask) and need_w:
                 axis = 0 if mode == "paper" else 1
                 wq = fake_quantize(weight, affine_grid(weight, bits, axis=axis, mode=mode), axis)
-                xq = torch.empty_like(x)
-                for option, index in call.members:
-                    xq[index] = fake_quantize(x[index], call.activation_grid(option))
+                xq = call.mixed_input(x)
                 dx, dw = convolution_gradients(xq, wq, gq, layer.stride, layer.padding)
             elif need_x or need_mask:
                 axis = 0 if mode == "paper" else 1
                 wq = fake_quantize(weight, affine_grid(weight, bits, axis=axis, mode=mode), axis)
                 dx = conv2d_input(x.shape, wq, gq, layer.stride, layer.padding)
             elif need_w:
-                xq = torch.empty_like(x)
-                for option, index in call.members:
-                    xq[index] = fake_quantize(x[index], call.activation_grid(option))
+                xq = call.mixed_input(x)
                 dw = conv2d_weight(xq, weight.shape, gq, layer.stride, layer.padding)
         else:
             w = weight_operand(weight, bits, 1)
@@ -139,13 +142,9 @@ class _DispatchedConvolution(torch.autograd.Function):
         dmask = None
         if need_mask:
             assert dx is not None
-            columns = []
-            for option, precision in enumerate(call.options):
-                if precision.activation:
-                    columns.append((dx * fake_quantize(x, call.activation_grid(option))).flatten(1).sum(1))
-                else:
-                    columns.append(torch.zeros(len(x)))
-            dmask = torch.stack(columns, 1)
+            live = [k for k, precision in enumerate(call.options) if precision.activation]
+            dmask = torch.zeros(len(x), len(call.options))
+            dmask[:, live] = option_products(x, dx, [call.activation_grid(k) for k in live])
         return (dx if need_x else None), dw, dmask, None
 
 

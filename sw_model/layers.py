@@ -31,12 +31,13 @@ from host.products import ConvGeometry, Engine, Grid, Operand
 from sw_model.quantizers import (
     Mode,
     affine_grid,
-    dequantize,
     derive_key,
     extremes,
     fake_quantize,
     grid_from_range,
+    kept_values,
     quantize,
+    quantize_and_keep,
 )
 from sw_model.statquant import QUANTIZERS
 
@@ -257,11 +258,6 @@ def _tensor_operand(x: Tensor, grid: Grid, groups: int) -> Operand:
     return Operand(grid, codes=_numpy(quantize(x, grid)).astype(np.int32))
 
 
-def _compact(codes: Tensor, bits: int) -> Tensor:
-    """Codes in the smallest type that holds them, for keeping until the backward pass."""
-    return codes.to(torch.uint8) if bits <= 8 else codes.to(torch.int32)
-
-
 class _QuantizedProduct(torch.autograd.Function):
     """The three products of one layer call."""
 
@@ -275,9 +271,7 @@ class _QuantizedProduct(torch.autograd.Function):
         if call.engine is None:
             xq, kept = x, x
             if call.grid is not None:
-                codes = quantize(x, call.grid)
-                kept = _compact(codes, p.activation)
-                xq = dequantize(codes, call.grid)
+                xq, kept = quantize_and_keep(x, call.grid)
             wq = weight
             if p.weight:
                 grid = affine_grid(weight, p.weight, axis=0, mode=call.layer.run.mode)
@@ -317,10 +311,10 @@ class _QuantizedProduct(torch.autograd.Function):
             )
         dx = dw = None
         if call.engine is None:
-            gq = grad if grid is None else dequantize(quantize(grad, grid), grid)
+            gq = grad if grid is None else fake_quantize(grad, grid)
             last_gq = gq
             if split:
-                last_gq = grad if last_grid is None else dequantize(quantize(grad, last_grid), last_grid)
+                last_gq = grad if last_grid is None else fake_quantize(grad, last_grid)
             dx, dw = _fast_gradients(call, kept, weight, gq, last_gq, (need_x, need_w))
             return dx, dw, None
         assert grid is not None and last_grid is not None and call.grid is not None
@@ -364,7 +358,7 @@ def _fast_gradients(
         wq = fake_quantize(weight, affine_grid(weight, p.weight, axis=axis, mode=mode), axis)
     xq = kept
     if call.grid is not None and need_w:
-        xq = dequantize(kept, call.grid)
+        xq = kept_values(kept, call.grid)
     if need_x and need_w and gq is last_gq:
         dx, dw = convolution_gradients(xq, wq, gq, g.stride, g.padding, groups)
         return dx, dw

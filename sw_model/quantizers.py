@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from host.products import Grid
+from sw_model import fused
 
 Mode = Literal["fixed", "paper"]
 
@@ -203,4 +204,59 @@ def dequantize(codes: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
 
 def fake_quantize(x: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
     """``x`` moved to the nearest (or stochastically chosen) point of ``grid``, float32."""
+    if grid.scale.ndim == 0 and not _may_meet_subnormals(grid) and fused.usable(x):
+        return fused.quantize_rows(x.contiguous(), fused.row_grids([grid]), grid.key is not None)
     return dequantize(quantize(x, grid, axis), grid, axis)
+
+
+def quantize_and_keep(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Values of ``x`` on a per-tensor grid rounded to nearest, and a compact form to keep: see :func:`kept_values`."""
+    if grid.bits > 8:
+        values = fake_quantize(x, grid)
+        return values, values
+    if not _may_meet_subnormals(grid) and fused.usable(x):
+        codes = torch.empty(x.shape, dtype=torch.uint8)
+        return fused.quantize_rows(x.contiguous(), fused.row_grids([grid]), False, codes), codes
+    exact = quantize(x, grid)
+    return dequantize(exact, grid), exact.to(torch.uint8)
+
+
+def kept_values(kept: Tensor, grid: Grid) -> Tensor:
+    """The values that :func:`quantize_and_keep` returned, from what it said to keep."""
+    if kept.dtype != torch.uint8:
+        return kept
+    if kept.device.type == "cpu" and fused.library() is not None:
+        return fused.dequantize_codes(kept, grid)
+    return dequantize(kept, grid)
+
+
+def fake_quantize_groups(x: Tensor, groups: list[tuple[Tensor, Grid]]) -> Tensor:
+    """Values of ``x`` (N, ...) whose samples lie on different grids.
+
+    Args:
+        x: float32.
+        groups: (sample indices, per-tensor grid) pairs that together name every sample once.  Random numbers count the
+            elements within a group, as if it were a tensor of its own.
+    """
+    grids = [grid for _, grid in groups]
+    stochastic = grids[0].key is not None
+    if fused.usable(x) and not any(_may_meet_subnormals(grid) for grid in grids):
+        table = np.zeros(len(x), fused.ROW_GRID)
+        length = x.numel() // len(x)
+        for (index, _), record in zip(groups, fused.row_grids(grids), strict=True):
+            rows = index.numpy()
+            table[rows] = record
+            table["first"][rows] = (np.arange(len(rows), dtype=np.uint64) * length).astype(np.uint32)
+        return fused.quantize_rows(x.contiguous(), table, stochastic)
+    values = torch.empty_like(x)
+    for index, grid in groups:
+        values[index] = dequantize(quantize(x[index], grid), grid)
+    return values
+
+
+def option_products(x: Tensor, weight: Tensor, grids: list[Grid]) -> Tensor:
+    """``sum weight[n] * Q_k(x)[n]`` for every sample n and per-tensor grid k rounded to nearest: float32 (N, K)."""
+    if fused.usable(x) and not any(_may_meet_subnormals(grid) for grid in grids):
+        return fused.option_products(x.detach().contiguous(), weight.detach().contiguous(), fused.row_grids(grids))
+    columns = [(weight * dequantize(quantize(x, grid), grid)).flatten(1).sum(1) for grid in grids]
+    return torch.stack(columns, 1)

@@ -148,10 +148,12 @@ class Spy:
     def __init__(self) -> None:
         self.meter = Meter()
         self.calls: list[tuple[str, np.ndarray, np.ndarray]] = []
+        self.operands: list[tuple[Operand, Operand]] = []
         self._inner = SoftwareEngine()
 
     def _note(self, product: str, a: Operand, b: Operand, geometry: ConvGeometry) -> Sums:
         self.calls.append((product, operand_codes(a), operand_codes(b)))
+        self.operands.append((a, b))
         sums: Sums = getattr(self._inner, product)(a, b, geometry)
         return sums
 
@@ -199,25 +201,30 @@ def test_fast_and_exact_paths_agree(kind: str, bits: Any) -> None:
 
 
 def test_fast_and_exact_paths_have_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast_codes: list[np.ndarray] = []
-    real_quantize = Q.quantize
+    seen: list[torch.Tensor] = []
+    convolve, differentiate = F.conv2d, L.convolution_gradients
 
-    def spying(x: torch.Tensor, grid: Grid, axis: int | None = None) -> torch.Tensor:
-        codes = real_quantize(x, grid, axis)
-        fast_codes.append(codes.numpy().astype(np.int64).copy())
-        return codes
+    def spying_convolution(x: torch.Tensor, w: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.extend((x.clone(), w.clone()))
+        return convolve(x, w, *rest)
+
+    def spying_gradients(x: torch.Tensor, w: torch.Tensor, g: torch.Tensor, *rest: Any) -> Any:
+        seen.extend((g.clone(), w.clone(), x.clone(), g.clone()))
+        return differentiate(x, w, g, *rest)
 
     precision = L.Precision(5, 4, 6)
-    monkeypatch.setattr(L, "quantize", spying)
+    monkeypatch.setattr(L.F, "conv2d", spying_convolution)
+    monkeypatch.setattr(L, "convolution_gradients", spying_gradients)
     both_paths("plain", None, precision)
     monkeypatch.undo()
     spy = Spy()
     both_paths("plain", spy, precision)
-    (_, x, w), (_, g, w_in), (_, x_again, g_again) = spy.calls
+    (_, x, _), (_, g, _), (_, x_again, g_again) = spy.calls
     assert (x == x_again).all() and (g == g_again).all(), "one rounding serves both gradient products"
-    # Order of the fast path: activation, weight, gradient, weight once more per input channel.
-    for fast, exact in zip(fast_codes, (x, w, g, w_in), strict=True):
-        assert (fast == exact).all()
+    operands = [operand for call in spy.operands for operand in call]
+    for values_seen, operand, axis in zip(seen, operands, (None, 0, None, 1, None, None), strict=True):
+        codes = torch.from_numpy(operand_codes(operand))
+        assert torch.equal(values_seen, Q.dequantize(codes, operand.grid, axis))
 
 
 def test_gradient_key_follows_seed_step_layer_and_salt() -> None:

@@ -168,3 +168,37 @@ def test_out_of_range_values_clamp() -> None:
 def test_unusable_input_is_refused(x: torch.Tensor, bits: int, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         Q.affine_grid(x, bits)
+
+
+@settings(max_examples=200, deadline=None)
+@given(floats, st.integers(1, 16), st.one_of(st.none(), st.integers(0, 2**32 - 1)))
+def test_fused_kernels_give_the_same_values(x: np.ndarray, bits: int, key: int | None) -> None:
+    tensor = torch.from_numpy(x)
+    grid = Q.affine_grid(tensor, bits, key=key)
+    wanted = Q.dequantize(Q.quantize(tensor, grid), grid)
+    assert torch.equal(Q.fake_quantize(tensor, grid), wanted)
+    if key is None:
+        values, kept = Q.quantize_and_keep(tensor, grid)
+        assert torch.equal(values, wanted) and torch.equal(Q.kept_values(kept, grid), wanted)
+
+
+@pytest.mark.skipif(Q.fused.library() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("key", [None, 77])
+def test_groups_equal_separate_tensors_with_and_without_kernels(
+    key: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(9, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    low, span = Q.extremes(x)
+    groups = []
+    for k, bits in enumerate((3, 8, 12)):
+        own = None if key is None else key + k
+        groups.append((torch.arange(k, 9, 3), Q.grid_from_range(low, span, bits, key=own)))
+    mixed = Q.fake_quantize_groups(x, groups)
+    for index, grid in groups:
+        assert torch.equal(mixed[index], Q.fake_quantize(x[index], grid))
+    weight = torch.randn(9, 3, 7, 5)
+    sums = Q.option_products(x, weight, [g for _, g in groups]) if key is None else None
+    monkeypatch.setattr(Q.fused, "library", lambda: None)
+    assert torch.equal(Q.fake_quantize_groups(x, groups), mixed)
+    if sums is not None:
+        assert torch.allclose(Q.option_products(x, weight, [g for _, g in groups]), sums, rtol=1e-4, atol=1e-4)
