@@ -32,10 +32,12 @@ class _Variant:
     stimuli: str
 
 
-def _variants() -> dict[str, _Variant]:
+def _variants(design: Design) -> dict[str, _Variant]:
+    # bit by bit, a product costs its plane pairs times the size of the array
+    quick = max(1, 64 * 9216 // design.binary_macs)
     return {
         "native": _Variant("native", fast_flags(), MAX_BITS * MAX_BITS, "stimuli.txt"),
-        "bit-serial": _Variant("bit-serial", ("-O2", BIT_SERIAL), 64, "stimuli-bit-serial.txt"),
+        "bit-serial": _Variant("bit-serial", ("-O2", BIT_SERIAL), quick, "stimuli-bit-serial.txt"),
     }
 
 
@@ -70,7 +72,7 @@ def simulate(
     Raises:
         CompileError: the bench cannot be built or run.
     """
-    chosen = _variants()[path]
+    chosen = _variants(design)[path]
     stimuli = [s for seed in range(seeds) for s in precision_sweep(design, seed, max_pairs=chosen.max_pairs)]
     file = out / chosen.stimuli
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         design = load_design(arguments.design)
         # beside the kernel, where the tool configuration expects them
         out = generate(design, arguments.out or Path("build") / design.name) / "hls"
-        names = list(_variants()) if arguments.path == "both" else [arguments.path]
+        names = list(_variants(design)) if arguments.path == "both" else [arguments.path]
         reports = [simulate(design, out, name, arguments.seeds) for name in names]
     except (DesignError, GenerateError, CompileError, DeviceError) as e:
         print(f"fractrain csim: {e}", file=sys.stderr)
