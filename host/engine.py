@@ -805,6 +805,20 @@ class FabricEngine:
         return b_sum, count
 
     @staticmethod
+    def _host_element_sums(batch_sums: I64, m: ConvGeometry, side: int) -> I64:
+        """Sums of codes over the positions under each kernel element: int64 (C, H, W) -> (C, kh, kw).
+
+        Args:
+            side: 0 for output gradients, 1 for activations.
+        """
+        out = np.zeros((batch_sums.shape[0], *m.kernel), dtype=np.int64)
+        for ky, kx in itertools.product(range(m.kernel[0]), range(m.kernel[1])):
+            y = _slices(ky, m.in_hw[0], m.out_hw[0], m.stride, m.padding)[side]
+            x = _slices(kx, m.in_hw[1], m.out_hw[1], m.stride, m.padding)[side]
+            out[:, ky, kx] = batch_sums[:, y, x].sum(axis=(1, 2))
+        return out
+
+    @staticmethod
     def _gradient_count(m: ConvGeometry) -> I64:
         """Valid positions under each kernel element, over the batch: count of a weight gradient."""
         valid_y, valid_x = _valid(m)
@@ -898,11 +912,12 @@ class FabricEngine:
             for y, xx in itertools.product(ys, xs):
                 jobs.append((a.phase(y[0], xx[0], s) if s > 1 else a, [(y, xx)]))
         pending = []
+        missing: set[str] = set()
         for tensor, phases in jobs:
             y0, x0 = min(y[1] for y, _ in phases), min(x[1] for _, x in phases)
             ny = max(y[1] + len(y[2]) for y, _ in phases) - y0
             nx = max(x[1] + len(x[2]) for _, x in phases) - x0
-            pending.append((phases, y0, x0, self._accumulate(run, tensor, b, (y0, x0), (ny, nx))))
+            pending.append((phases, y0, x0, self._accumulate(run, tensor, b, (y0, x0), (ny, nx), missing)))
         self._finish(run, "weight_gradient", x.grid, g.grid, m)
         for phases, y0, x0, (all_dot, all_a, all_b) in pending:
             for p, ((_, dy, iy), (_, dx, ix)) in enumerate(phases):
@@ -912,6 +927,10 @@ class FabricEngine:
                     dot[:, :, ky, kx] = all_dot[:, mine, at[0], at[1]]
                     a_sum[0, :, ky, kx] = all_a[mine, at[0], at[1]]
                     b_sum[:, 0, ky, kx] = all_b[:, at[0], at[1]]
+        if "a_sum" in missing:
+            a_sum = self._host_element_sums(host_codes(x).sum(axis=0), m, 1)[None]
+        if "b_sum" in missing:
+            b_sum = self._host_element_sums(host_codes(g).sum(axis=0), m, 0)[:, None]
         return Sums(dot, a_sum, b_sum, self._gradient_count(m))
 
     def backward(self, x: Operand, g: Operand, w: Operand, geometry: ConvGeometry) -> tuple[Sums, Sums]:
@@ -1221,7 +1240,13 @@ class FabricEngine:
         return best[1], best[2]
 
     def _accumulate(
-        self, run: _Run, a: _Tensor, g: _Tensor, origin: tuple[int, int], size: tuple[int, int]
+        self,
+        run: _Run,
+        a: _Tensor,
+        g: _Tensor,
+        origin: tuple[int, int],
+        size: tuple[int, int],
+        missing: set[str],
     ) -> tuple[I64, I64, I64]:
         """Weight gradient of a correlation; the arrays are filled when the run's programs have run.
 
@@ -1230,6 +1255,7 @@ class FabricEngine:
             g: (N, O, OH, OW).
             origin: offset of kernel element [0, 0].
             size: of the kernel.
+            missing: "a_sum" or "b_sum" is added if those sums are left to the host.
 
         Returns:
             dot, int64 (O, Ca, ny, nx); a_sum (Ca, ny, nx); b_sum (O, ny, nx).
@@ -1245,14 +1271,22 @@ class FabricEngine:
             )
             real = all(span == (0, k) for span, k in zip((rows, columns), a.array.shape[2:], strict=True))
             full = all(span == (k, k + o) for span, k, o in zip((rows, columns), piece.centre, out_hw, strict=True))
-            self._piece_gradient(run, piece, a, g, rows, columns, dot, a_sum if full else None, b_sum if real else None)
-            # where the fabric's own sums would count positions that are not real, products with ones replace them
+            own = (a_sum if full else None, b_sum if real else None)
+            self._piece_gradient(run, piece, a, g, rows, columns, dot, *own, missing)
+            # where the fabric's own sums would count positions that are not real, products with ones replace them,
+            # unless the host has the codes and can add them up itself
             if not full:
-                ones = _mask_tensor((n, 1, *out_hw))
-                self._piece_gradient(run, piece, a, ones, rows, columns, a_sum[None], None, None)
+                if a.is_values:
+                    ones = _mask_tensor((n, 1, *out_hw))
+                    self._piece_gradient(run, piece, a, ones, rows, columns, a_sum[None], None, None, missing)
+                else:
+                    missing.add("a_sum")
             if not real:
-                ones = _mask_tensor((n, 1, *a.array.shape[2:]))
-                self._piece_gradient(run, piece, ones, g, rows, columns, b_sum[:, None], None, None)
+                if g.is_values:
+                    ones = _mask_tensor((n, 1, *a.array.shape[2:]))
+                    self._piece_gradient(run, piece, ones, g, rows, columns, b_sum[:, None], None, None, missing)
+                else:
+                    missing.add("b_sum")
         return dot, a_sum, b_sum
 
     def _piece_gradient(
@@ -1266,6 +1300,7 @@ class FabricEngine:
         dot: I64,
         a_sum: I64 | None,
         b_sum: I64 | None,
+        missing: set[str],
     ) -> None:
         """One 3x3 piece of a weight gradient.
 
@@ -1275,6 +1310,7 @@ class FabricEngine:
             dot: (O, Ca, ny, nx), added to.
             a_sum: (Ca, ny, nx), added to if the fabric's sums are wanted.
             b_sum: (O, ny, nx), added to if sums by the ONES group are wanted.
+            missing: as in :meth:`_accumulate`.
         """
         d = self.design
         c = d.channels
@@ -1286,8 +1322,11 @@ class FabricEngine:
         max_rows = min(contract.LIMITS["rows"], 8 * min(half_a // (step_in * a_bits), half_g // (step_out * b_bits)))
         tiles = _tiles(rows, columns, max_rows, d.lanes)
         if a_sum is not None and len(tiles) > 1:  # the fabric's sums would count halos twice
-            ones = _mask_tensor((a.array.shape[0], 1, *g.array.shape[2:]))
-            self._piece_gradient(run, piece, a, ones, rows, columns, a_sum[None], None, None)
+            if a.is_values:
+                ones = _mask_tensor((a.array.shape[0], 1, *g.array.shape[2:]))
+                self._piece_gradient(run, piece, a, ones, rows, columns, a_sum[None], None, None, missing)
+            else:
+                missing.add("a_sum")
             a_sum = None
         for into, out in itertools.product(
             _split_range(groups_total, step_in), _split_range(out_groups_total, step_out)
