@@ -120,7 +120,7 @@ async def pipeline_holds_while_disabled(dut: Any) -> None:
     await edge
     for k in range(a.size + CYCLES):
         if k >= CYCLES:
-            assert flush(np.uint32([int(dut.y_o.value)]))[0] == want[k - CYCLES]
+            assert flush(np.array([int(dut.y_o.value)], dtype=np.uint32))[0] == want[k - CYCLES]
         if k < a.size:
             dut.a_i.value, dut.b_i.value = int(a[k]), int(b[k])
         dut.enable_i.value = 1

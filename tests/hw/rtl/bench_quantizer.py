@@ -159,7 +159,7 @@ async def dither_of_zero_keeps_the_sign_of_the_smallest_values(dut: Any) -> None
     assert want.tolist() == [-1, 0, 0, 0, 0, -1, -2]
     await tb.compare(x, zero, one, 8, True, 77, index)
     # products that round up in magnitude to the smallest normal number, at the subnormals' spacing
-    x = -(np.uint32([0x3F7FFFFF, 0x3F7FFFFE, 0x3F7FFFFD]).view(np.float32))
+    x = np.array([0xBF7FFFFF, 0xBF7FFFFE, 0xBF7FFFFD], dtype=np.uint32).view(np.float32)
     want, _ = codes(x, zero, np.float32(1.17549435e-38), 8, True, 77, index[:3])
     assert want.tolist() == [-1, 0, 0]
     await tb.compare(x, zero, np.float32(1.17549435e-38), 8, True, 77, index[:3])
