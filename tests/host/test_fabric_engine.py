@@ -14,6 +14,8 @@ from host.engine import FabricEngine, host_codes
 from host.products import ConvGeometry, Grid, Operand, Sums
 from hw.contract import Error
 from hw.design import load_design
+from sw_model.engine import SoftwareEngine
+from sw_model.quantizers import affine_grid
 
 SMALL = load_design("sim-small")
 BIG = load_design("zc706")
@@ -245,3 +247,22 @@ def test_fused_backward_sends_the_gradient_once() -> None:
     saved = apart.meter.totals["WORDS_IN"] - fused.meter.totals["WORDS_IN"]
     assert saved > 0.9 * x.values.size / 2  # type: ignore[union-attr]
     assert fused.meter.totals["WORDS_OUT"] < apart.meter.totals["WORDS_OUT"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_same_sums_as_the_software_model(stride: int, stochastic: bool) -> None:
+    """Both quantize on their own: the fabric as it loads, the model with PyTorch."""
+    m = ConvGeometry(6, 10, 12, (8, 8), (3, 3), stride, 1)
+    rng = np.random.default_rng(8)
+    grid = affine_grid(torch.from_numpy(rng.normal(size=50).astype(np.float32)), 5, key=77 if stochastic else None)
+    w = Operand(make_grid(4, False), codes=rng.integers(0, 16, size=(12, 10, 3, 3)))
+    x, g = (
+        Operand(grid, values=rng.normal(size=shape).astype(np.float32)) for shape in ((6, 10, 8, 8), (6, 12, *m.out_hw))
+    )
+    fabric, software = FabricEngine(DEVICES["sim-small"]), SoftwareEngine()
+    for product, a, b in (("forward", x, w), ("input_gradient", g, w), ("weight_gradient", x, g)):
+        mine, theirs = getattr(fabric, product)(a, b, m), getattr(software, product)(a, b, m)
+        for name in ("dot", "a_sum", "b_sum", "count"):
+            assert getattr(mine, name).shape == getattr(theirs, name).shape
+            assert np.array_equal(getattr(mine, name), getattr(theirs, name)), (product, name)
