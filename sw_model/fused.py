@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -78,15 +80,37 @@ def usable(x: Tensor) -> bool:
 
 def row_grids(grids: list[Grid]) -> np.ndarray:
     """Unsigned per-tensor grids as the kernels' records."""
-    table = np.zeros(len(grids), ROW_GRID)
-    for row, grid in zip(table, grids, strict=True):
-        row["zero"], row["scale"] = grid.zero, grid.scale
-        row["reciprocal"] = np.float32(1) / grid.scale
-        row["top"], row["key"] = grid.limits[1], grid.key or 0
+    return np.concatenate([channel_grids(grid) for grid in grids])
+
+
+def channel_grids(grid: Grid) -> np.ndarray:
+    """An unsigned grid as the kernels' records, one per scale."""
+    table = np.zeros(grid.scale.size, ROW_GRID)
+    table["zero"], table["scale"] = grid.zero, grid.scale
+    table["reciprocal"] = np.float32(1) / grid.scale
+    table["top"], table["key"] = grid.limits[1], grid.key or 0
     return table
 
 
-def quantize_rows(x: Tensor, table: np.ndarray, stochastic: bool, codes: Tensor | None = None) -> Tensor:
+_scratch = threading.local()
+
+
+def scratch(name: str, shape: torch.Size) -> Tensor:
+    """A float32 tensor to fill and forget: memory of this thread that is used again under the same name.
+
+    Fresh memory costs as much as a convolution of few channels, for the system maps it page by page.  The tensor is
+    valid until the next call with the name, so it must not be saved for a backward pass or handed out of a function.
+    """
+    buffers: dict[str, Tensor] = _scratch.__dict__
+    count = math.prod(shape)
+    if name not in buffers or buffers[name].numel() < count:
+        buffers[name] = torch.empty(count)
+    return buffers[name][:count].view(shape)
+
+
+def quantize_rows(
+    x: Tensor, table: np.ndarray, stochastic: bool, codes: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """Values of x on the grids of its rows.
 
     Args:
@@ -94,9 +118,10 @@ def quantize_rows(x: Tensor, table: np.ndarray, stochastic: bool, codes: Tensor 
         table: records of :data:`ROW_GRID`.
         stochastic: rounding.
         codes: uint8 tensor like x that receives the codes (rounding to nearest only, at most 8 bits).
+        out: contiguous float32 tensor like x that receives the values; None makes one.
     """
     x = x.detach()
-    values = torch.empty_like(x)
+    values = torch.empty_like(x) if out is None else out
     length = x.numel() // len(table)
     if stochastic:
         library().quantize_stochastic(x.data_ptr(), len(table), length, table.ctypes.data, values.data_ptr())
@@ -106,9 +131,9 @@ def quantize_rows(x: Tensor, table: np.ndarray, stochastic: bool, codes: Tensor 
     return values
 
 
-def dequantize_codes(codes: Tensor, grid: Grid) -> Tensor:
-    """Values of uint8 codes on a per-tensor grid, float32."""
-    values = torch.empty(codes.shape)
+def dequantize_codes(codes: Tensor, grid: Grid, out: Tensor | None = None) -> Tensor:
+    """Values of uint8 codes on a per-tensor grid, float32, in ``out`` if given."""
+    values = torch.empty(codes.shape) if out is None else out
     library().dequantize_codes(codes.data_ptr(), codes.numel(), float(grid.scale), float(grid.zero), values.data_ptr())
     return values
 

@@ -67,7 +67,9 @@ class _Dispatch:
         return grid_from_range(self.low, self.span, self.options[option].activation, mode=self.layer.run.mode)
 
     def mixed_input(self, x: Tensor) -> Tensor:
-        return fake_quantize_groups(x, [(index, self.activation_grid(option)) for option, index in self.members])
+        return fake_quantize_groups(
+            x, [(index, self.activation_grid(option)) for option, index in self.members], "activation"
+        )
 
 
 def _values(x: Tensor, grid: Grid) -> Operand:
@@ -113,7 +115,9 @@ class _DispatchedConvolution(torch.autograd.Function):
 
         dx = dw = None
         if engine is None:
-            gq = fake_quantize_groups(grad, [(index, gradient_grid(option)) for option, index in call.members])
+            gq = fake_quantize_groups(
+                grad, [(index, gradient_grid(option)) for option, index in call.members], "gradient"
+            )
             if (need_x or need_mask) and need_w:
                 axis = 0 if mode == "paper" else 1
                 wq = fake_quantize(weight, affine_grid(weight, bits, axis=axis, mode=mode), axis)

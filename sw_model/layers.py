@@ -271,7 +271,7 @@ class _QuantizedProduct(torch.autograd.Function):
         if call.engine is None:
             xq, kept = x, x
             if call.grid is not None:
-                xq, kept = quantize_and_keep(x, call.grid)
+                xq, kept = quantize_and_keep(x, call.grid, "activation")
             wq = weight
             if p.weight:
                 grid = affine_grid(weight, p.weight, axis=0, mode=call.layer.run.mode)
@@ -311,7 +311,7 @@ class _QuantizedProduct(torch.autograd.Function):
             )
         dx = dw = None
         if call.engine is None:
-            gq = grad if grid is None else fake_quantize(grad, grid)
+            gq = grad if grid is None else fake_quantize(grad, grid, None, "gradient")
             last_gq = gq
             if split:
                 last_gq = grad if last_grid is None else fake_quantize(grad, last_grid)
@@ -358,7 +358,7 @@ def _fast_gradients(
         wq = fake_quantize(weight, affine_grid(weight, p.weight, axis=axis, mode=mode), axis)
     xq = kept
     if call.grid is not None and need_w:
-        xq = kept_values(kept, call.grid)
+        xq = kept_values(kept, call.grid, "activation")
     if need_x and need_w and gq is last_gq:
         dx, dw = convolution_gradients(xq, wq, gq, g.stride, g.padding, groups)
         return dx, dw

@@ -202,35 +202,48 @@ def dequantize(codes: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
     return codes.to(torch.float32) * scale + zero
 
 
-def fake_quantize(x: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
-    """``x`` moved to the nearest (or stochastically chosen) point of ``grid``, float32."""
-    if grid.scale.ndim == 0 and not _may_meet_subnormals(grid) and fused.usable(x):
-        return fused.quantize_rows(x.contiguous(), fused.row_grids([grid]), grid.key is not None)
+def fake_quantize(x: Tensor, grid: Grid, axis: int | None = None, scratch: str | None = None) -> Tensor:
+    """``x`` moved to the nearest (or stochastically chosen) point of ``grid``, float32.
+
+    Args:
+        scratch: name of the scratch memory that may hold the result, see :func:`sw_model.fused.scratch`.
+    """
+    if not _may_meet_subnormals(grid) and fused.usable(x):
+        if grid.scale.ndim == 0:
+            out = None if scratch is None else fused.scratch(scratch, x.shape)
+            return fused.quantize_rows(x.contiguous(), fused.row_grids([grid]), grid.key is not None, None, out)
+        if axis is not None and grid.key is None:
+            rows = x.movedim(axis, 0).contiguous()
+            return fused.quantize_rows(rows, fused.channel_grids(grid), False).movedim(0, axis)
     return dequantize(quantize(x, grid, axis), grid, axis)
 
 
-def quantize_and_keep(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Values of ``x`` on a per-tensor grid rounded to nearest, and a compact form to keep: see :func:`kept_values`."""
+def quantize_and_keep(x: Tensor, grid: Grid, scratch: str | None = None) -> tuple[Tensor, Tensor]:
+    """Values of ``x`` on a per-tensor grid rounded to nearest, and a compact form to keep: see :func:`kept_values`.
+
+    Only the values may lie in scratch memory, and only if they are not themselves what is kept.
+    """
     if grid.bits > 8:
         values = fake_quantize(x, grid)
         return values, values
     if not _may_meet_subnormals(grid) and fused.usable(x):
         codes = torch.empty(x.shape, dtype=torch.uint8)
-        return fused.quantize_rows(x.contiguous(), fused.row_grids([grid]), False, codes), codes
+        out = None if scratch is None else fused.scratch(scratch, x.shape)
+        return fused.quantize_rows(x.contiguous(), fused.row_grids([grid]), False, codes, out), codes
     exact = quantize(x, grid)
     return dequantize(exact, grid), exact.to(torch.uint8)
 
 
-def kept_values(kept: Tensor, grid: Grid) -> Tensor:
+def kept_values(kept: Tensor, grid: Grid, scratch: str | None = None) -> Tensor:
     """The values that :func:`quantize_and_keep` returned, from what it said to keep."""
     if kept.dtype != torch.uint8:
         return kept
     if kept.device.type == "cpu" and fused.library() is not None:
-        return fused.dequantize_codes(kept, grid)
+        return fused.dequantize_codes(kept, grid, None if scratch is None else fused.scratch(scratch, kept.shape))
     return dequantize(kept, grid)
 
 
-def fake_quantize_groups(x: Tensor, groups: list[tuple[Tensor, Grid]]) -> Tensor:
+def fake_quantize_groups(x: Tensor, groups: list[tuple[Tensor, Grid]], scratch: str | None = None) -> Tensor:
     """Values of ``x`` (N, ...) whose samples lie on different grids.
 
     Args:
@@ -247,7 +260,8 @@ def fake_quantize_groups(x: Tensor, groups: list[tuple[Tensor, Grid]]) -> Tensor
             rows = index.numpy()
             table[rows] = record
             table["first"][rows] = (np.arange(len(rows), dtype=np.uint64) * length).astype(np.uint32)
-        return fused.quantize_rows(x.contiguous(), table, stochastic)
+        out = None if scratch is None else fused.scratch(scratch, x.shape)
+        return fused.quantize_rows(x.contiguous(), table, stochastic, None, out)
     values = torch.empty_like(x)
     for index, grid in groups:
         values[index] = dequantize(quantize(x[index], grid), grid)
