@@ -153,8 +153,9 @@ def render(design: Design) -> dict[str, str]:
                 line = f", line {e.lineno}" if isinstance(e, jinja2.TemplateSyntaxError) else ""
                 where = path.relative_to(ROOT)
                 raise GenerateError(f"cannot render {where}{line}: {e}; correct the template") from e
-    for path in sorted(RTL_SOURCES.glob("*.sv")):
-        if (name := f"rtl/{path.name}") in files:
+    # rtl/xc7 holds forms in the target's primitives, for synthesis; simulation reads rtl alone
+    for path in sorted([*RTL_SOURCES.glob("*.sv"), *RTL_SOURCES.glob("xc7/*.sv")]):
+        if (name := f"rtl/{path.relative_to(RTL_SOURCES).as_posix()}") in files:
             raise GenerateError(f"{path.name} exists both as a source and as a template in hw/rtl; remove one")
         files[name] = path.read_text(encoding="utf-8")
     return dict(sorted(files.items()))
@@ -214,9 +215,9 @@ def _forget(out: Path, files: dict[str, str]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return
     for name in earlier:
-        # only names of the form folder/file, as render() makes them
+        # only names as render() makes them: folder/file, or one folder more
         parts = Path(name).parts
-        if name not in files and len(parts) == 2 and ".." not in parts and parts[0] in ("hls", "rtl", "docs"):
+        if name not in files and len(parts) in (2, 3) and ".." not in parts and parts[0] in ("hls", "rtl", "docs"):
             (out / name).unlink(missing_ok=True)
 
 

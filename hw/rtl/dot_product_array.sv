@@ -24,7 +24,8 @@ module dot_product_array
     for (genvar c = 0; c < CHANNELS; c++) begin : gen_channel
       dot_product_unit #(
           .BITS(DOT_BITS),
-          .ACC (ACC_BITS)
+          .ACC (ACC_BITS),
+          .DSP (DSP_ACCUMULATORS != 0)
       ) i_unit (
           .clk_i,
           .a_i       (a_i[p]),
@@ -38,10 +39,12 @@ module dot_product_array
           .acc_o     (acc_o[p][c])
       );
     end
-    // the operand sum is a dot product with ones: the AND gates vanish in synthesis
+    // the operand sum is a dot product with ones
     dot_product_unit #(
         .BITS(DOT_BITS),
-        .ACC (ACC_BITS)
+        .ACC (ACC_BITS),
+        .ONES(1'b1),
+        .DSP (DSP_ACCUMULATORS != 0)
     ) i_sum (
         .clk_i,
         .a_i       (a_i[p]),

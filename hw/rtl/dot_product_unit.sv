@@ -5,7 +5,9 @@
 
 module dot_product_unit #(
     parameter int unsigned BITS = 144,  /// length of the dot product
-    parameter int unsigned ACC  = 48    /// accumulator width
+    parameter int unsigned ACC  = 48,   /// accumulator width
+    parameter bit          ONES = 1'b0, /// 1: all bits of b_i are equal (a choice of form, without effect here)
+    parameter bit          DSP  = 1'b1  /// 1: accumulate in a DSP slice, 0: in LUTs (without effect here)
 ) (
     input  wire              clk_i,
     input  wire  [BITS-1:0]  a_i,

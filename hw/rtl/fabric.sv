@@ -100,6 +100,10 @@ module fabric
   step_t step, array_step_q;
   tile_t tile;
   command_t job;
+  // the tile travels beside its last step: operands, count, sign, accumulate
+  localparam int unsigned ARRAY_CYCLES = 4;
+  tile_t [ARRAY_CYCLES-1:0] tile_q;
+  logic  [ARRAY_CYCLES-1:0] last_q;
 
   sequencer i_sequencer (
       .clk_i(clk), .rst_i(rst), .command_valid_i(command_valid), .command_i(command), .retire_o(retire),
@@ -136,10 +140,6 @@ module fabric
       .clk_i(clk), .step_i(array_step_q), .a_i(operand_a), .b_i(operand_b), .acc_o(acc), .sum_o(sum)
   );
 
-  // the tile travels beside its last step: operands, count, sign, accumulate
-  localparam int unsigned ARRAY_CYCLES = 4;
-  tile_t [ARRAY_CYCLES-1:0] tile_q;
-  logic  [ARRAY_CYCLES-1:0] last_q;
   assign wait_pipeline = |last_q || (step.valid && step.last) || read;
   always_ff @(posedge clk) begin
     array_step_q <= step;
