@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from host.cosim.simulation import build_fabric, build_simulation, run_bench
+from host.rtl import rtl_sources
 from hw.design import load_design
-from hw.generate import RTL_SOURCES
+from hw.generate import RTL_SOURCES, generate
 
 FABRIC = "tests.hw.rtl.bench_fabric"
 
@@ -68,3 +69,24 @@ def test_dot_product_unit(bits: int) -> None:
     build = unit("dot_product_unit", BITS=bits)
     outcomes = run_bench(build, "dot_product_unit", "tests.hw.rtl.bench_dot_product", {"BENCH_BITS": str(bits)})
     check(outcomes, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "old", "new", "testcase"),
+    [
+        ("control_registers", "isr_q ^ wdata_i[1:0]", "isr_q | wdata_i[1:0]", "interrupts"),
+        ("control_registers", "wstrb_i[0] && wdata_i[0] && idle_i", "wdata_i[0] && idle_i", "control_handshake"),
+        ("drain", "if (out_ready_i) out_valid_q <= 1'b0;", "out_valid_q <= 1'b0;", "pace_does_not_change_the_answer"),
+    ],
+)
+def test_a_broken_protocol_is_found(tmp_path: Path, file: str, old: str, new: str, testcase: str) -> None:
+    """What the answers of programs alone do not show, the bench does."""
+    design = load_design("sim-small")
+    sources = rtl_sources(generate(design, tmp_path))
+    path = next(p for p in sources if p.stem == file)
+    text = path.read_text()
+    assert text.count(old) >= 1
+    path.write_text(text.replace(old, new))
+    outcomes = run_bench(build_fabric(design, sources), "fabric", FABRIC, {"BENCH_DESIGN": design.name}, testcase)
+    assert outcomes[testcase]
