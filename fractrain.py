@@ -6,15 +6,18 @@ import argparse
 import importlib
 import sys
 
-#: modules that offer ``register(subparsers)``; none of them imports anything heavy before its command runs
+#: modules that offer ``register(subparsers)`` or ``register_bench(kinds)``; none of them imports anything heavy before its command runs
 ROOMS = (
     "hw.generate_commands",
     "hw.synthesis_commands",
+    "hw.bitstream_commands",
     "hw.cost_commands",
     "host.csim_commands",
     "host.cosim_commands",
+    "host.bench_commands",
     "host.board_commands",
     "sw_model.commands",
+    "sw_model.export_commands",
     "sw_model.demo_commands",
 )
 
@@ -25,6 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="fractrain", description="Train neural networks at fractional precision on an FPGA, or its simulation."
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    bench = subparsers.add_parser("bench", help="measure the engine, training speed or quantizers")
+    kinds = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
     for room in ROOMS:
         try:
             module = importlib.import_module(room)
@@ -32,7 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
             if e.name is not None and e.name.split(".")[0] in ("hw", "host", "sw_model", "torch"):
                 continue
             raise
-        module.register(subparsers)
+        if hasattr(module, "register"):
+            module.register(subparsers)
+        if hasattr(module, "register_bench"):
+            module.register_bench(kinds)
     return parser
 
 

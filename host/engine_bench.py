@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from host.device import Device, U64, check
+from host.device import U64, Device, check
 from host.programs import ProgramBuilder
 from hw.contract import Opcode, Target
 from hw.cycles import predict
@@ -67,7 +69,7 @@ def distinct(shapes: Iterable[ConvShape]) -> list[tuple[ConvShape, int]]:
     """Convolutions that differ in shape, with how often each occurs, in order of first occurrence."""
     seen: dict[tuple[object, ...], list[ConvShape]] = {}
     for s in shapes:
-        if s.kind != "linear":
+        if s.kind in ("conv", "stem", "shortcut"):
             seen.setdefault((s.in_channels, s.out_channels, s.kernel, s.stride, s.in_hw), []).append(s)
     return [(group[0], len(group)) for group in seen.values()]
 
@@ -106,12 +108,18 @@ def measure(
     passes: list[tuple[str, float, Callable[[int], list[Packet]]]] = [
         ("forward", macs * bits.a * bits.w, lambda n: list(forward(design, shape, bits, n, codes)))
     ]
-    gradients = [("input_gradient", macs * bits.g * bits.w)] * (not first) + [("weight_gradient", macs * bits.a * bits.g)]
+    gradients = [("input_gradient", macs * bits.g * bits.w)] * (not first) + [
+        ("weight_gradient", macs * bits.a * bits.g)
+    ]
     if split or first:
         for name, ideal in gradients:
-            passes.append((name, ideal, lambda n, name=name: list(backward(design, shape, bits, n, codes, products=(name,)))))  # type: ignore[misc]
+            passes.append(
+                (name, ideal, lambda n, name=name: list(backward(design, shape, bits, n, codes, products=(name,))))
+            )  # type: ignore[misc]
     else:
-        passes.append(("backward", sum(i for _, i in gradients), lambda n: list(backward(design, shape, bits, n, codes))))
+        passes.append(
+            ("backward", sum(i for _, i in gradients), lambda n: list(backward(design, shape, bits, n, codes)))
+        )
 
     rows = []
     for name, ideal, make in passes:
@@ -161,7 +169,7 @@ def bench(
     split: bool = False,
     batch: int = 128,
     progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """All convolutions of a network at one precision: rows, cycles per image, images per second at the design's clock."""
     rows: list[Row] = []
     for index, (shape, count) in enumerate(distinct(shapes)):
@@ -176,3 +184,88 @@ def bench(
         "utilisation": sum(r.ideal * r.count for r in rows) / total,
         "rows": [asdict(r) for r in rows],
     }
+
+
+def proportionality(device: Device, design: Design) -> list[dict[str, float]]:
+    """Cycles of a compute-bound product for every pair of 2..8 x 2..16 bits against 8x8 bits times the share of pairs.
+
+    The product is a weight gradient, whose results stay on chip: nothing but the array can be the limit.  Cycles are
+    the difference between one WGRAD packet and two, so loading and reading out cancel.
+    """
+    rows, images = 8, 4
+
+    def cycles(a_bits: int, b_bits: int) -> int:
+        totals = []
+        for repeats in (1, 2):
+            wgrad: Packet = {
+                "opcode": Opcode.WGRAD, "rows": rows, "groups": 1, "out_groups": 1, "images": images, "a_bits": a_bits,
+                "b_bits": b_bits, "segment_start": 1, "a_planes": (1 << a_bits) - 1, "b_planes": (1 << b_bits) - 1,
+            }  # fmt: skip
+            load: Packet = {"opcode": Opcode.LOAD, "rows": rows, "groups": 1, "out_groups": 1, "images": images}
+            packets: list[Packet] = [
+                {
+                    **load,
+                    "target": Target.A,
+                    "a_bits": a_bits,
+                    "payload_words": images * rows * a_bits * design.row_words,
+                },
+                {
+                    **load,
+                    "target": Target.G,
+                    "a_bits": b_bits,
+                    "payload_words": images * rows * b_bits * design.row_words,
+                },
+                *[wgrad] * repeats,
+                {"opcode": Opcode.END},
+            ]
+            totals.append(check(device.run(program(design, packets))).counters["CYCLES"])
+        return totals[1] - totals[0]
+
+    base = cycles(8, 8)
+    result = []
+    for a_bits in range(2, 9):
+        for b_bits in range(2, 17):
+            measured = cycles(a_bits, b_bits)
+            ideal = base * a_bits * b_bits / 64
+            result.append(
+                {
+                    "a_bits": a_bits,
+                    "b_bits": b_bits,
+                    "cycles": measured,
+                    "proportional": ideal,
+                    "deviation": measured / ideal - 1,
+                }
+            )
+    return result
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Where the cycles of an image go, for every precision and output format, as one picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    runs = result["runs"]
+    names = [f"{run['bits']} {run['output']}" for run in runs]
+    left = np.zeros(len(runs))
+    for part in ("forward", "backward", "other"):
+        values = []
+        for run in runs:
+            rows = run["rows"]
+            inside = [r for r in rows if (r["product"] if r["product"] in ("forward", "backward") else "other") == part]
+            values.append(sum(r["cycles"] * r["count"] for r in inside) / 1e3)
+        axes.barh(
+            names,
+            values,
+            left=left,
+            label={"backward": "both gradients", "other": "first layer's gradient"}.get(part, part),
+        )
+        left += np.array(values)
+    ideal = [sum(r["ideal"] * r["count"] for r in run["rows"]) / 1e3 for run in runs]
+    axes.plot(ideal, names, "k|", markersize=14, label="array always full")
+    axes.invert_yaxis()
+    axes.set_xlabel(f"thousand cycles per image ({result['model']} on {result['design']}, RTL counters)")
+    axes.legend()
+    figure.savefig(path)

@@ -68,7 +68,9 @@ class Operand:
         if (self.codes is None) == (self.values is None):
             raise ValueError("an operand has either codes or values, not both or neither")
         if self.values is not None and self.grid.scale.ndim:
-            raise ValueError("values are quantized by the engine on one grid per tensor; pass codes for per-channel grids")
+            raise ValueError(
+                "values are quantized by the engine on one grid per tensor; pass codes for per-channel grids"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -197,14 +197,21 @@ class Register:
 
 
 REGISTERS: tuple[Register, ...] = (
-    Register("CTRL", 0x00, "rw", "bit 0 start, 1 done (cleared by reading), 2 idle, 3 ready, 7 auto-restart (not used)"),
+    Register(
+        "CTRL", 0x00, "rw", "bit 0 start, 1 done (cleared by reading), 2 idle, 3 ready, 7 auto-restart (not used)"
+    ),
     Register("GIE", 0x04, "rw", "bit 0: global interrupt enable"),
     Register("IER", 0x08, "rw", "bit 0: interrupt on done, bit 1: on ready"),
     Register("ISR", 0x0C, "rw", "pending interrupts, write one to toggle"),
     Register("SOFT_RESET", 0x10, "rw", "write 1: abandon the program, empty queues and pipelines, back to idle"),
     Register("HASH_LO", 0x18, "r", "design hash, low half"),
     Register("HASH_HI", 0x20, "r", "design hash, high half"),
-    Register("CONTRACT", 0x28, "r", "contract version, bits 7..0; channels per group, bits 15..8; bits of a stream, bits 31..16"),
+    Register(
+        "CONTRACT",
+        0x28,
+        "r",
+        "contract version, bits 7..0; channels per group, bits 15..8; bits of a stream, bits 31..16",
+    ),
     Register("ERROR", 0x30, "r", "error code of the last program"),
     Register("POSITION", 0x38, "r", "index of the packet that stopped the last program"),
     Register("PACKETS", 0x40, "r", "counter: packets done"),

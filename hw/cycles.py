@@ -20,6 +20,7 @@ QUEUE_SLOTS = 4
 SETUP_CYCLES = 5  #: from the head of the queue to the first step
 ARRAY_CYCLES = 8  #: from a tile's last step to its first value in the drain
 DRAIN_CYCLES = 1  #: from the last value to permission for the next tile to end
+STREAMING_CYCLES = 1  #: the same when the rest of a tile is sure to leave in time
 OUTPUT_CYCLES = 6  #: from a tile's last value to its first word
 TRAILER_CYCLES = 8
 
@@ -112,7 +113,9 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         reads = {"A": (p.get("base_a", 0), p.get("base_a", 0) + images * blocks * p["groups"] * p["a_bits"])}
         base_b = p.get("base_b", 0)
         if op == Opcode.CONV:
-            steps = _steps(p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"], p["groups"], bool(flags & Flag.A_SUM))
+            steps = _steps(
+                p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"], p["groups"], bool(flags & Flag.A_SUM)
+            )
             tiles = images * rows * p["out_groups"]
             compute = steps * tiles
             values = c
@@ -137,7 +140,9 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
                 compute += p["groups"] + 1
             steps, sent, drained = per_tile, 0, c + 1
             reads["G"] = (base_b, base_b + inner * p["out_groups"] * p["b_bits"])
-        tile = max(steps, drained + ARRAY_CYCLES + DRAIN_CYCLES, sent / tiles)
+        streams = op == Opcode.WGRAD or p.get("format") == OutputFormat.CODES
+        gap = STREAMING_CYCLES if streams else ARRAY_CYCLES + DRAIN_CYCLES
+        tile = max(steps, drained + gap, sent / tiles)
         first_end = max(start + steps, drain)
         end = max(first_end + (tiles - 1) * tile, start + compute)
         # results lag: the stream may still be sending earlier results
@@ -153,7 +158,9 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
     return result
 
 
-def training_cycles(design: Design, shape: ConvShape, bits: Bits, batch: int = 128, codes: bool = True) -> dict[str, float]:
+def training_cycles(
+    design: Design, shape: ConvShape, bits: Bits, batch: int = 128, codes: bool = True
+) -> dict[str, float]:
     """Predicted cycles per image of one layer: forward, backward (both gradients fused), READ of the weights included.
 
     Args:

@@ -98,9 +98,7 @@ class Design:
         if not 10 <= self.clock_mhz <= 500:
             refuse(f"clock_mhz = {self.clock_mhz}", "use 10 to 500")
         if self.bram36 > PARTS[self.part].bram36:
-            refuse(
-                f"buffers need {self.bram36} BRAM36 and {self.part} has {PARTS[self.part].bram36}", "halve a depth"
-            )
+            refuse(f"buffers need {self.bram36} BRAM36 and {self.part} has {PARTS[self.part].bram36}", "halve a depth")
 
     # -- derived values -------------------------------------------------------------------------------------------
 

@@ -52,6 +52,23 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.set_defaults(run=run_train)
 
 
+def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the software model's measurements to ``fractrain bench``."""
+    speed = kinds.add_parser("train", help="time and memory of static and gated training against float32")
+    speed.add_argument("--depth", type=int, default=38, help="of the CIFAR ResNet (default: %(default)s)")
+    speed.add_argument("--batch", type=int, default=32, help="images per step (default: %(default)s)")
+    speed.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    speed.add_argument("--rounds", type=int, default=8, help="alternations (default: %(default)s)")
+    speed.add_argument("--json", action="store_true", help="print JSON")
+    speed.set_defaults(run=run_bench_train)
+    noise = kinds.add_parser("quantizers", help="bias and variance of PTQ, PSQ and BHQ on real gradients")
+    noise.add_argument("--data", default="digits", help="'digits' or a path (default: %(default)s)")
+    noise.add_argument("--rounds", type=int, default=50, help="roundings per gradient (default: %(default)s)")
+    noise.add_argument("--steps", type=int, default=60, help="training steps before measuring (default: %(default)s)")
+    noise.add_argument("--json", action="store_true", help="print JSON")
+    noise.set_defaults(run=run_bench_quantizers)
+
+
 def _parse_bits(text: str) -> list[int]:
     try:
         bits = [int(part) for part in text.split("/")]
@@ -111,6 +128,25 @@ def run_train(arguments: argparse.Namespace) -> int:
         print(json.dumps(asdict(result)))
         return 0
     _print_result(result, arguments.device, out)
+    return 0
+
+
+def run_bench_train(arguments: argparse.Namespace) -> int:
+    """``fractrain bench train``: returns the exit status."""
+    from sw_model.benchmarks import bench_training, print_training
+
+    report = bench_training(arguments.depth, arguments.batch, arguments.threads, arguments.rounds)
+    print_training(report, arguments.json)
+    return 0
+
+
+def run_bench_quantizers(arguments: argparse.Namespace) -> int:
+    """``fractrain bench quantizers``: returns the exit status."""
+    from sw_model.benchmarks import bench_quantizers, print_quantizers
+    from sw_model.data import load_data
+
+    report = bench_quantizers(load_data(arguments.data), rounds=arguments.rounds, warmup_steps=arguments.steps)
+    print_quantizers(report, arguments.json)
     return 0
 
 

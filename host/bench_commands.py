@@ -1,0 +1,127 @@
+"""``fractrain bench engine``: a network's training products on the RTL, layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+#: weights/activations/gradients of the committed measurement; savings are against the first
+PRECISIONS = ("8/8/8", "4/4/8", "4/3/6", "3/3/6", "2/2/4")
+
+
+def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds ``engine`` to ``fractrain bench``."""
+    engine = kinds.add_parser(
+        "engine", help="cycles of a network's three training products on the RTL, and the model's"
+    )
+    engine.add_argument("--design", default="zc706", help="design (default: %(default)s)")
+    engine.add_argument("--model", default="resnet38", help="network (default: %(default)s)")
+    engine.add_argument(
+        "--bits", nargs="+", default=list(PRECISIONS), metavar="W/A/G", help="precisions, baseline first"
+    )
+    engine.add_argument(
+        "--output", choices=("codes", "int32", "both"), default="both", help="how results leave the fabric"
+    )
+    engine.add_argument("--split", action="store_true", help="the two gradients as programs of their own")
+    engine.add_argument("--batch", type=int, default=128, help="images over which fixed costs are spread")
+    engine.add_argument("--figure", type=Path, help="draw the result into this file (SVG or PNG)")
+    engine.add_argument("--json", type=Path, help="write the result to this file")
+    engine.set_defaults(run=run_engine)
+
+
+def run_engine(arguments: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from host.device import open_device
+    from host.engine_bench import bench, draw, proportionality
+    from hw.design import load_design
+    from hw.layers import Bits, network
+
+    console = Console()
+    design = load_design(arguments.design)
+    device = open_device("rtl", design)
+    shapes = network(arguments.model)
+    outputs = {"codes": [True], "int32": [False], "both": [True, False]}[arguments.output]
+    runs = []
+    with console.status("") as status:
+        for text in arguments.bits:
+            parts = text.split("/")
+            if len(parts) != 3 or not all(p.isdigit() and 1 <= int(p) <= 16 for p in parts):
+                raise ValueError(f"--bits {text!r} must be three widths of 1 to 16 bits, such as 8/8/8")
+            for codes in outputs:
+                runs.append(
+                    bench(
+                        device,
+                        design,
+                        shapes,
+                        Bits(*map(int, parts)),
+                        codes,
+                        arguments.split,
+                        arguments.batch,
+                        status.update,
+                    )
+                )
+        status.update("cycles against plane pairs")
+        pairs = proportionality(device, design)
+    for run in runs:
+        base = next(r for r in runs if r["output"] == run["output"])
+        run["saved"] = 1 - run["cycles_per_image"] / base["cycles_per_image"]
+
+    table = Table(
+        title=f"{arguments.model} on {design.name} at {design.clock_mhz:g} MHz, convolutions of training, RTL counters"
+    )
+    for heading in ("w/a/g", "output", "cycles/image", "images/s", "utilisation", "saved", "model error"):
+        table.add_column(heading, justify="right")
+    for run in runs:
+        worst = max((abs(row["model_error"]) for row in run["rows"]), default=0.0)
+        table.add_row(
+            run["bits"],
+            run["output"],
+            f"{run['cycles_per_image']:,.0f}",
+            f"{run['images_per_second']:,.0f}",
+            f"{100 * run['utilisation']:.1f} %",
+            f"{100 * run['saved']:.1f} %",
+            f"{100 * worst:.1f} %",
+        )
+    console.print(table)
+    for run in runs:
+        if run["output"] != "codes":
+            continue
+        rows = Table(title=f"{run['bits']}, packed codes: cycles per image")
+        for heading in ("layer", "times", "pass", "cycles", "ideal", "utilisation", "wait out", "wait drain", "model"):
+            rows.add_column(heading, justify="left" if heading in ("layer", "pass") else "right")
+        for r in run["rows"]:
+            rows.add_row(
+                r["layer"],
+                str(r["count"]),
+                r["product"],
+                f"{r['cycles']:,.0f}",
+                f"{r['ideal']:,.0f}",
+                f"{100 * r['utilisation']:.1f} %",
+                f"{r['stall_out']:,.0f}",
+                f"{r['stall_drain']:,.0f}",
+                f"{100 * r['model_error']:+.1f} %",
+            )
+        console.print(rows)
+    worst_pair = max(pairs, key=lambda p: abs(p["deviation"]))
+    console.print(
+        f"Cycles against plane pairs, compute-bound, 2..8 x 2..16 bits: at most {100 * abs(worst_pair['deviation']):.1f} % "
+        f"from proportional (at {worst_pair['a_bits']}x{worst_pair['b_bits']})"
+    )
+    result = {
+        "design": design.name,
+        "hash": f"{design.hash64:016x}",
+        "model": arguments.model,
+        "runs": runs,
+        "proportionality": pairs,
+    }
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.figure:
+        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+        draw(result, arguments.figure)
+    return 0
