@@ -475,11 +475,18 @@ def attach(model: nn.Module, run: Run) -> Run:
     return run
 
 
+#: Fixed precision of depthwise convolutions in quantized networks, which are too sensitive for less (paper, 4.2).
+DEPTHWISE = Precision(8, 8, 16)
+
+
 def set_precision(model: nn.Module, precision: Precision) -> None:
     """Sets the precision of every quantized layer except those that the model lists in ``keep_full``.
+
+    Depthwise convolutions get :data:`DEPTHWISE` whenever ``precision`` quantizes at all, as in the paper.
 
     A model's ``keep_full`` attribute, a set of layer names, says which layers stay in float32 (stem, classifier).
     """
     keep: set[str] = getattr(model, "keep_full", set())
     for name, layer in quantized_layers(model):
-        layer.precision = FULL if name in keep else precision
+        depthwise = isinstance(layer, QConv2d) and layer.groups > 1
+        layer.precision = FULL if name in keep else DEPTHWISE if depthwise and precision.quantized else precision

@@ -329,6 +329,15 @@ def test_networks_have_the_published_sizes(name: str, image: tuple[int, int, int
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+def test_depthwise_layers_keep_their_precision() -> None:
+    model = build_model("mobilenetv2", 10, (3, 32, 32))
+    L.set_precision(model, L.Precision(3, 3, 6))
+    kinds = {layer.precision for _, layer in L.quantized_layers(model) if getattr(layer, "groups", 1) > 1}
+    assert kinds == {L.DEPTHWISE}
+    L.set_precision(model, L.FULL)
+    assert not any(layer.precision.quantized for _, layer in L.quantized_layers(model))
+
+
 def test_keep_full_exempts_stem_and_head() -> None:
     model = build_model("resnet-8", 10, (1, 8, 8), width=8, quantize_stem=False, quantize_head=False)
     L.set_precision(model, L.Precision(4, 4, 4))

@@ -40,7 +40,7 @@ def moments(name: str, x: Tensor, bits: int, rounds: int) -> tuple[Tensor, float
 @pytest.mark.parametrize("name", ["ptq", "psq", "bhq"])
 def test_gradient_quantizers_are_unbiased(name: str, kind: str) -> None:
     x = gradients(kind, 32, 64)
-    rounds = 300
+    rounds = 100
     mean, variance = moments(name, x, 4, rounds)
     # If unbiased, the squared distance of the mean from x is variance / rounds in expectation, with a relative spread
     # of about sqrt(2 / number of elements) = 0.03 or, where one row dominates, sqrt(2 / 64) = 0.18.
@@ -73,7 +73,7 @@ def test_blocks_partition_the_rows_under_one_head_each(magnitude: list[float]) -
     if len(large) > 1:
         assert small * large[-1] > sum(large) * (1 - 1e-6)
     for b, value in zip(block[head].tolist(), m[head].tolist(), strict=True):
-        share = small * value / max(sum(large), 1e-30)
+        share = small * value / (sum(large) or 1.0)
         assert abs(int((block[~head] == b).sum()) - share) <= 1.01 or sum(large) == 0
 
 

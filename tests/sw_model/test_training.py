@@ -244,3 +244,27 @@ def test_reference_device_trains_to_the_same_bits_as_software(tmp_path: Path) ->
     for device in ("software", "reference"):
         train(config, open_engine(device, "sim-small"), out=tmp_path / device)
     assert same(state_of(tmp_path / "software"), state_of(tmp_path / "reference"))
+
+
+def test_benchmarks_measure_all_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    from sw_model.benchmarks import bench_quantizers, bench_training, print_quantizers, print_training
+    from sw_model.data import load_data
+
+    report = bench_training(depth=8, batch=4, threads=1, rounds=1, variants=("fp32", "gated"))
+    for variant in ("fp32", "gated"):
+        assert report[variant]["time_ratio"] > 0 and report[variant]["peak_memory_mb"] > 50
+    noise = bench_quantizers(load_data("digits"), width=4, batch=16, warmup_steps=12, rounds=12, bits=(4,))["bits"][4]
+    assert noise["variance"]["bhq"] < noise["variance"]["psq"] < noise["variance"]["ptq"]
+    assert noise["variance"]["ptq"] <= noise["bound"]["ptq"] and noise["variance"]["psq"] <= noise["bound"]["psq"]
+    assert all(abs(noise["bias"][name] - 1) < 0.2 for name in noise["bias"])
+    print_training(report, as_json=True)
+    print_quantizers({"model": "m", "warmup_steps": 12, "rounds": 12, "bits": {4: noise}}, as_json=False)
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["model"] == "resnet-8"
+
+
+@pytest.mark.parametrize("gradient", ["ptq", "psq", "bhq"])
+def test_statquant_gradients_train(gradient: str) -> None:
+    config = replace(SMALL, schedule="static", stages=((8, 8, 5),), gradient=gradient, deadlines=(), epochs=4)
+    assert train(config).history[-1]["loss"] < 2.3
+    with pytest.raises(ValueError, match="fast path"):
+        train(config, SoftwareEngine())

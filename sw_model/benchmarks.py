@@ -1,0 +1,251 @@
+"""Measurements: time of quantized training against float32; what gradient quantizers do to real gradients."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sw_model.data import ImageSet
+from sw_model.gates import GatedResNet, gated_loss
+from sw_model.layers import FULL, Precision, QLayer, Run, attach, quantized_layers, set_precision
+from sw_model.models import CifarResNet, build_model
+from sw_model.quantizers import derive_key
+from sw_model.statquant import QUANTIZERS, psq_variance_bound, ptq_variance_bound
+
+OPTIONS = [(3, 6), (4, 6), (4, 8), (6, 8), (6, 12)]
+VARIANTS = ("fp32", "static", "gated")
+
+
+def _network(variant: str, depth: int) -> nn.Module:
+    model = build_model(f"resnet-{depth}", 10, (3, 32, 32), quantize_stem=variant == "static")
+    if variant == "gated":
+        assert isinstance(model, CifarResNet)
+        model = GatedResNet(model, OPTIONS, 4)
+    attach(model, Run())
+    set_precision(model, Precision(8, 8, 8) if variant != "fp32" else FULL)
+    return model
+
+
+class _Stepper:
+    """Training steps of one variant on made-up images: time does not depend on what they show."""
+
+    def __init__(self, variant: str, depth: int, batch: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.model = _network(variant, depth)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+        self.x = torch.randn(batch, 3, 32, 32, generator=generator)
+        self.y = torch.randint(0, 10, (batch,), generator=generator)
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        start = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(self.model(self.x), self.y)
+        if isinstance(self.model, GatedResNet):
+            loss = gated_loss(loss, self.model.cp(), 3.0, 0.1)
+        loss.backward()
+        self.optimizer.step()
+        return time.perf_counter() - start
+
+
+def _high_water() -> float:
+    """Peak resident memory of this process so far, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: its maximum survives exec, so a child would report its parent's.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+
+
+def peak_memory(variant: str, depth: int, batch: int, threads: int, steps: int = 3) -> float:
+    """Peak resident memory of training one variant in a process of its own, in MB."""
+    code = (
+        "import torch; from sw_model.benchmarks import _Stepper, _high_water;"
+        f"torch.set_num_threads({threads}); s = _Stepper({variant!r}, {depth}, {batch});"
+        f"[s.step() for _ in range({steps})]; print(_high_water())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def bench_training(
+    depth: int = 38, batch: int = 32, threads: int = 2, rounds: int = 8, variants: tuple[str, ...] = VARIANTS
+) -> dict[str, Any]:
+    """Times float32, static 8/8/8 and gated training in alternation, so that a busy machine hits all alike.
+
+    Args:
+        variants: which to time; "fp32" must be among them.
+
+    Returns:
+        per variant: median seconds per step, images per second, ratio of the time to float32's (median of the ratios
+        of neighbouring steps), peak memory in MB and its ratio.
+    """
+    torch.set_num_threads(threads)
+    steppers = {variant: _Stepper(variant, depth, batch) for variant in variants}
+    for stepper in steppers.values():
+        stepper.step()
+    times: dict[str, list[float]] = {variant: [] for variant in variants}
+    for _ in range(rounds):
+        for variant, stepper in steppers.items():
+            times[variant].append(stepper.step())
+    memory = {variant: peak_memory(variant, depth, batch, threads) for variant in variants}
+    report: dict[str, Any] = {"model": f"resnet-{depth}", "batch": batch, "threads": threads, "rounds": rounds}
+    for variant in variants:
+        seconds = statistics.median(times[variant])
+        ratios = [a / b for a, b in zip(times[variant], times["fp32"], strict=True)]
+        report[variant] = {
+            "seconds_per_step": seconds,
+            "images_per_second": batch / seconds,
+            "time_ratio": statistics.median(ratios),
+            "peak_memory_mb": memory[variant],
+            "memory_ratio": memory[variant] / memory["fp32"],
+        }
+    return report
+
+
+@dataclass
+class _Captured:
+    name: str
+    gradient: Tensor
+
+
+def capture_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[_Captured]:
+    """Output gradients of every convolution and linear layer for one batch, each as a matrix (N, features)."""
+    found: list[_Captured] = []
+    handles = []
+    for name, layer in quantized_layers(model):
+
+        def hook(_: QLayer, inputs: Any, output: Tensor, name: str = name) -> None:
+            output.register_hook(lambda g: found.append(_Captured(name, g.detach().flatten(1).clone())))
+
+        handles.append(layer.register_forward_hook(hook))
+    try:
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(model(x), y).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.zero_grad(set_to_none=True)
+    return found[::-1]
+
+
+def bench_quantizers(
+    data: ImageSet,
+    depth: int = 8,
+    width: int = 8,
+    batch: int = 64,
+    warmup_steps: int = 60,
+    rounds: int = 50,
+    bits: tuple[int, ...] = (4, 5, 6, 8),
+    seed: int = 1,
+) -> dict[str, Any]:
+    """Bias and variance of PTQ, PSQ and BHQ on the gradients of a network in the midst of training.
+
+    Bias: with R rounds, ``|mean - x|**2`` of an unbiased quantizer is its variance / R in expectation; ``bias`` is the
+    ratio of the two, 1 up to sampling error, and its 95 % interval over layers is ``bias_interval``.
+
+    Returns:
+        per width: total variance of each quantizer over all layers, their ratios, the theory's bounds for PTQ and PSQ,
+        and the bias ratios; per layer: the variances.
+    """
+    torch.manual_seed(seed)
+    model = build_model(f"resnet-{depth}", len(data.classes), data.image_shape, width=width, seed=seed)
+    attach(model, Run(seed=seed))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    step, epoch = 0, 0
+    while step < warmup_steps:
+        for x, y in data.train_batches(batch, seed, epoch):
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            step += 1
+            if step >= warmup_steps:
+                break
+        epoch += 1
+    x, y = next(data.train_batches(batch, seed, epoch + 1))
+    captured = capture_gradients(model, x, y)
+    report: dict[str, Any] = {"model": f"resnet-{depth}", "warmup_steps": warmup_steps, "rounds": rounds, "bits": {}}
+    for width_bits in bits:
+        layers: dict[str, dict[str, float]] = {}
+        bias: dict[str, list[float]] = {name: [] for name in QUANTIZERS}
+        bounds = {"ptq": 0.0, "psq": 0.0}
+        for item in captured:
+            g = item.gradient
+            bounds["ptq"] += ptq_variance_bound(g, width_bits)
+            bounds["psq"] += psq_variance_bound(g, width_bits)
+            row = layers.setdefault(item.name, {})
+            for name, quantizer in QUANTIZERS.items():
+                total, squares = torch.zeros_like(g, dtype=torch.float64), 0.0
+                for r in range(rounds):
+                    q = quantizer(g, width_bits, derive_key(seed, r, width_bits)).double()
+                    total += q
+                    squares += float(((q - g) ** 2).sum())
+                row[name] = squares / rounds
+                if row[name] > 0:
+                    bias[name].append(float(((total / rounds - g) ** 2).sum()) * rounds / row[name])
+        sums = {name: sum(row[name] for row in layers.values()) for name in QUANTIZERS}
+        report["bits"][width_bits] = {
+            "variance": sums,
+            "psq_to_ptq": sums["psq"] / sums["ptq"],
+            "bhq_to_psq": sums["bhq"] / sums["psq"],
+            "bound": bounds,
+            "bias": {name: statistics.mean(values) for name, values in bias.items()},
+            "bias_interval": {
+                name: 1.96 * statistics.stdev(values) / len(values) ** 0.5 for name, values in bias.items()
+            },
+            "layers": layers,
+        }
+    return report
+
+
+def print_training(report: dict[str, Any], as_json: bool) -> None:
+    """The report of :func:`bench_training` as JSON or as a table."""
+    if as_json:
+        print(json.dumps(report))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{report['model']}, batch {report['batch']}, {report['threads']} threads"
+    table = Table("variant", "images/s", "time / fp32", "peak memory MB", "memory / fp32", title=title)
+    for variant in (v for v in VARIANTS if v in report):
+        row = report[variant]
+        table.add_row(
+            variant,
+            f"{row['images_per_second']:.1f}",
+            f"{row['time_ratio']:.2f}",
+            f"{row['peak_memory_mb']:.0f}",
+            f"{row['memory_ratio']:.2f}",
+        )
+    Console().print(table)
+
+
+def print_quantizers(report: dict[str, Any], as_json: bool) -> None:
+    """The report of :func:`bench_quantizers` as JSON or as a table."""
+    if as_json:
+        print(json.dumps(report))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"gradient variance, {report['model']} after {report['warmup_steps']} steps"
+    table = Table("bits", "PTQ", "PSQ / PTQ", "BHQ / PSQ", "bias ratio PTQ, PSQ, BHQ (1 = unbiased)", title=title)
+    for width, row in report["bits"].items():
+        bias = "  ".join(f"{row['bias'][n]:.2f}±{row['bias_interval'][n]:.2f}" for n in QUANTIZERS)
+        table.add_row(
+            str(width), f"{row['variance']['ptq']:.3g}", f"{row['psq_to_ptq']:.3f}", f"{row['bhq_to_psq']:.3f}", bias
+        )
+    Console().print(table)
