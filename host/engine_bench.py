@@ -105,27 +105,24 @@ def measure(
     """
     m = lower(design, shape)
     macs = m.ideal_macs / design.binary_macs
-    passes: list[tuple[str, float, Callable[[int], list[Packet]]]] = [
-        ("forward", macs * bits.a * bits.w, lambda n: list(forward(design, shape, bits, n, codes)))
-    ]
-    gradients = [("input_gradient", macs * bits.g * bits.w)] * (not first) + [
-        ("weight_gradient", macs * bits.a * bits.g)
-    ]
-    if split or first:
-        for name, ideal in gradients:
-            passes.append(
-                (name, ideal, lambda n, name=name: list(backward(design, shape, bits, n, codes, products=(name,))))
-            )  # type: ignore[misc]
-    else:
-        passes.append(
-            ("backward", sum(i for _, i in gradients), lambda n: list(backward(design, shape, bits, n, codes)))
-        )
+    gradients = {"input_gradient": macs * bits.g * bits.w, "weight_gradient": macs * bits.a * bits.g}
+    if first:
+        del gradients["input_gradient"]
+
+    def packets_of(name: str, images: int) -> list[Packet]:
+        if name == "forward":
+            return list(forward(design, shape, bits, images, codes))
+        products = tuple(gradients) if name == "backward" else (name,)
+        return list(backward(design, shape, bits, images, codes, products=products))
+
+    passes = {"forward": macs * bits.a * bits.w}
+    passes |= gradients if split or first else {"backward": sum(gradients.values())}
 
     rows = []
-    for name, ideal, make in passes:
+    for name, ideal in passes.items():
         totals, predictions, counters = [], [], {}
         for n in (virtual, 2 * virtual):
-            packets = make(n)
+            packets = packets_of(name, n)
             words = program(design, packets)
             result = check(device.run(words), f"{shape.name} {name}")
             if compare is not None:
