@@ -1,0 +1,425 @@
+"""Runs a job: trains, evaluates, logs, checkpoints and resumes; NumPy and the standard library only.
+
+A run is a function of the job and the device's arithmetic, which is the same everywhere: order, augmentation and every
+rounding come from the seed and counters.  The run folder holds ``log.jsonl`` (a line per step), ``metrics.csv`` (a row
+per epoch), ``checkpoint.npz`` and ``result.json``; all but the log are replaced in one step.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from host.board.job import Graph, Job
+from host.board.operations import BROADCAST, OPERATIONS, JobError
+from host.board.products import LayerState, Products
+from host.board.schedule import learning_rate, make_schedule
+from host.products import Engine
+
+Array = npt.NDArray[Any]
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run has come to.
+
+    Attributes:
+        test_accuracy, best_accuracy: shares of test images classified rightly, 0..1; NaN-free, 0 before any test.
+        history: a row per epoch.
+        steps: done in total.
+        finished: False if stopped early.
+        seconds: of this call.
+        counters: of the engine in this call.
+    """
+
+    test_accuracy: float
+    best_accuracy: float
+    history: list[dict[str, Any]]
+    steps: int
+    finished: bool
+    seconds: float
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` in one step, on disk before it is visible."""
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def execute(graph: Graph, values: dict[str, Array], products: Products) -> dict[str, Array]:
+    """Run a graph.
+
+    Args:
+        graph: checked by :func:`host.board.job.load_job`.
+        values: ``x``, ``y`` and ``state:NAME`` entries; results are added.
+
+    Returns:
+        ``values``, without intermediate ones that are not used again.
+
+    Raises:
+        JobError: a node cannot be computed, or gives another shape than the job says.
+    """
+    last: dict[str, int] = {}
+    for i, node in enumerate(graph.nodes):
+        for name in (*node.inputs, *node.outputs):
+            last[name] = i
+    for name in (graph.logits, graph.loss or graph.logits, *graph.gradients.values(), *graph.buffers.values()):
+        last[name] = len(graph.nodes)
+    for i, node in enumerate(graph.nodes):
+        operands = [values[name] for name in node.inputs]
+        try:
+            wanted = node.shapes[0]
+            # an expansion goes to the shape that it names; the others to that of their operands
+            target = node.attributes["shape"] if node.op == "expand" else wanted
+            if tuple(target) != wanted or (
+                node.op in BROADCAST
+                and node.op != "expand"
+                and np.broadcast_shapes(*(o.shape for o in operands)) != wanted
+            ):
+                raise JobError(f"operands {[o.shape for o in operands]} do not give {wanted}")
+            if any(o.dtype.kind == "i" for o in operands) and not node.op.startswith("nll"):
+                raise JobError("labels are no operand of arithmetic")
+            run = OPERATIONS[node.op].run or getattr(products, node.op)
+            with np.errstate(all="ignore"):
+                found = run(*operands, **node.attributes)
+        except (ValueError, TypeError, IndexError, MemoryError, ZeroDivisionError, OverflowError) as e:
+            raise JobError(f"node {i} ({node.op}, {', '.join(node.outputs)}): {e}") from e
+        results = found if isinstance(found, tuple) else (found,)
+        for name, shape, value in zip(node.outputs, node.shapes, results, strict=True):
+            if value.shape != shape or value.dtype != np.float32:
+                raise JobError(f"node {i} ({node.op}): {name} is {value.dtype} {value.shape}, the job says {shape}")
+            values[name] = value
+        for name in {*node.inputs, *node.outputs}:
+            if last[name] == i and not name.startswith("state:") and name not in ("x", "y"):
+                del values[name]
+    return values
+
+
+class Training:
+    """State of a run between steps.
+
+    Args:
+        job: what to train.
+        engine: multiplies codes.
+    """
+
+    def __init__(self, job: Job, engine: Engine) -> None:
+        self.job, self.engine = job, engine
+        self.state = {name: np.array(value) for name, value in job.state.items()}
+        self.momentum: dict[str, Array] = {}
+        self.layers = [LayerState(layer.name) for layer in job.layers]
+        full = frozenset(layer.index for layer in job.layers if layer.keep_full)
+        recipe = job.recipe
+        self.products = Products(engine, self.layers, full, recipe["seed"], recipe["range_momentum"])
+        self.schedule = make_schedule(recipe)
+        self.epoch, self.step, self.seen, self.right = 0, 0, 0, 0
+        self.loss_sum = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.steps_per_epoch = -(-len(job.train_labels) // recipe["batch"])
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * int(self.job.recipe["epochs"])
+
+    @property
+    def global_step(self) -> int:
+        """Steps done."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    # -- data -----------------------------------------------------------------------------------------------------
+
+    def _normalised(self, images: Array) -> Array:
+        x = images.astype(np.float32) / np.float32(self.job.full_scale)
+        mean = np.array(self.job.mean, np.float32).reshape(-1, 1, 1)
+        std = np.array(self.job.std, np.float32).reshape(-1, 1, 1)
+        return np.ascontiguousarray((x - mean) / std)
+
+    def train_batch(self, epoch: int, index: int) -> tuple[Array, Array]:
+        """Shuffled, augmented batch: float32 (n, C, H, W) and int64 (n,); a function of seed, epoch and index."""
+        job, batch = self.job, self.job.recipe["batch"]
+        seed = job.recipe["seed"]
+        order = np.random.default_rng((seed, epoch)).permutation(len(job.train_labels))
+        chosen = order[index * batch : (index + 1) * batch]
+        images, rng = job.train_images[chosen], np.random.default_rng((seed, epoch, index))
+        n, _, h, w = images.shape
+        if job.shift:
+            p = job.shift
+            padded = np.pad(images, ((0, 0), (0, 0), (p, p), (p, p)))
+            offsets = rng.integers(0, 2 * p + 1, size=(2, n))
+            rows, columns = offsets[0][:, None] + np.arange(h), offsets[1][:, None] + np.arange(w)
+            images = padded[np.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+            images = images.transpose(0, 3, 1, 2)
+        if job.flip:
+            mirrored = rng.random(n) < 0.5
+            images = images.copy()
+            images[mirrored] = images[mirrored, :, :, ::-1]
+        return self._normalised(images), job.train_labels[chosen]
+
+    def test_batches(self) -> Iterator[tuple[Array, Array]]:
+        """Test batches in file order."""
+        batch = self.job.recipe["eval_batch"]
+        for first in range(0, len(self.job.test_labels), batch):
+            part = slice(first, first + batch)
+            yield self._normalised(self.job.test_images[part]), self.job.test_labels[part]
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def _values(self, x: Array, y: Array) -> dict[str, Array]:
+        return {"x": x, "y": y, **{f"state:{name}": value for name, value in self.state.items()}}
+
+    def train_step(self) -> dict[str, Any]:
+        """One step; returns its log line.
+
+        Raises:
+            JobError: the loss or a gradient is not finite, or a node cannot be computed.
+        """
+        recipe = self.job.recipe
+        at = self.global_step
+        widths = self.schedule.widths(self.epoch, at, self.steps)
+        lr = learning_rate(recipe, at, self.steps)
+        x, y = self.train_batch(self.epoch, self.step)
+        graph = self.job.train[len(y)]
+        self.products.begin(widths, at, training=True)
+        values = execute(graph, self._values(x, y), self.products)
+        assert graph.loss is not None
+        loss = float(values[graph.loss])
+        if not math.isfinite(loss):
+            raise JobError(f"the loss is {loss} at step {at}; lower lr ({recipe['lr']})")
+        for name in self.job.parameters:
+            self._update(name, values[graph.gradients[name]], np.float32(lr))
+        for name, value in graph.buffers.items():
+            self.state[name] = np.array(values[value])
+        right = int((values[graph.logits].argmax(1) == y).sum())
+        self.loss_sum += loss * len(y)
+        self.seen += len(y)
+        self.right += right
+        self.step += 1
+        bits = "/".join(map(str, widths)) if any(widths) else "fp32"
+        return {"step": at, "epoch": self.epoch, "bits": bits, "lr": lr, "loss": loss, "right": right, "images": len(y)}
+
+    def _update(self, name: str, gradient: Array, lr: np.float32) -> None:
+        """Stochastic gradient descent with momentum and weight decay, in single precision."""
+        recipe, weight = self.job.recipe, self.state[name]
+        if recipe["weight_decay"]:
+            gradient = gradient + np.float32(recipe["weight_decay"]) * weight
+        if recipe["momentum"]:
+            velocity = self.momentum.get(name)
+            share = np.float32(recipe["momentum"])
+            velocity = np.array(gradient) if velocity is None else share * velocity + gradient
+            self.momentum[name] = velocity
+            gradient = gradient + share * velocity if recipe["nesterov"] else velocity
+        self.state[name] = weight - lr * gradient
+
+    def evaluate(self) -> float:
+        """Share of test images classified rightly, 0..1."""
+        widths = self.schedule.widths(self.epoch, max(0, self.global_step - 1), self.steps)
+        right = 0
+        for x, y in self.test_batches():
+            graph = self.job.evaluate[len(y)]
+            self.products.begin(widths, 0, training=False)
+            values = execute(graph, self._values(x, y), self.products)
+            right += int((values[graph.logits].argmax(1) == y).sum())
+        return right / len(self.job.test_labels)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write everything that changes."""
+        arrays: dict[str, Array] = {f"state.{n}": v for n, v in self.state.items()}
+        arrays |= {f"momentum.{n}": v for n, v in self.momentum.items()}
+        arrays["ranges"] = np.array([(s.low, s.span) for s in self.layers], np.float32)
+        arrays["batches"] = np.array([s.batches for s in self.layers], np.int64)
+        rest = {
+            "format": CHECKPOINT_FORMAT,
+            "job": self.job.digest,
+            "position": [self.epoch, self.step, self.seen, self.right],
+            "loss_sum": self.loss_sum,
+            "history": self.history,
+            "schedule": self.schedule.state(),
+        }
+        arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
+        stream = io.BytesIO()
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        write_atomically(path, stream.getvalue())
+
+    def load(self, path: Path) -> None:
+        """Take back a checkpoint of the same job; nothing is changed unless all of it fits.
+
+        Raises:
+            JobError: missing, broken, or of another job.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            rest = json.loads(arrays.pop("rest").tobytes())
+            if rest["format"] != CHECKPOINT_FORMAT or rest["job"] != self.job.digest:
+                raise JobError(f"{path} belongs to another job or release; choose another run folder")
+            state = {n: arrays[f"state.{n}"] for n in self.job.state}
+            momentum = {n[9:]: v for n, v in arrays.items() if n.startswith("momentum.")}
+            for name, value in [*state.items(), *momentum.items()]:
+                if value.dtype != np.float32 or value.shape != self.job.state[name].shape:
+                    raise ValueError(f"{name} is {value.dtype} {value.shape}")
+            ranges, batches = arrays["ranges"], arrays["batches"]
+            if ranges.shape != (len(self.layers), 2) or batches.shape != (len(self.layers),):
+                raise ValueError("another number of layers")
+            epoch, step, seen, right = (int(v) for v in rest["position"])
+            loss_sum, history = float(rest["loss_sum"]), list(rest["history"])
+            schedule = make_schedule(self.job.recipe)
+            schedule.restore(rest["schedule"])
+        except FileNotFoundError as e:
+            raise JobError(f"no checkpoint at {path}; start without resuming") from e
+        except JobError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as e:
+            raise JobError(f"checkpoint {path} is broken ({e}); start again in another folder") from e
+        self.state, self.momentum, self.schedule = state, momentum, schedule
+        self.epoch, self.step, self.seen, self.right = epoch, step, seen, right
+        self.loss_sum, self.history = loss_sum, history
+        for layer, (low, span), count in zip(self.layers, ranges, batches, strict=True):
+            layer.low, layer.span, layer.batches = np.asarray(low), np.asarray(span), int(count)
+
+
+def _keep_lines(path: Path, steps: int) -> None:
+    """Drop log lines of steps that the checkpoint does not know, and a line cut short by the kill."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if line.endswith(b"\n") and int(json.loads(line)["step"]) < steps:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_atomically(path, b"".join(kept))
+
+
+def run_job(
+    job: Job,
+    engine: Engine,
+    out: Path | None,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    on_line: Callable[[dict[str, Any]], None] | None = None,
+) -> RunResult:
+    """Train a job to its end.
+
+    Args:
+        job: from :func:`host.board.job.load_job`.
+        engine: multiplies codes: :class:`host.engine.FabricEngine` on any device, or
+            :class:`host.board.products.ExactEngine`.
+        out: run folder, made if missing; None leaves no files.
+        resume: continue from the folder's checkpoint; the result is bit for bit that of an unbroken run.
+        stop_after: stop, with a checkpoint, once so many steps are done in total.
+        on_line: called with every log line and every epoch's row.
+
+    Raises:
+        JobError: the folder holds another run, the checkpoint does not fit, or training fails.
+    """
+    begun = time.monotonic()
+    training = Training(job, engine)
+    recipe = job.recipe
+    checkpoint = out / "checkpoint.npz" if out is not None else None
+    if resume:
+        if checkpoint is None:
+            raise JobError("resuming needs the run folder")
+        training.load(checkpoint)
+    elif checkpoint is not None and checkpoint.exists():
+        raise JobError(f"{out} holds a run already; resume it or choose another folder")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        _keep_lines(out / "log.jsonl", training.global_step)
+    log = (out / "log.jsonl").open("ab") if out is not None else None
+
+    def save() -> None:
+        if log is not None and checkpoint is not None:
+            log.flush()
+            os.fsync(log.fileno())  # never behind the checkpoint
+            training.save(checkpoint)
+
+    stopped = False
+    try:
+        while training.epoch < recipe["epochs"] and not stopped:
+            epoch_begun = time.monotonic()
+            while training.step < training.steps_per_epoch:
+                if stop_after is not None and training.global_step >= stop_after:
+                    stopped = True
+                    break
+                line = training.train_step()
+                if log is not None:
+                    log.write(json.dumps(line).encode() + b"\n")
+                if on_line is not None:
+                    on_line(line)
+                if recipe["checkpoint_every"] and training.global_step % recipe["checkpoint_every"] == 0:
+                    save()
+            if stopped:
+                break
+            accuracy = None
+            if (training.epoch + 1) % recipe["eval_every"] == 0 or training.epoch + 1 == recipe["epochs"]:
+                accuracy = training.evaluate()
+            loss = training.loss_sum / training.seen
+            row = {
+                "epoch": training.epoch + 1,
+                "stage": training.schedule.stage,
+                "bits": "/".join(map(str, training.products.widths)),
+                "loss": loss,
+                "train_accuracy": training.right / training.seen,
+                "test_accuracy": accuracy,
+                "seconds": round(time.monotonic() - epoch_begun, 3),
+            }
+            training.history.append(row)
+            if on_line is not None:
+                on_line(row)
+            training.schedule.epoch_finished(training.epoch, loss)
+            training.epoch += 1
+            training.step, training.seen, training.right, training.loss_sum = 0, 0, 0, 0.0
+            save()
+            if out is not None:
+                text = io.StringIO(newline="")
+                writer = csv.DictWriter(text, fieldnames=list(row))
+                writer.writeheader()
+                writer.writerows(training.history)
+                write_atomically(out / "metrics.csv", text.getvalue().encode())
+        if stopped:
+            save()
+    finally:
+        if log is not None:
+            log.close()
+    tested = [r["test_accuracy"] for r in training.history if r["test_accuracy"] is not None]
+    result = RunResult(
+        tested[-1] if tested else 0.0,
+        max(tested, default=0.0),
+        training.history,
+        training.global_step,
+        not stopped,
+        time.monotonic() - begun,
+        dict(engine.meter.totals),
+    )
+    if out is not None:
+        write_atomically(out / "result.json", (json.dumps(asdict(result), indent=1) + "\n").encode())
+    return result
