@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sw_model.layers import Precision, QLayer, Run, attach, quantized_layers
+from sw_model.layers import FULL, Precision, Run, attach, quantized_layers
 
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 
@@ -35,29 +35,22 @@ def layer_macs(model: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
     The model is left as it was: parameters, running statistics, mode and run.
     """
     found: dict[str, int] = {}
+
+    def note(layer: str, product: str, macs: int, a: int, b: int) -> None:
+        found[layer] = found.get(layer, 0) + macs
+
     layers = list(quantized_layers(model))
-
-    def note(layer: QLayer, name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            pixels = output[0].numel() // layer.weight.shape[0]
-            found[name] = layer.weight.numel() * pixels
-
-        return layer.register_forward_hook(hook)
-
-    handles = [note(layer, name) for name, layer in layers]
-    runs = [(layer, layer.run, layer.name, layer.index, layer.precision) for _, layer in layers]
+    before = [(layer, layer.run, layer.name, layer.index, layer.precision) for _, layer in layers]
     was_training = model.training
     try:
         model.eval()
         for _, layer in layers:
-            layer.precision = Precision(0, 0, 0)
-        attach(model, Run())
+            layer.precision = FULL
+        attach(model, Run(on_product=note))
         device = next(model.parameters()).device
         model(torch.zeros(1, *image, device=device))
     finally:
-        for handle in handles:
-            handle.remove()
-        for layer, run, name, index, precision in runs:
+        for layer, run, name, index, precision in before:
             layer.run, layer.name, layer.index, layer.precision = run, name, index, precision
         model.train(was_training)
     return found

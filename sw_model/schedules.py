@@ -161,12 +161,13 @@ class Pfq:
     def epoch_finished(self, epoch: int, loss: float) -> bool:
         return self.indicator.epoch_finished(epoch, loss)
 
-    def warn_if_unfinished(self, epochs: int) -> None:
-        """Warns if training of ``epochs`` epochs has ended below the last stage."""
+    def warn_if_unfinished(self, epochs: int, what: str = "") -> None:
+        """Warns if training of ``epochs`` epochs has ended below the last stage, which ``what`` may describe."""
         if self.stage < len(self.stages) - 1:
+            what = what or f"{self.stages[self.stage]} bits"
             warnings.warn(
                 f"PFQ ended after {epochs} epochs in stage {self.stage + 1} of {len(self.stages)} "
-                f"({self.stages[self.stage]} bits); set deadlines, raise eps or train longer",
+                f"({what}); set deadlines, raise eps or train longer",
                 stacklevel=2,
             )
 

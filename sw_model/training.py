@@ -621,7 +621,8 @@ def train(
     if stopped:
         save()
     elif isinstance(state.schedule, Pfq):
-        state.schedule.warn_if_unfinished(config.epochs)
+        what = f"cost target {config.targets[state.schedule.stage]} %" if config.targets else ""
+        state.schedule.warn_if_unfinished(config.epochs, what)
     tested_rows = [row["test_accuracy"] for row in state.history if row["test_accuracy"] is not None]
     result = Result(
         test_accuracy=tested_rows[-1] if tested_rows else 0.0,

@@ -1,0 +1,169 @@
+"""A small Transformer language model with quantized linear layers and quantized attention products.
+
+Attention multiplies two activations, which :class:`QMatmul` maps onto the same three products as a linear layer: one
+factor takes the weight's place, on one grid per tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from host.products import ConvGeometry, Engine, Grid, Operand
+from sw_model.layers import QLayer, QLinear
+from sw_model.quantizers import affine_grid, fake_quantize, grid_from_range, quantize
+
+
+class _Matmul(torch.autograd.Function):
+    """``a @ b^T`` for a (B, T, d), b (B, S, d), all three operands of the products quantized."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, layer: QMatmul) -> Tensor:
+        p = layer.precision
+        grids = [
+            grid_from_range(*holder.activation_range(x.detach()), p.activation, mode=layer.run.mode)
+            for holder, x in ((layer, a), (layer.right, b))
+        ]
+        ctx.grids, ctx.engine, ctx.bits = grids, layer.run.engine, p.grad
+        ctx.key, ctx.mode = layer.gradient_key(), layer.run.mode
+        ctx.save_for_backward(a, b)
+        if ctx.engine is None:
+            return fake_quantize(a, grids[0]) @ fake_quantize(b, grids[1]).transpose(1, 2)
+        return _each(ctx.engine, "forward", (a, grids[0]), (b, grids[1]), a.shape, b.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        a, b = ctx.saved_tensors
+        grad = grad.contiguous()
+        grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.mode)
+        if ctx.engine is None:
+            gq = fake_quantize(grad, grid)
+            return gq @ fake_quantize(b, ctx.grids[1]), gq.transpose(1, 2) @ fake_quantize(a, ctx.grids[0]), None
+        da = _each(ctx.engine, "input_gradient", (grad, grid), (b, ctx.grids[1]), a.shape, b.shape)
+        db = _each(ctx.engine, "weight_gradient", (a, ctx.grids[0]), (grad, grid), a.shape, b.shape)
+        return da, db, None
+
+
+def _each(
+    engine: Engine,
+    product: str,
+    left: tuple[Tensor, Grid],
+    right: tuple[Tensor, Grid],
+    a_shape: torch.Size,
+    b_shape: torch.Size,
+) -> Tensor:
+    """One product per matrix of the batch.  Codes are made from the whole tensors, so that random numbers do not
+    repeat from matrix to matrix."""
+    geometry = ConvGeometry(a_shape[1], a_shape[2], b_shape[1], (1, 1))
+    codes = [quantize(x, grid).numpy().astype(np.int32)[..., None, None] for x, grid in (left, right)]
+    results = []
+    for l, r in zip(*codes, strict=True):  # noqa: E741
+        one, other = Operand(left[1], codes=l), Operand(right[1], codes=r)
+        results.append(getattr(engine, product)(one, other, geometry).real(left[1], right[1])[:, :, 0, 0])
+    return torch.from_numpy(np.stack(results))
+
+
+class QMatmul(QLayer):
+    """``a @ b^T`` with both factors at the activation's bits and the output gradient at the gradient's.
+
+    Maps float32 a (B, T, d), b (B, S, d) to (B, T, S).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.right = QLayer()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[2]:
+            raise ValueError(f"layer {self.name} takes (B, T, d) and (B, S, d), not {tuple(a.shape)}, {tuple(b.shape)}")
+        _, activation, grad, _ = self.precision.widths
+        macs = a.numel() * b.shape[1]
+        self.report("forward", macs, activation, activation)
+        if self.training and torch.is_grad_enabled():
+            self.report("input_gradient", macs, grad, activation)
+            self.report("weight_gradient", macs, activation, grad)
+        if not self.precision.quantized:
+            return a @ b.transpose(1, 2)
+        if max(activation, grad) > 16:
+            raise ValueError(f"layer {self.name} needs activation and gradient both quantized, not {self.precision}")
+        result: Tensor = _Matmul.apply(a.contiguous(), b.contiguous(), self)
+        return result
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.output = (QLinear(width, width) for _ in range(4))
+        self.scores, self.mixture = QMatmul(), QMatmul()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, width = x.shape
+
+        def split(y: Tensor) -> Tensor:
+            return y.reshape(n, t, self.heads, -1).transpose(1, 2).reshape(n * self.heads, t, -1)
+
+        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        scores = self.scores(q, k) / math.sqrt(q.shape[2])
+        future = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
+        weights = scores.masked_fill(future, float("-inf")).softmax(2)
+        mixed = self.mixture(weights, v.transpose(1, 2))
+        return self.output(mixed.reshape(n, self.heads, t, -1).transpose(1, 2).reshape(n, t, width))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = _Attention(width, heads)
+        self.up, self.down = QLinear(width, hidden), QLinear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.down(F.relu(self.up(self.norm2(x))))
+
+
+class TransformerLM(nn.Module):
+    """A causal language model: embedding, learned positions, pre-norm blocks, linear output layer.
+
+    Transformer-base has width 512, 6 layers, 8 heads and 2048 hidden units.  Normalisation, softmax, embeddings and
+    (unless ``quantize_head``) the output layer stay in float32.
+
+    Maps int64 tokens (N, T) to logits (N, T, vocabulary), T <= context.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        hidden: int = 512,
+        context: int = 64,
+        *,
+        quantize_head: bool = False,
+    ) -> None:
+        if width % heads:
+            raise ValueError(f"width {width} must be a multiple of the number of heads, {heads}")
+        super().__init__()
+        self.context = context
+        self.embedding, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        self.blocks = nn.ModuleList(_Block(width, heads, hidden) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = QLinear(width, vocabulary)
+        self.keep_full = set() if quantize_head else {"head"}
+        for table in (self.embedding, self.positions):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.ndim != 2 or tokens.shape[1] > self.context:
+            raise ValueError(f"tokens {tuple(tokens.shape)} must be (N, T) with T at most {self.context}")
+        x = self.embedding(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))

@@ -1,0 +1,85 @@
+"""Quantized products of two activations, and the language model built on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sw_model import quantizers as Q
+from sw_model.engine import SoftwareEngine
+from sw_model.layers import Precision, Run, attach, quantized_layers, set_precision
+from sw_model.transformer import QMatmul, TransformerLM
+
+
+def test_matmul_equals_products_of_quantized_factors_on_both_paths() -> None:
+    torch.manual_seed(0)
+    a, b, out_gradient = torch.randn(3, 5, 4), torch.randn(3, 6, 4), torch.randn(3, 5, 6)
+    for engine in (None, SoftwareEngine()):
+        layer = QMatmul()
+        attach(layer, Run(engine=engine, seed=2, step=3))
+        layer.precision = Precision(8, 4, 5)
+        left, right = a.clone().requires_grad_(), b.clone().requires_grad_()
+        y = layer(left, right)
+        y.backward(out_gradient)
+        aq, bq = Q.fake_quantize(a, Q.affine_grid(a, 4)), Q.fake_quantize(b, Q.affine_grid(b, 4))
+        gq = Q.fake_quantize(out_gradient, Q.affine_grid(out_gradient, 5, key=layer.gradient_key()))
+        assert left.grad is not None and right.grad is not None
+        assert torch.allclose(y, torch.einsum("btd,bsd->bts", aq, bq), atol=1e-5)
+        assert torch.allclose(left.grad, torch.einsum("bts,bsd->btd", gq, bq), atol=1e-5)
+        assert torch.allclose(right.grad, torch.einsum("bts,btd->bsd", gq, aq), atol=1e-5)
+        layer.eval()
+        assert torch.allclose(layer(a, b), y, atol=1e-5), "the running range of one batch is that batch's range"
+    with pytest.raises(ValueError, match="takes"):
+        layer(a, b[:2])
+
+
+def make(seed: int = 0) -> TransformerLM:
+    torch.manual_seed(seed)
+    model = TransformerLM(11, width=16, layers=2, heads=2, hidden=32, context=12)
+    attach(model, Run(seed=1))
+    return model
+
+
+def test_unquantized_model_equals_pytorchs_attention_and_sees_no_future() -> None:
+    model = make()
+    tokens = torch.randint(0, 11, (2, 12), generator=torch.Generator().manual_seed(1))
+    y = model(tokens)
+    changed = tokens.clone()
+    changed[:, 8] = (changed[:, 8] + 1) % 11
+    assert torch.equal(model(changed)[:, :8], y[:, :8]) and not torch.equal(model(changed)[:, 8:], y[:, 8:])
+    attention = model.blocks[0].attention
+    x = torch.randn(2, 12, 16)
+    parts = (m(x).reshape(2, 12, 2, 8).transpose(1, 2) for m in (attention.query, attention.key, attention.value))
+    wanted = F.scaled_dot_product_attention(*parts, is_causal=True).transpose(1, 2).reshape(2, 12, 16)
+    assert torch.allclose(attention(x), attention.output(wanted), atol=1e-5)
+
+
+def test_quantized_model_agrees_on_both_paths_and_learns() -> None:
+    tokens = torch.arange(13).remainder(5).repeat(8, 1)
+    losses = []
+    for engine in (None, SoftwareEngine()):
+        model = make()
+        run = attach(model, Run(engine=engine, seed=1))
+        set_precision(model, Precision(8, 8, 8))
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    run.engine = None
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(40):
+        run.step = step
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.3
+    assert sum(1 for _ in quantized_layers(model)) > 12
+
+
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiple"):
+        TransformerLM(5, width=10, heads=4)
+    with pytest.raises(ValueError, match="at most 12"):
+        make()(torch.zeros(1, 13, dtype=torch.int64))
