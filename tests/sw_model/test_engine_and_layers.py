@@ -250,6 +250,20 @@ def test_paper_mode_reuses_the_forward_weights() -> None:
     assert torch.allclose(x.grad, again.grad, atol=1e-6)
 
 
+@pytest.mark.parametrize("bits", [3, 4, 6, 8])
+def test_weights_per_input_channel_cost_the_input_gradient_little(bits: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, g = torch.randn(16, 16, 3, 3, generator=generator), torch.randn(8, 16, 8, 8, generator=generator)
+    exact = L.conv2d_input((8, 16, 8, 8), w, g, 1, 1)
+    by_output, by_input = (
+        (
+            L.conv2d_input((8, 16, 8, 8), Q.fake_quantize(w, Q.affine_grid(w, bits, axis=axis), axis), g, 1, 1) - exact
+        ).norm()
+        for axis in (0, 1)
+    )
+    assert by_input < 1.1 * by_output
+
+
 def test_zero_and_32_bits_are_plain_float32() -> None:
     for bits in (0, 32):
         y, dx, dw = both_paths("plain", None, L.Precision(bits, bits, bits))
