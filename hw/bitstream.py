@@ -415,6 +415,9 @@ def overlay_files(design: Design, flow: Flow, with_driver: bool = True) -> dict[
         f"{package}/notebooks/__init__.py": '"""Notebooks of the overlay."""\n',
         f"{package}/notebooks/first_run.ipynb": environment.get_template("first_run.ipynb.j2").render(values),
     }
+    # hw.design finds designs by name in configs/designs beside the package
+    lines = [f"{key} = {json.dumps(value)}" for key, value in asdict(design).items()]
+    texts[f"configs/designs/{design.name}.toml"] = "\n".join(lines) + "\n"
     return {**texts, **driver}
 
 

@@ -117,5 +117,6 @@ def learning_rate(recipe: Mapping[str, Any], step: int, steps: int) -> float:
     if position < warmup:
         return lr * (step + 1) / math.ceil(warmup * steps)
     if recipe["lr_schedule"] == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * (position - warmup) / (1 - warmup)))
+        share = (position - warmup) / (1 - warmup)
+        return lr * 0.5 * (1 + math.cos(math.pi * share))
     return lr * float(recipe["lr_decay"]) ** sum(position >= m for m in recipe["milestones"])

@@ -1,0 +1,526 @@
+"""Jobs: exported from PyTorch, run without it, to the same codes; killed and resumed; broken files refused."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from host import board_commands
+from host.board.job import build_job, load_job, members_of, npy_bytes, parse_npy, read_members, write_members
+from host.board.operations import OPERATIONS, JobError
+from host.board.products import ExactEngine, derive_key
+from host.board.runtime import RunResult, Training, run_job
+from host.board.schedule import learning_rate, make_schedule
+from host.engine import FabricEngine, host_codes
+from host.products import ConvGeometry, Engine, Grid, Operand, Sums
+from host.reference import ReferenceDevice
+from hw.bitstream import overlay_files
+from hw.design import ROOT, load_design
+from sw_model import quantizers, training
+from sw_model.data import load_data
+from sw_model.engine import SoftwareEngine
+from sw_model.export import ExportError, export_job
+from sw_model.training import TrainConfig, train
+
+DEMO = ROOT / "configs" / "recipes" / "digits-demo.toml"
+
+
+def small(**changes: Any) -> TrainConfig:
+    settings = {"train_limit": 80, "test_limit": 40, "epochs": 3, "deadlines": (0, 1, 2), "width": 8, **changes}
+    return TrainConfig.from_recipe(DEMO, **settings)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("job") / "job.zip"
+    export_job(small(), path)
+    return path
+
+
+class Recorder:
+    """An engine that keeps the codes of every product."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.meter = engine, engine.meter
+        self.seen: Counter[str] = Counter()
+
+    def _note(self, name: str, a: Operand, b: Operand, g: ConvGeometry) -> Sums:
+        codes = [host_codes(a), host_codes(b)]
+        digest = hashlib.sha256(b"".join(c.tobytes() for c in codes)).hexdigest()
+        self.seen[f"{name} {codes[0].shape} {codes[1].shape} {a.grid.bits} {b.grid.bits} {digest}"] += 1
+        result: Sums = getattr(self.engine, name)(a, b, g)
+        return result
+
+    def forward(self, x: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
+        return self._note("forward", x, w, geometry)
+
+    def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
+        return self._note("input_gradient", g, w, geometry)
+
+    def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums:
+        return self._note("weight_gradient", x, g, geometry)
+
+
+# -- against PyTorch ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"schedule": "static", "stages": ((8, 8, 8, 6),), "deadlines": ()}, marks=pytest.mark.slow),
+        pytest.param({"quantize_stem": False, "quantize_head": False}, marks=pytest.mark.slow),
+    ],
+    ids=["pfq", "bifurcated", "float-ends"],
+)
+def test_codes_of_the_first_step_are_pytorchs(path: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = small(**changes)
+    eager = Recorder(SoftwareEngine())
+    losses: list[float | None] = []
+    train(config, eager, stop_after=1, on_step=lambda step: losses.append(step.loss))
+    if changes:
+        path = tmp_path / "job.zip"
+        export_job(config, path)
+    numpy_ = Recorder(ExactEngine())
+    line = Training(load_job(path), numpy_).train_step()
+    assert sum(eager.seen.values()) == sum(numpy_.seen.values()) > 20
+    if changes:
+        # layers in float32 and wide gradients leave room for the last bit of a float32 sum
+        assert sum((eager.seen & numpy_.seen).values()) >= 0.6 * sum(eager.seen.values())
+        assert line["loss"] == pytest.approx(losses[0], rel=1e-6)
+    else:
+        assert eager.seen == numpy_.seen
+        assert line["loss"] == losses[0]
+
+
+def test_training_follows_pytorch(path: Path, tmp_path: Path) -> None:
+    eager = train(small(), SoftwareEngine())
+    board = run_job(load_job(path), ExactEngine(), tmp_path / "run")
+    assert [row["bits"] for row in board.history] == [row["bits"] for row in eager.history]
+    for ours, theirs in zip(board.history, eager.history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
+    assert abs(board.test_accuracy - eager.test_accuracy) <= 0.1
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 4
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == board.steps == 9
+
+
+def test_batches_keys_rates_and_schedules_are_the_software_models(path: Path) -> None:
+    job, config = load_job(path), small()
+    state = Training(job, ExactEngine())
+    data = load_data("digits").limited(80, 40)
+    for epoch in (0, 2):
+        for i, (x, y) in enumerate(data.train_batches(32, config.seed, epoch)):
+            ours, labels = state.train_batch(epoch, i)
+            assert np.array_equal(ours, x.numpy())
+            assert np.array_equal(labels, y.numpy())
+    for (x, y), (ours, labels) in zip(data.test_batches(32), state.test_batches(), strict=True):
+        assert np.array_equal(ours, x.numpy())
+        assert np.array_equal(labels, y.numpy())
+    for words in ((1, 2, 3, 0), (1 << 40, 7, 0, 1)):
+        assert derive_key(*words) == quantizers.derive_key(*words)
+    for lr_schedule in ("cosine", "steps"):
+        other = replace(config, lr_schedule=lr_schedule)
+        recipe = {**job.recipe, "lr_schedule": lr_schedule}
+        for step in range(0, 100, 7):
+            assert learning_rate(recipe, step, 100) == training.learning_rate(other, step, 100)
+    rng = np.random.default_rng(3)
+    cases: list[dict[str, Any]] = [
+        {"schedule": "pfq", "deadlines": (), "window": 3, "epochs": 30},
+        {"schedule": "cyclic", "stages": ((0, 0, 8),), "cycles": 3, "deadlines": ()},
+        {"schedule": "manual", "starts": (0, 3, 5, 9), "deadlines": ()},
+    ]
+    for changes in cases:
+        theirs = replace(config, **changes).make_schedule()
+        ours_ = make_schedule({**job.recipe, **changes})
+        for epoch in range(30):
+            precision = theirs.precision(epoch, 4 * epoch, 120)
+            assert ours_.widths(epoch, 4 * epoch, 120)[:3] == (precision.weight, precision.activation, precision.grad)
+            loss = 1.0 / (1 + epoch) + 0.01 * float(rng.random())
+            theirs.epoch_finished(epoch, loss)
+            ours_.epoch_finished(epoch, loss)
+            ours_.restore(json.loads(json.dumps(ours_.state())))
+
+
+def test_the_exact_engine_agrees_with_pytorchs() -> None:
+    rng = np.random.default_rng(2)
+    ours, theirs = ExactEngine(), SoftwareEngine()
+    for stride, padding, kernel, size in ((1, 1, 3, 6), (2, 1, 3, 7), (2, 0, 1, 8), (3, 2, 5, 9), (1, 0, 1, 1)):
+        g = ConvGeometry(2, 3, 4, (size, size), (kernel, kernel), stride, padding)
+        for bits in (3, 8, 16):
+            grid = Grid(bits, False, np.float32(0.5), np.float32(-1))
+
+            def codes(*shape: int, grid: Grid = grid) -> Operand:
+                return Operand(grid, codes=rng.integers(0, 1 << grid.bits, size=shape))
+
+            x, w, d = codes(2, 3, size, size), codes(4, 3, kernel, kernel), codes(2, 4, *g.out_hw)
+            for name, a, b in (("forward", x, w), ("input_gradient", d, w), ("weight_gradient", x, d)):
+                one, other = getattr(ours, name)(a, b, g), getattr(theirs, name)(a, b, g)
+                for part in ("dot", "a_sum", "b_sum", "count"):
+                    assert np.array_equal(*np.broadcast_arrays(getattr(one, part), getattr(other, part))), (name, part)
+
+
+def test_a_step_on_the_fabric_is_the_step_in_numpy(path: Path) -> None:
+    job = load_job(path)
+    exact = Training(job, ExactEngine())
+    fabric = Training(job, FabricEngine(ReferenceDevice(load_design("sim-small")), keep_rows=False))
+    assert exact.train_step() == fabric.train_step()
+    for name in job.state:
+        assert np.array_equal(exact.state[name], fabric.state[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["hls", "rtl"])
+def test_a_step_on_simulated_hardware(path: Path, device: str) -> None:
+    from host.device import open_device
+
+    job = load_job(path)
+    exact = Training(job, ExactEngine())
+    simulated = Training(job, FabricEngine(open_device(device, load_design("sim-small")), keep_rows=False))
+    for _ in range(2):
+        assert exact.train_step() == simulated.train_step()
+
+
+@pytest.mark.slow
+def test_the_digits_recipe_reaches_pytorchs_accuracy(tmp_path: Path) -> None:
+    config = TrainConfig.from_recipe(DEMO)
+    export_job(config, tmp_path / "job.zip")
+    board = run_job(load_job(tmp_path / "job.zip"), ExactEngine(), None)
+    assert board.test_accuracy >= 0.95
+    assert abs(board.test_accuracy - train(config, SoftwareEngine()).test_accuracy) <= 0.0151
+
+
+# -- resume -------------------------------------------------------------------------------------------------------
+
+
+def test_stopped_and_resumed_is_as_if_never_stopped(path: Path, tmp_path: Path) -> None:
+    job = load_job(path)
+    whole = run_job(job, ExactEngine(), tmp_path / "whole")
+    parts = run_job(job, ExactEngine(), tmp_path / "parts", stop_after=2)
+    assert not parts.finished
+    parts = run_job(job, ExactEngine(), tmp_path / "parts", resume=True, stop_after=7)
+    # what a kill leaves: steps that the checkpoint does not know, and half a line
+    with (tmp_path / "parts" / "log.jsonl").open("a") as log:
+        log.write('{"step": 7, "loss": 0}\n{"step": 8, "lo')
+    parts = run_job(job, ExactEngine(), tmp_path / "parts", resume=True)
+
+    def timeless(result: RunResult) -> list[dict[str, Any]]:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in result.history]
+
+    assert timeless(whole) == timeless(parts)
+    assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "parts" / "log.jsonl").read_text()
+    with np.load(tmp_path / "whole" / "checkpoint.npz") as a, np.load(tmp_path / "parts" / "checkpoint.npz") as b:
+        for name in a.files:
+            if name != "rest":
+                assert np.array_equal(a[name], b[name]), name
+
+
+def test_a_killed_process_resumes(path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; from fractrain import main; sys.exit(main())"]
+    words = ["board", "run", str(path), "--device", "numpy", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([*command, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / "checkpoint.npz").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    result = run_job(load_job(path), ExactEngine(), tmp_path / "run", resume=True)
+    whole = run_job(load_job(path), ExactEngine(), None)
+    assert result.test_accuracy == whole.test_accuracy
+    assert result.history[-1]["loss"] == whole.history[-1]["loss"]
+
+
+def test_checkpoints_of_other_jobs_and_broken_ones_are_refused(path: Path, tmp_path: Path) -> None:
+    job = load_job(path)
+    run_job(job, ExactEngine(), tmp_path / "run", stop_after=1)
+    with pytest.raises(JobError, match="holds a run already"):
+        run_job(job, ExactEngine(), tmp_path / "run")
+    with pytest.raises(JobError, match="no checkpoint"):
+        run_job(job, ExactEngine(), tmp_path / "none", resume=True)
+    with pytest.raises(JobError, match="another job"):
+        run_job(replace(job, digest="0"), ExactEngine(), tmp_path / "run", resume=True)
+    data = (tmp_path / "run" / "checkpoint.npz").read_bytes()
+    rng = random.Random(1)
+    for _ in range(60):
+        broken = bytearray(data)
+        for _ in range(rng.randint(1, 4)):
+            broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+        if rng.random() < 0.3:
+            del broken[rng.randrange(len(broken)) :]
+        (tmp_path / "run" / "checkpoint.npz").write_bytes(bytes(broken))
+        state = Training(job, ExactEngine())
+        try:
+            state.load(tmp_path / "run" / "checkpoint.npz")
+        except JobError as e:
+            assert "checkpoint" in str(e) or "another job" in str(e)
+            assert state.global_step == 0
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_recipes_that_a_job_cannot_express(tmp_path: Path) -> None:
+    for changes, message in (
+        ({"mode": "paper"}, "mode 'fixed'"),
+        ({"schedule": "static", "stages": ((0, 8, 8),), "deadlines": ()}, "mixes integers and float32"),
+        ({"train_limit": 65, "batch": 32}, "last batch of one"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export_job(small(**changes), tmp_path / "job.zip")
+    assert not (tmp_path / "job.zip").exists()
+    with pytest.raises(ValueError, match="does not exist"):
+        export_job(small(), tmp_path / "none" / "job.zip")
+
+
+def test_npy_members_have_one_form() -> None:
+    for array in (
+        np.zeros((), np.float32),
+        np.arange(5, dtype=np.int64),
+        np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
+        np.zeros((0, 3), np.float32),
+    ):
+        assert np.array_equal(parse_npy(npy_bytes(array), "a"), array)
+        from io import BytesIO
+
+        assert np.array_equal(np.load(BytesIO(npy_bytes(array)), allow_pickle=False), array)
+    with pytest.raises(ValueError, match="float32, int64 and uint8"):
+        npy_bytes(np.zeros(3))
+    good = npy_bytes(np.zeros(3, np.float32))
+    for bad in (
+        good[:-1],
+        good + b"x",
+        good.replace(b"<f4", b"|O8"),
+        good.replace(b"(3,)", b"(__import__('os'),)"),
+        b"",
+    ):
+        with pytest.raises(JobError):
+            parse_npy(bad, "a")
+
+
+def refused(members: dict[str, bytes]) -> str:
+    with pytest.raises(JobError) as caught:
+        build_job(members, "")
+    return str(caught.value)
+
+
+def test_what_is_wrong_is_named(path: Path, tmp_path: Path) -> None:
+    members, _ = read_members(path)
+    document = json.loads(members["job.json"])
+
+    def changed(edit: Any) -> dict[str, bytes]:
+        other = copy.deepcopy(document)
+        edit(other)
+        return {**members, "job.json": json.dumps(other).encode()}
+
+    node = document["graphs"]["train"]["32"]["nodes"]
+
+    def edit_node(**changes: Any) -> Any:
+        return lambda d: d["graphs"]["train"]["32"]["nodes"][3].update(changes)
+
+    assert node
+    assert "recipe: 'lr'" in refused(changed(lambda d: d["recipe"].pop("lr")))
+    assert "lr = -1" in refused(changed(lambda d: d["recipe"].update(lr=-1)))
+    assert "stage [3, 0, 3]" in refused(changed(lambda d: d["recipe"].update(stages=[[3, 0, 3]])))
+    assert "no operation 'eval'" in refused(changed(edit_node(op="eval")))
+    assert "not defined before" in refused(changed(edit_node(**{"in": ["%9999"] * len(node[3]["in"])})))
+    assert "attribute" in refused(changed(edit_node(attributes={"code": "import os"})))
+    assert "is outside" in refused(
+        changed(lambda d: d["graphs"]["train"]["32"]["nodes"][0]["attributes"].update(stride=0))
+    )
+    assert "values become too large" in refused(changed(edit_node(shapes=[[1 << 20, 1 << 20]] * len(node[3]["out"]))))
+    assert "needs batch sizes" in refused(changed(lambda d: d["graphs"]["train"].pop("32")))
+    assert "lacks gradients" in refused(changed(lambda d: d["graphs"]["train"]["32"]["gradients"].clear()))
+    assert "which the archive lacks" in refused(changed(lambda d: d["data"].update(train_images="../x.npy")))
+    assert "labels span" in refused({**members, "data/train_labels.npy": npy_bytes(np.full(80, 99))})
+    assert "deadlines" in refused(changed(lambda d: d["recipe"].update(deadlines=[3, 2, 1])))
+    assert "not valid JSON" in refused({**members, "job.json": b"[" * 100000})
+    assert "not valid JSON" in refused({**members, "job.json": b'{"a": NaN}'})
+    assert "repeated key" in refused({**members, "job.json": b'{"a": 1, "a": 2}'})
+    write_members(tmp_path / "more.zip", {**members, "../evil": b""})
+    with pytest.raises(JobError, match="no name for a member"):
+        load_job(tmp_path / "more.zip")
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", b" " * (1 << 27))
+    with pytest.raises(JobError, match="more than"):
+        load_job(tmp_path / "bomb.zip")
+    (tmp_path / "text").write_text("hello")
+    for name, message in (("text", "intact zip"), ("none", "cannot be read")):
+        with pytest.raises(JobError, match=message):
+            load_job(tmp_path / name)
+
+
+def test_broken_archives_are_refused(path: Path) -> None:
+    """Bytes changed at random: the checksums notice, whatever was hit."""
+    blob = path.read_bytes()
+    rng = random.Random(7)
+    for _ in range(600):
+        broken = bytearray(blob)
+        kind = rng.random()
+        if kind < 0.5:
+            for _ in range(rng.randint(1, 5)):
+                broken[rng.randrange(len(broken))] = rng.randrange(256)
+        elif kind < 0.7:
+            # the directory of the archive, where most of its structure lies
+            for _ in range(rng.randint(1, 5)):
+                broken[-rng.randrange(1, 4000)] = rng.randrange(256)
+        elif kind < 0.85:
+            del broken[rng.randrange(len(broken)) :]
+        else:
+            at = rng.randrange(len(broken))
+            broken[at:at] = rng.randbytes(rng.randint(1, 40))
+        try:
+            members, digest = members_of(bytes(broken), "job")
+            build_job(members, digest)
+        except JobError as e:
+            assert len(str(e)) > 10
+        else:
+            assert members == read_members(path)[0], "a change that the checksums missed"
+
+
+_STRANGE: list[Any] = [
+    None, True, -1, 0, 1, 2, 17, 1 << 31, 1 << 63, 10**19, 0.0, -0.5, 1e300, "", "x", "y", "state:", "%1", "eval", "__class__",
+    [], [[]], [0], [1, 2, 3, 4], [1 << 26, 1 << 26], {}, {"a": 1}, "../../etc/passwd", "relu", [8, 8, 8],
+]  # fmt: skip
+
+
+def _mutate(value: Any, rng: random.Random) -> Any:
+    """A copy of a JSON value with one or two places changed."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.randint(1, 2)):
+        holder: Any = value
+        while True:
+            keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+            if not keys:
+                break
+            key = rng.choice(keys)
+            inner = holder[key]
+            if isinstance(inner, dict | list) and inner and rng.random() < 0.9:
+                holder = inner
+                continue
+            action = rng.random()
+            if action < 0.15:
+                del holder[key]
+            elif action < 0.3 and isinstance(holder, list):
+                holder.insert(key, rng.choice(_STRANGE))
+            elif action < 0.5 and isinstance(inner, int | float) and not isinstance(inner, bool):
+                holder[key] = inner + rng.choice((-1, 1, 0.5, 1 << 20))
+            elif action < 0.7 and isinstance(inner, str):
+                names = [f"%{rng.randrange(120)}", "x", "y", "state:stem.weight", rng.choice(sorted(OPERATIONS))]
+                holder[key] = rng.choice(names)
+            else:
+                holder[key] = rng.choice(_STRANGE)
+            break
+    return value
+
+
+def _fuzz(path: Path, count: int, seed: int) -> Counter[str]:
+    members, _ = read_members(path)
+    document = json.loads(members["job.json"])
+    rng = random.Random(seed)
+    outcome: Counter[str] = Counter()
+    for _ in range(count):
+        other = dict(document)
+        part = rng.choice(("graphs", "graphs", "graphs", "recipe", "data", "layers", "state", "parameters", "whole"))
+        if part == "whole":
+            other = _mutate(document, rng)
+        else:
+            other[part] = _mutate(document[part], rng)
+        changed = dict(members)
+        if rng.random() < 0.1:
+            name = rng.choice(sorted(n for n in members if n.endswith(".npy")))
+            data = bytearray(members[name])
+            for _ in range(rng.randint(1, 8)):
+                data[rng.randrange(min(len(data), 300))] = rng.randrange(256)
+            changed[name] = bytes(data)
+        changed["job.json"] = json.dumps(other).encode()
+        begun = time.monotonic()
+        try:
+            job = build_job(changed, "")
+            outcome["loaded"] += 1
+            if outcome["loaded"] % 4 == 0 or count <= 400:
+                state = Training(job, ExactEngine())
+                state.train_step()
+                outcome["ran"] += 1
+        except JobError as e:
+            assert len(str(e)) > 10
+            outcome["refused"] += 1
+        assert time.monotonic() - begun < 20
+    return outcome
+
+
+def test_changed_jobs_are_refused_or_run_but_never_crash(path: Path) -> None:
+    """Contents changed with checksums made right again, so that the checks behind them are reached."""
+    outcome = _fuzz(path, 150, 1)
+    assert outcome["refused"] > 70
+
+
+@pytest.mark.slow
+def test_thousands_of_changed_jobs(path: Path) -> None:
+    outcome = _fuzz(path, 4000, 2)
+    assert outcome["refused"] > 2000
+
+
+# -- without PyTorch ------------------------------------------------------------------------------------------------
+
+
+def test_the_overlays_files_alone_train_where_only_numpy_is_installed(path: Path, tmp_path: Path) -> None:
+    design = load_design("sim-small")
+    for name, text in overlay_files(design, "rtl").items():
+        (tmp_path / "board" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "board" / name).write_text(text)
+    code = (
+        "import sys, importlib.abc\n"
+        "class Only(importlib.abc.MetaPathFinder):\n"
+        "    allowed = {'numpy', 'fractrain', 'host', 'hw', 'fractrain_overlay_sim_small'} | sys.stdlib_module_names\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] not in self.allowed:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        f"sys.path[:0] = [{str(tmp_path / 'board')!r}]\n"
+        # an installation in development mode would offer the repository's modules too
+        "sys.meta_path[:] = [Only(), *(f for f in sys.meta_path if 'editable' not in f.__module__.lower())]\n"
+        "import host, host.pynq_device, host.remote, fractrain_overlay_sim_small as overlay\n"
+        f"assert host.__file__.startswith({str(tmp_path)!r})\n"
+        f"assert overlay.DESIGN.hash64 == {design.hash64}\n"
+        "from fractrain import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["board", "run", str(path), "--device", "reference", "--stop-after", "1", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+def test_commands_name_what_is_wrong(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    board_commands.register(parser.add_subparsers())
+
+    def command(*words: str) -> int:
+        arguments = parser.parse_args(["board", *words])
+        return int(arguments.run(arguments))
+
+    assert command("check", str(path)) == 0
+    assert "80 training and 40 test images" in capsys.readouterr().out
+    assert command("check", str(tmp_path / "none")) == 2
+    assert command("run", str(path), "--device", "magic") == 2
+    assert "no device kind 'magic'" in capsys.readouterr().err
+    assert command("run", str(path), "--device", "pynq", "--out", str(tmp_path / "r")) == 2
+    assert "pynq" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
