@@ -20,7 +20,7 @@ QUEUE_SLOTS = 4
 SETUP_CYCLES = 5  #: from the head of the queue to the first step
 ARRAY_CYCLES = 8  #: from a tile's last step to its first value in the drain
 DRAIN_CYCLES = 1  #: from the last value to permission for the next tile to end
-STREAMING_CYCLES = 1  #: the same when the rest of a tile is sure to leave in time
+STREAMING_CYCLES = {Opcode.WGRAD: 1, Opcode.CONV: 3}  #: the same when the rest of a tile is sure to leave in time
 OUTPUT_CYCLES = 6  #: from a tile's last value to its first word
 TRAILER_CYCLES = 8
 
@@ -141,7 +141,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
             steps, sent, drained = per_tile, 0, c + 1
             reads["G"] = (base_b, base_b + inner * p["out_groups"] * p["b_bits"])
         streams = op == Opcode.WGRAD or p.get("format") == OutputFormat.CODES
-        gap = STREAMING_CYCLES if streams else ARRAY_CYCLES + DRAIN_CYCLES
+        gap = STREAMING_CYCLES[Opcode(op)] if streams else ARRAY_CYCLES + DRAIN_CYCLES
         tile = max(steps, drained + gap, sent / tiles)
         first_end = max(start + steps, drain)
         end = max(first_end + (tiles - 1) * tile, start + compute)
