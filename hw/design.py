@@ -41,6 +41,12 @@ PARTS = {
 }
 
 
+def memory_blocks(width: int, depth: int) -> int:
+    """BRAM36 of a memory with one write and one read port, in the cheapest of the blocks' shapes."""
+    shapes = ((72, 512), (36, 1024), (18, 2048), (9, 4096), (4, 8192), (2, 16384), (1, 32768))  # bits x words
+    return min(-(-width // bits) * -(-depth // words) for bits, words in shapes)
+
+
 class DesignError(ValueError):
     """An impossible design; the message names the value and the remedy."""
 
@@ -134,18 +140,15 @@ class Design:
 
     @property
     def bram36(self) -> int:
-        """BRAM36 of the buffers: 72 bits x 512, in whole blocks per memory."""
-
-        def blocks(width: int, depth: int) -> int:
-            return -(-width // 72) * -(-depth // 512) if depth > 64 else 0
-
+        """BRAM36 of the buffers, as the sources slice them; the epilogue's parameters lie in distributed memory."""
         slices = self.lanes * self.channels // BEAT_BITS
         tensor = contract.ROW_BANKS * slices
+        weight_bits = self.channels * self.dot_bits
         return (
-            tensor * (blocks(BEAT_BITS, self.depth_a) + blocks(BEAT_BITS, self.depth_g))
-            + blocks(self.channels * self.dot_bits, self.depth_w)
-            + self.channels * blocks(contract.ACCUMULATOR_BITS, self.depth_accumulator)
-            + blocks(contract.MULTIPLIER_BITS + contract.ACCUMULATOR_BITS, self.depth_epilogue)
+            tensor * (memory_blocks(BEAT_BITS, self.depth_a) + memory_blocks(BEAT_BITS, self.depth_g))
+            + weight_bits // BEAT_BITS * memory_blocks(BEAT_BITS, self.depth_w)
+            + (memory_blocks(weight_bits % BEAT_BITS, self.depth_w) if weight_bits % BEAT_BITS else 0)
+            + self.channels * memory_blocks(contract.ACCUMULATOR_BITS, self.depth_accumulator)
         )
 
     @property

@@ -124,15 +124,15 @@ class Piece:
 def pieces(design: Design) -> list[Piece]:
     """Pieces that together are the whole fabric, each once."""
     dsp = int(design.accumulators == "dsp")
-    dot = (("BITS", design.dot_bits), ("ACC", contract.ACCUMULATOR_BITS), ("DSP", dsp))
+    dot = (("BITS", design.dot_bits), ("ACC", contract.ACCUMULATOR_BITS))
     row_bits, weight_bits = design.lanes * design.channels, design.channels * design.dot_bits
     children = (
         "loader", "command_queue", "sequencer", "weight_buffer", "operand_network", "dot_product_array", "drain",
         "control_registers",
     )  # fmt: skip
     return [
-        Piece("dot_product_unit", "dot_product_unit", design.units, dot, inside=("counter_7_3",)),
-        Piece("operand_sum_unit", "dot_product_unit", design.lanes, (*dot, ("ONES", 1)), inside=("counter_7_3",)),
+        Piece("dot_product_unit", "dot_product_unit", design.units, (*dot, ("DSP", dsp)), inside=("counter_7_3",)),
+        Piece("operand_sum_unit", "dot_product_unit", design.lanes, (*dot, ("ONES", 1), ("DSP", 0)), inside=("counter_7_3",)),
         Piece("dot_product_array", "dot_product_array", boxes=(("dot_product_unit", design.units + design.lanes),)),
         Piece("operand_network", "operand_network"),
         Piece("buffer_a", "tensor_buffer", generics=(("DEPTH", design.depth_a), ("WIDTH", row_bits))),
@@ -221,6 +221,16 @@ def synthesis_sources(folder: Path) -> list[Path]:
     return sorted(files.values(), key=lambda p: (order.get(p.stem, 2), p.name))
 
 
+def _box(text: str) -> tuple[str, list[str]]:
+    """Header of a SystemVerilog module as a module of its own, and the names of its parameters."""
+    match = re.search(r"^module\b.*?^\);", text, re.MULTILINE | re.DOTALL)
+    if match is None:
+        raise SynthesisError("a module's header does not end with a line `);`; correct its form")
+    header = re.sub(r"//.*", "", match[0])
+    parameters = re.findall(r"\b(?:parameter|localparam)\b[^=]*?(\w+)\s*=", header)
+    return f"`default_nettype none\n{match[0]}\nendmodule\n`default_nettype wire\n", parameters
+
+
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
@@ -238,8 +248,9 @@ def _work(job: dict[str, Any]) -> None:
     boxes = " ".join(f"--blackboxed-module {name}" for name in (*XC7_PRIMITIVES, *job["boxes"]))
     generics = " ".join(f"-G {name}={value}" for name, value in job["generics"])
     run(f"read_slang --unroll-limit=1000000 --top {job['top']} {boxes} {generics} {' '.join(job['sources'])}")
-    for name in job["boxes"]:  # a box has no parameters as far as Yosys knows
-        run(f"setparam -unset BITS -unset ACC -unset ONES -unset DSP -unset DEPTH -unset WIDTH t:{name}")
+    for name, parameters in job["boxes"].items():  # a box has no parameters as far as Yosys knows
+        if parameters:
+            run(f"setparam {' '.join(f'-unset {p}' for p in parameters)} t:{name}")
     # no pads: the fabric is a block inside the programmable logic
     run(f"synth_xilinx -family xc7 -flatten -noiopad -noclkbuf -top {job['top']}")
     run(f"tee -q -o {job['result']} stat -json")
@@ -277,12 +288,20 @@ def synthesize(
         headers = Path(work) / "primitives.v"
         headers.write_text(primitive_headers(), encoding="utf-8")
         result = Path(work) / "stat.json"
+        boxes: dict[str, list[str]] = {}
+        read = [headers]
+        for source in sources:
+            if source.stem in dict(piece.boxes):
+                text, boxes[source.stem] = _box(source.read_text(encoding="utf-8"))
+                source = Path(work) / source.name
+                source.write_text(text, encoding="utf-8")
+            read.append(source)
         job = {
             "top": piece.module,
             "generics": piece.generics,
-            "boxes": [name for name, _ in piece.boxes],
+            "boxes": boxes,
             "memory_mib": memory_mib,
-            "sources": [str(headers), *map(str, sources)],
+            "sources": [str(path) for path in read],
             "result": str(result),
         }
         log = Path(work) / "log"
@@ -304,16 +323,16 @@ def synthesize(
         peak = int(Path(f"{result}.peak").read_text())
     cells: dict[str, int] = {}
     found: Counter[str] = Counter()
-    boxes = dict(piece.boxes)
+    wanted = dict(piece.boxes)
     top = next(name for name in modules if name.split("$")[0] == piece.module)
     for name, n in modules[top]["num_cells_by_type"].items():
         name = name.removeprefix("\\")
-        if (plain := name.split("$")[0]) in boxes:
+        if (plain := name.split("$")[0]) in wanted:
             found[plain] += int(n)
         else:
             cells[name] = int(n)
-    if dict(found) != boxes:
-        raise SynthesisError(f"{piece.name} has instances {dict(found)} instead of {boxes}; correct pieces()")
+    if dict(found) != wanted:
+        raise SynthesisError(f"{piece.name} has instances {dict(found)} instead of {wanted}; correct pieces()")
     done = Synthesis(piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells)
     done.area()
     if kept:

@@ -39,12 +39,12 @@ module dot_product_array
           .acc_o     (acc_o[p][c])
       );
     end
-    // the operand sum is a dot product with ones
+    // the operand sum is a dot product with ones; few as they are, their accumulators leave the DSP slices to the rest
     dot_product_unit #(
         .BITS(DOT_BITS),
         .ACC (ACC_BITS),
         .ONES(1'b1),
-        .DSP (DSP_ACCUMULATORS != 0)
+        .DSP (1'b0)
     ) i_sum (
         .clk_i,
         .a_i       (a_i[p]),

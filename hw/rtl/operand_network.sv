@@ -21,65 +21,110 @@ module operand_network
     output logic [LANES-1:0][DOT_BITS-1:0]              a_o,
     output logic [1:0][CHANNELS-1:0][DOT_BITS-1:0]      b_o
 );
+  // neighbours of a pixel that lie in its own image
   logic [LANES-1:0] left_ok, right_ok;
-  logic [ROW-1:0]   left_mask, right_mask;
   always_comb begin
     left_ok  = ~step_i.segment_start;
     right_ok = ~(step_i.segment_start >> 1);
     right_ok[LANES-1] = 1'b0;
-    for (int unsigned p = 0; p < LANES; p++) begin
-      left_mask[p*CHANNELS+:CHANNELS]  = {CHANNELS{left_ok[p]}};
-      right_mask[p*CHANNELS+:CHANNELS] = {CHANNELS{right_ok[p]}};
-    end
   end
-
-  function automatic logic [ROW-1:0] shifted(input logic [ROW-1:0] row, input logic [1:0] dx);
-    unique case (dx)
-      2'd0: shifted = (row << CHANNELS) & left_mask;
-      2'd2: shifted = (row >> CHANNELS) & right_mask;
-      default: shifted = row;
-    endcase
-  endfunction
 
   logic [LANES-1:0][DOT_BITS-1:0]         a_d, a_q;
   logic [1:0][CHANNELS-1:0][DOT_BITS-1:0] b_d, b_q;
-  logic [ROW-1:0]                         row;
 
-  always_comb begin
-    a_d = '0;
-    b_d = '0;
-    row = '0;
-    if (step_i.wgrad) begin
-      for (int unsigned bank = 0; bank < 8; bank++) begin
-        row = shifted(step_i.ones ? '1 : a_rows_i[bank], step_i.dx);
-        if (!step_i.bank_valid[bank]) row = '0;
-        for (int unsigned p = 0; p < LANES; p++)
-          for (int unsigned c = 0; c < CHANNELS; c++)
-            a_d[(bank / HALF_ROWS) * CHANNELS + c][(bank % HALF_ROWS) * LANES + p] = row[p*CHANNELS+c];
-        row = g_rows_i[3'(bank + 1 - 32'(step_i.dy))];
-        for (int unsigned p = 0; p < LANES; p++)
-          for (int unsigned c = 0; c < CHANNELS; c++)
-            b_d[bank / HALF_ROWS][c][(bank % HALF_ROWS) * LANES + p] = row[p*CHANNELS+c];
+  // Every stage below is one LUT6 per bit: selects are encoded once, masks are formed once per pixel, and clearing is
+  // left to the registers.
+
+  // ---- first operand: rows y-1, y, y+1 for the kernel's rows -----------------------------------------------------------
+  logic [2:0][ROW-1:0] near_row;
+  for (genvar ky = 0; ky < 3; ky++) begin : gen_row
+    logic [2:0] bank;
+    assign bank = step_i.row + 3'(ky + 7);
+    assign near_row[ky] = a_rows_i[bank];
+  end
+
+  // ---- first operand of the weight gradient: one tap column of every bank ----------------------------------------------
+  localparam logic [1:0] LEFT = 2'd0, SAME = 2'd1, RIGHT = 2'd2, ONE = 2'd3;
+  logic [1:0] column;
+  assign column = step_i.ones ? ONE : step_i.dx;
+  logic [LANES-1:0] column_ok;
+  assign column_ok = step_i.dx == 2'd0 ? left_ok : step_i.dx == 2'd2 ? right_ok : '1;
+  logic [7:0][ROW-1:0] tapped;
+  for (genvar bank = 0; bank < 8; bank++) begin : gen_bank
+    wire [ROW-1:0] from_left = a_rows_i[bank] << CHANNELS, from_right = a_rows_i[bank] >> CHANNELS;
+    for (genvar p = 0; p < LANES; p++) begin : gen_pixel
+      logic exists;
+      assign exists = column_ok[p] && step_i.bank_valid[bank];
+      for (genvar c = 0; c < CHANNELS; c++) begin : gen_channel
+        logic bit_d;
+        always_comb
+          unique case (column)
+            LEFT:    bit_d = from_left[p*CHANNELS+c];
+            SAME:    bit_d = a_rows_i[bank][p*CHANNELS+c];
+            RIGHT:   bit_d = from_right[p*CHANNELS+c];
+            default: bit_d = 1'b1;
+          endcase
+        assign tapped[bank][p*CHANNELS+c] = bit_d && exists;
       end
-    end else begin
-      for (int unsigned ky = 0; ky < 3; ky++)
-        if (step_i.row_valid[ky])
-          for (int unsigned kx = 0; kx < 3; kx++) begin
-            row = shifted(a_rows_i[3'(32'(step_i.row) + ky - 1)], 2'(kx));
-            for (int unsigned p = 0; p < LANES; p++)
-              a_d[p][(3*ky+kx)*CHANNELS+:CHANNELS] = row[p*CHANNELS+:CHANNELS];
-          end
-      b_d[0] = weights_i;
-      b_d[1] = weights_i;
     end
-    if (step_i.bubble) a_d = '0;
-    if (step_i.zero_b) b_d = '0;
+  end
+
+  // ---- second operand: weights, or the bank that faces this one under the tap's row ------------------------------------
+  localparam int unsigned USED = HALF_ROWS * LANES;  // bits of a dot product in the weight gradient
+  localparam logic [1:0] BELOW = 2'd0, FACING = 2'd1, ABOVE = 2'd2, WEIGHTS = 2'd3;
+  logic [1:0] source;
+  assign source = step_i.wgrad ? step_i.dy : WEIGHTS;
+  for (genvar h = 0; h < 2; h++) begin : gen_half
+    for (genvar c = 0; c < CHANNELS; c++) begin : gen_channel
+      for (genvar k = 0; k < DOT_BITS; k++) begin : gen_bit
+        logic weight;
+        assign weight = weights_i[c*DOT_BITS+k];
+        if (k < USED) begin : gen_used
+          localparam int unsigned BANK = h * HALF_ROWS + k / LANES, BIT = (k % LANES) * CHANNELS + c;
+          logic bit_d;
+          always_comb
+            unique case (source)
+              BELOW:   bit_d = g_rows_i[(BANK+1)%8][BIT];
+              FACING:  bit_d = g_rows_i[BANK][BIT];
+              ABOVE:   bit_d = g_rows_i[(BANK+7)%8][BIT];
+              default: bit_d = weight;
+            endcase
+          assign b_d[h][c][k] = bit_d;
+        end else begin : gen_unused
+          assign b_d[h][c][k] = weight && !step_i.wgrad;
+        end
+      end
+    end
+  end
+
+  // ---- first operand: the kernel's rows and columns around pixel p, or channel p along four banks ----------------------
+  for (genvar p = 0; p < LANES; p++) begin : gen_lane
+    for (genvar tap = 0; tap < TAPS; tap++) begin : gen_tap
+      localparam int unsigned KY = tap / 3, KX = tap % 3;
+      logic exists;
+      assign exists = step_i.row_valid[KY] && (KX == 0 ? left_ok[p] : KX == 2 ? right_ok[p] : 1'b1);
+      for (genvar c = 0; c < CHANNELS; c++) begin : gen_channel
+        localparam int unsigned K = tap * CHANNELS + c;
+        logic near, tap_bit;
+        if (p + KX >= 1 && p + KX <= LANES) begin : gen_near
+          assign near = near_row[KY][(p+KX-1)*CHANNELS+c];
+        end else begin : gen_edge
+          assign near = 1'b0;
+        end
+        if (K < USED) begin : gen_used
+          assign tap_bit = tapped[(p/CHANNELS)*HALF_ROWS+K/LANES][(K%LANES)*CHANNELS+p%CHANNELS];
+        end else begin : gen_unused
+          assign tap_bit = 1'b0;
+        end
+        assign a_d[p][K] = step_i.wgrad ? tap_bit : near && exists;
+      end
+    end
   end
 
   always_ff @(posedge clk_i)
     if (step_i.valid) begin
-      a_q <= a_d;
-      b_q <= b_d;
+      a_q <= step_i.bubble ? '0 : a_d;
+      b_q <= step_i.zero_b ? '0 : b_d;
     end
 
   assign a_o = a_q;

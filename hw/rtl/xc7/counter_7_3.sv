@@ -19,7 +19,9 @@ module counter_7_3 #(
       pairs_init[k] = $countones(5'(k)) / 2 == (k < 32 ? 2 : 1);
   endfunction
 
-  wire [3:0] propagate, generated, sum, carry;
+  wire [2:0] propagate;
+  wire [1:0] generated;
+  wire [3:0] sum, carry;
   LUT6_2 #(.INIT(parity_init())) i_parity (
       .O6(propagate[0]), .O5(generated[0]),
       .I0(x_i[0]), .I1(x_i[1]), .I2(x_i[2]), .I3(x_i[3]), .I4(x_i[4]), .I5(x_i[5])
@@ -29,7 +31,7 @@ module counter_7_3 #(
       .I0(x_i[0]), .I1(x_i[1]), .I2(x_i[2]), .I3(x_i[3]), .I4(x_i[4]), .I5(1'b1)
   );
   CARRY4 i_carry (
-      .CO(carry), .O(sum), .CI(1'b0), .CYINIT(x_i[6]), .DI({2'b00, generated[1:0]}), .S({1'b0, propagate[2:0]})
+      .CO(carry), .O(sum), .CI(1'b0), .CYINIT(x_i[6]), .DI({2'b00, generated}), .S({1'b0, propagate})
   );
   assign count_o[1:0] = sum[1:0];
   if (CAPPED) begin : gen_cap

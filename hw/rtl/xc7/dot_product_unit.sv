@@ -195,7 +195,7 @@ module dot_product_unit #(
       if (BELOW2 != 0) begin : gen_below2
         assign out[c][OWN+LEFT+BELOW1+:BELOW2] = carry2[c-2][BELOW2-1:0];
       end
-      if (N[c] < HIGH) begin : gen_rest
+      if (32'(N[c]) < HIGH) begin : gen_rest
         assign out[c][HIGH-1:32'(N[c])] = '0;
       end
     end
