@@ -132,7 +132,13 @@ def pieces(design: Design) -> list[Piece]:
     )  # fmt: skip
     return [
         Piece("dot_product_unit", "dot_product_unit", design.units, (*dot, ("DSP", dsp)), inside=("counter_7_3",)),
-        Piece("operand_sum_unit", "dot_product_unit", design.lanes, (*dot, ("ONES", 1), ("DSP", 0)), inside=("counter_7_3",)),
+        Piece(
+            "operand_sum_unit",
+            "dot_product_unit",
+            design.lanes,
+            (*dot, ("ONES", 1), ("DSP", 0)),
+            inside=("counter_7_3",),
+        ),
         Piece("dot_product_array", "dot_product_array", boxes=(("dot_product_unit", design.units + design.lanes),)),
         Piece("operand_network", "operand_network"),
         Piece("buffer_a", "tensor_buffer", generics=(("DEPTH", design.depth_a), ("WIDTH", row_bits))),
