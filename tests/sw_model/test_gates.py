@@ -174,8 +174,6 @@ def test_cost_term_flips_its_sign_at_the_target() -> None:
 
 
 def test_gated_training_follows_its_targets_and_resumes(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     config = TrainConfig.from_recipe(RECIPE, epochs=3, train_limit=320, test_limit=40, deadlines=[0, 1, 2])
     result = train(config, out=tmp_path / "whole")
     train(config, out=tmp_path / "parts", stop_after=14)
@@ -185,7 +183,6 @@ def test_gated_training_follows_its_targets_and_resumes(tmp_path: Path) -> None:
     assert a["cost"] == b["cost"]
     assert result.cc_full > result.cc > 0
     assert 1.75 <= result.history[-1]["cp"] <= 4.7
-    torch.set_num_threads(threads)
 
 
 def test_unusable_gates_are_refused() -> None:

@@ -31,14 +31,6 @@ SMALL = TrainConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def state_of(folder: Path) -> dict[str, Any]:
     state = load_checkpoint(folder / "checkpoint.pt")
     for row in state["history"]:
