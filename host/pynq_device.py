@@ -160,8 +160,16 @@ class DmaChannel:
         return int(self._mmio.read(self._base + _LENGTH))
 
     def start(self, address: int, length: int) -> None:
-        """Begin a transfer of ``length`` bytes at physical ``address``."""
+        """Begin a transfer of ``length`` bytes at physical ``address``.
+
+        Raises:
+            DeviceError: the channel does not leave its halted state, in which a length would be ignored.
+        """
         self._mmio.write(self._base + _CONTROL, _RUN)
+        deadline = time.monotonic() + _RESET_TIMEOUT
+        while self.status & _HALTED:
+            if time.monotonic() > deadline:
+                raise DeviceError(f"{self.name} stays halted when told to run (status {self.status:#010x})")
         self._mmio.write(self._base + _ADDRESS, address & 0xFFFFFFFF)
         self._mmio.write(self._base + _ADDRESS_HIGH, address >> 32)
         self._mmio.write(self._base + _LENGTH, length)

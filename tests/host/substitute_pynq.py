@@ -47,7 +47,8 @@ class Board:
 
     Attributes:
         faults: names of the faults to inject into the next program: "stall_in1", "stall_result", "bus_error",
-            "decode_error", "truncated_input", "truncated_result", "wrong_word".
+            "decode_error", "truncated_input", "truncated_result", "wrong_word", "dead" (DMAs do not leave their
+            halted state; stays until removed).
         memory_limit: bytes of contiguous memory.
     """
 
@@ -188,8 +189,8 @@ class Board:
             self._armed.discard(name)
             return
         registers[offset] = value
-        if offset == 0x00 and value & 1:
-            registers[0x04] = 2
+        if offset == 0x00 and value & 1 and "dead" not in self.faults:
+            registers[0x04] = 0 if registers[0x04] & 1 else registers[0x04]
         if offset == 0x28:
             assert registers[0x00] & 1, f"{name} was given a length before it ran"
             assert 0 < value < 1 << self.length_width, f"{name} cannot transfer {value} bytes"

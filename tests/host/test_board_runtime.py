@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ from host.engine import FabricEngine, host_codes
 from host.products import ConvGeometry, Engine, Grid, Operand, Sums
 from host.reference import ReferenceDevice
 from hw.bitstream import overlay_files
-from hw.design import ROOT, load_design
+from hw.design import ROOT, Design, load_design
 from sw_model import quantizers, training
 from sw_model.data import load_data
 from sw_model.engine import SoftwareEngine
@@ -479,11 +480,17 @@ def test_thousands_of_changed_jobs(path: Path) -> None:
 # -- without PyTorch ------------------------------------------------------------------------------------------------
 
 
+def write_driver(folder: Path, name: str) -> Design:
+    """The overlay package of a design, without its bitstream."""
+    design = load_design(name)
+    for file, text in overlay_files(design, "rtl").items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    return design
+
+
 def test_the_overlays_files_alone_train_where_only_numpy_is_installed(path: Path, tmp_path: Path) -> None:
-    design = load_design("sim-small")
-    for name, text in overlay_files(design, "rtl").items():
-        (tmp_path / "board" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "board" / name).write_text(text)
+    design = write_driver(tmp_path / "board", "sim-small")
     code = (
         "import sys, importlib.abc\n"
         "class Only(importlib.abc.MetaPathFinder):\n"
@@ -506,6 +513,28 @@ def test_the_overlays_files_alone_train_where_only_numpy_is_installed(path: Path
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+@pytest.mark.slow
+def test_the_boards_versions_give_the_same_steps(path: Path, tmp_path: Path) -> None:
+    """Python 3.10 with NumPy 1.21, as PYNQ 3 has them, where they can be had."""
+    python = shutil.which("python3.10")
+    if python is None or subprocess.run([python, "-m", "venv", str(tmp_path / "env")]).returncode:
+        pytest.skip("no python3.10 with venv here")
+    inside = tmp_path / "env" / "bin" / "python"
+    install = [str(inside), "-m", "pip", "install", "--quiet", "numpy==1.21.6", "tomli"]
+    if subprocess.run(install, capture_output=True).returncode:
+        pytest.skip("NumPy 1.21.6 cannot be installed here")
+    words = ["board", "run", str(path), "--device", "reference", "--stop-after", "3", "--out", str(tmp_path / "run")]
+    code = "import sys; from fractrain import main; sys.exit(main(sys.argv[1:]))"
+    write_driver(tmp_path / "board", "sim-small")
+    done = subprocess.run([str(inside), "-c", code, *words], cwd=tmp_path / "board", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    state = Training(load_job(path), ExactEngine())
+    for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
+        expected = state.train_step()
+        state.epoch, state.step = divmod(state.global_step, state.steps_per_epoch)
+        assert json.loads(line) == expected
 
 
 def test_commands_name_what_is_wrong(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,17 @@ def test_every_fault_has_its_own_error_and_the_next_program_runs(
     assert np.array_equal(device.run(good).words, expected.words)
 
 
+def test_a_dma_without_clock_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device, board = opened(monkeypatch, tmp_path)
+    monkeypatch.setattr("host.pynq_device._RESET_TIMEOUT", 0.05)
+    device.reset()
+    board.faults = {"dead"}
+    with pytest.raises(DeviceError, match="dma_result stays halted when told to run"):
+        device.run(good_program(DESIGN))
+    board.faults = set()
+    assert device.run(good_program(DESIGN)).error is Error.NONE
+
+
 def test_overlays_of_other_designs_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bit = overlay_files(tmp_path)
 
