@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hw.computational_cost import Schedule
-    from hw.layers import ConvShape
+    from hw.fabric_cost import FabricMachine
+    from hw.layers import Bits, ConvShape
 
 MACHINES = ("cc", "bitfusion")
 EPOCHS = 64_000 * 128 / 50_000  # the paper's CIFAR recipe
@@ -63,7 +64,10 @@ def _read(arguments: argparse.Namespace) -> _Training:
     if arguments.samples is not None and arguments.samples < 1:
         raise ValueError(f"a training set of {arguments.samples} samples trains nothing; give at least 1")
     samples = arguments.samples or (1_281_167 if imagenet else 50_000)
-    return _Training(arguments.model, shapes, schedule, samples, arguments.batch, arguments.count)
+    batch = arguments.batch
+    if batch is None:  # the array fills its lanes with a batch, BitFusion is published for single samples
+        batch = 1 if arguments.machine in MACHINES else 128
+    return _Training(arguments.model, shapes, schedule, samples, batch, arguments.count)
 
 
 def _stage_rows(training: _Training) -> Iterable[tuple[float, list[tuple[str, Any]]]]:
@@ -75,13 +79,49 @@ def _stage_rows(training: _Training) -> Iterable[tuple[float, list[tuple[str, An
         yield stage.epochs, [(shape.name, mixture) for shape, mixture in zip(training.shapes, mixtures, strict=True)]
 
 
+def _machine(name: str, batch: int) -> FabricMachine | None:
+    """One of our designs by name or file, None for the machines that are not ours."""
+    from hw.design import DesignError, load_design
+    from hw.fabric_cost import FabricMachine
+
+    if name in MACHINES:
+        return None
+    try:
+        return FabricMachine(load_design(name), batch=batch)
+    except DesignError as error:
+        raise ValueError(f"machine {name!r} is neither {' nor '.join(MACHINES)} nor a design: {error}") from error
+
+
+def _fabric_row(fabric: FabricMachine, shape: ConvShape, bits: Bits) -> dict[str, dict[str, float]]:
+    """Columns of the three products of a layer on one of our designs."""
+    return {
+        product: {
+            "cycles": cost.cycles,
+            "compute_cycles": cost.array_cycles,
+            "dram_bytes": cost.ddr_bytes,
+            "on_chip_bytes": cost.on_chip_bytes,
+            "time_us": cost.seconds * 1e6,
+            "energy_estimate_uj": cost.energy_j * 1e6,
+        }
+        for product, cost in fabric.products(shape, bits).items()
+    }
+
+
 def cost_table(training: _Training, machine: str) -> dict[str, Any]:
     """Cost per layer and product for one sample averaged over the training, and of the whole training, as plain data.
 
-    Units are in the keys; ``energy`` is an estimate.  The machine ``cc`` has operations only.
+    Units are in the keys; ``energy`` is an estimate.  The machine ``cc`` has operations only.  On one of our designs the
+    products are costed without the rest of a training step, which ``full_step`` adds (see ``hw.fabric_cost``).
+
+    Raises:
+        ValueError: unknown machine, or a layer that the machine cannot hold.
     """
     from hw.bitfusion import BITFUSION, training_costs
     from hw.computational_cost import computational_cost, product_cost
+    from hw.fabric_cost import STEPS, training_step
+
+    fabric = _machine(machine, training.batch)
+    steps: dict[str, dict[str, float]] = {step: {} for step in STEPS} if fabric else {}
 
     total_epochs = training.schedule.epochs
     summary = computational_cost(training.shapes, training.schedule, training.samples, training.count)
@@ -93,6 +133,20 @@ def cost_table(training: _Training, machine: str) -> dict[str, Any]:
                 for product, cc in product_cost(shape, bits).items():
                     row = rows.setdefault((shape.name, product), {"macs": shape.macs, "cc": 0.0})
                     row["cc"] += weight * cc
+                if fabric and weight:
+                    for product, values in _fabric_row(fabric, shape, bits).items():
+                        row = rows[shape.name, product]
+                        for key, value in values.items():
+                            row[key] = row.get(key, 0.0) + weight * value
+                    for step, parts in steps.items():
+                        cost_of_step = training_step(fabric, [shape], bits, step)
+                        seconds = {"fabric": cost_of_step.fabric.seconds, **cost_of_step.host}
+                        for part, value in seconds.items():
+                            key = f"{part.replace(' ', '_')}_ms"
+                            parts[key] = parts.get(key, 0.0) + weight * value * 1e3
+                        parts["energy_estimate_uj"] = (
+                            parts.get("energy_estimate_uj", 0.0) + weight * cost_of_step.energy_j * 1e6
+                        )
                 if machine == "bitfusion" and weight:
                     for product_row in training_costs([shape], bits, training.batch):
                         row, cost = rows[shape.name, product_row.product], product_row.cost
@@ -113,7 +167,14 @@ def cost_table(training: _Training, machine: str) -> dict[str, Any]:
         sample["latency_ms"] = 1e3 * sample["cycles"] / BITFUSION.clock_hz
         whole["latency_min"] = sample["latency_ms"] * count / 60e3
         whole["energy_estimate_kj"] = sample["energy_estimate_uj"] * count * 1e-9
-    return {
+    if fabric:
+        sample["latency_ms"] = sample.pop("time_us") / 1e3
+        whole["latency_min"] = sample["latency_ms"] * count / 60e3
+        whole["energy_estimate_kj"] = sample["energy_estimate_uj"] * count * 1e-9
+        for step, parts in steps.items():
+            parts["latency_ms"] = sum(value for key, value in parts.items() if key.endswith("_ms"))
+            whole[f"full_step_{step}_estimate_min"] = parts["latency_ms"] * count / 60e3
+    result: dict[str, Any] = {
         "model": training.model,
         "schedule": training.schedule.name,
         "machine": machine,
@@ -125,6 +186,9 @@ def cost_table(training: _Training, machine: str) -> dict[str, Any]:
         "per_sample": sample,
         "whole_training": whole,
     }
+    if steps:
+        result["full_step"] = steps
+    return result
 
 
 def _show(value: float) -> str:
@@ -134,7 +198,9 @@ def _show(value: float) -> str:
 def _print_table(result: Mapping[str, Any]) -> None:
     rows = result["per_sample_layers"]
     keys = list(rows[0])
-    total = {"layer": "all", "product": "", **{key: result["per_sample"][key] for key in keys[2:]}}
+    total: dict[str, Any] = {"layer": "all", "product": ""}
+    for key in keys[2:]:
+        total[key] = sum(row[key] for row in rows)
     cells = [
         keys,
         *([str(row[k]) if isinstance(row[k], str) else _show(row[k]) for k in keys] for row in (*rows, total)),
@@ -149,13 +215,16 @@ def _print_table(result: Mapping[str, Any]) -> None:
         print("  ".join([first, *(f"{cell:>{width}}" for cell, width in zip(line[2:], widths[2:], strict=True))]))
     if "latency_ms" in result["per_sample"]:
         print(f"per sample: latency {result['per_sample']['latency_ms']:.4g} ms")
+    for step, parts in result.get("full_step", {}).items():
+        note = ", sums in the epilogue that the RTL does not have yet" if step == "recompute" else ""
+        print(f"full step, {step} (host estimated{note}): " + ", ".join(f"{k} {_show(v)}" for k, v in parts.items()))
     print("whole training: " + ", ".join(f"{key} {_show(value)}" for key, value in result["whole_training"].items()))
 
 
 def run_cost(arguments: argparse.Namespace) -> int:
     """``fractrain cost``: 0 on success, 2 on an unknown model or an impossible schedule."""
     try:
-        if arguments.batch < 1:
+        if arguments.batch is not None and arguments.batch < 1:
             raise ValueError(f"a batch of {arguments.batch} samples has no cost; give at least 1")
         result = cost_table(_read(arguments), arguments.machine)
     except (OSError, ValueError) as error:
@@ -170,10 +239,15 @@ def run_cost(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """``fractrain report paper``: 0 on success, 2 if the report cannot be written."""
+    from hw.fabric_cost import paper_fabric
     from hw.paper import write_report
 
     try:
-        files = write_report(arguments.out, figures=not arguments.no_figures)
+        machine = None if arguments.design == "none" else _machine(arguments.design, 128)
+        if machine is None and arguments.design != "none":
+            raise ValueError(f"{arguments.design} is in the report anyway; name one of our designs, or none")
+        fabric = paper_fabric(machine) if machine else None
+        files = write_report(arguments.out, fabric, figures=not arguments.no_figures)
     except (OSError, ValueError) as error:
         print(f"fractrain report: {error}", file=sys.stderr)
         return 2
@@ -200,7 +274,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--schedule",
         help="FW-8/BW-8, FW(3,4,6,8)/BW(6,6,8,8), cp=3, cp=1.5/2/2.5/3, or a .json file of what a run used",
     )
-    parser.add_argument("--machine", choices=MACHINES, default="cc", help="cc: operations only (default: %(default)s)")
+    parser.add_argument(
+        "--machine",
+        default="cc",
+        metavar="cc|bitfusion|DESIGN",
+        help="cc: operations only; a design's name or TOML file: our fabric (default: %(default)s)",
+    )
     parser.add_argument(
         "--count", choices=("paper", "full"), default="paper", help="full: unquantized layers count with 32 bits"
     )
@@ -209,7 +288,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--stages", metavar="E,E,...", help="epochs per stage (default: early stages share the first part)"
     )
     parser.add_argument("--samples", type=int, help="samples per epoch (default: 50,000, ImageNet networks 1,281,167)")
-    parser.add_argument("--batch", type=int, default=1, help="samples that the machine takes at once (default: 1)")
+    parser.add_argument(
+        "--batch", type=int, help="samples that the machine takes at once (default: 1, on a design 128)"
+    )
     parser.add_argument("--classes", type=int, help="outputs of the classifier")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=run_cost)
@@ -221,4 +302,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     paper.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     paper.add_argument("--no-figures", action="store_true", help="tables only")
+    paper.add_argument(
+        "--design", default="zc706", help="our fabric's column: a design's name or file, or none (default: %(default)s)"
+    )
     paper.set_defaults(run=run_report)
