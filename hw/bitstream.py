@@ -229,7 +229,12 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
         raise ValueError(f"--jobs {jobs} must be at least 1")
     generated = render(design)
     files = {n: t for n, t in generated.items() if n.startswith(f"{flow}/")}
-    sources = sorted(n.split("/")[1] for n in generated if n.startswith("rtl/") and n.endswith(".sv"))
+    # in the target's primitives where the design has them: a file of rtl/xc7 replaces its namesake
+    paths = [Path(n).relative_to("rtl") for n in generated if n.startswith("rtl/") and n.endswith(".sv")]
+    chosen = {p.name: p for p in paths if p.parent == Path()}
+    if design.part.startswith("xc7"):
+        chosen |= {p.name: p for p in paths if p.parent == Path("xc7")}
+    sources = sorted(p.as_posix() for p in chosen.values())
     first = ("fabric_pkg.sv", "engine_pkg.sv")
     sources = [*(n for n in first if n in sources), *(n for n in sources if n not in first)]
     values: dict[str, Any] = {
