@@ -117,9 +117,9 @@ def run_job_command(arguments: argparse.Namespace) -> int:
         print(json.dumps(asdict(result)))
     else:
         state = "finished" if result.finished else "stopped; continue with --resume"
+        tested = f"test accuracy {100 * result.test_accuracy:.2f} % (best {100 * result.best_accuracy:.2f} %), "
         print(
-            f"{state}: test accuracy {100 * result.test_accuracy:.2f} % (best {100 * result.best_accuracy:.2f} %), "
-            f"{result.steps} steps, {result.seconds:.1f} s, in {out}"
+            f"{state}: {tested if result.best_accuracy else ''}{result.steps} steps, {result.seconds:.1f} s, in {out}"
         )
     return 0
 

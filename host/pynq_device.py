@@ -528,7 +528,7 @@ class PynqDevice:
             if total is None:
                 total = result
                 continue
-            counters = {k: (total.counters[k] + v) & 0xFFFFFFFF for k, v in result.counters.items()}
+            counters = {k: (total.counters.get(k, 0) + v) & 0xFFFFFFFF for k, v in result.counters.items()}
             counters["PACKETS"] -= 1  # the END that was added to the part before,
             counters["WORDS_IN"] -= HEADER_WORDS
             counters["WORDS_OUT"] -= 2  # and its trailer

@@ -366,6 +366,7 @@ def run_job(
     try:
         while training.epoch < recipe["epochs"] and not stopped:
             epoch_begun = time.monotonic()
+            energy = engine.meter.totals.get("ENERGY_UJ", 0)
             while training.step < training.steps_per_epoch:
                 if stop_after is not None and training.global_step >= stop_after:
                     stopped = True
@@ -391,6 +392,10 @@ def run_job(
                 "train_accuracy": training.right / training.seen,
                 "test_accuracy": accuracy,
                 "seconds": round(time.monotonic() - epoch_begun, 3),
+                # of the whole board while programs ran; None where no sensor can be read
+                "energy_j": (engine.meter.totals["ENERGY_UJ"] - energy) / 1e6
+                if "ENERGY_UJ" in engine.meter.totals
+                else None,
             }
             training.history.append(row)
             if on_line is not None:
