@@ -21,8 +21,10 @@ from hw.generate import generate
 
 #: registers and memories start with random contents, so that nothing relies on a value that no reset has given
 BUILD_ARGS = (
-    "-O3", "--x-assign", "unique", "--x-initial", "unique", "--noassert", "-Wno-fatal", "-CFLAGS", "-std=c++20 -O2",
+    "-O3", "--x-assign", "unique", "--x-initial", "unique", "--noassert", "-Wno-fatal", "-CFLAGS", "-std=c++20",
 )  # fmt: skip
+#: code that runs once, above all the random contents, takes longest to optimise and gains nothing
+MAKE_FLAGS = "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O1"
 
 
 def require_cocotb() -> None:
@@ -43,6 +45,7 @@ def _verilator() -> Iterator[None]:
     """The runner looks for its tools in the environment of this process."""
     before = dict(os.environ)
     os.environ.update(verilator_environment())
+    os.environ["MAKEFLAGS"] = f"{os.environ['MAKEFLAGS']} {MAKE_FLAGS}"
     try:
         yield
     finally:
@@ -82,7 +85,7 @@ def build_simulation(
         DeviceError: a tool is missing, or Verilator refuses the sources.
     """
     require_cocotb()
-    digest = hashlib.sha256(repr((top, BUILD_ARGS, sorted((parameters or {}).items()))).encode())
+    digest = hashlib.sha256(repr((top, BUILD_ARGS, MAKE_FLAGS, sorted((parameters or {}).items()))).encode())
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     folder = ROOT / "build" / "cache" / f"cocotb-{name or top}-{digest.hexdigest()[:16]}"
