@@ -113,7 +113,9 @@ class Board:
                 return board.read(self.base + offset)
 
             def write(self, offset: int, value: int) -> None:
-                assert 0 <= offset < self.length and offset % 4 == 0 and 0 <= value < 1 << 32
+                # PYNQ takes plain integers only, no NumPy ones
+                assert type(value) is int and 0 <= value < 1 << 32
+                assert 0 <= offset < self.length and offset % 4 == 0
                 board.write(self.base + offset, value)
 
         module.Overlay, module.MMIO, module.allocate = Overlay, Mmio, board.allocate  # type: ignore[attr-defined]

@@ -26,8 +26,10 @@ from host.board.operations import OPERATIONS, JobError
 from host.board.products import ExactEngine, derive_key
 from host.board.runtime import RunResult, Training, run_job
 from host.board.schedule import learning_rate, make_schedule
+from host.device import DeviceError
 from host.engine import FabricEngine, host_codes
 from host.products import ConvGeometry, Engine, Grid, Operand, Sums
+from host.pynq_device import PowerSensor, PynqDevice
 from host.reference import ReferenceDevice
 from hw.bitstream import overlay_files
 from hw.design import ROOT, Design, load_design
@@ -36,6 +38,8 @@ from sw_model.data import load_data
 from sw_model.engine import SoftwareEngine
 from sw_model.export import ExportError, export_job
 from sw_model.training import TrainConfig, train
+from tests.host.substitute_pynq import Board, install
+from tests.host.substitute_pynq import overlay_files as overlay_files_of
 
 DEMO = ROOT / "configs" / "recipes" / "digits-demo.toml"
 
@@ -181,6 +185,22 @@ def test_a_step_on_the_fabric_is_the_step_in_numpy(path: Path) -> None:
     assert exact.train_step() == fabric.train_step()
     for name in job.state:
         assert np.array_equal(exact.state[name], fabric.state[name]), name
+
+
+def test_a_step_through_the_boards_driver(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job, the engine and the driver together, as on the board; transfers so short that programs run in parts."""
+    design = load_design("sim-small")
+    board = Board(ReferenceDevice(design), design, length_width=18)
+    install(board, monkeypatch)
+    job = load_job(path)
+    exact = Training(job, ExactEngine())
+    device = PynqDevice(design, overlay_files_of(tmp_path), sensor=PowerSensor(tmp_path))
+    driven = Training(job, FabricEngine(device, keep_rows=False))
+    assert exact.train_step() == driven.train_step()
+    assert board.programs > 29
+    board.faults = {"bus_error"}
+    with pytest.raises(DeviceError, match="takes the next program"):
+        driven.train_step()
 
 
 @pytest.mark.slow
