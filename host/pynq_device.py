@@ -63,6 +63,7 @@ _FAULTS = {
 # high-performance ports of the Zynq-7000: bit 0 of either control register narrows the port to 32 bits
 _AFI_BASE, _AFI_STEP, _AFI_READ, _AFI_WRITE = 0xF8008000, 0x1000, 0x00, 0x14
 _RESET_TIMEOUT = 1.0  #: seconds that a reset may take
+_RESET_PAUSE = 1e-3  #: seconds; the reset controller needs some dozen clock cycles
 _LONGEST_SLEEP = 2e-3
 
 
@@ -631,7 +632,9 @@ class PynqDevice:
             channel.reset()
         if self._reset_gpio is not None:
             self._reset_gpio.write(0, 0)
+            time.sleep(_RESET_PAUSE)
             self._reset_gpio.write(0, 1)
+            time.sleep(_RESET_PAUSE)  # a register access to a fabric that is still in reset would never be answered
         else:
             self._fabric.write(REGISTER["SOFT_RESET"].offset, 1)
             self._fabric.write(REGISTER["SOFT_RESET"].offset, 0)  # an HLS kernel would find it set at its next start
