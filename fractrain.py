@@ -12,6 +12,7 @@ ROOMS = (
     "hw.synthesis_commands",
     "hw.bitstream_commands",
     "hw.cost_commands",
+    "hw.explore_commands",
     "host.csim_commands",
     "host.cosim_commands",
     "host.bench_commands",

@@ -31,7 +31,12 @@ class _Training:
     count: str
 
 
-def _read(arguments: argparse.Namespace) -> _Training:
+def read_training(arguments: argparse.Namespace) -> _Training:
+    """Network, schedule and counts from the options of ``cost`` or ``explore``.
+
+    Raises:
+        ValueError: an unknown model or an impossible schedule; the message says which.
+    """
     from hw.computational_cost import CIFAR_OPTIONS, IMAGENET_OPTIONS, load_schedule, parse_schedule, static
     from hw.layers import Bits, network
 
@@ -226,7 +231,7 @@ def run_cost(arguments: argparse.Namespace) -> int:
     try:
         if arguments.batch is not None and arguments.batch < 1:
             raise ValueError(f"a batch of {arguments.batch} samples has no cost; give at least 1")
-        result = cost_table(_read(arguments), arguments.machine)
+        result = cost_table(read_training(arguments), arguments.machine)
     except (OSError, ValueError) as error:
         print(f"fractrain cost: {error}", file=sys.stderr)
         return 2

@@ -216,6 +216,10 @@ def _overfull(design: Design, shape: ConvShape, bits: Bits, product: str, codes:
     return "epilogue" if codes and results * design.channels > design.depth_epilogue else ""
 
 
+def _depth(design: Design, buffer: str) -> int:
+    return int(getattr(design, f"depth_{buffer.lower()}"))
+
+
 def _parts(
     design: Design, shape: ConvShape, bits: Bits, product: str, codes: bool
 ) -> list[tuple[int, ConvShape, bool]]:
@@ -248,8 +252,8 @@ def _parts(
     size = getattr(shape, axis)
     if -(-size // design.channels) < 2:
         raise WorkloadError(
-            f"layer {shape.name}, {product} at {bits}: buffer {full} of design {design.name!r} does not hold one group of "
-            "channels; choose a deeper design"
+            f"layer {shape.name}, {product} at {bits}: buffer {full} of {_depth(design, full)} addresses does not hold one "
+            "group of channels; choose a deeper design"
         )
     half = design.channels * -(-size // (2 * design.channels))
     whole = codes and axis != contracted
@@ -319,6 +323,12 @@ def _counts(design: Design, shape: ConvShape, bits: Bits, batch: int, codes: boo
         for p, one in work.items():
             counts[p] += one.times(runs)
     return counts
+
+
+@lru_cache(maxsize=4096)
+def _geometry(design: Design) -> Design:
+    """What cycles depend on; name, clock and accumulators do not matter to them."""
+    return replace(design, name="geometry", clock_mhz=100.0, accumulators="lut")
 
 
 @dataclass(frozen=True)
@@ -398,7 +408,7 @@ class FabricMachine:
             legal = Bits(min(w, MAX_BITS), min(bits.a, MAX_BITS), min(bits.g, MAX_BITS))
             per_fabric = max(1, -(-self.batch // self.fabrics))
             plain = replace(shape, name=f"{shape.kernel}x{shape.kernel} {shape.in_channels}->{shape.out_channels}")
-            counts = _counts(self.design, plain, legal, per_fabric, codes)
+            counts = _counts(_geometry(self.design), plain, legal, per_fabric, codes)
         for product in PRODUCTS:
             if wide[product]:
                 seconds = shape.macs / self.host.macs_per_second

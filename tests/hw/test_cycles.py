@@ -1,0 +1,71 @@
+"""The cycle model against RTL counters that were measured and committed."""
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+
+from hw.cycles import predict, training_cycles
+from hw.design import ROOT, Design, load_design
+from hw.layers import Bits, ConvShape, network
+from hw.workload import Packet, WorkloadError, backward, forward, lower
+
+MEASURED = ROOT / "docs" / "measurements" / "engine-zc706.json"
+TOLERANCE = 0.03
+VIRTUAL = 8  # virtual images of the run whose total the measurement keeps
+
+
+@cache
+def measurement() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(MEASURED.read_text())
+    return data
+
+
+def rows() -> Iterator[Any]:
+    for run in measurement()["runs"]:
+        for row in run["rows"]:
+            name = f"{row['layer']}-{row['product']}-{row['bits']}-{row['output']}"
+            yield pytest.param(row, id=name.replace("/", "."))
+
+
+@pytest.fixture(scope="module")
+def design() -> Design:
+    return load_design(measurement()["design"])
+
+
+@pytest.fixture(scope="module")
+def layers() -> dict[str, ConvShape]:
+    return {shape.name: shape for shape in network(measurement()["model"])}
+
+
+def packets_of(design: Design, shape: ConvShape, row: dict[str, Any]) -> list[Packet]:
+    bits, codes = Bits(*map(int, row["bits"].split("/"))), row["output"] == "codes"
+    if row["product"] == "forward":
+        return list(forward(design, shape, bits, VIRTUAL, codes))
+    gradients = ("input_gradient", "weight_gradient") if row["product"] == "backward" else (row["product"],)
+    return list(backward(design, shape, bits, VIRTUAL, codes, products=gradients))
+
+
+@pytest.mark.parametrize("row", list(rows()))
+def test_total_of_a_measured_program(row: dict[str, Any], design: Design, layers: dict[str, ConvShape]) -> None:
+    predicted = predict(design, packets_of(design, layers[row["layer"]], row)).cycles
+    assert predicted == pytest.approx(row["measured_total"], rel=TOLERANCE)
+
+
+def test_the_measurement_covers_the_network(layers: dict[str, ConvShape]) -> None:
+    for run in measurement()["runs"]:
+        counted = sum(row["count"] for row in run["rows"] if row["product"] == "forward")
+        assert counted == sum(shape.kind != "fc" for shape in layers.values())
+
+
+def test_cycles_fall_with_the_product_of_the_widths(design: Design, layers: dict[str, ConvShape]) -> None:
+    shape = layers["stage2.0.conv2"]
+    wide, narrow = (sum(training_cycles(design, shape, Bits(n, n, n)).values()) for n in (8, 4))
+    assert narrow / wide == pytest.approx(0.25, abs=0.05)
+
+
+def test_layers_beyond_the_schedule_of_packets_are_refused(design: Design) -> None:
+    with pytest.raises(WorkloadError, match="7, groups 1, stride 2"):
+        lower(design, ConvShape("stem", 3, 64, 7, 2, 3, (224, 224)))
