@@ -391,6 +391,8 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
         axes.set(
             yscale="log", xlabel=f"{label}, % of {chosen.design.part}", ylabel="ms per sample, products of training"
         )
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.legend(fontsize=8)
         if kind == "bram36":
             figure.colorbar(shade, ax=axes, label="mJ per sample (estimate)")

@@ -11,6 +11,7 @@ packets do not hold are cut as the driver cuts them:
 - channels are halved until buffers hold them; partial sums over input channels leave as integers;
 - operands beyond 16 bits do not exist on the fabric: such products run on the host, in float32.
 
+All samples of a batch have the same widths; where gates choose them per sample, batches are taken to be sorted.
 Memory is a bandwidth: a product takes the longer of its cycles and of its traffic.  The first layer has no input
 gradient.  **Energies are estimates** from the constants of ``Energy``, which no board has confirmed, and so is all
 host work (``Host``); nothing of the host overlaps the fabric, since a batch's statistics are needed before its codes.
@@ -309,13 +310,15 @@ def _counts(design: Design, shape: ConvShape, bits: Bits, batch: int, codes: boo
             p: _alone(design, piece, images, bits, p, codes) for p in PRODUCTS if p != "input_gradient" or not first
         }
         if not first and not _overfull(design, piece, bits, "both", codes):
-            # One program for both gradients shares the load of the output gradient; what it saves is spread over both.
+            # One program for both gradients shares the load of the output gradient; what it saves of the
+            # cycles without work, and of the traffic, is spread over both.
             both = _program(design, backward(design, piece, bits, _virtual(design, piece, images), codes))
             apart = work["input_gradient"] + work["weight_gradient"]
+            idle = (both.cycles - both.array) / (apart.cycles - apart.array)
             for p in ("input_gradient", "weight_gradient"):
                 one = work[p]
                 work[p] = _Work(
-                    one.cycles * both.cycles / apart.cycles,
+                    one.array + (one.cycles - one.array) * idle,
                     one.array,
                     one.read * both.read / apart.read,
                     one.write * both.write / apart.write,
@@ -528,6 +531,7 @@ def training_step(
             host["backward sums"] += passes(n, codes + gradient)
             host["backward and quantize"] += passes(n, codes + 2 * gradient)
         if shape.kind != "attention":
-            host["update"] += passes(shape.weights, machine.host.update_bytes) / machine.batch
+            each = machine.host.update_bytes + 4 * (machine.fabrics - 1)  # every fabric brings a gradient
+            host["update"] += passes(shape.weights, each) / machine.batch
     energy = fabric.energy_j + sum(host.values()) * machine.energy.static_w
     return StepCost(fabric, host, energy)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -167,6 +168,26 @@ def test_networks_beyond_cifar_resnets_are_costed(name: str, model: str) -> None
     ideal = sum(s.macs * a * b for s in shapes for a, b in s.operands(BITS).values()) / design.binary_macs
     assert cost.array_cycles > 0.6 * ideal  # phases of strided layers hold one real tap in four at most
     assert cost.cycles > cost.array_cycles
+
+
+def test_no_layer_is_cheaper_than_its_arithmetic(design: Design) -> None:
+    """Random layers on shallow and deep buffers, whatever they are cut into."""
+    rng = random.Random(6)
+    for _ in range(300):
+        depths = {f"depth_{name}": rng.choice((128, 512)) for name in "agw"}
+        groups, kernel = rng.choice((1, 1, 2, 8)), rng.choice((1, 3, 5, 7))
+        into, out = (groups * rng.choice((1, 3, 16, 40)) for _ in range(2))
+        height = rng.choice((7, 8, 14, 32, 56))
+        width = rng.choice((height, 1)) if kernel == 1 else height
+        shape = ConvShape(
+            "any", into, out, kernel, rng.choice((1, 2, 3)), kernel // 2, (height, width), groups
+        )  # fmt: skip
+        bits = Bits(rng.choice((2, 4, 8)), rng.choice((2, 3, 8)), rng.choice((4, 6, 16)))
+        machine = FabricMachine(replace(design, **depths), batch=rng.choice((1, 5, 32)))  # type: ignore[arg-type]
+        for product, cost in machine.products(shape, bits).items():
+            a, b = shape.operands(bits)[product]
+            assert cost.array_cycles >= 0.999 * shape.macs * a * b / design.binary_macs, (shape, product)
+            assert cost.cycles >= 0.999 * cost.array_cycles, (shape, product)
 
 
 def test_fabrics_share_a_batch_and_the_memory(design: Design) -> None:
