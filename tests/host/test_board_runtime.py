@@ -220,7 +220,8 @@ def test_the_digits_recipe_reaches_pytorchs_accuracy(tmp_path: Path) -> None:
     config = TrainConfig.from_recipe(DEMO)
     export_job(config, tmp_path / "job.zip")
     board = run_job(load_job(tmp_path / "job.zip"), ExactEngine(), None)
-    assert board.test_accuracy >= 0.95
+    # single runs differ by their drift as by their seed: about a point either way on 359 images (docs/board.md)
+    assert board.test_accuracy >= 0.96
     assert abs(board.test_accuracy - train(config, SoftwareEngine()).test_accuracy) <= 0.0151
 
 
