@@ -84,17 +84,18 @@ def _stage_rows(training: _Training) -> Iterable[tuple[float, list[tuple[str, An
         yield stage.epochs, [(shape.name, mixture) for shape, mixture in zip(training.shapes, mixtures, strict=True)]
 
 
-def _machine(name: str, batch: int) -> FabricMachine | None:
+def _machine(name: str, batch: int, memory: str = "ps") -> FabricMachine | None:
     """One of our designs by name or file, None for the machines that are not ours."""
     from hw.design import DesignError, load_design
-    from hw.fabric_cost import FabricMachine
+    from hw.fabric_cost import FabricMachine, bandwidth
 
     if name in MACHINES:
         return None
     try:
-        return FabricMachine(load_design(name), batch=batch)
+        design = load_design(name)
     except DesignError as error:
         raise ValueError(f"machine {name!r} is neither {' nor '.join(MACHINES)} nor a design: {error}") from error
+    return FabricMachine(design, batch=batch, bandwidth=bandwidth(design.part, memory))
 
 
 def _fabric_row(fabric: FabricMachine, shape: ConvShape, bits: Bits) -> dict[str, dict[str, float]]:
@@ -112,7 +113,7 @@ def _fabric_row(fabric: FabricMachine, shape: ConvShape, bits: Bits) -> dict[str
     }
 
 
-def cost_table(training: _Training, machine: str) -> dict[str, Any]:
+def cost_table(training: _Training, machine: str, memory: str = "ps") -> dict[str, Any]:
     """Cost per layer and product for one sample averaged over the training, and of the whole training, as plain data.
 
     Units are in the keys; ``energy`` is an estimate.  The machine ``cc`` has operations only.  On one of our designs the
@@ -125,7 +126,7 @@ def cost_table(training: _Training, machine: str) -> dict[str, Any]:
     from hw.computational_cost import computational_cost, product_cost
     from hw.fabric_cost import STEPS, training_step
 
-    fabric = _machine(machine, training.batch)
+    fabric = _machine(machine, training.batch, memory)
     steps: dict[str, dict[str, float]] = {step: {} for step in STEPS} if fabric else {}
 
     total_epochs = training.schedule.epochs
@@ -193,6 +194,7 @@ def cost_table(training: _Training, machine: str) -> dict[str, Any]:
     }
     if steps:
         result["full_step"] = steps
+        result["memory"] = memory
     return result
 
 
@@ -218,6 +220,8 @@ def _print_table(result: Mapping[str, Any]) -> None:
     for line in cells:
         first = f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}"
         print("  ".join([first, *(f"{cell:>{width}}" for cell, width in zip(line[2:], widths[2:], strict=True))]))
+    if result.get("memory") == "ps+pl":
+        print("memory ps+pl: the bandwidth of the DDR beside the logic is an unverified figure")
     if "latency_ms" in result["per_sample"]:
         print(f"per sample: latency {result['per_sample']['latency_ms']:.4g} ms")
     for step, parts in result.get("full_step", {}).items():
@@ -231,7 +235,7 @@ def run_cost(arguments: argparse.Namespace) -> int:
     try:
         if arguments.batch is not None and arguments.batch < 1:
             raise ValueError(f"a batch of {arguments.batch} samples has no cost; give at least 1")
-        result = cost_table(read_training(arguments), arguments.machine)
+        result = cost_table(read_training(arguments), arguments.machine, arguments.memory)
     except (OSError, ValueError) as error:
         print(f"fractrain cost: {error}", file=sys.stderr)
         return 2
@@ -259,6 +263,17 @@ def run_report(arguments: argparse.Namespace) -> int:
     for file in files:
         print(file)
     return 0
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Add the option that ``cost``, ``explore`` and ``report roofline`` share."""
+    parser.add_argument(
+        "--memory",
+        choices=("ps", "ps+pl"),
+        default="ps",
+        help="DDR of our designs: the processor's, or with that beside the logic, whose 10 GB/s nobody has verified "
+        "(default: %(default)s)",
+    )
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -296,6 +311,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--batch", type=int, help="samples that the machine takes at once (default: 1, on a design 128)"
     )
+    add_memory(parser)
     parser.add_argument("--classes", type=int, help="outputs of the classifier")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=run_cost)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 
 from hw.computational_cost import Schedule, layer_mixture
 from hw.design import PARTS, ROOT, Design, DesignError, load_design
-from hw.fabric_cost import BATCH, STEPS, FabricMachine, training_step
+from hw.fabric_cost import BATCH, STEPS, FabricMachine, bandwidth, training_step
 from hw.layers import Bits, ConvShape
 from hw.resources import resources
 
@@ -102,6 +102,7 @@ class Request:
         batch: samples per step.
         max_lut, max_bram: limits in percent of the part.
         clocks: in MHz.
+        memory: which DDR the fabrics share, one of ``hw.fabric_cost.MEMORIES``.
     """
 
     part: str
@@ -111,10 +112,11 @@ class Request:
     max_lut: float = MAX_LUT
     max_bram: float = MAX_BRAM
     clocks: tuple[float, ...] = ()
+    memory: str = "ps"
 
     def key(self) -> str:
         """Digest of everything that a point's costs depend on, the sources of the models included."""
-        text = repr((self.part, self.work, self.batch))
+        text = repr((self.part, self.work, self.batch, self.memory))
         return hashlib.sha256(f"{_models()}{text}".encode()).hexdigest()[:16]
 
 
@@ -207,9 +209,13 @@ def _identity(design: Design, fabrics: int) -> tuple[Any, ...]:
     return (*(value for key, value in asdict(design).items() if key != "name"), fabrics)
 
 
-def evaluate(design: Design, fabrics: int, work: Work, batch: int) -> Point:
-    """Costs of one point."""
-    machine = FabricMachine(design, fabrics, batch)
+def evaluate(design: Design, fabrics: int, work: Work, batch: int, memory: str = "ps") -> Point:
+    """Costs of one point.
+
+    Raises:
+        ValueError: the part's board has no such memory.
+    """
+    machine = FabricMachine(design, fabrics, batch, bandwidth(design.part, memory))
     seconds = energy = cycles = 0.0
     steps = dict.fromkeys(STEPS, 0.0)
     for weight, shape, bits in work:
@@ -225,9 +231,11 @@ def evaluate(design: Design, fabrics: int, work: Work, batch: int) -> Point:
     )
 
 
-def _evaluate_all(points: Sequence[tuple[Design, int]], work: Work, batch: int) -> list[Point]:
+def _evaluate_all(
+    points: Sequence[tuple[Design, int]], work: Work, batch: int, options: Mapping[str, str]
+) -> list[Point]:
     """Points of one geometry, which share their cycle counts."""
-    return [evaluate(design, fabrics, work, batch) for design, fabrics in points]
+    return [evaluate(design, fabrics, work, batch, **options) for design, fabrics in points]
 
 
 def load_points(file: Path, key: str) -> list[Point]:
@@ -255,7 +263,8 @@ def load_points(file: Path, key: str) -> list[Point]:
 
 def _batches(groups: Sequence[list[tuple[Design, int]]], request: Request, jobs: int) -> Iterator[list[Point]]:
     """Results group by group, as they come."""
-    arguments = [(group, request.work, request.batch) for group in groups]
+    options = {} if request.memory == "ps" else {"memory": request.memory}
+    arguments = [(group, request.work, request.batch, options) for group in groups]
     if jobs != 1 and len(groups) > 1:
         try:
             from joblib import Parallel, delayed
@@ -282,7 +291,9 @@ def explore(
 
     Raises:
         ExploreError: no candidate fits, or the folder holds something else.
+        ValueError: the part's board has no such memory.
     """
+    bandwidth(request.part, request.memory)
     wanted = {_identity(*c): c for c in candidates(request)}
     if not wanted:
         raise ExploreError(

@@ -30,6 +30,7 @@ def run_explore(arguments: argparse.Namespace) -> int:
             arguments.max_lut,
             arguments.max_bram,
             tuple(arguments.clock or ()),
+            arguments.memory,
         )
         columns = (TextColumn("explore"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -42,6 +43,8 @@ def run_explore(arguments: argparse.Namespace) -> int:
             )
         chosen = best(points)
         title = f"{training.model}, {training.schedule.name}, batch {training.batch}, {request.part}"
+        if request.memory != "ps":
+            title += f", memory {request.memory} (unverified)"
         files = write_results(points, arguments.out, title) if arguments.out else []
     except (OSError, ValueError) as error:
         print(f"fractrain explore: {error}", file=sys.stderr)
@@ -79,6 +82,7 @@ def run_explore(arguments: argparse.Namespace) -> int:
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``explore`` to the command line."""
+    from hw.cost_commands import add_memory
     from hw.layers import MODELS
 
     parser = subparsers.add_parser(
@@ -98,6 +102,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--epochs", type=float, help="length of the training (default: the paper's)")
     parser.add_argument("--stages", metavar="E,E,...", help="epochs per stage")
     parser.add_argument("--batch", type=int, default=128, help="samples per step (default: %(default)s)")
+    add_memory(parser)
     parser.add_argument("--classes", type=int, help="outputs of the classifier")
     parser.add_argument(
         "--clock", type=float, action="append", metavar="MHZ",

@@ -39,6 +39,11 @@ _HALO = 2  #: columns or rows of a tile that its neighbours keep
 #: usable bandwidth of the processor's DDR in bytes/s, 75 % of the raw rate (3.2 of 4.26 GB/s on the ZC706): XC7Z045
 #: DDR3-1066 x32, XC7Z020 as on the PYNQ-Z2 DDR3-1050 x16, XCZU7EV as on the ZCU104 DDR4-2400 x64
 MEMORY = {"xc7z045ffg900-2": 3.2e9, "xc7z020clg400-1": 1.575e9, "xczu7ev-ffvc1156-2-e": 14.4e9}
+#: usable bandwidth of the DDR beside the programmable logic in bytes/s, where a part's board has one.  An **unverified
+#: figure**: 78 % of the raw 12.8 GB/s of the ZC706's DDR3-1600 x64 module, which neither a board nor a simulation of its
+#: controller has confirmed; the controller's area is not counted.
+PL_MEMORY = {"xc7z045ffg900-2": 1e10}
+MEMORIES = ("ps", "ps+pl")  #: which memories hold the tensors, see ``bandwidth``
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,26 @@ class FabricCost:
     def times(self, factor: float) -> FabricCost:
         """The cost of ``factor`` such products."""
         return FabricCost(*(getattr(self, f.name) * factor for f in fields(self)))
+
+
+def bandwidth(part: str, memory: str = "ps") -> float:
+    """Bytes/s that a part's fabrics share.
+
+    Args:
+        part: a key of ``MEMORY``.
+        memory: one of ``MEMORIES``: the processor's DDR alone, or with that of the logic, tensors divided between the two
+            so that both take equally long (the sum of both bandwidths; the second is unverified, see ``PL_MEMORY``).
+
+    Raises:
+        ValueError: unknown memory, or a part whose board has no second one.
+    """
+    if memory not in MEMORIES:
+        raise ValueError(f"memory {memory!r} is unknown; use one of {', '.join(MEMORIES)}")
+    if memory == "ps":
+        return MEMORY[part]
+    if part not in PL_MEMORY:
+        raise ValueError(f"the board of {part} has no DDR beside the logic; use memory ps, or {', '.join(PL_MEMORY)}")
+    return MEMORY[part] + PL_MEMORY[part]
 
 
 def total(costs: Iterable[FabricCost]) -> FabricCost:
