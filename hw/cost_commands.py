@@ -276,6 +276,26 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def run_roofline(arguments: argparse.Namespace) -> int:
+    """``fractrain report roofline``: 0 on success, 2 if a layer has no place under the roofs."""
+    from hw.layers import Bits, network
+    from hw.roofline import write_roofline
+
+    try:
+        machine = _machine(arguments.design, arguments.batch, arguments.memory)
+        if machine is None:
+            raise ValueError(f"{arguments.design} has no streams and no DDR to draw; name one of our designs")
+        shapes = network(arguments.model, arguments.classes)
+        widths = [Bits.parse(text) for text in arguments.bits]
+        files = write_roofline(machine, arguments.model, shapes, widths, arguments.out, arguments.memory)
+    except (OSError, ValueError) as error:
+        print(f"fractrain report: {error}", file=sys.stderr)
+        return 2
+    for file in files:
+        print(file)
+    return 0
+
+
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``cost`` and ``report`` to the command line."""
     from hw.layers import MODELS
@@ -327,3 +347,19 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--design", default="zc706", help="our fabric's column: a design's name or file, or none (default: %(default)s)"
     )
     paper.set_defaults(run=run_report)
+    roofline = kinds.add_parser(
+        "roofline",
+        help="roofline of a network's training products on one of our designs, and where their time goes",
+        description="Every layer and product between the roofs of array, DDR and streams, and the time of every layer "
+        "by what it waits for, from the cycle model. Pictures, and CSV with the same figures.",
+    )
+    roofline.add_argument("--design", default="zc706", help="a design's name or file (default: %(default)s)")
+    roofline.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
+    roofline.add_argument(
+        "--bits", nargs="+", required=True, metavar="W,A,G", help="widths of weights, activations, gradients"
+    )
+    roofline.add_argument("--batch", type=int, default=128, help="samples per step (default: %(default)s)")
+    roofline.add_argument("--classes", type=int, help="outputs of the classifier")
+    add_memory(roofline)
+    roofline.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    roofline.set_defaults(run=run_roofline)

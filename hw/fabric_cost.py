@@ -19,7 +19,7 @@ host work (``Host``); nothing of the host overlaps the fabric, since a batch's s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
@@ -33,6 +33,7 @@ from hw.resources import resources
 from hw.workload import Packet, WorkloadError, backward, forward, lower, words
 
 BATCH = 128  #: samples per step unless said otherwise, the paper's CIFAR batch
+STREAMS = ("input", "output")  #: of a fabric: two that are read in lockstep, one that is written
 STEPS = ("plain", "recompute")  #: how batch normalisation gets its statistics, see ``training_step``
 _HALO = 2  #: columns or rows of a tile that its neighbours keep
 
@@ -293,7 +294,18 @@ def _parts(
 # -- counting -------------------------------------------------------------------------------------------------------
 
 
-def _program(design: Design, packets: Iterable[Packet]) -> _Work:
+def _at_once(packet: Packet, free: Collection[str]) -> Packet:
+    """The same work for the array, words of the ``free`` streams taking no time."""
+    if "input" in free and packet["opcode"] == Opcode.LOAD:
+        return {**packet, "payload_words": 0}
+    if "output" in free and packet["opcode"] == Opcode.CONV:
+        return {**packet, "format": OutputFormat.CODES, "out_bits": 0}
+    if "output" in free and packet["opcode"] == Opcode.READ:
+        return {**packet, "rows": 0}
+    return packet
+
+
+def _program(design: Design, packets: Iterable[Packet], free: Collection[str] = ()) -> _Work:
     """Counts of a program; integer results are as wide as the array's rules demand, which may be 64 bits."""
     listed = []
     for p in packets:
@@ -305,14 +317,17 @@ def _program(design: Design, packets: Iterable[Packet]) -> _Work:
                 p = {**kept, "format": OutputFormat.INT64}
         listed.append(p)
     prediction = predict(design, listed)
-    return _Work(prediction.cycles, prediction.compute, 8 * words(listed), 8 * prediction.store + 16)
+    cycles = predict(design, [_at_once(p, free) for p in listed]).cycles if free else prediction.cycles
+    return _Work(cycles, prediction.compute, 8 * words(listed), 8 * prediction.store + 16)
 
 
 def _virtual(design: Design, shape: ConvShape, images: int) -> int:
     return -(-images // lower(design, shape).side)
 
 
-def _alone(design: Design, shape: ConvShape, images: int, bits: Bits, product: str, codes: bool) -> _Work:
+def _alone(
+    design: Design, shape: ConvShape, images: int, bits: Bits, product: str, codes: bool, free: Collection[str]
+) -> _Work:
     """One product as programs of its own."""
     work = _Work()
     for count, part, whole in _parts(design, shape, bits, product, codes):
@@ -321,23 +336,27 @@ def _alone(design: Design, shape: ConvShape, images: int, bits: Bits, product: s
             packets = forward(design, part, bits, n, whole)
         else:
             packets = backward(design, part, bits, n, whole, products=(product,))
-        work += _program(design, packets).times(count)
+        work += _program(design, packets, free).times(count)
     return work
 
 
 @lru_cache(maxsize=1 << 16)
-def _counts(design: Design, shape: ConvShape, bits: Bits, batch: int, codes: bool) -> Mapping[str, _Work]:
+def _counts(
+    design: Design, shape: ConvShape, bits: Bits, batch: int, codes: bool, free: tuple[str, ...]
+) -> Mapping[str, _Work]:
     """Counts of the products for a whole batch."""
     first = shape.kind == "stem"
     counts = {product: _Work() for product in PRODUCTS}
     for runs, piece, images in lowered_pieces(design, shape, batch):
         work = {
-            p: _alone(design, piece, images, bits, p, codes) for p in PRODUCTS if p != "input_gradient" or not first
+            p: _alone(design, piece, images, bits, p, codes, free)
+            for p in PRODUCTS
+            if p != "input_gradient" or not first
         }
         if not first and not _overfull(design, piece, bits, "both", codes):
             # One program for both gradients shares the load of the output gradient; what it saves of the
             # cycles without work, and of the traffic, is spread over both.
-            both = _program(design, backward(design, piece, bits, _virtual(design, piece, images), codes))
+            both = _program(design, backward(design, piece, bits, _virtual(design, piece, images), codes), free)
             apart = work["input_gradient"] + work["weight_gradient"]
             idle = (both.cycles - both.array) / (apart.cycles - apart.array)
             for p in ("input_gradient", "weight_gradient"):
@@ -415,13 +434,16 @@ class FabricMachine:
             seconds, energy,
         )  # fmt: skip
 
-    def products(self, shape: ConvShape, bits: Bits, codes: bool = True) -> dict[str, FabricCost]:
+    def products(
+        self, shape: ConvShape, bits: Bits, codes: bool = True, free: tuple[str, ...] = ()
+    ) -> dict[str, FabricCost]:
         """Cost of the three products of a layer for one sample of a batch.
 
         Args:
             shape: the layer; a stem has no input gradient, whose cost is zero.
             bits: its widths.
             codes: results leave as packed codes, else as integer sums (four or eight bytes each).
+            free: which of ``STREAMS`` take no time, to see what they cost; traffic is counted all the same.
 
         Raises:
             WorkloadError: not even one group of channels fits the buffers.
@@ -436,7 +458,7 @@ class FabricMachine:
             legal = Bits(min(w, MAX_BITS), min(bits.a, MAX_BITS), min(bits.g, MAX_BITS))
             per_fabric = max(1, -(-self.batch // self.fabrics))
             plain = replace(shape, name=f"{shape.kernel}x{shape.kernel} {shape.in_channels}->{shape.out_channels}")
-            counts = _counts(_geometry(self.design), plain, legal, per_fabric, codes)
+            counts = _counts(_geometry(self.design), plain, legal, per_fabric, codes, free)
         for product in PRODUCTS:
             if wide[product]:
                 seconds = shape.macs / self.host.macs_per_second
