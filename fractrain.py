@@ -16,6 +16,7 @@ ROOMS = (
     "host.csim_commands",
     "host.cosim_commands",
     "host.bench_commands",
+    "host.saif_commands",
     "host.board_commands",
     "sw_model.commands",
     "sw_model.export_commands",

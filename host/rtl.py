@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from host.device import DeviceError
@@ -47,13 +48,21 @@ def rtl_sources(folder: Path) -> list[Path]:
     return sorted(sources, key=lambda p: (order.get(p.stem, 2), p.name))
 
 
-def build_rtl(design: Design, sources: list[Path] | None = None, jobs: int = 2) -> Path:
+def build_rtl(
+    design: Design,
+    sources: list[Path] | None = None,
+    jobs: int = 2,
+    harness: Path = HARNESS,
+    options: Sequence[str] = (),
+) -> Path:
     """Shared library of the Verilated fabric; an unchanged design is taken from ``build/cache``.
 
     Args:
         design: what to build.
         sources: SystemVerilog files to build instead of the freshly generated ones, in compile order.
         jobs: parallel compilations.
+        harness: C++ source of the library, the plain one or one that includes it.
+        options: further ones for Verilator, for example to trace.
 
     Raises:
         DeviceError: a tool is missing, or Verilator refuses the sources (its message is included).
@@ -61,8 +70,8 @@ def build_rtl(design: Design, sources: list[Path] | None = None, jobs: int = 2) 
     environment = verilator_environment()
     if sources is None:
         sources = rtl_sources(generate(design, ROOT / "build" / design.name))
-    digest = hashlib.sha256(CXX_FLAGS.encode())
-    for source in [*sources, HARNESS]:
+    digest = hashlib.sha256(" ".join([CXX_FLAGS, *options]).encode())
+    for source in [*sources, *dict.fromkeys((HARNESS, harness))]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     library = ROOT / "build" / "cache" / f"rtl-{design.name}-{digest.hexdigest()[:16]}.so"
     if library.exists():
@@ -71,9 +80,9 @@ def build_rtl(design: Design, sources: list[Path] | None = None, jobs: int = 2) 
     with tempfile.TemporaryDirectory(dir=library.parent) as work:
         command = [
             "verilator", "--cc", "--exe", "--build", "-j", str(jobs), "--top-module", "fabric", "--prefix", "Vfabric",
-            "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal",
+            "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal", *options,
             "-CFLAGS", CXX_FLAGS, "-LDFLAGS", "-shared", "-MAKEFLAGS", "OPT_FAST=-O3 OPT_SLOW=-O1", "--Mdir", work,
-            "-o", "fabric.so", *map(str, sources), str(HARNESS),
+            "-o", "fabric.so", *map(str, sources), str(harness),
         ]  # fmt: skip
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
