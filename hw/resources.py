@@ -81,7 +81,7 @@ def _finish(heap: list[int]) -> list[int] | None:
 
 #: LUT, FF and DSP of what Yosys maps: constant, per lane, and per lane and channel
 MAPPED: dict[str, dict[str, tuple[float, float, float]]] = {
-    "operand_network": {"lut": (0, 14.9, 37.37), "ff": (0, 0, 17.45), "dsp": (0, 0, 0)},
+    "operand_network": {"lut": (0, 11.0, 45.07), "ff": (0, 0, 17.45), "dsp": (0, 0, 0)},
     "quantizer": {"lut": (1577, 0, 0), "ff": (471, 0, 0), "dsp": (8, 0, 0)},
     "loader": {"lut": (4560, 0, 0), "ff": (5358, 0, 0), "dsp": (19, 0, 0)},
     "drain": {"lut": (1000, 523, 39.4), "ff": (537, 242, 80), "dsp": (0, 2, 0)},

@@ -22,103 +22,83 @@ module operand_network
     output logic [1:0][CHANNELS-1:0][DOT_BITS-1:0]      b_o
 );
   // neighbours of a pixel that lie in its own image
-  logic [LANES-1:0] left_ok, right_ok;
+  logic [LANES-1:0] left_ok, right_ok, column_ok;
+  logic [ROW-1:0]   left_mask, right_mask, column_mask;
   always_comb begin
     left_ok  = ~step_i.segment_start;
     right_ok = ~(step_i.segment_start >> 1);
     right_ok[LANES-1] = 1'b0;
+    column_ok = step_i.dx == 2'd0 ? left_ok : step_i.dx == 2'd2 ? right_ok : '1;
+    for (int unsigned p = 0; p < LANES; p++) begin
+      left_mask[p*CHANNELS+:CHANNELS]   = {CHANNELS{left_ok[p]}};
+      right_mask[p*CHANNELS+:CHANNELS]  = {CHANNELS{right_ok[p]}};
+      column_mask[p*CHANNELS+:CHANNELS] = {CHANNELS{column_ok[p]}};
+    end
   end
+
+  // Selects have two bits and constant rows to choose from, and clearing is left to the registers, which keeps the
+  // multiplexers small; whole words in two branches keep the simulation fast (bit by bit it takes twice as long).
+  localparam logic [1:0] LEFT = 2'd0, SAME = 2'd1, RIGHT = 2'd2, ONE = 2'd3;
+  localparam logic [1:0] BELOW = 2'd0, FACING = 2'd1, WEIGHTS = 2'd3;
+  logic [1:0] column;
+  assign column = step_i.ones ? ONE : step_i.dx;
 
   logic [LANES-1:0][DOT_BITS-1:0]         a_d, a_q;
   logic [1:0][CHANNELS-1:0][DOT_BITS-1:0] b_d, b_q;
+  logic [ROW-1:0]                         row, left_row, right_row;
 
-  // Every stage below is one LUT6 per bit: selects are encoded once, masks are formed once per pixel, and clearing is
-  // left to the registers.
-
-  // ---- first operand: rows y-1, y, y+1 for the kernel's rows -----------------------------------------------------------
-  logic [2:0][ROW-1:0] near_row;
-  for (genvar ky = 0; ky < 3; ky++) begin : gen_row
-    logic [2:0] bank;
-    assign bank = step_i.row + 3'(ky + 7);
-    assign near_row[ky] = a_rows_i[bank];
-  end
-
-  // ---- first operand of the weight gradient: one tap column of every bank ----------------------------------------------
-  localparam logic [1:0] LEFT = 2'd0, SAME = 2'd1, RIGHT = 2'd2, ONE = 2'd3;
-  logic [1:0] column;
-  assign column = step_i.ones ? ONE : step_i.dx;
-  logic [LANES-1:0] column_ok;
-  assign column_ok = step_i.dx == 2'd0 ? left_ok : step_i.dx == 2'd2 ? right_ok : '1;
-  logic [7:0][ROW-1:0] tapped;
-  for (genvar bank = 0; bank < 8; bank++) begin : gen_bank
-    wire [ROW-1:0] from_left = a_rows_i[bank] << CHANNELS, from_right = a_rows_i[bank] >> CHANNELS;
-    for (genvar p = 0; p < LANES; p++) begin : gen_pixel
-      logic exists;
-      assign exists = column_ok[p] && step_i.bank_valid[bank];
-      for (genvar c = 0; c < CHANNELS; c++) begin : gen_channel
-        logic bit_d;
-        always_comb
-          unique case (column)
-            LEFT:    bit_d = from_left[p*CHANNELS+c];
-            SAME:    bit_d = a_rows_i[bank][p*CHANNELS+c];
-            RIGHT:   bit_d = from_right[p*CHANNELS+c];
-            default: bit_d = 1'b1;
-          endcase
-        assign tapped[bank][p*CHANNELS+c] = bit_d && exists;
+  always_comb begin
+    a_d = '0;
+    row = '0;
+    left_row = '0;
+    right_row = '0;
+    if (step_i.wgrad) begin
+      for (int unsigned bank = 0; bank < 8; bank++) begin
+        unique case (column)
+          LEFT:    row = a_rows_i[bank] << CHANNELS;
+          SAME:    row = a_rows_i[bank];
+          RIGHT:   row = a_rows_i[bank] >> CHANNELS;
+          default: row = '1;
+        endcase
+        row = row & column_mask & {ROW{step_i.bank_valid[bank]}};
+        for (int unsigned p = 0; p < LANES; p++)
+          for (int unsigned c = 0; c < CHANNELS; c++)
+            a_d[(bank / HALF_ROWS) * CHANNELS + c][(bank % HALF_ROWS) * LANES + p] = row[p*CHANNELS+c];
+      end
+    end else begin
+      for (int unsigned ky = 0; ky < 3; ky++) begin
+        row = a_rows_i[3'(32'(step_i.row) + ky + 7)] & {ROW{step_i.row_valid[ky]}};
+        left_row  = (row << CHANNELS) & left_mask;
+        right_row = (row >> CHANNELS) & right_mask;
+        for (int unsigned p = 0; p < LANES; p++)
+          a_d[p][3*ky*CHANNELS+:3*CHANNELS] = {
+            right_row[p*CHANNELS+:CHANNELS], row[p*CHANNELS+:CHANNELS], left_row[p*CHANNELS+:CHANNELS]
+          };
       end
     end
   end
 
-  // ---- second operand: weights, or the bank that faces this one under the tap's row ------------------------------------
-  localparam int unsigned USED = HALF_ROWS * LANES;  // bits of a dot product in the weight gradient
-  localparam logic [1:0] BELOW = 2'd0, FACING = 2'd1, ABOVE = 2'd2, WEIGHTS = 2'd3;
-  logic [1:0] source;
+  // weights, or for each bank the one that faces it under the tap's row
+  logic [1:0]     source;
+  logic [ROW-1:0] facing_row;
   assign source = step_i.wgrad ? step_i.dy : WEIGHTS;
-  for (genvar h = 0; h < 2; h++) begin : gen_half
-    for (genvar c = 0; c < CHANNELS; c++) begin : gen_channel
-      for (genvar k = 0; k < DOT_BITS; k++) begin : gen_bit
-        logic weight;
-        assign weight = weights_i[c*DOT_BITS+k];
-        if (k < USED) begin : gen_used
-          localparam int unsigned BANK = h * HALF_ROWS + k / LANES, BIT = (k % LANES) * CHANNELS + c;
-          logic bit_d;
-          always_comb
-            unique case (source)
-              BELOW:   bit_d = g_rows_i[(BANK+1)%8][BIT];
-              FACING:  bit_d = g_rows_i[BANK][BIT];
-              ABOVE:   bit_d = g_rows_i[(BANK+7)%8][BIT];
-              default: bit_d = weight;
-            endcase
-          assign b_d[h][c][k] = bit_d;
-        end else begin : gen_unused
-          assign b_d[h][c][k] = weight && !step_i.wgrad;
-        end
+  always_comb begin
+    b_d = '0;
+    facing_row = '0;
+    if (source == WEIGHTS) begin
+      b_d[0] = weights_i;
+      b_d[1] = weights_i;
+    end else
+      for (int unsigned bank = 0; bank < 8; bank++) begin
+        unique case (source)
+          BELOW:   facing_row = g_rows_i[(bank+1)%8];
+          FACING:  facing_row = g_rows_i[bank];
+          default: facing_row = g_rows_i[(bank+7)%8];
+        endcase
+        for (int unsigned p = 0; p < LANES; p++)
+          for (int unsigned c = 0; c < CHANNELS; c++)
+            b_d[bank / HALF_ROWS][c][(bank % HALF_ROWS) * LANES + p] = facing_row[p*CHANNELS+c];
       end
-    end
-  end
-
-  // ---- first operand: the kernel's rows and columns around pixel p, or channel p along four banks ----------------------
-  for (genvar p = 0; p < LANES; p++) begin : gen_lane
-    for (genvar tap = 0; tap < TAPS; tap++) begin : gen_tap
-      localparam int unsigned KY = tap / 3, KX = tap % 3;
-      logic exists;
-      assign exists = step_i.row_valid[KY] && (KX == 0 ? left_ok[p] : KX == 2 ? right_ok[p] : 1'b1);
-      for (genvar c = 0; c < CHANNELS; c++) begin : gen_channel
-        localparam int unsigned K = tap * CHANNELS + c;
-        logic near, tap_bit;
-        if (p + KX >= 1 && p + KX <= LANES) begin : gen_near
-          assign near = near_row[KY][(p+KX-1)*CHANNELS+c];
-        end else begin : gen_edge
-          assign near = 1'b0;
-        end
-        if (K < USED) begin : gen_used
-          assign tap_bit = tapped[(p/CHANNELS)*HALF_ROWS+K/LANES][(K%LANES)*CHANNELS+p%CHANNELS];
-        end else begin : gen_unused
-          assign tap_bit = 1'b0;
-        end
-        assign a_d[p][K] = step_i.wgrad ? tap_bit : near && exists;
-      end
-    end
   end
 
   always_ff @(posedge clk_i)
