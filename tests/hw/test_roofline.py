@@ -62,6 +62,14 @@ def test_points_of_one_memory_do_not_count_for_another() -> None:
         explore(replace(elsewhere, memory="ps+pl"))
 
 
+def test_the_search_costs_with_the_memory_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hw.explore.candidates", lambda request: [(DESIGN, 2)])
+    work = mean_work(resnet_cifar(8), static(BITS, 1))
+    for memory in ("ps", "ps+pl"):
+        (found,) = explore(Request(DESIGN.part, "resnet8", work, memory=memory))
+        assert found == evaluate(DESIGN, 2, work, 128, memory)
+
+
 def test_the_command_says_that_the_second_memory_is_unverified(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("cost", "--model", "resnet8", "--bits", "4,3,6", "--machine", "zc706", "--memory", "ps+pl")
     assert command(*options) == 0
