@@ -167,7 +167,10 @@ def backward(
     a_size, g_size = blocks * m.groups * bits.a, blocks * m.out_groups * bits.g
     with_input, with_weight = "input_gradient" in products, "weight_gradient" in products
     a_need = (g_size if with_input else 0) + (a_size if with_weight else 0)
-    chunk = min(images, design.depth_a // (2 * a_need), 64)
+    # Small chunks overlap loading best; a weight gradient's tile must only last longer than the one before it drains.
+    steps = bits.a * bits.g * blocks
+    enough = -(-2 * (design.channels + 1) // steps) if with_weight else 1
+    chunk = min(images, design.depth_a // (2 * a_need), enough, 64)
     if with_weight:
         chunk = min(chunk, design.depth_g // (2 * g_size))
     _fits(shape.name, 2 * a_need, design.depth_a, "A")
