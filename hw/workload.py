@@ -174,6 +174,8 @@ def backward(
     if with_weight:
         chunk = min(chunk, design.depth_g // (2 * g_size))
     _fits(shape.name, 2 * a_need, design.depth_a, "A")
+    if with_weight:
+        _fits(shape.name, 2 * g_size, design.depth_g, "G")
     weights = m.groups * m.out_groups * bits.w
     if with_input:
         _fits(shape.name, weights, design.depth_w, "W")
