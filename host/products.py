@@ -15,6 +15,27 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
+_WORD = 0xFFFFFFFF
+
+
+def fmix32(h: int) -> int:
+    """MurmurHash3's 32-bit finalizer: a bijection on 32-bit words in which every input bit stirs every output bit."""
+    h &= _WORD
+    h ^= h >> 16
+    h = h * 0x85EBCA6B & _WORD
+    h ^= h >> 13
+    h = h * 0xC2B2AE35 & _WORD
+    return h ^ h >> 16
+
+
+def derive_key(*words: int) -> int:
+    """A 32-bit key from a list of counters such as (seed, step, layer): a chain of :func:`fmix32`, so reproducible."""
+    key = 0x9E3779B9
+    for word in words:
+        for half in (word & _WORD, word >> 32 & _WORD):
+            key = fmix32(key ^ half) + 0x9E3779B9 & _WORD
+    return fmix32(key)
+
 
 @dataclass(frozen=True)
 class Grid:

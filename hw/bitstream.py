@@ -23,7 +23,7 @@ import jinja2
 
 from hw import contract
 from hw.design import ROOT, Design
-from hw.generate import manifest, render
+from hw.generate import manifest, render, write_atomically
 
 Flow = Literal["rtl", "hls"]
 TEMPLATES = ROOT / "hw" / "vivado"
@@ -266,20 +266,7 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
 def write_scripts(files: dict[str, str], out: Path) -> None:
     """Write the files of :func:`render_scripts` below ``out``, each in one step."""
     for name, text in files.items():
-        _write(out / name, text.encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+        write_atomically(out / name, text.encode())
 
 
 def unpack_hls_export(out: Path) -> None:
@@ -486,11 +473,11 @@ def collect(
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         for name, text in overlay_files(design, flow).items():
-            _write(scratch / name, text.encode())
+            write_atomically(scratch / name, text.encode())
         for suffix, data in payload.items():
-            _write(scratch / package / f"{design.name}.{suffix}", data)
+            write_atomically(scratch / package / f"{design.name}.{suffix}", data)
         text = json.dumps(summary, indent=2, sort_keys=True) + "\n"
-        _write(scratch / package / f"{design.name}.json", text.encode())
+        write_atomically(scratch / package / f"{design.name}.json", text.encode())
         os.chmod(scratch, 0o755)
         if out.exists():
             if not (out / package).is_dir() and any(out.iterdir()):

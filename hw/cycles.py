@@ -7,7 +7,7 @@ a drain that holds one tile, and an output stream of one word per cycle.  Consta
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hw.contract import HEADER_WORDS, TAPS, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
@@ -40,7 +40,6 @@ class Prediction:
     compute: int = 0
     load: int = 0
     store: int = 0
-    rows: list[tuple[str, float, float]] = field(default_factory=list)
 
 
 def _steps(a_planes: int, b_planes: int, a_bits: int, b_bits: int, inner: int, sums: bool) -> int:

@@ -194,8 +194,12 @@ def manifest(design: Design, files: dict[str, str]) -> dict[str, Any]:
 def _write(path: Path, text: str) -> None:
     """Put ``text`` at ``path`` in one step; a file that already holds it keeps its date."""
     data = text.encode()
-    if path.is_file() and path.read_bytes() == data:
-        return
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomically(path, data)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` in one step, readable by all; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -21,7 +21,7 @@ from host.engine import FabricEngine
 from hw.design import Design, load_design
 from hw.generate import generate
 from sw_model.data import load_data
-from sw_model.training import Step, TrainConfig, train, write_atomically
+from sw_model.training import Step, TrainConfig, train, write_atomically, write_text
 
 MARKER = "demo.json"  #: a folder with this file is a demo's and may be replaced
 SAMPLE_STEPS = 3  #: the first steps of every stage are replayed
@@ -200,16 +200,12 @@ def run_demo(recipe: Path, design_name: str, out: Path, progress: bool = True) -
         cycles_static,
     )
     write_atomically(out / "summary.json", lambda p: _write(p, summary))
-    write_atomically(out / "report.md", lambda p: _write_text(p, _report(summary, config, design)))
+    write_atomically(out / "report.md", lambda p: write_text(p, _report(summary, config, design)))
     return summary
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def _per_epoch(rows: list[dict[str, int | str]], history: list[dict[str, Any]]) -> list[int]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from host.products import Grid
+from host.products import derive_key as derive_key  # part of this module's interface too
 from sw_model import fused
 
 Mode = Literal["fixed", "paper"]
@@ -35,25 +36,6 @@ _LARGEST_SUBNORMAL = 2.0**-126 - 2.0**-149
 #: Above this scale the reciprocal would be subnormal.
 _LARGEST_SCALE = np.float32(2.0**126)
 _MASK32 = 0xFFFFFFFF
-
-
-def fmix32(h: int) -> int:
-    """MurmurHash3's 32-bit finalizer: a bijection on 32-bit words in which every input bit stirs every output bit."""
-    h &= _MASK32
-    h ^= h >> 16
-    h = h * 0x85EBCA6B & _MASK32
-    h ^= h >> 13
-    h = h * 0xC2B2AE35 & _MASK32
-    return h ^ h >> 16
-
-
-def derive_key(*words: int) -> int:
-    """A 32-bit key from a list of counters such as (seed, step, layer): a chain of :func:`fmix32`, so reproducible."""
-    key = 0x9E3779B9
-    for word in words:
-        for half in (word & _MASK32, word >> 32 & _MASK32):
-            key = fmix32(key ^ half) + 0x9E3779B9 & _MASK32
-    return fmix32(key)
 
 
 def _as_int32(word: int) -> int:

@@ -543,7 +543,7 @@ def train(
         state.load_state_dict(saved)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "config.toml", lambda p: _write_text(p, config.to_toml()))
+        write_atomically(out / "config.toml", lambda p: write_text(p, config.to_toml()))
 
     def save() -> None:
         if checkpoint is not None:
@@ -640,13 +640,14 @@ def train(
     )
     if out is not None:
         summary = {**asdict(result), "cost_by_layer": state.cost.full}
-        write_atomically(out / "result.json", lambda p: _write_text(p, json.dumps(summary, indent=1) + "\n"))
+        write_atomically(out / "result.json", lambda p: write_text(p, json.dumps(summary, indent=1) + "\n"))
         if state.history:
             draw_curves(state.history, out / "curves.png")
     return result
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` as UTF-8; for use with :func:`write_atomically`."""
     path.write_text(text, encoding="utf-8")
 
 

@@ -13,30 +13,12 @@ import numpy.typing as npt
 from host.board.operations import JobError
 from host.engine import host_codes
 from host.packing import flush
-from host.products import ConvGeometry, Engine, Grid, Meter, Operand, Sums
+from host.products import ConvGeometry, Engine, Grid, Meter, Operand, Sums, derive_key
 
 Array = npt.NDArray[Any]
 
 _SMALLEST_SCALE, _LARGEST_SCALE = np.float32(2.0**-126), np.float32(2.0**126)
-_MASK = 0xFFFFFFFF
 MAX_COLUMNS = 1 << 28  #: elements of an unfolded operand
-
-
-def derive_key(*words: int) -> int:
-    """A 32-bit key from counters such as (seed, step, layer, call), as the software model derives it."""
-
-    def mix(h: int) -> int:
-        h ^= h >> 16
-        h = h * 0x85EBCA6B & _MASK
-        h ^= h >> 13
-        h = h * 0xC2B2AE35 & _MASK
-        return h ^ h >> 16
-
-    key = 0x9E3779B9
-    for word in words:
-        for half in (word & _MASK, word >> 32 & _MASK):
-            key = mix(key ^ half) + 0x9E3779B9 & _MASK
-    return mix(key)
 
 
 def extremes(x: Array, axis: int | None = None) -> tuple[Array, Array]:
