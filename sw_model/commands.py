@@ -99,7 +99,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     import torch
 
     from sw_model.data import DataError
-    from sw_model.training import ConfigError, TrainConfig, train
+    from sw_model.recipe import ConfigError, TrainConfig
+    from sw_model.training import train
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -21,7 +21,9 @@ from host.engine import FabricEngine
 from hw.design import Design, load_design
 from hw.generate import generate
 from sw_model.data import load_data
-from sw_model.training import Step, TrainConfig, train, write_atomically, write_text
+from sw_model.recipe import TrainConfig
+from sw_model.run_folder import write_atomically, write_text
+from sw_model.training import Step, train
 
 MARKER = "demo.json"  #: a folder with this file is a demo's and may be replaced
 SAMPLE_STEPS = 3  #: the first steps of every stage are replayed

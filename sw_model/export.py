@@ -25,7 +25,7 @@ from host.products import ConvGeometry
 from sw_model.data import ImageSet, load_data
 from sw_model.layers import quantized_layers
 from sw_model.models import build_model
-from sw_model.training import ConfigError, TrainConfig
+from sw_model.recipe import ConfigError, TrainConfig
 
 
 class ExportError(ValueError):

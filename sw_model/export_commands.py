@@ -28,7 +28,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """``fractrain export``: 0 on success, 2 on a recipe that cannot be exported."""
     from sw_model.export import export_job
-    from sw_model.training import TrainConfig
+    from sw_model.recipe import TrainConfig
 
     names = ("data", "epochs", "batch", "seed", "train_limit", "test_limit")
     overrides = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}

@@ -33,11 +33,13 @@ from host.pynq_device import PowerSensor, PynqDevice
 from host.reference import ReferenceDevice
 from hw.bitstream import overlay_files
 from hw.design import ROOT, Design, load_design
-from sw_model import quantizers, training
+from sw_model import quantizers
 from sw_model.data import load_data
 from sw_model.engine import SoftwareEngine
 from sw_model.export import ExportError, export_job
-from sw_model.training import TrainConfig, train
+from sw_model.recipe import TrainConfig
+from sw_model.recipe import learning_rate as recipe_learning_rate
+from sw_model.training import train
 from tests.host.substitute_pynq import Board, install
 from tests.host.substitute_pynq import overlay_files as overlay_files_of
 
@@ -141,7 +143,7 @@ def test_batches_keys_rates_and_schedules_are_the_software_models(path: Path) ->
         other = replace(config, lr_schedule=lr_schedule)
         recipe = {**job.recipe, "lr_schedule": lr_schedule}
         for step in range(0, 100, 7):
-            assert learning_rate(recipe, step, 100) == training.learning_rate(other, step, 100)
+            assert learning_rate(recipe, step, 100) == recipe_learning_rate(other, step, 100)
     rng = np.random.default_rng(3)
     cases: list[dict[str, Any]] = [
         {"schedule": "pfq", "deadlines": (), "window": 3, "epochs": 30},

@@ -15,7 +15,9 @@ from host.engine import FabricEngine, host_codes
 from host.products import ConvGeometry, Engine, Meter, Operand, Sums
 from hw.design import load_design
 from sw_model.engine import SoftwareEngine
-from sw_model.training import TrainConfig, load_checkpoint, train
+from sw_model.recipe import TrainConfig
+from sw_model.run_folder import load_checkpoint
+from sw_model.training import train
 
 CONFIG = TrainConfig(
     model="resnet-8",

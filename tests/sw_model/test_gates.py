@@ -14,7 +14,9 @@ from sw_model.engine import SoftwareEngine
 from sw_model.gates import GatedResNet, dispatch, gated_loss
 from sw_model.layers import Precision, QConv2d, Run, attach, set_precision
 from sw_model.models import CifarResNet, build_model
-from sw_model.training import TrainConfig, load_checkpoint, train
+from sw_model.recipe import TrainConfig
+from sw_model.run_folder import load_checkpoint
+from sw_model.training import train
 
 OPTIONS = [(3, 6), (4, 6), (4, 8), (6, 8), (6, 12)]
 RECIPE = Path(__file__).parents[2] / "configs" / "recipes" / "digits-fractrain.toml"

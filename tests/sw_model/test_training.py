@@ -15,15 +15,9 @@ import torch
 
 from host.products import Engine
 from sw_model.engine import SoftwareEngine
-from sw_model.training import (
-    ConfigError,
-    Step,
-    TrainConfig,
-    learning_rate,
-    load_checkpoint,
-    train,
-    write_atomically,
-)
+from sw_model.recipe import ConfigError, TrainConfig, learning_rate
+from sw_model.run_folder import load_checkpoint, write_atomically
+from sw_model.training import Step, train
 
 RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
 SMALL = TrainConfig(

@@ -1,0 +1,212 @@
+"""Training recipes: every setting of a run, read from TOML, checked before anything starts."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sw_model.layers import Precision
+from sw_model.schedules import Cyclic, Indicator, Manual, Pfq, Schedule, Static
+
+
+class ConfigError(ValueError):
+    """A recipe or option is wrong; the message names it, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a training run.  A recipe is a TOML file with these names as keys.
+
+    Attributes:
+        data: "digits" or a path, see :func:`sw_model.data.load_data`; train_limit, test_limit: images used (0: all).
+        model, width, quantize_stem, quantize_head: see :func:`sw_model.models.build_model`.
+        schedule: "static", "pfq", "cyclic", "manual" or "dfq" (gates; with several targets FracTrain).
+        stages: bits (weight, activation, gradient[, gradient in the weight gradient]) of each stage; 0: float32.
+        starts: manual schedule only: first epoch of each stage.
+        eps, alpha, window, norm_epochs, deadlines: PFQ's indicator, see :class:`sw_model.schedules.Indicator`.
+        options: gated training ("dfq"): (activation, gradient) widths that gates choose from; [0, 0] skips a block.
+        weight_bits: gated training: width of the weights in gated blocks.
+        targets: gated training: cost to aim at, percent of float32; several make FracTrain, which advances from one to
+            the next by PFQ's indicator.  Ungated layers follow ``stages`` (one entry serves all targets).
+        beta, band, cap: gated training: weight of the cost term, dead band around the target in percent, limit of the
+            term as a share of the task loss (0: none); see :func:`sw_model.gates.gated_loss`.
+        low, high, cycles: cyclic schedule's widths and number of cycles; its gradient width is that of stages[0].
+        epochs, batch: length of training and images per step.
+        lr, momentum, nesterov, weight_decay: SGD; weight decay applies to all parameters.
+        lr_schedule: "cosine" (to zero) or "steps" (times lr_decay at each of the milestones, shares of training).
+        warmup: share of training over which the learning rate rises linearly.
+        augment: whether training images are shifted (and flipped, where the data set allows).
+        mode: "fixed" or "paper" quantizer defects, see :class:`sw_model.layers.Run`.
+        gradient: quantizer of gradients, see :class:`sw_model.layers.Run`.
+        seed: of everything random.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        eval_batch: images per evaluation step; 0 means ``batch``.
+        checkpoint_every: steps between checkpoints; 0 means at the end of every epoch only.
+    """
+
+    data: str = "digits"
+    train_limit: int = 0
+    test_limit: int = 0
+    model: str = "resnet-8"
+    width: int = 8
+    quantize_stem: bool = True
+    quantize_head: bool = False
+    schedule: str = "pfq"
+    stages: tuple[tuple[int, ...], ...] = ((3, 3, 4), (4, 4, 6), (6, 6, 8), (8, 8, 8))
+    starts: tuple[int, ...] = ()
+    eps: float = 0.05
+    alpha: float = 0.3
+    window: int = 5
+    norm_epochs: int = 10
+    deadlines: tuple[int, ...] = ()
+    options: tuple[tuple[int, ...], ...] = ()
+    weight_bits: int = 4
+    targets: tuple[float, ...] = ()
+    beta: float = 1e-3
+    band: float = 0.0
+    cap: float = 0.0
+    low: int = 3
+    high: int = 8
+    cycles: int = 8
+    epochs: int = 10
+    batch: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    lr_schedule: str = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    lr_decay: float = 0.1
+    warmup: float = 0.0
+    augment: bool = True
+    mode: str = "fixed"
+    gradient: str = "affine"
+    seed: int = 1
+    eval_every: int = 1
+    eval_batch: int = 0
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "eval_every", "width", "cycles", "window", "norm_epochs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
+        for name in ("train_limit", "test_limit", "eval_batch", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)} must not be negative (0 means the default)")
+        choices = {
+            "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
+            "lr_schedule": ("cosine", "steps"),
+            "mode": ("fixed", "paper"),
+            "gradient": ("affine", "ptq", "psq", "bhq"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}; use one of {', '.join(allowed)}")
+        if not self.stages:
+            raise ConfigError("stages is empty; give at least one [weight, activation, gradient]")
+        for stage in self.stages:
+            if len(stage) not in (3, 4):
+                raise ConfigError(
+                    f"stage {list(stage)} needs 3 or 4 widths: weight, activation, gradient[, weight gradient]"
+                )
+        if self.lr <= 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
+            raise ConfigError(
+                f"lr {self.lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, warmup {self.warmup}: need "
+                "lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1"
+            )
+        try:
+            self.make_schedule()
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def make_schedule(self) -> Schedule:
+        """A fresh schedule as configured."""
+        stages = [Precision(*stage) for stage in self.stages]
+        if self.schedule == "static":
+            if len(stages) != 1:
+                raise ConfigError(f"a static schedule has one stage, not {len(stages)}")
+            return Static(stages[0])
+        if self.schedule == "dfq":
+            if not self.targets or len(self.options) < 2 or any(len(option) != 2 for option in self.options):
+                raise ConfigError(
+                    f"dfq needs targets and at least two options [activation, gradient]; has targets "
+                    f"{list(self.targets)}, options {[list(o) for o in self.options]}"
+                )
+            stages = stages * len(self.targets) if len(stages) == 1 else stages
+            if len(stages) != len(self.targets):
+                raise ConfigError(f"{len(self.targets)} targets need one stage or as many, not {len(stages)}")
+        elif self.options or self.targets:
+            raise ConfigError(f"options and targets belong to schedule 'dfq', not {self.schedule!r}")
+        if self.schedule == "cyclic":
+            return Cyclic(self.low, self.high, stages[0].grad, self.cycles)
+        if self.schedule == "manual":
+            if len(self.starts) != len(stages):
+                raise ConfigError(f"{len(stages)} manual stages need as many starts, not {len(self.starts)}")
+            return Manual(list(zip(self.starts, stages, strict=True)))
+        indicator = Indicator(
+            len(stages) - 1, self.eps, self.alpha, self.window, self.norm_epochs, self.deadlines or None
+        )
+        return Pfq(stages, indicator)
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any]) -> TrainConfig:
+        """A configuration from plain values (a parsed recipe), types checked, unknown names refused."""
+        known = {f.name: f for f in fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"unknown recipe keys {', '.join(unknown)}; known are {', '.join(known)}")
+        clean: dict[str, Any] = {}
+        for name, value in values.items():
+            default = known[name].default
+            if isinstance(default, tuple):
+                if not isinstance(value, list | tuple):
+                    raise ConfigError(f"{name} = {value!r} must be a list")
+                clean[name] = tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
+            elif isinstance(default, bool | str):
+                if not isinstance(value, type(default)):
+                    raise ConfigError(f"{name} = {value!r} must be a {type(default).__name__}")
+                clean[name] = value
+            else:
+                numeric = isinstance(value, int | float) and not isinstance(value, bool)
+                if not numeric or (isinstance(default, int) and not isinstance(value, int)):
+                    raise ConfigError(
+                        f"{name} = {value!r} must be {'an integer' if isinstance(default, int) else 'a number'}"
+                    )
+                clean[name] = float(value) if isinstance(default, float) else value
+        return cls(**clean)
+
+    @classmethod
+    def from_recipe(cls, path: Path, **overrides: Any) -> TrainConfig:
+        """A configuration from a TOML recipe; ``overrides`` win."""
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"recipe {path} does not exist; see configs/recipes/") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"recipe {path} is not valid TOML: {error}") from error
+        return cls.from_mapping({**values, **overrides})
+
+    def to_toml(self) -> str:
+        """The configuration as a recipe; JSON's scalars and arrays are TOML's."""
+        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in asdict(self).items())
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Learning rate of global step ``step`` of ``steps``."""
+    position = step / steps
+    if position < config.warmup:
+        return config.lr * (step + 1) / math.ceil(config.warmup * steps)
+    if config.lr_schedule == "cosine":
+        share = (position - config.warmup) / (1 - config.warmup)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+    return config.lr * config.lr_decay ** sum(position >= milestone for milestone in config.milestones)

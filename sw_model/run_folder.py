@@ -1,0 +1,145 @@
+"""A run's folder: settings, checkpoint, metrics, result and figure, each replaced atomically."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sw_model.recipe import ConfigError, TrainConfig
+
+CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_FORMAT = 1
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets ``write`` fill a scratch file beside ``path``, then replaces ``path``: readers see the old or the new."""
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        write(Path(scratch))
+        with open(scratch, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents: tensors and plain containers only.
+
+    Raises:
+        ConfigError: if the file is missing, broken or of another format.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no checkpoint at {path}; start without resuming")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"checkpoint {path} cannot be read ({error}); start again without resuming") from error
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise ConfigError(f"checkpoint {path} has another format; it was written by another version")
+    return state
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` as UTF-8; for use with :func:`write_atomically`."""
+    path.write_text(text, encoding="utf-8")
+
+
+class RunFolder:
+    """Where a run leaves its files.
+
+    Args:
+        path: the folder, made by :meth:`begin`; None leaves no files.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def saved(self, resume: bool) -> dict[str, Any] | None:
+        """The checkpoint to resume from; None for a new run.
+
+        Raises:
+            ConfigError: if there is nothing to resume, or a new run would overwrite another.
+        """
+        if self.path is None:
+            if resume:
+                raise ConfigError("resuming needs the run folder; pass out")
+            return None
+        checkpoint = self.path / CHECKPOINT
+        if resume:
+            return load_checkpoint(checkpoint)
+        if checkpoint.exists():
+            raise ConfigError(f"{self.path} already holds a run; resume it or choose another folder")
+        return None
+
+    def begin(self, config: TrainConfig) -> None:
+        """Makes the folder and writes the resolved settings."""
+        if self.path is not None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "config.toml", lambda p: write_text(p, config.to_toml()))
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint."""
+        if self.path is not None:
+            write_atomically(self.path / CHECKPOINT, lambda p: torch.save({"format": CHECKPOINT_FORMAT, **state}, p))
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Writes one row per epoch."""
+        if self.path is not None:
+            write_atomically(self.path / "metrics.csv", lambda p: _write_metrics(p, history))
+
+    def finish(self, summary: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        """Writes the result and draws the curves."""
+        if self.path is not None:
+            write_atomically(self.path / "result.json", lambda p: write_text(p, json.dumps(summary, indent=1) + "\n"))
+            if history:
+                draw_curves(history, self.path / "curves.png")
+
+
+def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
+    """Loss, accuracy and bits over epochs as one picture (PNG)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    epochs = [row["epoch"] for row in history]
+    upper.plot(epochs, [row["loss"] for row in history], color="tab:blue", marker=".", label="training loss")
+    upper.set_ylabel("training loss")
+    upper.grid(alpha=0.3)
+    right = upper.twinx()
+    tested = [(row["epoch"], 100 * row["test_accuracy"]) for row in history if row["test_accuracy"] is not None]
+    right.plot(*zip(*tested, strict=True), color="tab:red", marker=".", label="test accuracy")
+    right.set_ylabel("test accuracy (%)")
+    upper.legend(handles=[*upper.lines, *right.lines], loc="center right")
+    if history[0]["target"] is not None:
+        lower.plot(epochs, [row["cp"] for row in history], marker=".", label="cost of the gates' choices")
+        lower.step(epochs, [row["target"] for row in history], where="mid", label="target")
+        lower.set_ylabel("% of float32")
+    else:
+        lower.set_ylabel("bits")
+        for position, name in enumerate(("weight", "activation", "gradient")):
+            bits = [32 if row["bits"] == "fp32" else int(row["bits"].split("/")[position]) for row in history]
+            # Equal widths would hide one another, so the lines are set apart a little.
+            lower.step(epochs, [b + 0.06 * (position - 1) for b in bits], where="mid", label=name)
+    lower.set_xlabel("epoch")
+    lower.legend(loc="lower right")
+    lower.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
