@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-VERSION = 1
+VERSION = 2
 MAGIC = 0xF7AC
 TRAILER_MAGIC = 0xF7AC0E0D
 CHECK_SEED = 0x5EEDF7AC
@@ -55,6 +55,8 @@ class OutputFormat(IntEnum):
     INT32 = 0
     INT64 = 1
     CODES = 2  #: packed bit planes after the integer epilogue, in the layout that LOAD takes
+    STATISTICS = 3  #: sum, sum of squares, minimum and maximum of every output channel instead of the output
+    FLOAT32 = 4  #: IEEE single precision, scaled and shifted per output channel
 
 
 class Flag(IntFlag):
@@ -62,19 +64,28 @@ class Flag(IntFlag):
 
     A_SIGNED = 1
     B_SIGNED = 2
-    STOCHASTIC = 4  #: LOAD FLOAT32: stochastic rounding
+    STOCHASTIC = 4  #: LOAD FLOAT32, CONV CODES: stochastic rounding
     ONES = 8  #: WGRAD: one extra channel group of ones, whose products are the sums of the output gradient
     RELU = 16  #: CONV CODES: negative values become zero before rounding
     A_SUM = 32  #: CONV INT32/INT64: send the sums of the first operand too
     CLEAR = 64  #: WGRAD: overwrite the accumulators instead of adding to them
     OUT_SIGNED = 128  #: CONV CODES: two's complement codes
+    STRIDE_2 = 256  #: CONV: output pixels step by two; rows of A hold the even and the odd columns in turn
+    SKIP_ZERO = 512  #: CONV, WGRAD: planes of A (and G) that are zero in the buffer are skipped as well
 
 
 #: flags that each operation may carry; any other is refused
 ALLOWED_FLAGS: dict[Opcode, Flag] = {
     Opcode.LOAD: Flag.A_SIGNED | Flag.STOCHASTIC,
-    Opcode.CONV: Flag.A_SIGNED | Flag.B_SIGNED | Flag.RELU | Flag.A_SUM | Flag.OUT_SIGNED,
-    Opcode.WGRAD: Flag.A_SIGNED | Flag.B_SIGNED | Flag.ONES | Flag.CLEAR,
+    Opcode.CONV: Flag.A_SIGNED
+    | Flag.B_SIGNED
+    | Flag.STOCHASTIC
+    | Flag.RELU
+    | Flag.A_SUM
+    | Flag.OUT_SIGNED
+    | Flag.STRIDE_2
+    | Flag.SKIP_ZERO,
+    Opcode.WGRAD: Flag.A_SIGNED | Flag.B_SIGNED | Flag.ONES | Flag.CLEAR | Flag.SKIP_ZERO,
     Opcode.READ: Flag(0),
     Opcode.END: Flag(0),
 }
@@ -141,7 +152,8 @@ FIELDS: tuple[Field, ...] = (
     Field("image_stride", 15, 0, 32, "random index step to the next segment of the virtual row"),
     Field("row_stride", 16, 0, 32, "random index step to the next row"),
     Field("pixel_stride", 17, 0, 32, "random index step to the next pixel of a segment"),
-    Field("reserved", 18, 0, 32, "must be zero"),
+    Field("taps", 18, 0, 16, "bit 3*ky + kx set: WGRAD computes this kernel position"),
+    Field("pixels", 18, 16, 16, "pixels of a virtual row that count in STATISTICS"),
     Field("check", 19, 0, 32, "exclusive or of 0x5EEDF7AC and all other half-words"),
 )
 FIELD = {f.name: f for f in FIELDS}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 if sys.version_info >= (3, 11):
@@ -69,6 +69,7 @@ class Design:
         depth_accumulator: entries of the weight gradient's accumulator memory (one entry holds C sums).
         depth_epilogue: output channels whose epilogue parameters fit.
         accumulators: "dsp" or "lut", where the array accumulates.
+        rounding_lanes: random words that the epilogue makes per cycle for stochastic rounding; 0 leaves the unit out.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Design:
     depth_accumulator: int
     depth_epilogue: int
     accumulators: str = "dsp"
+    rounding_lanes: int = 0
 
     def __post_init__(self) -> None:
         def refuse(what: str, remedy: str) -> None:
@@ -101,6 +103,8 @@ class Design:
                 f"{self.units} DSP accumulators do not fit the {PARTS[self.part].dsp} DSPs of {self.part}",
                 'set accumulators = "lut" or fewer channels',
             )
+        if self.rounding_lanes not in (0, 1, 2, 4, 8):
+            refuse(f"rounding_lanes = {self.rounding_lanes}", "use 0, 1, 2, 4 or 8")
         if not 10 <= self.clock_mhz <= 500:
             refuse(f"clock_mhz = {self.clock_mhz}", "use 10 to 500")
         if self.bram36 > PARTS[self.part].bram36:
@@ -179,7 +183,7 @@ def load_design(name_or_path: str | Path) -> Design:
     data.setdefault("name", path.stem)
     if unknown := sorted(set(data) - set(known_keys)):
         raise DesignError(f"{path.name}: unknown key {unknown[0]!r}; keys: {', '.join(known_keys)}")
-    if missing := [k for k in known_keys if k not in data and k != "accumulators"]:
+    if missing := [k for k in known_keys if k not in data and known_keys[k].default is MISSING]:
         raise DesignError(f"{path.name}: key {missing[0]!r} is missing")
     for key, value in data.items():
         wanted = {"str": str, "int": int, "float": (int, float)}[str(known_keys[key].type)]
