@@ -16,6 +16,8 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.integer]
 
+STATISTICS_WORDS = 4  #: words that STATISTICS sends for an output channel
+
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 _UNIT = np.float32(2.0**-24)
 
@@ -145,6 +147,25 @@ def pack_epilogue(multipliers: Codes, offsets: Codes) -> U64:
     return out.reshape(-1)
 
 
+def pack_affine(scales: F32, offsets: F32) -> U64:
+    """LOAD E payload for FLOAT32 results: single-precision scales and offsets, both (n,) -> uint64 (2n,).
+
+    An entry's 66 bits ``multiplier << 48 | offset`` hold the scale in bits 31..0 and the offset in bits 63..32.
+    """
+    bits = [np.ascontiguousarray(x, dtype=np.float32).view(np.uint32).astype(np.uint64) for x in (scales, offsets)]
+    whole = bits[1] << np.uint64(32) | bits[0]
+    return np.stack([whole >> np.uint64(48), whole & np.uint64((1 << 48) - 1)], axis=1).reshape(-1)
+
+
+def unpack_affine(multipliers: I64, offsets: I64) -> tuple[F32, F32]:
+    """Scales and offsets, float32 (n,), of epilogue entries; subnormal and non-finite ones become zero."""
+    whole = multipliers.astype(np.uint64) << np.uint64(48) | offsets.astype(np.uint64) & np.uint64((1 << 48) - 1)
+    scales, shifts = (
+        (whole >> np.uint64(shift)).astype(np.uint32).view(np.float32) for shift in (0, 32)
+    )  # the casts keep the low half
+    return tuple(np.where(np.isfinite(x), flush(x), np.float32(0)) for x in (scales, shifts))  # type: ignore[return-value]
+
+
 def sign_extend(values: U64, bits: int) -> I64:
     """The low ``bits`` bits of each word as a signed number, int64."""
     shift = 64 - bits
@@ -183,6 +204,29 @@ def unpack_conv(
     return np.concatenate([flat[:, :, :c], flat[:, :, c + 1 :]], axis=2), flat[:, :, c]
 
 
+def unpack_conv_floats(words: U64, design: Design, images: int, rows: int, out_groups: int) -> F32:
+    """Result of a FLOAT32 CONV: float32 (images, rows, out_groups*C, L)."""
+    return unpack_floats(words).reshape(images, rows, out_groups * design.channels, design.lanes)
+
+
+def pack_statistics(totals: I64, squares: list[int], low: I64, high: I64) -> U64:
+    """Result words of STATISTICS: per channel sum, sum of squares (any size below 2**128), least and greatest."""
+    out = np.empty((totals.size, STATISTICS_WORDS), dtype=np.uint64)
+    out[:, 0] = totals.view(np.uint64)
+    out[:, 1] = [s & 0xFFFFFFFFFFFFFFFF for s in squares]
+    out[:, 2] = [s >> 64 for s in squares]
+    out[:, 3] = (high << 32 | low & 0xFFFFFFFF).view(np.uint64)
+    return out.reshape(-1)
+
+
+def unpack_statistics(words: U64) -> tuple[I64, list[int], I64, I64]:
+    """Inverse of :func:`pack_statistics`: sum, sum of squares (Python integers), least, greatest; each per channel."""
+    table = words.reshape(-1, STATISTICS_WORDS)
+    squares = [int(low) | int(high) << 64 for low, high in zip(table[:, 1], table[:, 2], strict=True)]
+    extremes = np.ascontiguousarray(table[:, 3]).view("<i4").astype(np.int64).reshape(-1, 2)
+    return table[:, 0].copy().view(np.int64), squares, extremes[:, 0], extremes[:, 1]
+
+
 def unpack_entries(words: U64, design: Design, entries: int, wide: bool) -> I64:
     """Result of a READ: int64 (entries, C)."""
     return unpack_integers(words, wide).astype(np.int64).reshape(entries, design.channels)
@@ -192,15 +236,15 @@ def gradient_tiles(entries: I64, design: Design, out_groups: int, groups: int) -
     """Accumulator entries of one WGRAD as arrays; ``groups`` includes the ONES group.
 
     Args:
-        entries: int64 (out_groups * groups * 9 * (C+1), C).
+        entries: int64 (out_groups * groups * T * (C+1), C) for T taps.
 
     Returns:
-        dot, int64 (out_groups*C, groups*C, 9), and sum, int64 (groups*C, 9), of output group 0.
+        dot, int64 (out_groups*C, groups*C, T), and sum, int64 (groups*C, T), of output group 0; taps in rising order.
     """
     c = design.channels
-    tiles = entries.reshape(out_groups, groups, TAPS, c + 1, c)
-    dot = tiles[:, :, :, :c].transpose(0, 3, 1, 4, 2).reshape(out_groups * c, groups * c, TAPS)
-    return dot, tiles[0, :, :, c].transpose(0, 2, 1).reshape(groups * c, TAPS)
+    tiles = entries.reshape(out_groups, groups, -1, c + 1, c)
+    dot = tiles[:, :, :, :c].transpose(0, 3, 1, 4, 2).reshape(out_groups * c, groups * c, -1)
+    return dot, tiles[0, :, :, c].transpose(0, 2, 1).reshape(groups * c, -1)
 
 
 # -- quantizer ------------------------------------------------------------------------------------------------------

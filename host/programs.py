@@ -19,10 +19,23 @@ from hw.design import Design
 
 U64 = npt.NDArray[np.uint64]
 
+ALL_TAPS = (1 << contract.TAPS) - 1
+
 _ALWAYS = frozenset({"magic", "version", "opcode", "payload_words", "check"})
 _STOCHASTIC_FIELDS = frozenset({"key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride"})
 _TENSOR = frozenset({"rows", "groups", "out_groups", "images"})
 _PRODUCT = _TENSOR | {"a_bits", "b_bits", "flags", "base_a", "base_b", "segment_start", "a_planes", "b_planes"}
+_CONV_FIELDS: dict[OutputFormat, frozenset[str]] = {
+    OutputFormat.INT32: frozenset(),
+    OutputFormat.INT64: frozenset(),
+    OutputFormat.CODES: frozenset({"out_bits", "shift", "base_epilogue"}),
+    OutputFormat.STATISTICS: frozenset({"pixels"}),
+    OutputFormat.FLOAT32: frozenset({"base_epilogue"}),
+}
+_FORMAT_FLAGS = {
+    Flag.A_SUM: (OutputFormat.INT32, OutputFormat.INT64),
+    Flag.RELU | Flag.OUT_SIGNED | Flag.STOCHASTIC: (OutputFormat.CODES,),
+}  #: flags of CONV that belong to formats
 _TARGETS = (Target.A, Target.G, Target.A | Target.G, Target.W, Target.E)
 _MAX_ENTRIES = 65535  #: rows of LOAD W, LOAD E and READ: whatever 16 bits hold
 
@@ -37,9 +50,14 @@ def tensor_addresses(images: int, rows: int, groups: int, bits: int) -> int:
     return images * blocks(rows) * groups * bits
 
 
-def accumulator_entries(design: Design, out_groups: int, groups: int, ones: bool) -> int:
-    """Accumulator entries of one WGRAD."""
-    return out_groups * (groups + ones) * contract.TAPS * (design.channels + 1)
+def operand_rows(rows: int, stride_2: bool) -> int:
+    """Virtual rows of A under ``rows`` output rows: with STRIDE_2 two input rows each, in even and odd columns."""
+    return 4 * rows if stride_2 else rows
+
+
+def accumulator_entries(design: Design, out_groups: int, groups: int, ones: bool, taps: int = ALL_TAPS) -> int:
+    """Accumulator entries of one WGRAD that computes the kernel positions in the mask ``taps``."""
+    return out_groups * (groups + ones) * bin(taps).count("1") * (design.channels + 1)
 
 
 def _not_finite(word: int) -> bool:
@@ -63,16 +81,16 @@ def _used_fields(f: dict[str, int], target: Target) -> frozenset[str]:
                 used |= _STOCHASTIC_FIELDS
         return used
     if op == Opcode.CONV:
-        used = _ALWAYS | _PRODUCT | {"format"}
-        return used | {"out_bits", "shift", "base_epilogue"} if f["format"] == OutputFormat.CODES else used
+        used = _ALWAYS | _PRODUCT | {"format"} | _CONV_FIELDS[OutputFormat(f["format"])]
+        return used | _STOCHASTIC_FIELDS if f["flags"] & Flag.STOCHASTIC else used
     if op == Opcode.WGRAD:
-        return _ALWAYS | _PRODUCT | {"base_accumulator"}
+        return _ALWAYS | _PRODUCT | {"base_accumulator", "taps"}
     if op == Opcode.READ:
         return _ALWAYS | {"rows", "format", "base_accumulator"}
     return _ALWAYS
 
 
-def _field_fault(f: dict[str, int]) -> str | None:
+def _field_fault(design: Design, f: dict[str, int]) -> str | None:
     """Reason for BAD_FIELD, or None."""
     op = Opcode(f["opcode"])
     target = Target(0)
@@ -82,7 +100,7 @@ def _field_fault(f: dict[str, int]) -> str | None:
         target = Target(f["target"])
         formats = 1 if target in (Target.W, Target.E) else 2
     else:
-        formats = {Opcode.CONV: 3, Opcode.READ: 2}.get(op, 1)
+        formats = {Opcode.CONV: len(OutputFormat), Opcode.READ: 2}.get(op, 1)
     if f["format"] >= formats:
         return f"{op.name} has no format {f['format']}"
     used = _used_fields(f, target)
@@ -94,7 +112,11 @@ def _field_fault(f: dict[str, int]) -> str | None:
     if op == Opcode.LOAD and f["format"] == LoadFormat.PACKED:
         allowed = Flag(0)
     if op == Opcode.CONV:
-        allowed &= ~Flag.A_SUM if f["format"] == OutputFormat.CODES else ~(Flag.RELU | Flag.OUT_SIGNED)
+        for some, formats_with in _FORMAT_FLAGS.items():
+            if f["format"] not in formats_with:
+                allowed &= ~some
+        if not design.rounding_lanes:
+            allowed &= ~Flag.STOCHASTIC
     if f["flags"] & ~int(allowed):
         return f"{op.name} does not allow the flags {flags & ~allowed!r} here"
     for name in ("zero", "reciprocal"):
@@ -104,6 +126,8 @@ def _field_fault(f: dict[str, int]) -> str | None:
         for name, bits in (("a_planes", f["a_bits"]), ("b_planes", f["b_bits"])):
             if 1 <= bits <= contract.MAX_BITS and f[name] >> bits:
                 return f"{name} = {f[name]:#x} names planes beyond the {bits} bits"
+    if op == Opcode.WGRAD and not 1 <= f["taps"] <= ALL_TAPS:
+        return f"taps = {f['taps']:#x} must name some of the {contract.TAPS} kernel positions and nothing else"
     return None
 
 
@@ -125,6 +149,10 @@ def _shape_fault(design: Design, f: dict[str, int], loads_small: bool) -> str | 
         for name, limit in contract.LIMITS.items():
             if not 1 <= f[name] <= limit:
                 return f"{name} is {f[name]}, outside 1..{limit}"
+    if op == Opcode.CONV and f["flags"] & Flag.STRIDE_2 and f["rows"] > contract.LIMITS["rows"] // 4:
+        return f"rows is {f['rows']}, and STRIDE_2 takes at most {contract.LIMITS['rows'] // 4}"
+    if op == Opcode.CONV and f["format"] == OutputFormat.STATISTICS and not 1 <= f["pixels"] <= design.lanes:
+        return f"pixels is {f['pixels']}, outside 1..{design.lanes}"
     segments = f["segment_start"]
     segmented = op in (Opcode.CONV, Opcode.WGRAD) or f["format"] == LoadFormat.FLOAT32
     if segmented and (not segments & 1 or segments >> design.lanes):
@@ -160,16 +188,17 @@ def _buffer_fault(design: Design, f: dict[str, int]) -> str | None:
         if f["target"] & Target.E:
             ranges.append(("E", f["base_epilogue"], f["rows"], design.depth_epilogue))
     if op in (Opcode.CONV, Opcode.WGRAD):
-        length = tensor_addresses(f["images"], f["rows"], f["groups"], f["a_bits"])
+        rows = operand_rows(f["rows"], bool(f["flags"] & Flag.STRIDE_2))
+        length = tensor_addresses(f["images"], rows, f["groups"], f["a_bits"])
         ranges.append(("A", f["base_a"], length, design.depth_a))
     if op == Opcode.CONV:
         ranges.append(("W", f["base_b"], f["out_groups"] * f["groups"] * f["b_bits"], design.depth_w))
-        if f["format"] == OutputFormat.CODES:
+        if f["format"] in (OutputFormat.CODES, OutputFormat.FLOAT32):
             ranges.append(("E", f["base_epilogue"], f["out_groups"] * design.channels, design.depth_epilogue))
     if op == Opcode.WGRAD:
         length = tensor_addresses(f["images"], f["rows"], f["out_groups"], f["b_bits"])
         ranges.append(("G", f["base_b"], length, design.depth_g))
-        entries = accumulator_entries(design, f["out_groups"], f["groups"], bool(f["flags"] & Flag.ONES))
+        entries = accumulator_entries(design, f["out_groups"], f["groups"], bool(f["flags"] & Flag.ONES), f["taps"])
         ranges.append(("accumulator", f["base_accumulator"], entries, design.depth_accumulator))
     if op == Opcode.READ:
         ranges.append(("accumulator", f["base_accumulator"], f["rows"], design.depth_accumulator))
@@ -213,7 +242,7 @@ def check_header(design: Design, words: Sequence[int]) -> tuple[Error, str]:
         return Error.BAD_CHECK, f"checksum is {f['check']:#010x}, should be {contract.header_check(halves):#010x}"
     if f["opcode"] not in [int(op) for op in Opcode]:
         return Error.BAD_OPCODE, f"opcode {f['opcode']}"
-    if fault := _field_fault(f):
+    if fault := _field_fault(design, f):
         return Error.BAD_FIELD, fault
     op = f["opcode"]
     loads_small = op == Opcode.LOAD and f["target"] in (Target.W, Target.E)
@@ -238,6 +267,16 @@ def check_header(design: Design, words: Sequence[int]) -> tuple[Error, str]:
     if fault := _overflow_fault(design, f):
         return Error.OVERFLOW, fault
     return Error.NONE, ""
+
+
+def _random_fields(random: tuple[int, int, tuple[int, int, int, int]] | None) -> dict[str, int]:
+    """Header fields of stochastic rounding: key, index of the first element, steps along channels, images, rows, pixels."""
+    if random is None:
+        return {}
+    key, index, strides = random
+    names = ("channel_stride", "image_stride", "row_stride", "pixel_stride")
+    fields = {name: step % (1 << 32) for name, step in zip(names, strides, strict=True)}
+    return {**fields, "key": key, "index": index % (1 << 32)}
 
 
 class PacketError(ValueError):
@@ -393,9 +432,7 @@ class ProgramBuilder:
         flags = Flag.A_SIGNED if signed else Flag(0)
         if key is not None:
             flags |= Flag.STOCHASTIC
-            names = ("channel_stride", "image_stride", "row_stride", "pixel_stride")
-            fields |= {name: step % (1 << 32) for name, step in zip(names, strides, strict=True)}
-            fields |= {"key": key, "index": index % (1 << 32)}
+            fields |= _random_fields((key, index, strides))
         self.packet(
             Opcode.LOAD,
             packing.pack_floats(values),
@@ -443,6 +480,25 @@ class ProgramBuilder:
             base_epilogue=base,
         )
 
+    def _product(
+        self,
+        op: Opcode,
+        a_planes: int | None,
+        b_planes: int | None,
+        options: dict[Flag, bool],
+        random: tuple[int, int, tuple[int, int, int, int]] | None = None,
+        **fields: int,
+    ) -> None:
+        """A CONV or WGRAD packet; masks default to all planes, flags are those whose option is set."""
+        self.packet(
+            op,
+            flags=sum(int(flag) for flag, wanted in options.items() if wanted),
+            a_planes=(1 << fields["a_bits"]) - 1 if a_planes is None else a_planes,
+            b_planes=(1 << fields["b_bits"]) - 1 if b_planes is None else b_planes,
+            **fields,
+            **_random_fields(random),
+        )
+
     def conv(
         self,
         *,
@@ -458,46 +514,69 @@ class ProgramBuilder:
         base_a: int = 0,
         base_w: int = 0,
         format: OutputFormat = OutputFormat.INT32,
+        stride_2: bool = False,
         a_sum: bool = False,
         a_planes: int | None = None,
         b_planes: int | None = None,
+        skip_zero: bool = False,
         out_bits: int = 0,
         out_signed: bool = False,
         relu: bool = False,
         shift: int = 0,
         base_epilogue: int = 0,
+        pixels: int = 0,
+        key: int | None = None,
+        index: int = 0,
+        strides: tuple[int, int, int, int] = (0, 0, 0, 0),
     ) -> slice:
-        """Convolve A with W; masks default to all planes.  Returns its range of result words."""
-        flags = Flag(0)
-        for wanted, flag in (
-            (a_signed, Flag.A_SIGNED),
-            (b_signed, Flag.B_SIGNED),
-            (a_sum, Flag.A_SUM),
-            (out_signed, Flag.OUT_SIGNED),
-            (relu, Flag.RELU),
-        ):
-            flags |= flag if wanted else Flag(0)
-        self.packet(
+        """Convolve A with W.
+
+        Args:
+            rows: of the output; with ``stride_2`` A holds four times as many.
+            a_planes, b_planes: planes to compute, all by default.
+            skip_zero: let the fabric skip planes of A that are zero as well.
+            out_bits, out_signed, relu, shift: of CODES.
+            base_epilogue: of CODES and FLOAT32.
+            pixels: of a virtual row that count in STATISTICS.
+            key, index, strides: stochastic rounding of CODES, as in :meth:`load_float`.
+
+        Returns:
+            Its range of result words.
+        """
+        self._product(
             Opcode.CONV,
+            a_planes,
+            b_planes,
+            {
+                Flag.A_SIGNED: a_signed,
+                Flag.B_SIGNED: b_signed,
+                Flag.STRIDE_2: stride_2,
+                Flag.A_SUM: a_sum,
+                Flag.SKIP_ZERO: skip_zero,
+                Flag.OUT_SIGNED: out_signed,
+                Flag.RELU: relu,
+                Flag.STOCHASTIC: key is not None,
+            },
+            None if key is None else (key, index, strides),
             images=images,
             rows=rows,
             groups=groups,
             out_groups=out_groups,
             a_bits=a_bits,
             b_bits=b_bits,
-            flags=flags,
             segment_start=segment_start,
             base_a=base_a,
             base_b=base_w,
             format=format,
-            a_planes=(1 << a_bits) - 1 if a_planes is None else a_planes,
-            b_planes=(1 << b_bits) - 1 if b_planes is None else b_planes,
             out_bits=out_bits,
             shift=shift,
             base_epilogue=base_epilogue,
+            pixels=pixels,
         )
         if format == OutputFormat.CODES:
             return self._results(images * rows * out_groups * out_bits * self.design.row_words)
+        if format == OutputFormat.STATISTICS:
+            return self._results(out_groups * self.design.channels * packing.STATISTICS_WORDS)
         wide = format == OutputFormat.INT64
         return self._results(packing.conv_words(self.design, images, rows, out_groups, wide, a_sum))
 
@@ -515,35 +594,41 @@ class ProgramBuilder:
         segment_start: int = 1,
         base_a: int = 0,
         base_g: int = 0,
+        taps: int = ALL_TAPS,
         ones: bool = False,
         clear: bool = False,
         a_planes: int | None = None,
         b_planes: int | None = None,
+        skip_zero: bool = False,
         base_accumulator: int = 0,
     ) -> None:
-        """Accumulate the weight gradient of A and G; masks default to all planes."""
-        flags = Flag(0)
-        for wanted, flag in (
-            (a_signed, Flag.A_SIGNED),
-            (b_signed, Flag.B_SIGNED),
-            (ones, Flag.ONES),
-            (clear, Flag.CLEAR),
-        ):
-            flags |= flag if wanted else Flag(0)
-        self.packet(
+        """Accumulate the weight gradient of A and G at the kernel positions in ``taps``; masks default to all planes.
+
+        Args:
+            taps: bit 3*ky + kx set: position (ky, kx) is computed.
+            skip_zero: let the fabric skip planes of A and G that are zero as well.
+        """
+        self._product(
             Opcode.WGRAD,
+            a_planes,
+            b_planes,
+            {
+                Flag.A_SIGNED: a_signed,
+                Flag.B_SIGNED: b_signed,
+                Flag.ONES: ones,
+                Flag.CLEAR: clear,
+                Flag.SKIP_ZERO: skip_zero,
+            },
             images=images,
             rows=rows,
             groups=groups,
             out_groups=out_groups,
             a_bits=a_bits,
             b_bits=b_bits,
-            flags=flags,
             segment_start=segment_start,
             base_a=base_a,
             base_b=base_g,
-            a_planes=(1 << a_bits) - 1 if a_planes is None else a_planes,
-            b_planes=(1 << b_bits) - 1 if b_planes is None else b_planes,
+            taps=taps,
             base_accumulator=base_accumulator,
         )
 

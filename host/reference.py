@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from host import packing
 from host.device import DEFAULT_TIMEOUT, DeviceInfo, HasWords, Result, program_words, split_streams
-from host.programs import accumulator_entries, blocks, check_header, tensor_addresses
+from host.programs import accumulator_entries, blocks, check_header, operand_rows, tensor_addresses
 from hw import contract
 from hw.contract import ACCUMULATOR_BITS, ROW_BANKS, TAPS, Error, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
@@ -78,6 +78,21 @@ def _unfold(padded: _FloatArray, segment_start: int) -> _FloatArray:
         out[:, :, :, 3 * ky + 1] = source
         out[:, :, :-1, 3 * ky + 2] = source[:, :, 1:]
         out[:, :, last, 3 * ky + 2] = 0
+    return out
+
+
+def _unfold_stride_2(padded: _FloatArray, segment_start: int) -> _FloatArray:
+    """The same with STRIDE_2: (images, 2*rows + 1, 2, L, n), even and odd columns of input rows -1 .. 2*rows - 1."""
+    images, height, _, lanes, n = padded.shape
+    rows = height // 2
+    out = np.zeros((images, rows, lanes, TAPS, n), dtype=padded.dtype)
+    first, _ = _segment_edges(segment_start, lanes)
+    for ky in range(3):
+        source = padded[:, ky : ky + 2 * rows : 2]
+        out[:, :, 1:, 3 * ky] = source[:, :, 1, :-1]
+        out[:, :, first, 3 * ky] = 0
+        out[:, :, :, 3 * ky + 1] = source[:, :, 0]
+        out[:, :, :, 3 * ky + 2] = source[:, :, 1]
     return out
 
 
@@ -215,15 +230,15 @@ class ReferenceDevice:
         key = indices = None
         if f["flags"] & Flag.STOCHASTIC:
             key = f["key"]
-            indices = self._indices(f)
+            indices = self._indices(f, f["rows"], f["groups"])
         codes, clamped = packing.quantize(
             values, constants[0], constants[1], bits, bool(f["flags"] & Flag.A_SIGNED), key, indices
         )
         counts.saturated += clamped
         return packing.pack_rows(codes[None], bits)
 
-    def _indices(self, f: dict[str, int]) -> npt.NDArray[np.uint32]:
-        """Random index of each element of a FLOAT32 payload, uint32 (rows, groups, L, C), modulo 2**32."""
+    def _indices(self, f: dict[str, int], rows: int, groups: int, first_row: int = 0) -> npt.NDArray[np.uint32]:
+        """Random index of each element of virtual rows, uint32 (rows, groups, L, C), modulo 2**32."""
         d = self._design
         first, _ = _segment_edges(f["segment_start"], d.lanes)
         segment = np.cumsum(first) - 1
@@ -234,8 +249,8 @@ class ReferenceDevice:
             return counter.astype(np.uint32) * np.uint32(f[stride])
 
         pixel = steps(segment, "image_stride") + steps(x, "pixel_stride")
-        channel = steps(np.arange(f["groups"] * d.channels), "channel_stride").reshape(f["groups"], 1, d.channels)
-        row = steps(np.arange(f["rows"]), "row_stride") + np.uint32(f["index"])
+        channel = steps(np.arange(groups * d.channels), "channel_stride").reshape(groups, 1, d.channels)
+        row = steps(np.arange(first_row, first_row + rows), "row_stride") + np.uint32(f["index"])
         return row[:, None, None, None] + channel[None] + pixel[None, None, :, None]
 
     # -- operands ---------------------------------------------------------------------------------------------------
@@ -252,6 +267,14 @@ class ReferenceDevice:
         codes = codes.reshape(images, rows, groups, d.lanes, d.channels).transpose(0, 1, 3, 2, 4)
         return np.ascontiguousarray(codes).reshape(images, rows, d.lanes, groups * d.channels)
 
+    @staticmethod
+    def _planes_to_walk(f: dict[str, int], mask: int, memory: U64, base: int, length: int, bits: int) -> int:
+        """A tensor's plane mask, less the planes that are zero in all banks at all its addresses if SKIP_ZERO asks."""
+        if not f["flags"] & Flag.SKIP_ZERO:
+            return mask
+        words = memory[:, base : base + length].reshape(ROW_BANKS, -1, bits, memory.shape[-1])
+        return mask & sum(1 << plane for plane in range(bits) if words[:, :, plane].any())
+
     # -- CONV -------------------------------------------------------------------------------------------------------
 
     def _conv(self, f: dict[str, int], out: list[U64], counts: _Counts) -> None:
@@ -259,10 +282,13 @@ class ReferenceDevice:
         c, lanes = d.channels, d.lanes
         images, rows, groups, out_groups = f["images"], f["rows"], f["groups"], f["out_groups"]
         flags, form = Flag(f["flags"]), OutputFormat(f["format"])
-        a_sum = bool(flags & Flag.A_SUM)
+        a_sum, stride_2 = bool(flags & Flag.A_SUM), bool(flags & Flag.STRIDE_2)
+        a_rows = operand_rows(rows, stride_2)
         a = self._tensor(
-            self._a, f["base_a"], images, rows, groups, f["a_bits"], bool(flags & Flag.A_SIGNED), f["a_planes"]
+            self._a, f["base_a"], images, a_rows, groups, f["a_bits"], bool(flags & Flag.A_SIGNED), f["a_planes"]
         )
+        length = tensor_addresses(images, a_rows, groups, f["a_bits"])
+        a_planes = self._planes_to_walk(f, f["a_planes"], self._a, f["base_a"], length, f["a_bits"])
         words = self._w[f["base_b"] : f["base_b"] + out_groups * groups * f["b_bits"]]
         w = packing.unpack_weights(
             words, d, out_groups, groups, f["b_bits"], bool(flags & Flag.B_SIGNED), f["b_planes"]
@@ -275,31 +301,62 @@ class ReferenceDevice:
             images
             * rows
             * out_groups
-            * _pairs_skipped(f["a_planes"], f["b_planes"], f["a_bits"], f["b_bits"], a_sum, groups)
+            * _pairs_skipped(a_planes, f["b_planes"], f["a_bits"], f["b_bits"], a_sum, groups)
         )
+        statistics = _Statistics(out_groups * c)
         for i0, i1, y0, y1 in _chunks(images, rows, lanes * matrix.shape[0]):
-            columns = _columns(a, i0, i1, y0, y1, f["segment_start"], dtype)
+            look = _columns_stride_2 if stride_2 else _columns
+            columns = look(a, i0, i1, y0, y1, f["segment_start"], dtype)
             flat = columns.reshape(-1, matrix.shape[0])
             acc = (flat @ weights).astype(np.int64).reshape(i1 - i0, y1 - y0, lanes, out_groups, c)
             if form == OutputFormat.CODES:
-                out.append(self._codes(f, acc, counts))
+                out.append(self._codes(f, acc, counts, i0 * rows + y0))
+                continue
+            if form == OutputFormat.STATISTICS:
+                statistics.add(acc[:, :, : f["pixels"]].reshape(-1, out_groups * c))
                 continue
             values = np.empty((i1 - i0, y1 - y0, out_groups * c + a_sum, lanes), dtype=np.int64)
             tiles = acc.transpose(0, 1, 3, 4, 2).reshape(i1 - i0, y1 - y0, out_groups * c, lanes)
+            if form == OutputFormat.FLOAT32:
+                out.append(self._floats(f, tiles, counts))
+                continue
             values[:, :, :c] = tiles[:, :, :c]
             values[:, :, c + a_sum :] = tiles[:, :, c:]
             if a_sum:
                 values[:, :, c] = flat.sum(axis=1).reshape(i1 - i0, y1 - y0, lanes)
             out.append(packing.pack_integers(values, form == OutputFormat.INT64))
+        if form == OutputFormat.STATISTICS:
+            out.append(statistics.words())
 
-    def _codes(self, f: dict[str, int], acc: I64, counts: _Counts) -> U64:
-        """Integer epilogue: int64 (images, rows, L, out_groups, C) -> row words in the order of a PACKED payload."""
+    def _floats(self, f: dict[str, int], acc: I64, counts: _Counts) -> U64:
+        """Affine epilogue in single precision: int64 (images, rows, out_groups*C, L) -> words in the same order."""
+        entries = slice(f["base_epilogue"], f["base_epilogue"] + acc.shape[2])
+        scale, offset = packing.unpack_affine(self._multiplier[entries], self._offset[entries])
+        with np.errstate(over="ignore", under="ignore"):
+            product = packing.flush(acc.astype(np.float32) * scale[:, None])
+            values = packing.flush(product + offset[:, None]) + np.float32(0)  # makes -0 +0
+        counts.saturated += int(np.isinf(values).sum())
+        return packing.pack_floats(values)
+
+    def _codes(self, f: dict[str, int], acc: I64, counts: _Counts, first_row: int) -> U64:
+        """Integer epilogue: int64 (images, rows, L, out_groups, C) -> row words in the order of a PACKED payload.
+
+        Args:
+            first_row: number of rows that came before, over all images; only stochastic rounding asks.
+        """
         c, out_groups, shift = self._design.channels, f["out_groups"], f["shift"]
         entries = slice(f["base_epilogue"], f["base_epilogue"] + out_groups * c)
         v = acc * self._multiplier[entries].reshape(out_groups, c) + self._offset[entries].reshape(out_groups, c)
         if f["flags"] & Flag.RELU:
             v = np.maximum(v, 0)
-        v = (v + (1 << shift >> 1)) >> shift
+        if f["flags"] & Flag.STOCHASTIC:
+            images, rows = acc.shape[:2]
+            indices = self._indices(f, images * rows, out_groups, first_row).transpose(0, 2, 1, 3)
+            noise = packing.fmix32(indices ^ np.uint32(f["key"])).astype(np.int64)
+            noise = noise >> (32 - shift) if shift < 32 else noise << (shift - 32)
+            v = (v + noise.reshape(v.shape)) >> shift
+        else:
+            v = (v + (1 << shift >> 1)) >> shift
         low, high = packing.code_limits(f["out_bits"], bool(f["flags"] & Flag.OUT_SIGNED))
         q = np.clip(v, low, high)
         counts.saturated += int(np.count_nonzero(q != v))
@@ -319,6 +376,11 @@ class ReferenceDevice:
         g = self._tensor(
             self._g, f["base_b"], images, rows, out_groups, f["b_bits"], bool(flags & Flag.B_SIGNED), f["b_planes"]
         )
+        length = tensor_addresses(images, rows, groups, f["a_bits"])
+        a_planes = self._planes_to_walk(f, f["a_planes"], self._a, f["base_a"], length, f["a_bits"])
+        length = tensor_addresses(images, rows, out_groups, f["b_bits"])
+        b_planes = self._planes_to_walk(f, f["b_planes"], self._g, f["base_b"], length, f["b_bits"])
+        taps = [tap for tap in range(TAPS) if f["taps"] >> tap & 1]
         width, n = groups * c, out_groups * c
         magnitude = np.abs(g).sum(axis=(0, 1, 2), dtype=np.int64).max()
         bound = int(np.abs(a).max()) * max(int(magnitude), images * rows * lanes)
@@ -333,18 +395,18 @@ class ReferenceDevice:
         tiles[:, :groups, :, :c] = dot.reshape(TAPS, groups, c, out_groups, c).transpose(3, 1, 0, 4, 2)
         tiles[:, :groups, :, c] = total.reshape(TAPS, groups, c).transpose(1, 0, 2)
         blocked = images * blocks(rows)
-        skipped = groups * _pairs_skipped(f["a_planes"], f["b_planes"], f["a_bits"], f["b_bits"], True, blocked)
+        skipped = groups * _pairs_skipped(a_planes, b_planes, f["a_bits"], f["b_bits"], True, blocked)
         if ones:
             valid = np.ones((1, rows, lanes, 1), dtype=np.int32)
             seen = _columns(valid, 0, 1, 0, rows, f["segment_start"], np.float64).reshape(-1, TAPS)
             per_tap = seen.astype(np.int64).T @ g.sum(axis=0, dtype=np.int64).reshape(-1, n)
             tiles[:, groups, :, :c] = per_tap.reshape(TAPS, out_groups, c).transpose(1, 0, 2)[..., None]
             tiles[:, groups, :, c] = (seen.sum(axis=0).astype(np.int64) * images)[:, None]
-            skipped += _pairs_skipped(1, f["b_planes"], 1, f["b_bits"], True, blocked)
-        counts.skipped += skipped * out_groups * TAPS
+            skipped += _pairs_skipped(1, b_planes, 1, f["b_bits"], True, blocked)
+        counts.skipped += skipped * out_groups * len(taps)
         base = f["base_accumulator"]
-        entries = slice(base, base + accumulator_entries(d, out_groups, groups, ones))
-        values = tiles.reshape(-1, c)
+        entries = slice(base, base + accumulator_entries(d, out_groups, groups, ones, f["taps"]))
+        values = tiles[:, :, taps].reshape(-1, c)
         if not flags & Flag.CLEAR:
             values = values + self._accumulator[entries]
         limit = 1 << (ACCUMULATOR_BITS - 1)
@@ -365,6 +427,29 @@ class ReferenceDevice:
             raise _StopError(Error.ACCUMULATOR_RANGE)
 
 
+class _Statistics:
+    """Sum, sum of squares and extremes of integers below 2**31, per channel."""
+
+    def __init__(self, channels: int) -> None:
+        self._total = np.zeros(channels, dtype=np.int64)
+        self._squares = [0] * channels
+        self._low = np.full(channels, np.iinfo(np.int64).max)
+        self._high = np.full(channels, np.iinfo(np.int64).min)
+
+    def add(self, values: I64) -> None:
+        """Take in int64 (n, channels)."""
+        self._total += values.sum(axis=0)
+        square = values * values
+        high, low = (square >> 32).sum(axis=0), (square & _MASK32).sum(axis=0)  # their sums fit 64 bits
+        self._squares = [s + (int(h) << 32) + int(x) for s, h, x in zip(self._squares, high, low, strict=True)]
+        self._low = np.minimum(self._low, values.min(axis=0))
+        self._high = np.maximum(self._high, values.max(axis=0))
+
+    def words(self) -> U64:
+        """Result words."""
+        return packing.pack_statistics(self._total, self._squares, self._low, self._high)
+
+
 def _chunks(images: int, rows: int, per_row: int) -> list[tuple[int, int, int, int]]:
     """Cut (images, rows) into ranges (i0, i1, y0, y1), in order, of about ``_CHUNK`` unfolded elements."""
     if rows * per_row <= _CHUNK:
@@ -383,3 +468,15 @@ def _columns(
     low, high = max(y0 - 1, 0), min(y1 + 1, rows)
     padded[:, low - (y0 - 1) : high - (y0 - 1)] = codes[i0:i1, low:high]
     return _unfold(padded, segment_start)
+
+
+def _columns_stride_2(
+    codes: npt.NDArray[np.int32], i0: int, i1: int, y0: int, y1: int, segment_start: int, dtype: npt.DTypeLike
+) -> _FloatArray:
+    """The same with STRIDE_2: (images, 4*rows, L, n) -> output rows y0..y1 of images i0..i1."""
+    images, height, lanes, n = codes.shape
+    split = codes.reshape(images, height // 2, 2, lanes, n)
+    padded = np.zeros((i1 - i0, 2 * (y1 - y0) + 1, 2, lanes, n), dtype=dtype)
+    low = max(2 * y0 - 1, 0)
+    padded[:, low - (2 * y0 - 1) :] = split[i0:i1, low : 2 * y1]
+    return _unfold_stride_2(padded, segment_start)

@@ -32,6 +32,17 @@ def _signed(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
+def affine_one(acc: int, m: int, b: int) -> int:
+    """Bits of ``float(acc) * scale + offset`` by the rules of FLOAT32, from an epilogue entry's two numbers."""
+    whole = (m & (1 << 18) - 1) << 48 | b & (1 << 48) - 1
+    scale, offset = (np.array(whole >> shift & M32, np.uint32).view(F)[()] for shift in (0, 32))
+    scale, offset = (_flush(x) if np.isfinite(x) else F(0) for x in (scale, offset))
+    with np.errstate(all="ignore"):
+        product = _flush(F(F(acc) * scale))
+        result = _flush(F(product + offset))
+    return 0 if result == 0 else int(np.array(result).view(np.uint32))
+
+
 def quantize_one(x: int, z: int, r: int, bits: int, signed: bool, u: np.float32 | None) -> tuple[int, bool]:
     """Code of one value and whether it was clamped; x, z, r are the bits of single-precision numbers."""
     value, zero, scale = (_flush(np.array(n, np.uint32).view(F)[()]) for n in (x, z, r))
@@ -132,9 +143,8 @@ class Direct:
                     for ch in range(c):
                         u = None
                         if f["flags"] & Flag.STOCHASTIC:
-                            index = f["index"] + y * f["row_stride"] + (g * c + ch) * f["channel_stride"]
-                            index += where[p][0] * f["image_stride"] + where[p][1] * f["pixel_stride"]
-                            u = F(_hash((index & M32) ^ f["key"]) >> 8) * F(2.0**-24)
+                            index = self.index(f, y, g * c + ch, where[p])
+                            u = F(_hash(index ^ f["key"]) >> 8) * F(2.0**-24)
                         signed = bool(f["flags"] & Flag.A_SIGNED)
                         code, clamped = quantize_one(values[k], f["zero"], f["reciprocal"], bits, signed, u)
                         self.saturated += clamped
@@ -145,10 +155,32 @@ class Direct:
                     out += [plane >> 64 * i & (1 << 64) - 1 for i in range(self.d.row_words)]
         return out
 
+    def index(self, f: dict[str, int], row: int, channel: int, place: tuple[int, int]) -> int:
+        """Random index of an element whose pixel is (segment, position in it)."""
+        index = f["index"] + row * f["row_stride"] + channel * f["channel_stride"]
+        return (index + place[0] * f["image_stride"] + place[1] * f["pixel_stride"]) & M32
+
+    def nonzero_planes(self, buffer: Target, base: int, addresses: int, bits: int) -> int:
+        """Mask of the planes that SKIP_ZERO leaves."""
+        out = 0
+        for (_, at), row in self.rows[buffer].items():
+            if base <= at < base + addresses and row:
+                out |= 1 << (at - base) % bits
+        return out
+
     def neighbours(self, f: dict[str, int], y: int, p: int) -> list[tuple[int, int, int]]:
         """(tap, row, pixel) of the valid taps at a pixel."""
         where = self.segment(f)
         out = []
+        if f["flags"] & Flag.STRIDE_2:
+            for ky in range(3):
+                row = 2 * y + ky - 1  # of the input, whose even and odd columns lie in two virtual rows
+                if row < 0:
+                    continue
+                if p and where[p - 1][0] == where[p][0]:
+                    out.append((3 * ky, 2 * row + 1, p - 1))
+                out += [(3 * ky + 1, 2 * row, p), (3 * ky + 2, 2 * row + 1, p)]
+            return out
         for tap in range(9):
             yy, pp = y + tap // 3 - 1, p + tap % 3 - 1
             if 0 <= yy < f["rows"] and 0 <= pp < self.d.lanes and where[pp][0] == where[p][0]:
@@ -197,10 +229,16 @@ class Direct:
         a_on = [i for i in range(a_bits) if f["a_planes"] >> i & 1]
         b_on = [j for j in range(b_bits) if f["b_planes"] >> j & 1]
         ones = (1 << c) - 1
+        f_a = {**f, "rows": 4 * f["rows"]} if flags & Flag.STRIDE_2 else f
+        walked = f["a_planes"]
+        if flags & Flag.SKIP_ZERO:
+            addresses = f["images"] * -(-f_a["rows"] // 8) * groups * a_bits
+            walked &= self.nonzero_planes(Target.A, f["base_a"], addresses, a_bits)
+        seen: list[list[int]] = [[] for _ in range(f["out_groups"] * c)]
         for i, y, og in (
             (i, y, og) for i in range(f["images"]) for y in range(f["rows"]) for og in range(f["out_groups"])
         ):
-            self.account(f["a_planes"], f["b_planes"], a_bits, b_bits, bool(flags & Flag.A_SUM), groups)
+            self.account(walked, f["b_planes"], a_bits, b_bits, bool(flags & Flag.A_SUM), groups)
             acc = [[0] * lanes for _ in range(c)]
             sums = [0] * lanes
             for p in range(lanes):
@@ -210,7 +248,7 @@ class Direct:
                     weight = -(1 << plane) if a_signed and plane == a_bits - 1 else 1 << plane
                     for g in range(groups):
                         for tap, yy, pp in taps:
-                            row = self.rows[Target.A][self.address(f["base_a"], f, groups, a_bits, i, yy, g, plane)]
+                            row = self.rows[Target.A][self.address(f["base_a"], f_a, groups, a_bits, i, yy, g, plane)]
                             pixel = row >> pp * c & ones
                             if not pixel:
                                 continue
@@ -223,23 +261,41 @@ class Direct:
                 for oc in range(c):
                     acc[oc][p] = self.horner(a_bits, b_bits, a_signed, b_signed, pairs[oc])
             if form == OutputFormat.CODES:
-                self.epilogue(f, og, acc)
+                self.epilogue(f, i * f["rows"] + y, og, acc)
+                continue
+            if form == OutputFormat.STATISTICS:
+                for oc in range(c):
+                    seen[og * c + oc] += acc[oc][: f["pixels"]]
+                continue
+            if form == OutputFormat.FLOAT32:
+                bits = [affine_one(v, *self.e[f["base_epilogue"] + og * c + oc]) for oc in range(c) for v in acc[oc]]
+                self.saturated += sum(b >> 23 & 0xFF == 0xFF for b in bits)
+                self.words(bits, False)
                 continue
             self.words([v for line in acc for v in line], form == OutputFormat.INT64)
             if flags & Flag.A_SUM and og == 0:
                 self.words(sums, form == OutputFormat.INT64)
+        if form == OutputFormat.STATISTICS:
+            for values in seen:
+                squares = sum(v * v for v in values)
+                self.words([sum(values), squares, squares >> 64], True)
+                self.words([min(values), max(values)], False)
 
-    def epilogue(self, f: dict[str, int], og: int, acc: list[list[int]]) -> None:
+    def epilogue(self, f: dict[str, int], row: int, og: int, acc: list[list[int]]) -> None:
         c, bits = self.d.channels, f["out_bits"]
         low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if f["flags"] & Flag.OUT_SIGNED else (0, (1 << bits) - 1)
         planes = [0] * bits
+        where = self.segment(f)
         for oc in range(c):
             m, b = self.e[f["base_epilogue"] + og * c + oc]
             for p, value in enumerate(acc[oc]):
                 v = value * m + b
                 if f["flags"] & Flag.RELU and v < 0:
                     v = 0
-                if f["shift"]:
+                if f["flags"] & Flag.STOCHASTIC:
+                    r = _hash(self.index(f, row, og * c + oc, where[p]) ^ f["key"])
+                    v = (v + r * 2 ** f["shift"] // 2**32) // 2 ** f["shift"]
+                elif f["shift"]:
                     v = (v + (1 << f["shift"] - 1)) // (1 << f["shift"])
                 q = min(max(v, low), high)
                 self.saturated += q != v
@@ -281,14 +337,18 @@ class Direct:
             for g in range(groups)
         }
         cycles = f["images"] * -(-f["rows"] // 8)
+        a_walked, b_walked = f["a_planes"], f["b_planes"]
+        if flags & Flag.SKIP_ZERO:
+            a_walked &= self.nonzero_planes(Target.A, f["base_a"], cycles * groups * a_bits, a_bits)
+            b_walked &= self.nonzero_planes(Target.G, f["base_b"], cycles * n * b_bits, b_bits)
         q = 0
         for og in range(n):
             for g in range(groups + ones):
                 for tap in range(9):
+                    if not f["taps"] >> tap & 1:
+                        continue
                     extra = g == groups
-                    self.account(
-                        1 if extra else f["a_planes"], f["b_planes"], 1 if extra else a_bits, b_bits, True, cycles
-                    )
+                    self.account(1 if extra else a_walked, b_walked, 1 if extra else a_bits, b_bits, True, cycles)
                     tile = [[0] * c for _ in range(c + 1)]
                     for i, y, p in positions:
                         for t, yy, pp in near[y, p]:

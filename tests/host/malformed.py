@@ -50,6 +50,7 @@ def good_packets(design: Design) -> dict[str, Packet]:
     packed: Fields = {**load, **tensor, "a_bits": 2}
     real: Fields = {**packed, "format": LoadFormat.FLOAT32, "segment_start": 1, "zero": _ONE, "reciprocal": _ONE}
     conv = {**product, "opcode": Opcode.CONV}
+    rounding = {**stochastic, "flags": Flag.STOCHASTIC} if d.rounding_lanes else {}
     return {
         "load_a": ({**packed, "target": Target.A}, _random(2 * 2 * d.row_words)),
         "load_g": ({**packed, "target": Target.G}, _random(2 * 2 * d.row_words)),
@@ -61,7 +62,16 @@ def good_packets(design: Design) -> dict[str, Packet]:
         "conv": ({**conv, "format": OutputFormat.INT32}, _NONE),
         "conv_wide": ({**conv, "format": OutputFormat.INT64, "flags": Flag.A_SUM}, _NONE),
         "conv_codes": ({**conv, "format": OutputFormat.CODES, "out_bits": 4, "shift": 3}, _NONE),
-        "wgrad": ({**product, "opcode": Opcode.WGRAD, "flags": Flag.CLEAR | Flag.ONES}, _NONE),
+        "conv_random": (
+            {**conv, **rounding, "format": OutputFormat.CODES, "out_bits": 4, "shift": 3},
+            _NONE,
+        ),
+        "conv_statistics": ({**conv, "format": OutputFormat.STATISTICS, "pixels": 3}, _NONE),
+        "conv_float": ({**conv, "format": OutputFormat.FLOAT32, "flags": Flag.SKIP_ZERO}, _NONE),
+        "load_tall": ({**packed, "rows": 8, "target": Target.A}, _random(8 * 2 * d.row_words)),
+        "conv_stride_2": ({**conv, "flags": Flag.STRIDE_2 | Flag.A_SUM}, _NONE),
+        "wgrad": ({**product, "opcode": Opcode.WGRAD, "flags": Flag.CLEAR | Flag.ONES, "taps": 0x1FF}, _NONE),
+        "wgrad_tap": ({**product, "opcode": Opcode.WGRAD, "flags": Flag.CLEAR, "taps": 0x10}, _NONE),
         "read": ({"opcode": Opcode.READ, "rows": 3, "format": OutputFormat.INT64}, _NONE),
         "end": ({"opcode": Opcode.END}, _NONE),
     }
@@ -98,7 +108,7 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:
         for opcode in (0, 5, 14, 16, 255):
             add(kind, Error.BAD_OPCODE, opcode=opcode)
     add("load_a", Error.BAD_CHECK, check=0, opcode=99)
-    add("load_a", Error.BAD_OPCODE, opcode=0, a_bits=99, reserved=1)
+    add("load_a", Error.BAD_OPCODE, opcode=0, a_bits=99, pixels=1)
 
     used = {
         "load_a": "rows groups out_groups images a_bits flags base_a target format",
@@ -113,8 +123,15 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:
         "b_planes",
         "conv_codes": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start a_planes "
         "b_planes out_bits shift base_epilogue",
+        "conv_random": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start a_planes "
+        "b_planes out_bits shift base_epilogue"
+        + (" key index channel_stride image_stride row_stride pixel_stride" if d.rounding_lanes else ""),
+        "conv_statistics": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start "
+        "a_planes b_planes pixels",
+        "conv_float": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start a_planes "
+        "b_planes base_epilogue",
         "wgrad": "rows groups out_groups images a_bits b_bits flags base_a base_b segment_start a_planes b_planes "
-        "base_accumulator",
+        "base_accumulator taps",
         "read": "rows format base_accumulator",
         "end": "",
     }
@@ -126,12 +143,16 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:
             if field.width > 8:
                 add(kind, Error.BAD_FIELD, **{field.name: 1 << (field.width - 1)})
 
+    conv_flags = Flag.A_SIGNED | Flag.B_SIGNED | Flag.STRIDE_2 | Flag.SKIP_ZERO
     allowed = {
         "load_a": 0,
         "load_float": Flag.A_SIGNED | Flag.STOCHASTIC,
-        "conv": Flag.A_SIGNED | Flag.B_SIGNED | Flag.A_SUM,
-        "conv_codes": Flag.A_SIGNED | Flag.B_SIGNED | Flag.RELU | Flag.OUT_SIGNED,
-        "wgrad": Flag.A_SIGNED | Flag.B_SIGNED | Flag.ONES | Flag.CLEAR,
+        "conv": conv_flags | Flag.A_SUM,
+        "conv_wide": conv_flags | Flag.A_SUM,
+        "conv_codes": conv_flags | Flag.RELU | Flag.OUT_SIGNED | (Flag.STOCHASTIC if d.rounding_lanes else Flag(0)),
+        "conv_statistics": conv_flags,
+        "conv_float": conv_flags,
+        "wgrad": Flag.A_SIGNED | Flag.B_SIGNED | Flag.ONES | Flag.CLEAR | Flag.SKIP_ZERO,
         "read": 0,
         "end": 0,
     }
@@ -142,7 +163,16 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:
 
     for target in (0, 5, 6, 7, 9, 12, 16, 32, 255):
         add("load_a", Error.BAD_FIELD, target=target)
-    for kind, form in (("load_a", 2), ("load_w", 1), ("load_e", 1), ("conv", 3), ("read", 2), ("wgrad", 1), ("end", 1)):
+    for kind, form in (
+        ("load_a", 2),
+        ("load_w", 1),
+        ("load_e", 1),
+        ("conv", 5),
+        ("read", 2),
+        ("read", 3),
+        ("wgrad", 1),
+        ("end", 1),
+    ):
         add(kind, Error.BAD_FIELD, format=form)
     for word in (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001):
         add("load_float", Error.BAD_FIELD, zero=word)
@@ -156,6 +186,9 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:
         add(kind, Error.BAD_BITS, a_bits=17)
         add(kind, Error.BAD_BITS, b_bits=0, b_planes=0xFFFF)
         add(kind, Error.BAD_BITS, b_bits=255)
+    for taps in (0, 0x200, 0x8001, 0xFFFF):
+        add("wgrad", Error.BAD_FIELD, taps=taps)
+    add("wgrad", Error.BAD_FIELD, taps=0, a_bits=0)
     for bits in (0, 17, 128):
         add("load_a", Error.BAD_BITS, a_bits=bits)
         add("load_random", Error.BAD_BITS, a_bits=bits, rows=0)
@@ -163,7 +196,11 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:
     add("conv_codes", Error.BAD_BITS, shift=48)
     add("conv_codes", Error.BAD_BITS, shift=255, images=0)
 
-    for kind in ("load_a", "load_ag", "load_float", "conv", "conv_codes", "wgrad"):
+    add("conv_stride_2", Error.BAD_SHAPE, rows=257)
+    add("conv_stride_2", Error.BAD_SHAPE, rows=1024, base_a=0xFFFF)
+    for pixels in (0, d.lanes + 1, 0xFFFF):
+        add("conv_statistics", Error.BAD_SHAPE, pixels=pixels)
+    for kind in ("load_a", "load_ag", "load_float", "conv", "conv_codes", "conv_statistics", "conv_float", "wgrad"):
         for name, limit in contract.LIMITS.items():
             add(kind, Error.BAD_SHAPE, **{name: 0})
             add(kind, Error.BAD_SHAPE, **{name: limit + 1})
@@ -176,7 +213,7 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:
             add(kind, Error.BAD_SHAPE, **{name: 2})
             add(kind, Error.BAD_SHAPE, **{name: 0})
     add("read", Error.BAD_SHAPE, rows=0)
-    for kind in ("load_float", "conv", "conv_codes", "wgrad"):
+    for kind in ("load_float", "conv", "conv_codes", "conv_statistics", "conv_stride_2", "wgrad"):
         add(kind, Error.BAD_SHAPE, segment_start=0)
         add(kind, Error.BAD_SHAPE, segment_start=2)
         if d.lanes < 32:
@@ -203,16 +240,22 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:
         add(kind, Error.OUT_OF_BUFFER, base_a=d.depth_a - 1)
         add(kind, Error.OUT_OF_BUFFER, images=64, rows=1024)
     add("conv", Error.OUT_OF_BUFFER, base_b=d.depth_w - 1)
-    add("conv_codes", Error.OUT_OF_BUFFER, base_epilogue=d.depth_epilogue - c + 1)
+    # one block of output rows lies under four blocks of A
+    add("conv_stride_2", Error.OUT_OF_BUFFER, rows=8, base_a=d.depth_a - 4 * 2 + 1)
+    for kind in ("conv_codes", "conv_float"):
+        add(kind, Error.OUT_OF_BUFFER, base_epilogue=d.depth_epilogue - c + 1)
     add("conv_codes", Error.OUT_OF_BUFFER, groups=64, a_bits=16, b_bits=16)  # it would overflow, too
     add("wgrad", Error.OUT_OF_BUFFER, base_b=d.depth_g - 1)
     add("wgrad", Error.OUT_OF_BUFFER, base_accumulator=d.depth_accumulator - 18 * (c + 1) + 1)
     add("wgrad", Error.OUT_OF_BUFFER, base_accumulator=d.depth_accumulator - 9 * (c + 1))
+    add("wgrad", Error.OUT_OF_BUFFER, taps=0x103, base_accumulator=d.depth_accumulator - 6 * (c + 1) + 1)
+    add("wgrad_tap", Error.OUT_OF_BUFFER, base_accumulator=d.depth_accumulator - c)
     add("read", Error.OUT_OF_BUFFER, base_accumulator=d.depth_accumulator - 2)
     add("read", Error.OUT_OF_BUFFER, rows=0xFFFF)
 
     add("conv", Error.OVERFLOW, a_bits=16, b_bits=16)
-    add("conv_codes", Error.OVERFLOW, a_bits=13, b_bits=13)
+    for kind in ("conv_codes", "conv_statistics", "conv_float"):
+        add(kind, Error.OVERFLOW, a_bits=13, b_bits=13)
     tight = 31 - (d.dot_bits - 1).bit_length()  # the greatest sum of widths that INT32 takes
     add("conv", Error.OVERFLOW, a_bits=tight - 11, b_bits=12)
     rows = 8 * (d.depth_a // 16)  # all of the buffer at 16 bits
@@ -258,7 +301,7 @@ def _stream_cases(design: Design) -> list[Malformed]:
         cut(f"{kind} is last", words, base + 5, Error.TRUNCATED, 3)
     bad = np.concatenate([head, packet_words(({**packets["conv"][0], "a_bits": 0}, _NONE)), end])
     cut("bad header, then cut", bad, base + 5, Error.BAD_BITS, 3)
-    bad = np.concatenate([head, packet_words(({"opcode": Opcode.END, "reserved": 1}, _NONE))])
+    bad = np.concatenate([head, packet_words(({"opcode": Opcode.END, "pixels": 1}, _NONE))])
     cut("bad END", bad, base + 5, Error.BAD_FIELD, 3)
     cut("bad header, itself cut", bad, base + 4, Error.TRUNCATED, 3)
     bad = np.concatenate([head, packet_words(({"opcode": Opcode.END, "payload_words": 2}, _NONE)), _random(2)])
@@ -314,6 +357,7 @@ def _range_cases(design: Design) -> list[Malformed]:
         load = {**shape, "opcode": Opcode.LOAD, "target": Target.A | Target.G, "a_bits": 16}
         masks = {"a_planes": 0x8000, "b_planes": 0x8000}
         wgrad = {**shape, **masks, "opcode": Opcode.WGRAD, "a_bits": 16, "b_bits": 16, "segment_start": 1}
+        wgrad["taps"] = 0x1FF
         return packet_words((load, payload)), wgrad
 
     load, wgrad = parts(1, 8)

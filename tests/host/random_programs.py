@@ -10,7 +10,16 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from host.programs import ProgramBuilder, accumulator_entries, blocks, conv_fits, tensor_addresses, wgrad_fits
+from host.packing import pack_affine
+from host.programs import (
+    ALL_TAPS,
+    ProgramBuilder,
+    accumulator_entries,
+    blocks,
+    conv_fits,
+    tensor_addresses,
+    wgrad_fits,
+)
 from hw.contract import ROW_BANKS, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
 
@@ -73,21 +82,37 @@ class _Writer:
         full = (1 << bits) - 1
         return full if self.chance(0.6) else self.draw(0, full)
 
+    def randomness(self) -> dict[str, int]:
+        """Fields of stochastic rounding."""
+        names = ("key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride")
+        return {name: self.draw(0, (1 << 32) - 1) if self.chance(0.5) else self.draw(0, 300) for name in names}
+
+    def tensor_words(self, images: int, rows: int, groups: int, bits: int) -> U64:
+        """PACKED payload, now and then with planes that are zero."""
+        words = self.words(images * rows * groups * bits * self.design.row_words)
+        if self.chance(0.3):
+            keep = np.array([self.chance(0.5) for _ in range(bits)])
+            words.reshape(images * rows * groups, bits, -1)[:, ~keep] = 0
+        return words
+
     def target(self) -> Target:
         return (Target.A, Target.G, Target.A | Target.G)[self.draw(0, 2)]
 
     # -- packets ----------------------------------------------------------------------------------------------------
 
     def load(self, target: Target, images: int, rows: int, groups: int, bits: int, floats: bool) -> None:
-        """LOAD into A, G or both, of the given shape, at random bases."""
+        """LOAD into A, G or both, of the given shape, at random bases; now and then with rows in all banks."""
         d = self.design
         images = 1 if floats else images
+        wanted = rows
+        if self.chance(0.6):  # a zero plane is zero in all eight banks, so that they must have been written
+            rows = ROW_BANKS * blocks(rows)
         length = tensor_addresses(images, rows, groups, bits)
         bases = {}
         for buffer, name, depth in ((Target.A, "base_a", d.depth_a), (Target.G, "base_b", d.depth_g)):
             if target & buffer:
                 base = bases[name] = self.draw(0, depth - length)
-                self.loads[buffer].append((base, images, rows, groups, bits))
+                self.loads[buffer].append((base, images, wanted, groups, bits))
                 span = self.written[buffer][:, base : base + length].reshape(ROW_BANKS, images, blocks(rows), -1)
                 for bank in range(ROW_BANKS):
                     span[bank, :, : -(-(rows - bank) // ROW_BANKS)] = True
@@ -103,7 +128,7 @@ class _Writer:
             payload, more = self.floats(rows * groups * d.lanes * d.channels, bits)
             self.builder.packet(Opcode.LOAD, payload, **fields, **bases, **more, format=LoadFormat.FLOAT32)
         else:
-            self.builder.packet(Opcode.LOAD, self.words(images * rows * groups * bits * d.row_words), **fields, **bases)
+            self.builder.packet(Opcode.LOAD, self.tensor_words(images, rows, groups, bits), **fields, **bases)
 
     def floats(self, count: int, bits: int) -> tuple[U64, dict[str, int]]:
         """Finite values with the corner cases mixed in, and quantizer fields."""
@@ -135,8 +160,7 @@ class _Writer:
         }
         if self.chance(0.5):
             flags |= Flag.STOCHASTIC
-            for name in ("key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride"):
-                fields[name] = self.draw(0, (1 << 32) - 1) if self.chance(0.5) else self.draw(0, 300)
+            fields |= self.randomness()
         return values.view(np.uint64), fields | {"flags": int(flags)}
 
     def load_weights(self, rows: int) -> int:
@@ -149,11 +173,24 @@ class _Writer:
         self.weights[base : base + rows] = True
         return base
 
-    def load_epilogue(self, rows: int) -> int:
-        """LOAD E of ``rows`` entries at a random base, which is returned."""
+    def load_epilogue(self, rows: int, floats: bool) -> int:
+        """LOAD E of ``rows`` entries at a random base, which is returned; ``floats`` are scales and offsets."""
         base = self.draw(0, self.design.depth_epilogue - rows)
         payload = self.words(2 * rows)
-        if self.chance(0.7):  # moderate numbers, with the ignored high bits set or not
+        if floats and self.chance(0.9):
+            scale, offset = ((self.rng.normal(size=rows) * 2.0 ** self.draw(-20, 20)).astype(np.float32) for _ in "so")
+            if self.chance(0.3):
+                corner = np.array([0, -0.0, 1e-40, 3e38, -3e38, 1e-38, 1e-44, np.inf, np.nan, 1], dtype=np.float32)
+                for values in (scale, offset):
+                    where = self.rng.random(rows) < 0.5
+                    values[where] = self.rng.choice(corner, size=int(where.sum()))
+            if self.chance(0.2):
+                scale *= np.float32(2.0 ** self.draw(-100, 60))
+                offset *= np.float32(2.0 ** self.draw(-100, 60))
+            payload = pack_affine(scale, offset) | (
+                payload & np.uint64(0xFFF << 52) if self.chance(0.5) else np.uint64(0)
+            )
+        elif self.chance(0.7):  # moderate numbers, with the ignored high bits set or not
             multiplier = self.rng.integers(-2000, 2000, size=rows).astype(np.int64).view(np.uint64)
             offset = self.rng.integers(-(1 << 20), 1 << 20, size=rows).astype(np.int64).view(np.uint64)
             payload[0::2] = multiplier if self.chance(0.5) else multiplier & np.uint64((1 << 18) - 1)
@@ -172,6 +209,11 @@ class _Writer:
             return False
         span = memory[:, base : base + length].reshape(ROW_BANKS, images, blocks(rows), -1)
         return all(bool(span[y % ROW_BANKS, :, y // ROW_BANKS].all()) for y in range(rows))
+
+    def skippable(self, buffer: Target, base: int, images: int, rows: int, groups: int, bits: int) -> bool:
+        """Whether a tensor may be read with SKIP_ZERO, and mostly is: this program has written all of its banks."""
+        length = tensor_addresses(images, rows, groups, bits)
+        return bool(self.written[buffer][:, base : base + length].all()) and self.chance(0.7)
 
     def tensor(self, buffer: Target) -> tuple[int, int, int, int, int] | None:
         """A tensor that can be read: one that was loaded, perhaps read as another layout."""
@@ -198,30 +240,45 @@ class _Writer:
         base_a, images, rows, groups, a_bits = found
         d = self.design
         out_groups, b_bits = self.draw(1, 2), self.bits()
-        form = OutputFormat(self.draw(0, 2))
+        form = OutputFormat.CODES if self.chance(0.25) else OutputFormat(self.draw(0, len(OutputFormat) - 1))
         if not conv_fits(d, groups, a_bits, b_bits, form == OutputFormat.INT64):
             form = OutputFormat.INT64
         needed = out_groups * groups * b_bits
         if not conv_fits(d, groups, a_bits, b_bits, True) or needed > d.depth_w:
             return
+        flags = Flag(0)
+        if rows % 4 == 0 and self.chance(0.7):
+            flags |= Flag.STRIDE_2
         base_w = self.draw(0, d.depth_w - needed)
         if not self.weights[base_w : base_w + needed].all():
             base_w = self.load_weights(needed)
         more: dict[str, int] = {}
-        if form == OutputFormat.CODES:
+        if form in (OutputFormat.CODES, OutputFormat.FLOAT32):
             channels = out_groups * d.channels
             base = self.draw(0, d.depth_epilogue - channels)
-            if not self.epilogue[base : base + channels].all():
-                base = self.load_epilogue(channels)
+            if not self.epilogue[base : base + channels].all() or self.chance(0.5):
+                base = self.load_epilogue(channels, form == OutputFormat.FLOAT32)
+            more["base_epilogue"] = base
+        if form == OutputFormat.CODES:
             shift = self.draw(0, 47) if self.chance(0.2) else self.draw(0, 24)
-            more = {"base_epilogue": base, "shift": shift, "out_bits": self.bits()}
-        flags = Flag(0)
-        optional = (Flag.RELU, Flag.OUT_SIGNED) if form == OutputFormat.CODES else (Flag.A_SUM,)
+            more |= {"shift": shift, "out_bits": self.bits()}
+            if d.rounding_lanes and self.chance(0.6):
+                flags |= Flag.STOCHASTIC
+                more |= self.randomness()
+        if form == OutputFormat.STATISTICS:
+            more["pixels"] = self.draw(1, d.lanes)
+        optional = {
+            OutputFormat.CODES: (Flag.RELU, Flag.OUT_SIGNED),
+            OutputFormat.INT32: (Flag.A_SUM,),
+            OutputFormat.INT64: (Flag.A_SUM,),
+        }.get(form, ())
         for flag in (Flag.A_SIGNED, Flag.B_SIGNED, *optional):
             flags |= flag if self.chance(0.5) else Flag(0)
+        if self.skippable(Target.A, base_a, images, rows, groups, a_bits):
+            flags |= Flag.SKIP_ZERO
         self.builder.packet(
             Opcode.CONV,
-            rows=rows,
+            rows=rows // 4 if flags & Flag.STRIDE_2 else rows,
             groups=groups,
             out_groups=out_groups,
             images=images,
@@ -250,7 +307,8 @@ class _Writer:
         if not self.readable(Target.G, base_g, images, rows, out_groups, b_bits):
             return
         ones = self.chance(0.5)
-        entries = accumulator_entries(self.design, out_groups, groups, ones)
+        taps = (ALL_TAPS, 1 << self.draw(0, 8), self.draw(1, ALL_TAPS))[self.draw(0, 2)]
+        entries = accumulator_entries(self.design, out_groups, groups, ones, taps)
         depth = self.design.depth_accumulator
         if entries > depth or not wgrad_fits(self.design, rows, images, a_bits, b_bits):
             return
@@ -262,6 +320,10 @@ class _Writer:
         flags = (Flag.ONES if ones else Flag(0)) | (Flag.CLEAR if clear else Flag(0))
         for flag in (Flag.A_SIGNED, Flag.B_SIGNED):
             flags |= flag if self.chance(0.5) else Flag(0)
+        if self.skippable(Target.A, base_a, images, rows, groups, a_bits) and self.skippable(
+            Target.G, base_g, images, rows, out_groups, b_bits
+        ):
+            flags |= Flag.SKIP_ZERO
         self.builder.packet(
             Opcode.WGRAD,
             rows=rows,
@@ -277,6 +339,7 @@ class _Writer:
             a_planes=self.planes(a_bits),
             b_planes=self.planes(b_bits),
             base_accumulator=base,
+            taps=taps,
         )
         if self.chance(0.7):
             self.read()
@@ -302,6 +365,8 @@ class _Writer:
     def any_load(self) -> None:
         d = self.design
         images, rows, groups, bits = self.draw(1, 3), self.rows(), self.draw(1, 3), self.bits()
+        if self.chance(0.3):
+            rows = 4 * self.draw(1, max(1, self.max_rows // 4))  # what a stride of two can look at
         target = self.target()
         depth = min(d.depth_a, d.depth_g)
         while tensor_addresses(images, rows, groups, bits) > depth:

@@ -13,10 +13,10 @@ from tests.host.direct import Direct
 from tests.host.malformed import good_program, malformed_programs
 from tests.host.random_programs import random_program
 
-DESIGNS = {name: load_design(name) for name in ("sim-small", "zc706")}
+DESIGNS = {name: load_design(name) for name in ("sim-small", "zc706", "pynq-z2")}  # the last cannot round stochastically
 
 
-@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("name", ["zc706", "pynq-z2"])
 def test_malformed_programs_are_refused_with_the_right_code_and_place(name: str) -> None:
     design = DESIGNS[name]
     device = ReferenceDevice(design)
