@@ -26,13 +26,29 @@ module command_queue
     output logic           conflict_o,
     output logic           empty_o
 );
-  command_t slot_q[SLOTS];
-  logic [2:0] used_q;
+  localparam int unsigned PW = $clog2(SLOTS);
+  if (SLOTS != 1 << PW) begin : gen_check
+    $error("command_queue: SLOTS = %0d is no power of two", SLOTS);
+  end
 
-  assign full_o    = used_q == 3'(SLOTS);
-  assign valid_o   = used_q != 0;
-  assign empty_o   = used_q == 0;
-  assign command_o = slot_q[0];
+  // Whole commands lie in distributed memory; what every slot is asked at once lies in registers.
+  typedef struct packed {
+    logic        conv;
+    logic        wgrad;
+    logic [16:0] a_begin;
+    logic [16:0] a_end;
+    logic [16:0] b_begin;
+    logic [16:0] b_end;
+  } ranges_t;
+  (* ram_style = "distributed" *) logic [$bits(command_t)-1:0] memory[SLOTS];
+  ranges_t [SLOTS-1:0] ranges_q;
+  logic    [SLOTS-1:0] used_q;
+  logic    [PW-1:0]    head_q, tail_q;
+
+  assign full_o    = &used_q;
+  assign valid_o   = |used_q;
+  assign empty_o   = !valid_o;
+  assign command_o = memory[head_q];
 
   function automatic logic overlap(input logic [16:0] b0, e0, b1, e1);
     return b0 < e1 && b1 < e0;
@@ -41,19 +57,30 @@ module command_queue
   always_comb begin
     conflict_o = 1'b0;
     for (int unsigned s = 0; s < SLOTS; s++)
-      if (3'(s) < used_q && (slot_q[s].header.opcode == OP_CONV || slot_q[s].header.opcode == OP_WGRAD)) begin
-        if (overlap(a_begin_i, a_end_i, 17'(slot_q[s].header.base_a), slot_q[s].a_end)) conflict_o = 1'b1;
-        if (slot_q[s].header.opcode == OP_CONV) begin
-          if (overlap(w_begin_i, w_end_i, 17'(slot_q[s].header.base_b), slot_q[s].b_end)) conflict_o = 1'b1;
-        end else if (overlap(g_begin_i, g_end_i, 17'(slot_q[s].header.base_b), slot_q[s].b_end)) conflict_o = 1'b1;
+      if (used_q[s] && (ranges_q[s].conv || ranges_q[s].wgrad)) begin
+        if (overlap(a_begin_i, a_end_i, ranges_q[s].a_begin, ranges_q[s].a_end)) conflict_o = 1'b1;
+        if (ranges_q[s].conv && overlap(w_begin_i, w_end_i, ranges_q[s].b_begin, ranges_q[s].b_end)) conflict_o = 1'b1;
+        if (ranges_q[s].wgrad && overlap(g_begin_i, g_end_i, ranges_q[s].b_begin, ranges_q[s].b_end)) conflict_o = 1'b1;
       end
   end
 
   always_ff @(posedge clk_i) begin
-    if (pop_i) for (int unsigned s = 0; s + 1 < SLOTS; s++) slot_q[s] <= slot_q[s+1];
-    if (push_i) slot_q[2'(used_q - 3'(pop_i))] <= command_i;
-    used_q <= used_q + 3'(push_i) - 3'(pop_i);
-    if (rst_i) used_q <= '0;
+    if (pop_i) begin
+      used_q[head_q] <= 1'b0;
+      head_q         <= head_q + PW'(1);
+    end
+    if (push_i) begin
+      memory[tail_q]           <= command_i;
+      ranges_q[tail_q].conv    <= command_i.header.opcode == OP_CONV;
+      ranges_q[tail_q].wgrad   <= command_i.header.opcode == OP_WGRAD;
+      ranges_q[tail_q].a_begin <= 17'(command_i.header.base_a);
+      ranges_q[tail_q].a_end   <= command_i.a_end;
+      ranges_q[tail_q].b_begin <= 17'(command_i.header.base_b);
+      ranges_q[tail_q].b_end   <= command_i.b_end;
+      used_q[tail_q]           <= 1'b1;
+      tail_q                   <= tail_q + PW'(1);
+    end
+    if (rst_i) {used_q, head_q, tail_q} <= '0;
   end
 endmodule
 

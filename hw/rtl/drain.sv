@@ -96,12 +96,16 @@ module drain
   // as the rest is gone by the time it arrives, which is AHEAD cycles after the sequencer's decision.
   localparam int unsigned AHEAD = 6;
   logic streaming;
-  assign streaming = full_q && channel_q != 0 && (tile_q.wgrad || (tile_q.format == FORMAT_CODES && channel_q > CW'(1)));
+  assign streaming = full_q && channel_q != 0
+                  && (tile_q.wgrad || (tile_q.format == FORMAT_CODES && !tile_q.stochastic && channel_q > CW'(1)));
   assign busy_o = full_q && !(streaming && last_channel - channel_q <= CW'(AHEAD));
 
-  logic lane_codes, lane_raw;
-  assign lane_codes = lane_valid_q && !lane_tile_q.wgrad && lane_tile_q.format == FORMAT_CODES;
-  assign lane_raw   = lane_valid_q && !lane_tile_q.wgrad && lane_tile_q.format != FORMAT_CODES;
+  logic lane_conv, lane_codes, lane_float, lane_statistics, lane_raw;
+  assign lane_conv       = lane_valid_q && !lane_tile_q.wgrad && !fault_o;
+  assign lane_codes      = lane_conv && lane_tile_q.format == FORMAT_CODES;
+  assign lane_float      = lane_conv && lane_tile_q.format == FORMAT_FLOAT32;
+  assign lane_statistics = lane_conv && lane_tile_q.format == FORMAT_STATISTICS;
+  assign lane_raw        = lane_conv && !lane_codes && !lane_float && !lane_statistics;
 
   // ---- accumulator memory ---------------------------------------------------------------------------------------------
   logic                             mem_write_q;
@@ -143,84 +147,70 @@ module drain
       out_of_range[c]   = total[ACC_BITS] != total[ACC_BITS-1];
     end
 
-  // ---- epilogue: codes ----------------------------------------------------------------------------------------------
-  (* ram_style = "distributed" *) logic [MULTIPLIER_BITS+ACC_BITS-1:0] epilogue[DEPTH_EPILOGUE];
-  logic signed [MULTIPLIER_BITS-1:0] multiplier_q;
-  logic signed [ACC_BITS-1:0]        offset_q;
+  // ---- parameters of the channel ---------------------------------------------------------------------------------------
+  (* ram_style = "distributed" *) logic [MULTIPLIER_BITS+ACC_BITS-1:0] parameters[DEPTH_EPILOGUE];
+  logic [MULTIPLIER_BITS-1:0] multiplier_q;
+  logic [ACC_BITS-1:0]        offset_q;
+  logic [31:0]                index_q;      // random index of the channel's pixel 0
+  logic [LANES-1:0][31:0]     lane_low;
+  always_comb for (int unsigned p = 0; p < LANES; p++) lane_low[p] = lane_q[p][31:0];
   always_ff @(posedge clk_i) begin
-    if (epilogue_write_i) epilogue[epilogue_address_i] <= epilogue_data_i;
-    if (take) {multiplier_q, offset_q} <= epilogue[EW'(tile_q.entry + 17'(channel_q))];
+    if (epilogue_write_i) parameters[epilogue_address_i] <= epilogue_data_i;
+    if (take) begin
+      {multiplier_q, offset_q} <= parameters[EW'(tile_q.entry + 17'(channel_q))];
+      index_q <= channel_q == 0 ? tile_q.index : index_q + tile_q.channel_stride;
+    end
   end
 
-  localparam int unsigned VW = 54;  // 32 x 18 bit product, plus a 48-bit offset, plus rounding
+  // ---- codes ----------------------------------------------------------------------------------------------------------
   logic [1:0]               buffer_used_q;    // tiles in the code buffers
   logic                     buffer_write_q;   // which buffer the next tile goes to
   logic                     buffer_read_q;
   logic [1:0][CHANNELS-1:0][LANES-1:0][15:0] code_q;
   tile_t [1:0]              buffer_tile_q;
-  logic                     e1_valid_q, e2_valid_q, e3_valid_q;
-  logic [CW-1:0]            e1_channel_q, e2_channel_q, e3_channel_q;
-  tile_t                    e1_tile_q, e2_tile_q, e3_tile_q;
-  logic signed [LANES-1:0][49:0]   product_q;
-  logic signed [ACC_BITS-1:0]      e1_offset_q;
-  logic signed [LANES-1:0][VW-1:0] value_q, rounded_q;
   logic                     codes_take, tile_in_flight_q;
-  // a tile starts only into a free buffer; its channels then follow without a stop
-  assign codes_take = lane_codes && (lane_channel_q != 0 || (buffer_used_q != 2'd2 && !tile_in_flight_q));
+  logic                     rounding_ready, float_busy, statistics_busy;
+  // a tile starts only into a free buffer; its channels then follow without a stop, but for random numbers
+  assign codes_take = lane_codes && !float_busy && !statistics_busy && (!lane_tile_q.stochastic || rounding_ready)
+                   && (lane_channel_q != 0 || (buffer_used_q != 2'd2 && !tile_in_flight_q));
 
-  logic signed [VW-1:0] low, high;
-  logic [LANES-1:0]     clamped;
-  logic [LANES-1:0][15:0] code;
-  always_comb begin
-    low  = e3_tile_q.out_signed ? -(VW'(1) << (e3_tile_q.out_bits - 5'd1)) : '0;
-    high = (VW'(1) << (e3_tile_q.out_signed ? e3_tile_q.out_bits - 5'd1 : e3_tile_q.out_bits)) - VW'(1);
-    saturated_o = '0;
-    for (int unsigned p = 0; p < LANES; p++) begin
-      clamped[p] = $signed(rounded_q[p]) < low || $signed(rounded_q[p]) > high;
-      code[p] = $signed(rounded_q[p]) < low ? low[15:0] : $signed(rounded_q[p]) > high ? high[15:0] : rounded_q[p][15:0];
-      if (e3_valid_q) saturated_o = saturated_o + 7'(clamped[p]);
-    end
+  logic [LANES-1:0][MAX_SHIFT-1:0] rounding_error;
+  if (ROUNDING_LANES != 0) begin : gen_rounding
+    rounding i_rounding (
+        .clk_i, .rst_i, .start_i(lane_codes && lane_tile_q.stochastic), .key_i(lane_tile_q.key), .index_i(index_q),
+        .image_stride_i(lane_tile_q.image_stride), .pixel_stride_i(lane_tile_q.pixel_stride),
+        .segment_start_i(lane_tile_q.segment_start), .shift_i(lane_tile_q.shift), .ready_o(rounding_ready),
+        .take_i(codes_take), .error_o(rounding_error)
+    );
+  end else begin : gen_no_rounding
+    assign rounding_ready = 1'b1;
+    assign rounding_error = '0;
   end
 
+  logic                   code_valid, epilogue_busy;
+  logic [CW-1:0]          code_channel;
+  tile_t                  code_tile;
+  logic [LANES-1:0][15:0] code;
+  logic [6:0]             clamped;
+  epilogue i_epilogue (
+      .clk_i, .rst_i, .valid_i(codes_take), .acc_i(lane_low), .channel_i(lane_channel_q), .tile_i(lane_tile_q),
+      .multiplier_i(multiplier_q), .offset_i(offset_q), .error_i(rounding_error), .valid_o(code_valid),
+      .busy_o(epilogue_busy), .channel_o(code_channel), .tile_o(code_tile), .code_o(code), .saturated_o(clamped)
+  );
+
   logic buffer_push, buffer_pop;
-  assign buffer_push = e3_valid_q && e3_channel_q == CW'(CHANNELS - 1);
+  assign buffer_push = code_valid && code_channel == CW'(CHANNELS - 1);
   always_ff @(posedge clk_i) begin
-    e1_valid_q   <= codes_take;
-    e1_channel_q <= lane_channel_q;
-    e1_tile_q    <= lane_tile_q;
-    e1_offset_q  <= offset_q;
-    if (codes_take)
-      for (int unsigned p = 0; p < LANES; p++)
-        product_q[p] <= 50'($signed(lane_q[p][31:0])) * 50'(multiplier_q);
-    e2_valid_q   <= e1_valid_q;
-    e2_channel_q <= e1_channel_q;
-    e2_tile_q    <= e1_tile_q;
-    if (e1_valid_q)
-      for (int unsigned p = 0; p < LANES; p++) begin
-        automatic logic signed [VW-1:0] v = VW'($signed(product_q[p])) + VW'(e1_offset_q);
-        value_q[p] <= e1_tile_q.relu && v[VW-1] ? '0 : v;
-      end
-    e3_valid_q   <= e2_valid_q;
-    e3_channel_q <= e2_channel_q;
-    e3_tile_q    <= e2_tile_q;
-    if (e2_valid_q)
-      for (int unsigned p = 0; p < LANES; p++) begin
-        automatic logic signed [VW-1:0] half =
-            e2_tile_q.shift == 0 ? '0 : VW'(1) << (e2_tile_q.shift - 6'd1);
-        automatic logic signed [VW-1:0] biased = $signed(value_q[p]) + half;
-        rounded_q[p] <= biased >>> e2_tile_q.shift;
-      end
     for (int unsigned b = 0; b < 2; b++)
       for (int unsigned c = 0; c < CHANNELS; c++)
-        if (e3_valid_q && buffer_write_q == 1'(b) && e3_channel_q == CW'(c)) code_q[b][c] <= code;
-    if (e3_valid_q) buffer_tile_q[buffer_write_q] <= e3_tile_q;
+        if (code_valid && buffer_write_q == 1'(b) && code_channel == CW'(c)) code_q[b][c] <= code;
+    if (code_valid) buffer_tile_q[buffer_write_q] <= code_tile;
     if (buffer_push) buffer_write_q <= !buffer_write_q;
     if (buffer_pop) buffer_read_q <= !buffer_read_q;
     buffer_used_q <= buffer_used_q + 2'(buffer_push) - 2'(buffer_pop);
     if (codes_take && lane_channel_q == 0) tile_in_flight_q <= 1'b1;
     else if (buffer_push) tile_in_flight_q <= 1'b0;
     if (rst_i) begin
-      {e1_valid_q, e2_valid_q, e3_valid_q} <= '0;
       {buffer_write_q, buffer_read_q, tile_in_flight_q} <= '0;
       buffer_used_q <= '0;
     end
@@ -254,12 +244,15 @@ module drain
     for (int unsigned e = 0; e < 64; e++) code_word[e] = code_pixels[e][plane_q[3:0]];
   end
 
-  // words of a channel of integers
+  // words of a channel of integers or floats
   logic [5:0]  raw_word_q;
   logic [63:0] raw_word;
   logic        raw_send, raw_wide;
   assign raw_wide = lane_tile_q.format == FORMAT_INT64;
-  assign raw_send = lane_raw && out_free && buffer_used_q == 0 && !tile_in_flight_q;
+  // results leave in order: whatever is under way on another path goes first
+  logic codes_gone;
+  assign codes_gone = buffer_used_q == 0 && !tile_in_flight_q;
+  assign raw_send   = lane_raw && out_free && codes_gone && !float_busy && !statistics_busy;
   always_comb begin
     if (raw_wide) raw_word = 64'($signed(lane_q[($clog2(LANES))'(raw_word_q)]));
     else
@@ -267,7 +260,31 @@ module drain
   end
   logic raw_last;
   assign raw_last = raw_word_q == (raw_wide ? 6'(LANES - 1) : 6'(LANES / 2 - 1));
-  assign lane_done = wgrad_take || codes_take || (raw_send && raw_last);
+  assign lane_done = wgrad_take || codes_take || ((raw_send || float_take) && raw_last) || statistics_done;
+
+  logic        float_take, float_enable, float_valid, float_send;
+  logic [63:0] float_word;
+  logic [1:0]  float_infinite;
+  assign float_enable = !float_valid || out_free;
+  assign float_take   = lane_float && float_enable && codes_gone && !statistics_busy;
+  assign float_send   = float_valid && out_free;
+  float_output i_float (
+      .clk_i, .rst_i, .enable_i(float_enable), .valid_i(float_take), .acc_i(raw_word),
+      .scale_i(offset_q[31:0]), .offset_i({multiplier_q[15:0], offset_q[47:32]}),
+      .valid_o(float_valid), .busy_o(float_busy), .word_o(float_word), .infinite_o(float_infinite)
+  );
+  assign saturated_o = clamped + (float_send ? 7'($countones(float_infinite)) : '0);
+
+  logic        statistics_done, statistics_ready, statistics_send;
+  assign statistics_send = statistics_ready && out_free && codes_gone && !float_busy;
+  logic [63:0] statistics_word;
+  statistics i_statistics (
+      .clk_i, .rst_i, .valid_i(lane_statistics), .lane_i(lane_low),
+      .channel_i(($clog2(MAX_OUT_GROUPS * CHANNELS))'(lane_tile_q.entry + 17'(lane_channel_q))),
+      .pixels_i(lane_tile_q.pixels), .first_i(lane_tile_q.first),
+      .last_i(lane_tile_q.last && lane_channel_q == CW'(CHANNELS - 1)), .done_o(statistics_done),
+      .busy_o(statistics_busy), .ready_o(statistics_ready), .send_i(statistics_send), .word_o(statistics_word)
+  );
 
   // ---- READ and END -----------------------------------------------------------------------------------------------------
   typedef enum logic [2:0] {NONE, FETCH, CHECK, SEND, TRAILER0, TRAILER1, FINISH} job_state_t;
@@ -298,8 +315,8 @@ module drain
   assign error_o    = fault_q ? ERR_ACCUMULATOR_RANGE : job_q.error;
   assign position_o = fault_q ? fault_position_q : job_q.error == ERR_NONE ? '0 : job_q.position;
   assign packets_o  = fault_q ? fault_position_q : job_q.error == ERR_NONE ? job_q.position + 1 : job_q.position;
-  assign idle_o = !full_q && !capture_i && !lane_valid_q && !mem_write_q && !e1_valid_q && !e2_valid_q && !e3_valid_q
-               && buffer_used_q == 0;
+  assign idle_o = !full_q && !capture_i && !lane_valid_q && !mem_write_q && !epilogue_busy && buffer_used_q == 0
+               && !float_busy && !statistics_busy;
   assign job_done_o = job_state_q == FINISH;
   assign ended_o    = job_done_o && job_q.header.opcode == OP_END;
   assign fault_o = fault_q;
@@ -316,11 +333,10 @@ module drain
         plane_q     <= plane_q + 5'd1;
       end
       if (buffer_pop) plane_q <= '0;
-    end else if (raw_send) begin
+    end else if (raw_send || float_send || statistics_send) begin
       out_valid_q <= 1'b1;
-      out_data_q  <= raw_word;
+      out_data_q  <= raw_send ? raw_word : float_send ? float_word : statistics_word;
       out_last_q  <= 1'b0;
-      raw_word_q  <= raw_last ? '0 : raw_word_q + 6'd1;
     end else if (read_send) begin
       out_valid_q <= 1'b1;
       out_data_q  <= read_word;
@@ -330,6 +346,8 @@ module drain
       out_data_q  <= job_state_q == TRAILER0 ? {TRAILER_MAGIC, 24'd0, error_o} : {packets_o, position_o};
       out_last_q  <= job_state_q == TRAILER1;
     end
+
+    if (raw_send || float_take) raw_word_q <= raw_last ? '0 : raw_word_q + 6'd1;
 
     unique case (job_state_q)
       NONE:

@@ -28,7 +28,8 @@ package engine_pkg;
     logic             wgrad;
     logic             ones;       // first operand is one at every valid position
     logic [2:0]       row;        // row of the tile, modulo the banks
-    logic [2:0]       row_valid;  // rows y-1, y, y+1 exist
+    logic [2:0]       row_valid;  // rows under the kernel's rows exist
+    logic             stride;     // rows hold even and odd columns in turn, four of them to a row of the tile
     logic [1:0]       dx;         // tap column 0..2
     logic [1:0]       dy;         // tap row 0..2
     logic [7:0]       bank_valid; // weight gradient: row of this bank and its partner exist
@@ -45,8 +46,18 @@ package engine_pkg;
     logic        relu;
     logic        out_signed;
     logic        clear;
-    logic [16:0] entry;     // first accumulator entry, or first epilogue entry
+    logic [16:0] entry;     // first accumulator entry, first epilogue entry, or first output channel (statistics)
     logic [31:0] position;
+    logic        first;     // statistics: first tile of its output group
+    logic        last;      // last tile of the packet
+    logic [5:0]  pixels;    // statistics: pixels that count
+    logic        stochastic;
+    logic [31:0] key;
+    logic [31:0] index;     // random index of the tile's first channel at pixel 0
+    logic [31:0] channel_stride;
+    logic [31:0] image_stride;
+    logic [31:0] pixel_stride;
+    logic [LANES-1:0] segment_start;
   } tile_t;
 endpackage
 

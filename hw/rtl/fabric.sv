@@ -96,6 +96,8 @@ module fabric
   logic [7:0][AW-1:0] a_read_address;
   logic [7:0][GW-1:0] g_read_address;
   logic [WW-1:0] w_read_address;
+  logic [16:0] flag_address;
+  logic flag_a, flag_g;
   logic [31:0] skipped;
   step_t step, array_step_q;
   tile_t tile;
@@ -108,6 +110,7 @@ module fabric
   sequencer i_sequencer (
       .clk_i(clk), .rst_i(rst), .command_valid_i(command_valid), .command_i(command), .retire_o(retire),
       .read_o(read), .a_address_o(a_read_address), .g_address_o(g_read_address), .w_address_o(w_read_address),
+      .flag_address_o(flag_address), .flag_a_i(flag_a), .flag_g_i(flag_g),
       .step_o(step), .tile_o(tile), .drain_busy_i(drain_busy), .drain_capture_i(last_q[ARRAY_CYCLES-1]),
       .job_valid_o(job_valid), .job_o(job),
       .job_done_i(job_done), .drain_idle_i(drain_idle && !wait_pipeline), .fault_i(fault), .busy_o(sequencer_busy),
@@ -118,11 +121,13 @@ module fabric
   logic [CHANNELS*DOT_BITS-1:0] weights;
   tensor_buffer #(.DEPTH(DEPTH_A), .WIDTH(ROW)) i_buffer_a (
       .clk_i(clk), .write_i(a_write), .write_bank_i(bank), .write_address_i(a_write_address), .write_slice_i(slice),
-      .write_data_i(write_data), .read_i(read), .read_address_i(a_read_address), .read_data_o(a_rows)
+      .write_data_i(write_data), .read_i(read), .read_address_i(a_read_address), .read_data_o(a_rows),
+      .flag_address_i(AW'(flag_address)), .flag_o(flag_a)
   );
   tensor_buffer #(.DEPTH(DEPTH_G), .WIDTH(ROW)) i_buffer_g (
       .clk_i(clk), .write_i(g_write), .write_bank_i(bank), .write_address_i(g_write_address), .write_slice_i(slice),
-      .write_data_i(write_data), .read_i(read), .read_address_i(g_read_address), .read_data_o(g_rows)
+      .write_data_i(write_data), .read_i(read), .read_address_i(g_read_address), .read_data_o(g_rows),
+      .flag_address_i(GW'(flag_address)), .flag_o(flag_g)
   );
   weight_buffer #(.DEPTH(DEPTH_W), .WIDTH(CHANNELS * DOT_BITS)) i_buffer_w (
       .clk_i(clk), .write_i(w_write), .write_address_i(w_write_address), .write_slice_i(slice),

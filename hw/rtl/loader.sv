@@ -83,7 +83,8 @@ module loader
   assign word = in_data_i;
 
   // ---- header checks, over four cycles --------------------------------------------------------------------------------
-  logic is_load, is_conv, is_wgrad, is_read, is_end, to_a, to_g, to_w, to_e, floats, ones, codes;
+  logic is_load, is_conv, is_wgrad, is_read, is_end, to_a, to_g, to_w, to_e, floats, ones;
+  logic codes, statistics, float_out, stochastic, stride;
   assign is_load  = h.opcode == OP_LOAD;
   assign is_conv  = h.opcode == OP_CONV;
   assign is_wgrad = h.opcode == OP_WGRAD;
@@ -95,7 +96,11 @@ module loader
   assign to_e     = is_load && h.target[TARGET_E];
   assign floats   = h.format == LOAD_FLOAT32;
   assign ones     = h.flags[FLAG_ONES];
-  assign codes    = is_conv && h.format == FORMAT_CODES;
+  assign codes      = is_conv && h.format == FORMAT_CODES;
+  assign statistics = is_conv && h.format == FORMAT_STATISTICS;
+  assign float_out  = is_conv && h.format == FORMAT_FLOAT32;
+  assign stochastic = h.flags[FLAG_STOCHASTIC] && (codes || (tensor && floats));
+  assign stride     = is_conv && h.flags[FLAG_STRIDE_2];
 
   logic tensor, entries;
   assign tensor  = to_a || to_g;
@@ -114,18 +119,21 @@ module loader
     if (is_load || is_conv || is_read) used.format = '1;
     if (to_a) used.base_a = '1;
     if (to_g || to_w) used.base_b = '1;
-    if (to_e || codes) used.base_epilogue = '1;
+    if (to_e || codes || float_out) used.base_epilogue = '1;
     if (tensor && floats) {used.segment_start, used.zero, used.reciprocal} = '1;
-    if (tensor && floats && h.flags[FLAG_STOCHASTIC])
+    if (stochastic)
       {used.key, used.index, used.channel_stride, used.image_stride, used.row_stride, used.pixel_stride} = '1;
     if (codes) {used.out_bits, used.shift} = '1;
+    if (statistics) used.pixels = '1;
+    if (is_wgrad) used.taps = 16'((1 << TAPS) - 1);
     if (is_wgrad || is_read) used.base_accumulator = '1;
     unique case (1'b1)
       tensor && floats: used.flags = ALLOWED_FLAGS_LOAD;
       is_conv: begin
         used.flags = ALLOWED_FLAGS_CONV;
-        if (codes) used.flags[FLAG_A_SUM] = 1'b0;
-        else {used.flags[FLAG_RELU], used.flags[FLAG_OUT_SIGNED]} = '0;
+        if (h.format != FORMAT_INT32 && h.format != FORMAT_INT64) used.flags[FLAG_A_SUM] = 1'b0;
+        if (!codes) {used.flags[FLAG_RELU], used.flags[FLAG_OUT_SIGNED]} = '0;
+        if (!codes || ROUNDING_LANES == 0) used.flags[FLAG_STOCHASTIC] = 1'b0;
       end
       is_wgrad: used.flags = ALLOWED_FLAGS_WGRAD;
       default: used.flags = '0;
@@ -158,7 +166,8 @@ module loader
       bad_field |= !(h.format == LOAD_PACKED || (h.format == LOAD_FLOAT32 && tensor));
       if (tensor && floats) bad_field |= h.zero[30:23] == 8'hFF || h.reciprocal[30:23] == 8'hFF;
     end
-    if (is_conv) bad_field |= h.format > FORMAT_CODES;
+    if (is_conv) bad_field |= h.format > FORMAT_FLOAT32;
+    if (is_wgrad) bad_field |= h.taps == 0;
     if (is_read) bad_field |= h.format > FORMAT_INT64;
     if (is_conv || is_wgrad) bad_field |= mask_bad(h.a_bits, h.a_planes) || mask_bad(h.b_bits, h.b_planes);
 
@@ -174,12 +183,18 @@ module loader
                 || bad_range(h.out_groups, is_load ? 1 : MAX_OUT_GROUPS)
                 || bad_range(h.images, entries || (tensor && floats) ? 1 : MAX_IMAGES);
     if (is_conv || is_wgrad || (tensor && floats)) bad_shape |= bad_segments;
+    if (stride) bad_shape |= h.rows > 16'(MAX_ROWS / 4);
+    if (statistics) bad_shape |= bad_range(h.pixels, LANES);
   end
 
-  logic [7:0]  blocks_q;
-  logic [11:0] group_planes_q, out_group_planes_q;
-  logic [12:0] group_pairs_q;
-  logic [16:0] row_images_q;     // rows * images
+  logic [14:0] image_blocks_q;     // images * blocks of eight rows
+  logic [11:0] group_planes_q, b_planes_q;
+  logic [16:0] group_tiles_q;      // pairs of groups * taps
+  logic [16:0] row_images_q;       // rows * images
+  logic [12:0] group_pairs;
+  assign group_pairs = 13'(h.out_groups[6:0]) * (13'(h.groups[6:0]) + 13'(ones));
+  logic [7:0]  blocks;
+  assign blocks = stride ? 8'((h.rows[10:0] + 11'd1) >> 1) : 8'((h.rows[10:0] + 11'd7) >> 3);
   logic [31:0] a_need_q, b_need_q, length_q, accumulator_need_q;
   logic [7:0]  early_error_q;
   logic [63:0] bound_q;
@@ -192,7 +207,7 @@ module loader
     if (to_g || is_wgrad) out_of_buffer |= 32'(h.base_b) + b_need_q > DEPTH_G;
     if (to_w || is_conv) out_of_buffer |= 32'(h.base_b) + b_need_q > DEPTH_W;
     if (to_e) out_of_buffer |= 32'(h.base_epilogue) + 32'(h.rows) > DEPTH_EPILOGUE;
-    if (codes) out_of_buffer |= 32'(h.base_epilogue) + 32'(h.out_groups) * CHANNELS > DEPTH_EPILOGUE;
+    if (codes || float_out) out_of_buffer |= 32'(h.base_epilogue) + 32'(h.out_groups) * CHANNELS > DEPTH_EPILOGUE;
     if (is_wgrad || is_read) out_of_buffer |= 32'(h.base_accumulator) + accumulator_need_q > DEPTH_ACCUMULATOR;
     overflow = (is_conv || is_wgrad)
             && bound_q > ((is_wgrad || h.format == FORMAT_INT64) ? 64'd1 << (ACC_BITS - 1) : 64'd1 << 31);
@@ -383,11 +398,11 @@ module loader
           end
         end
       CHECK1: begin
-        blocks_q           <= 8'((h.rows[10:0] + 11'd7) >> 3);
-        group_planes_q     <= 12'(h.groups[6:0]) * 12'(h.a_bits[4:0]);
-        out_group_planes_q <= (is_wgrad ? 12'd1 : 12'(h.groups[6:0])) * 12'(h.b_bits[4:0]);
-        group_pairs_q      <= 13'(h.out_groups[6:0]) * (13'(h.groups[6:0]) + 13'(ones));
-        row_images_q       <= 17'(h.rows[10:0]) * 17'(h.images[6:0]);
+        image_blocks_q <= 15'(blocks) * 15'(h.images[6:0]);
+        group_planes_q <= 12'(h.groups[6:0]) * 12'(h.a_bits[4:0]);
+        b_planes_q     <= 12'(is_wgrad ? h.out_groups[6:0] : h.groups[6:0]) * 12'(h.b_bits[4:0]);
+        group_tiles_q  <= 17'(group_pairs) * 17'($countones(h.taps[8:0]));
+        row_images_q   <= 17'(h.rows[10:0]) * 17'(h.images[6:0]);
         bound_q            <= is_conv ? 64'(h.groups[6:0]) * 64'(DOT_BITS)
                                       : 64'(h.rows[10:0]) * 64'(h.images[6:0]) * 64'(LANES);
         early_error_q <= h.magic != MAGIC || h.version != 8'(CONTRACT_VERSION) ? ERR_BAD_MAGIC
@@ -397,12 +412,12 @@ module loader
         state_q <= CHECK2;
       end
       CHECK2: begin
-        a_need_q <= 32'(blocks_q) * 32'(group_planes_q) * 32'(h.images[6:0]);
+        a_need_q <= 32'(27'(image_blocks_q) * 27'(group_planes_q));
         b_need_q <= to_w ? 32'(h.rows)
-                  : to_g ? 32'(blocks_q) * 32'(group_planes_q) * 32'(h.images[6:0])
-                  : is_conv ? 32'(out_group_planes_q) * 32'(h.out_groups[6:0])
-                  : 32'(blocks_q) * 32'(out_group_planes_q) * 32'(h.images[6:0]) * 32'(h.out_groups[6:0]);
-        accumulator_need_q <= is_read ? 32'(h.rows) : 32'(group_pairs_q) * 32'(TAPS * (CHANNELS + 1));
+                  : to_g ? 32'(27'(image_blocks_q) * 27'(group_planes_q))
+                  : is_conv ? 32'(19'(b_planes_q) * 19'(h.out_groups[6:0]))
+                  : 32'(27'(image_blocks_q) * 27'(b_planes_q));
+        accumulator_need_q <= is_read ? 32'(h.rows) : 32'(group_tiles_q) * 32'(CHANNELS + 1);
         length_q <= to_w ? 32'(h.rows) * 32'(WEIGHT_WORDS)
                   : to_e ? 32'(h.rows) * 32'd2
                   : !tensor ? 32'd0

@@ -2,7 +2,8 @@
 // im2col by wiring: turns row words into the operands of the dot-product array.
 //
 // Output and input gradient: lane p sees the 9 taps x C channels around pixel p of one row; both lane halves get the
-// same weights.  Weight gradient: lane (half h, channel ic) sees that channel along 4 rows of pixels, shifted by the
+// same weights.  With stride 2 the row's even columns (under the middle tap) and odd columns (left and right) come from
+// rows of their own, so that all nine taps are there at once.  Weight gradient: lane (half h, channel ic) sees that channel along 4 rows of pixels, shifted by the
 // tap's column; the tap's row is applied by rotating the output gradient's banks against it.
 `default_nettype none
 
@@ -45,11 +46,14 @@ module operand_network
 
   logic [LANES-1:0][DOT_BITS-1:0]         a_d, a_q;
   logic [1:0][CHANNELS-1:0][DOT_BITS-1:0] b_d, b_q;
-  logic [ROW-1:0]                         row, left_row, right_row;
+  logic [ROW-1:0]                         row, middle_row, left_row, right_row;
+  logic [2:0]                             first_bank;  // of the row above, under stride 2 its odd columns
+  assign first_bank = step_i.stride ? {step_i.row[0], 2'b11} + 3'd4 : step_i.row + 3'd7;
 
   always_comb begin
     a_d = '0;
     row = '0;
+    middle_row = '0;
     left_row = '0;
     right_row = '0;
     if (step_i.wgrad) begin
@@ -67,12 +71,16 @@ module operand_network
       end
     end else begin
       for (int unsigned ky = 0; ky < 3; ky++) begin
-        row = a_rows_i[3'(32'(step_i.row) + ky + 7)] & {ROW{step_i.row_valid[ky]}};
+        row = a_rows_i[first_bank+3'(step_i.stride ? 2*ky : ky)] & {ROW{step_i.row_valid[ky]}};
+        // under stride 2 the even columns lie one bank before the odd ones, in one of two even banks
+        middle_row = row;
+        if (step_i.stride)
+          middle_row = a_rows_i[step_i.row[0] ? 3'(2*ky+2) : 3'(2*ky+6)] & {ROW{step_i.row_valid[ky]}};
         left_row  = (row << CHANNELS) & left_mask;
-        right_row = (row >> CHANNELS) & right_mask;
+        right_row = step_i.stride ? row : (row >> CHANNELS) & right_mask;
         for (int unsigned p = 0; p < LANES; p++)
           a_d[p][3*ky*CHANNELS+:3*CHANNELS] = {
-            right_row[p*CHANNELS+:CHANNELS], row[p*CHANNELS+:CHANNELS], left_row[p*CHANNELS+:CHANNELS]
+            right_row[p*CHANNELS+:CHANNELS], middle_row[p*CHANNELS+:CHANNELS], left_row[p*CHANNELS+:CHANNELS]
           };
       end
     end

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Precision scheduling: walks images, rows, channel groups and taps of one command, and for every tile the pairs of
-// bit planes by falling anti-diagonals, one array step per cycle.  Planes masked out by the packet take no time.
+// bit planes by falling anti-diagonals, one array step per cycle.  Planes that the packet masks out, or that are zero
+// throughout the buffer, take no time.
 `default_nettype none
 
 module sequencer
@@ -22,6 +23,10 @@ module sequencer
     output logic [7:0][AW-1:0]    a_address_o,
     output logic [7:0][GW-1:0]    g_address_o,
     output logic [WW-1:0]         w_address_o,
+    // search for zero planes: whether anything is set at an address of A or G
+    output logic [16:0]           flag_address_o,
+    input  wire                   flag_a_i,
+    input  wire                   flag_g_i,
     // array step, with the buffers' data; the tile that the step belongs to
     output step_t                 step_o,
     output tile_t                 tile_o,
@@ -40,13 +45,20 @@ module sequencer
     output logic                  skipped_valid_o,
     output logic [31:0]           skipped_o
 );
-  typedef enum logic [2:0] {IDLE, SETUP1, SETUP2, TILE, RUN, JOB} state_t;
+  typedef enum logic [2:0] {IDLE, SETUP1, SETUP2, SEARCH, TILE, RUN, JOB} state_t;
   state_t state_q;
 
   header_t h;
   assign h = command_i.header;
-  logic is_conv;
+  logic is_conv, stride;
   assign is_conv = h.opcode == OP_CONV;
+  assign stride  = is_conv && h.flags[FLAG_STRIDE_2];
+
+  // A product of two small numbers, added up from shifted terms: a DSP slice would be wasted on it.
+  function automatic logic [18:0] times(input logic [13:0] a, input logic [4:0] b);
+    times = '0;
+    for (int unsigned k = 0; k < 5; k++) if (b[k]) times = times + (19'(a) << k);
+  endfunction
 
   // ---- constants of the command --------------------------------------------------------------------------------
   logic [7:0]  blocks_q;       // blocks of eight rows per image
@@ -54,12 +66,17 @@ module sequencer
   logic [11:0] b_stride_q;     // groups * b_bits (weights), or out_groups * b_bits (gradient)
   logic [13:0] inner_q;        // steps of a plane pair
   logic [22:0] full_q, full_ones_q;  // steps of a tile without skipping
+  logic [15:0] a_found_q, b_found_q; // planes that may be other than zero
+  logic        search_g_q;           // A is done, G is searched
+  logic [16:0] search_q;
+  logic [4:0]  search_plane_q;
 
   // ---- position ------------------------------------------------------------------------------------------------
   logic [6:0]  image_q, group_q, out_group_q;
   logic [10:0] row_q;
   logic [3:0]  tap_q;
   logic [16:0] a_outer_q, b_outer_q, a_offset_q, b_offset_q, entry_q;
+  logic [31:0] row_index_q, tile_index_q;  // random index of the row, of the tile
   logic [13:0] n_q;            // inner step
   logic [7:0]  block_q;        // block of the inner step (weight gradient)
   logic [4:0]  diagonal_q;
@@ -72,7 +89,9 @@ module sequencer
   logic [4:0] a_bits;
   assign a_bits = ones ? 5'd1 : h.a_bits[4:0];
   logic [15:0] a_planes;
-  assign a_planes = ones ? 16'd1 : h.a_planes;
+  assign a_planes = ones ? 16'd1 : h.a_planes & a_found_q;
+  logic [15:0] b_planes;
+  assign b_planes = h.b_planes & b_found_q;
   logic sums;
   assign sums = !is_conv || h.flags[FLAG_A_SUM];
 
@@ -80,7 +99,7 @@ module sequencer
   function automatic logic [15:0] pairs_of(input logic [4:0] diagonal);
     for (int unsigned i = 0; i < 16; i++) begin
       automatic logic [5:0] j = {1'b0, diagonal} - 6'(i);
-      pairs_of[i] = !j[5] && !j[4] && a_planes[i] && (h.b_planes[j[3:0]] || (j == 0 && sums));
+      pairs_of[i] = !j[5] && !j[4] && a_planes[i] && (b_planes[j[3:0]] || (j == 0 && sums));
     end
   endfunction
 
@@ -107,7 +126,7 @@ module sequencer
 
   // ---- what exists around this step ------------------------------------------------------------------------------
   logic [2:0] conv_row_valid;
-  assign conv_row_valid = {row_q != 11'(h.rows) - 11'd1, 1'b1, row_q != 0};
+  assign conv_row_valid = {stride || row_q != 11'(h.rows) - 11'd1, 1'b1, row_q != 0};
   logic signed [11:0] rows_left;  // rows from the block's first to the image's last
   assign rows_left = $signed({1'b0, h.rows[10:0]}) - $signed({1'b0, block_q, 3'b000});
   logic [1:0] dy, dx;
@@ -125,8 +144,8 @@ module sequencer
   assign a_address = a_outer_q + a_offset_q + 17'(i_sel);
   assign b_address = b_outer_q + b_offset_q + 17'(j_sel);
   logic row_before, row_after;  // bank 7 holds the row before the block, bank 0 the row after it
-  assign row_before= is_conv ? row_q[2:0] == 3'd0 : dy == 2'd0;
-  assign row_after = is_conv ? row_q[2:0] == 3'd7 : dy == 2'd2;
+  assign row_before= !is_conv ? dy == 2'd0 : stride ? !row_q[0] : row_q[2:0] == 3'd0;
+  assign row_after = !is_conv ? dy == 2'd2 : !stride && row_q[2:0] == 3'd7;
 
   // ---- outputs, registered: addresses first, the step one cycle later ---------------------------------------------
   step_t step_d, step_q, step2_q;
@@ -142,10 +161,11 @@ module sequencer
     step_d.sum_negative  = h.flags[FLAG_A_SIGNED] && !ones && 5'(i_sel) == a_bits - 5'd1;
     step_d.last          = tile_last;
     step_d.bubble        = bubble;
-    step_d.zero_b        = !h.b_planes[j_sel];
+    step_d.zero_b        = !b_planes[j_sel];
     step_d.wgrad         = !is_conv;
     step_d.ones          = ones;
     step_d.row           = row_q[2:0];
+    step_d.stride        = stride;
     step_d.row_valid     = conv_row_valid;
     step_d.dx            = dx;
     step_d.dy            = dy;
@@ -162,6 +182,16 @@ module sequencer
     tile_d.clear      = h.flags[FLAG_CLEAR];
     tile_d.entry      = entry_q;
     tile_d.position   = command_i.position;
+    tile_d.first      = row_q == 0 && image_q == 0;
+    tile_d.last       = command_last;
+    tile_d.pixels     = h.pixels[5:0];
+    tile_d.stochastic = h.flags[FLAG_STOCHASTIC];
+    tile_d.key            = h.key;
+    tile_d.index          = tile_index_q;
+    tile_d.channel_stride = h.channel_stride;
+    tile_d.image_stride   = h.image_stride;
+    tile_d.pixel_stride   = h.pixel_stride;
+    tile_d.segment_start  = h.segment_start[LANES-1:0];
   end
 
   logic [7:0][AW-1:0] a_address_q;
@@ -173,6 +203,7 @@ module sequencer
       g_address_q[b] <= GW'(b_address);
     end
     if (row_before) a_address_q[7] <= AW'(a_address - 17'(a_stride_q));
+    if (row_before && stride) a_address_q[6] <= AW'(a_address - 17'(a_stride_q));
     if (row_after) a_address_q[0] <= AW'(a_address + 17'(a_stride_q));
     w_address_q <= WW'(b_address);
     step_q  <= step_d;
@@ -195,11 +226,21 @@ module sequencer
   logic [4:0] top_diagonal;
   assign top_diagonal = 5'(6'(a_bits) + h.b_bits[5:0] - 6'd2);
   logic row_end, command_last;
+  // taps of the weight gradient, by rising number
+  logic [8:0] taps_left;
+  logic [3:0] first_tap, next_tap;
   always_comb begin
+    taps_left = h.taps[8:0] & (9'h1FE << tap_q);
+    first_tap = '0;
+    next_tap  = '0;
+    for (int t = 8; t >= 0; t--) begin
+      if (h.taps[t]) first_tap = 4'(t);
+      if (taps_left[t]) next_tap = 4'(t);
+    end
     row_end = out_group_q == h.out_groups[6:0] - 7'd1;
     if (is_conv) command_last = row_end && row_q == h.rows[10:0] - 11'd1 && image_q == h.images[6:0] - 7'd1;
     else
-      command_last = row_end && tap_q == 4'd8 && group_q == h.groups[6:0] - 7'(!h.flags[FLAG_ONES]);
+      command_last = row_end && taps_left == 0 && group_q == h.groups[6:0] - 7'(!h.flags[FLAG_ONES]);
   end
 
   logic job_open_q;
@@ -215,6 +256,10 @@ module sequencer
   logic [16:0] b_tile_step;
   assign b_tile_step = is_conv ? 17'(b_stride_q) : 17'(h.b_bits);
 
+  logic last_row;
+  assign last_row = row_q == h.rows[10:0] - 11'd1;
+  assign flag_address_o = search_q;
+
   always_ff @(posedge clk_i) begin
     unique case (state_q)
       IDLE:
@@ -225,13 +270,20 @@ module sequencer
         end
       SETUP1: begin
         blocks_q    <= 8'((h.rows[10:0] + 11'd7) >> 3);
-        a_stride_q  <= 12'(h.groups[6:0]) * 12'(h.a_bits[4:0]);
-        b_stride_q  <= 12'(is_conv ? h.groups[6:0] : h.out_groups[6:0]) * 12'(h.b_bits[4:0]);
+        a_stride_q  <= 12'(times(14'(h.groups[6:0]), h.a_bits[4:0]));
+        b_stride_q  <= 12'(times(14'(is_conv ? h.groups[6:0] : h.out_groups[6:0]), h.b_bits[4:0]));
+        a_found_q   <= {16{!h.flags[FLAG_SKIP_ZERO]}};
+        b_found_q   <= {16{is_conv || !h.flags[FLAG_SKIP_ZERO]}};
+        search_g_q  <= 1'b0;
+        search_q    <= 17'(h.base_a);
+        search_plane_q <= '0;
+        row_index_q <= h.index;
+        tile_index_q <= h.index;
         image_q     <= '0;
         group_q     <= '0;
         out_group_q <= '0;
         row_q       <= '0;
-        tap_q       <= is_conv ? 4'd4 : 4'd0;
+        tap_q       <= is_conv ? 4'd4 : first_tap;
         a_outer_q   <= 17'(h.base_a);
         b_outer_q   <= 17'(h.base_b);
         entry_q     <= is_conv ? 17'(h.base_epilogue) : 17'(h.base_accumulator);
@@ -239,11 +291,29 @@ module sequencer
       end
       SETUP2: begin
         inner_q <= is_conv ? 14'(h.groups) : 14'(h.images[6:0]) * 14'(blocks_q);
-        state_q <= TILE;
+        state_q <= h.flags[FLAG_SKIP_ZERO] ? SEARCH : TILE;
+      end
+      SEARCH: begin
+        search_q <= search_q + 17'd1;
+        search_plane_q <= search_plane_q + 5'd1;
+        if (search_g_q) begin
+          b_found_q[search_plane_q[3:0]] <= b_found_q[search_plane_q[3:0]] || flag_g_i;
+          if (8'(search_plane_q) == h.b_bits - 8'd1) search_plane_q <= '0;
+          if (search_q == command_i.b_end - 17'd1) state_q <= TILE;
+        end else begin
+          a_found_q[search_plane_q[3:0]] <= a_found_q[search_plane_q[3:0]] || flag_a_i;
+          if (8'(search_plane_q) == h.a_bits - 8'd1) search_plane_q <= '0;
+          if (search_q == command_i.a_end - 17'd1) begin
+            search_plane_q <= '0;
+            search_g_q     <= 1'b1;
+            search_q       <= 17'(h.base_b);
+            if (is_conv) state_q <= TILE;
+          end
+        end
       end
       TILE: begin  // first tile of a command
-        full_q      <= 23'(inner_q) * 23'(h.a_bits[4:0]) * 23'(h.b_bits[4:0]);
-        full_ones_q <= 23'(inner_q) * 23'(h.b_bits[4:0]);
+        full_q      <= 23'(inner_q) * 23'(times(14'(h.a_bits[4:0]), h.b_bits[4:0]));
+        full_ones_q <= 23'(times(inner_q, h.b_bits[4:0]));
         diagonal_q  <= top_diagonal;
         pairs_q     <= pairs_of(top_diagonal);
         first_q     <= 1'b1;
@@ -283,19 +353,22 @@ module sequencer
               out_group_q <= row_end ? '0 : out_group_q + 7'd1;
               b_outer_q   <= row_end ? 17'(h.base_b) : b_outer_q + b_tile_step;
               entry_q     <= row_end ? 17'(h.base_epilogue) : entry_q + 17'(CHANNELS);
+              tile_index_q <= tile_index_q + h.channel_stride * CHANNELS;
               if (row_end) begin
+                row_index_q  <= row_index_q + h.row_stride;
+                tile_index_q <= row_index_q + h.row_stride;
                 row_q <= row_q + 11'd1;
-                if (row_q == h.rows[10:0] - 11'd1) begin
+                if (last_row) begin
                   row_q   <= '0;
                   image_q <= image_q + 7'd1;
                 end
-                if (row_q[2:0] == 3'd7 || row_q == h.rows[10:0] - 11'd1) a_outer_q <= a_outer_q + 17'(a_stride_q);
+                if (last_row || (stride ? row_q[0] : row_q[2:0] == 3'd7)) a_outer_q <= a_outer_q + 17'(a_stride_q);
               end
             end else begin
               entry_q <= entry_q + 17'(CHANNELS + 1);
-              tap_q   <= tap_q + 4'd1;
-              if (tap_q == 4'd8) begin
-                tap_q <= '0;
+              tap_q   <= next_tap;
+              if (taps_left == 0) begin
+                tap_q <= first_tap;
                 if (group_q == h.groups[6:0] - 7'(!h.flags[FLAG_ONES])) begin
                   group_q     <= '0;
                   out_group_q <= out_group_q + 7'd1;

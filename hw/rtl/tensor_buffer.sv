@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One tensor buffer: eight row banks, each a row word wide, written one 128-bit beat at a time, all read at once.
+// Beside it a bit for every row word tells whether any of its bits is set, so that zero planes are found by address.
 `default_nettype none
 
 module tensor_buffer #(
@@ -17,7 +18,10 @@ module tensor_buffer #(
     input  wire  [BEAT-1:0]            write_data_i,
     input  wire                        read_i,
     input  wire  [7:0][AW-1:0]         read_address_i,
-    output logic [7:0][WIDTH-1:0]      read_data_o
+    output logic [7:0][WIDTH-1:0]      read_data_o,
+    // whether any bank's row word at this address has a bit set, in the same cycle
+    input  wire  [AW-1:0]              flag_address_i,
+    output logic                       flag_o
 );
   if (WIDTH % BEAT != 0) begin : gen_check
     $error("tensor_buffer: WIDTH = %0d is no multiple of %0d", WIDTH, BEAT);
@@ -34,6 +38,19 @@ module tensor_buffer #(
       assign read_data_o[b][s*BEAT+:BEAT] = data_q;
     end
   end
+
+  // a row word is written slice by slice from the first, which starts its bit anew
+  logic [7:0] flags;
+  for (genvar b = 0; b < 8; b++) begin : gen_flag
+    (* ram_style = "distributed" *) logic flag[DEPTH];
+    logic was_set;
+    assign was_set = flag[write_address_i] && write_slice_i != 0;
+    always_ff @(posedge clk_i)
+      if (write_i && write_bank_i == 3'(b)) flag[write_address_i] <= was_set || write_data_i != 0;
+    assign flags[b] = flag[flag_address_i];
+    initial for (int unsigned k = 0; k < DEPTH; k++) flag[k] = 1'b0;  // as the memory after configuration
+  end
+  assign flag_o = |flags;
 endmodule
 
 `default_nettype wire
