@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from host.programs import ProgramBuilder, accumulator_entries, conv_fits, tensor_addresses, wgrad_fits
-from hw.contract import MAX_BITS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from host.packing import pack_affine
+from host.programs import ALL_TAPS, ProgramBuilder, accumulator_entries, conv_fits, tensor_addresses, wgrad_fits
+from hw.contract import MAX_BITS, ROW_BANKS, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
 
 U64 = npt.NDArray[np.uint64]
@@ -62,6 +63,19 @@ class _Sweep:
         full = (1 << bits) - 1
         return full if self.draw(0, 1) else self.draw(0, full)
 
+    def randomness(self) -> dict[str, int]:
+        """Fields of stochastic rounding."""
+        names = ("key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride")
+        return {name: self.draw(0, (1 << 32) - 1) for name in names}
+
+    def tensor_words(self, images: int, rows: int, groups: int, bits: int) -> U64:
+        """PACKED payload; now and then with planes that are zero."""
+        words = self.words(images * rows * groups * bits * self.design.row_words)
+        if self.draw(0, 2) == 0:
+            zero = self.rng.random(bits) < 0.5
+            words.reshape(images * rows * groups, bits, -1)[:, zero] = 0
+        return words
+
     def flags(self, *choices: Flag) -> int:
         return sum(int(flag) for flag in choices if self.draw(0, 1))
 
@@ -79,8 +93,7 @@ class _Sweep:
             "base_a" if target == Target.A else "base_b": base,
         }
         if images > 1 or self.draw(0, 1):
-            payload = self.words(images * rows * groups * bits * self.design.row_words)
-            self.builder.packet(Opcode.LOAD, payload, **fields)
+            self.builder.packet(Opcode.LOAD, self.tensor_words(images, rows, groups, bits), **fields)
             return base
         count = rows * groups * self.design.lanes * self.design.channels
         scale = np.float32(2.0 ** self.draw(-8, 8))
@@ -96,8 +109,7 @@ class _Sweep:
         values[where] = self.rng.choice(corners, size=int(where.sum()))
         flags = self.flags(Flag.A_SIGNED, Flag.STOCHASTIC)
         if flags & Flag.STOCHASTIC:
-            names = ("key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride")
-            fields |= {name: self.draw(0, (1 << 32) - 1) for name in names}
+            fields |= self.randomness()
         self.builder.packet(
             Opcode.LOAD,
             values.view(np.uint64),
@@ -110,15 +122,20 @@ class _Sweep:
         )
         return base
 
-    def load_entries(self, target: Target, entries: int) -> int:
-        """LOAD weights or epilogue entries at a random base, which is returned."""
+    def affine(self, entries: int) -> U64:
+        """Epilogue entries that hold moderate scales and offsets."""
+        scale, offset = (self.rng.normal(size=(2, entries)) * 2.0 ** self.draw(-20, 20)).astype(np.float32)
+        return pack_affine(scale, offset)
+
+    def load_entries(self, target: Target, entries: int, payload: U64 | None = None) -> int:
+        """LOAD weights or epilogue entries, random ones by default, at a random base, which is returned."""
         d = self.design
         depth, size = (d.depth_w, d.weight_words) if target == Target.W else (d.depth_epilogue, 2)
         base = self.draw(0, depth - entries)
         field = "base_b" if target == Target.W else "base_epilogue"
         self.builder.packet(
             Opcode.LOAD,
-            self.words(entries * size),
+            self.words(entries * size) if payload is None else payload,
             target=int(target),
             rows=entries,
             groups=1,
@@ -144,19 +161,38 @@ class _Sweep:
             return
         out_groups = self.draw(1, 2)
         fields = {"base_a": base_a, "base_b": self.load_entries(Target.W, out_groups * groups * b_bits)}
-        form = OutputFormat(self.draw(0, 2))
+        form = OutputFormat(self.draw(0, len(OutputFormat) - 1))
         if not conv_fits(self.design, groups, self.a_bits, b_bits, False):
             form = OutputFormat.INT64
+        optional: tuple[Flag, ...] = ()
+        entries = out_groups * self.design.channels
         if form == OutputFormat.CODES:
             fields |= {
-                "base_epilogue": self.load_entries(Target.E, out_groups * self.design.channels),
+                "base_epilogue": self.load_entries(Target.E, entries),
                 "out_bits": self.draw(1, MAX_BITS),
                 "shift": self.draw(0, 47),
             }
-        optional = (Flag.RELU, Flag.OUT_SIGNED) if form == OutputFormat.CODES else (Flag.A_SUM,)
-        fields |= {"flags": self.flags(Flag.A_SIGNED, Flag.B_SIGNED, *optional), "format": form}
-        self.builder.packet(Opcode.CONV, **self.product(shape, b_bits), **fields, out_groups=out_groups)
+            optional = (Flag.RELU, Flag.OUT_SIGNED, *((Flag.STOCHASTIC,) if self.design.rounding_lanes else ()))
+        elif form == OutputFormat.STATISTICS:
+            fields["pixels"] = self.draw(1, self.design.lanes)
+        elif form == OutputFormat.FLOAT32:
+            fields["base_epilogue"] = self.load_entries(Target.E, entries, self.affine(entries))
+        else:
+            optional = (Flag.A_SUM,)
+        product = self.product(shape, b_bits)
+        if shape["rows"] % 4 == 0 and self.draw(0, 1):
+            optional += (Flag.STRIDE_2,)
+        flags = self.flags(Flag.A_SIGNED, Flag.B_SIGNED, *optional) | self.skip_zero(shape)
+        if flags & Flag.STRIDE_2:
+            product["rows"] //= 4
+        if flags & Flag.STOCHASTIC:
+            fields |= self.randomness()
+        self.builder.packet(Opcode.CONV, **product, **fields, flags=flags, format=form, out_groups=out_groups)
         self.points.add(("CONV", self.a_bits, b_bits))
+
+    def skip_zero(self, shape: dict[str, int]) -> int:
+        """SKIP_ZERO now and then, if every bank of the tensors has been written."""
+        return self.flags(Flag.SKIP_ZERO) if shape["rows"] % ROW_BANKS == 0 else 0
 
     def wgrad(self, shape: dict[str, int], base_a: int, b_bits: int) -> None:
         d, groups, rows, images = self.design, shape["groups"], shape["rows"], shape["images"]
@@ -164,8 +200,9 @@ class _Sweep:
             return
         out_groups = self.draw(1, 2)
         base_g = self.load_tensor(Target.G, rows, out_groups, images, b_bits)
-        flags = self.flags(Flag.A_SIGNED, Flag.B_SIGNED, Flag.ONES)
-        entries = accumulator_entries(d, out_groups, groups, bool(flags & Flag.ONES))
+        flags = self.flags(Flag.A_SIGNED, Flag.B_SIGNED, Flag.ONES) | self.skip_zero(shape)
+        taps = (ALL_TAPS, 1 << self.draw(0, 8), self.draw(1, ALL_TAPS))[self.draw(0, 2)]
+        entries = accumulator_entries(d, out_groups, groups, bool(flags & Flag.ONES), taps)
         base = self.draw(0, d.depth_accumulator - entries)
         fields = {
             **self.product(shape, b_bits),
@@ -173,6 +210,7 @@ class _Sweep:
             "base_a": base_a,
             "base_b": base_g,
             "base_accumulator": base,
+            "taps": taps,
         }
         self.builder.packet(Opcode.WGRAD, **fields, flags=flags | int(Flag.CLEAR))
         # once more on top where two sums surely fit
@@ -187,6 +225,8 @@ class _Sweep:
     def run(self, b_range: Iterable[int]) -> None:
         """A few products for each precision of the second operand."""
         images, rows, groups = self.draw(1, 2), self.draw(1, 11), self.draw(1, 2)
+        if self.draw(0, 1):
+            rows = 4 * self.draw(1, 2)  # what a stride of two can look at
         while tensor_addresses(images, rows, groups, self.a_bits) > min(self.design.depth_a, self.design.depth_g):
             images, groups = 1, 1
         shape = {"images": images, "rows": rows, "groups": groups}
