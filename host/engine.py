@@ -3,12 +3,15 @@
 Lowering, in short:
 
 - a *correlation* is the common form of output and input gradient: ``y[n,o,i,j] = sum a[n,c,i+dy,j+dx] k[o,c,dy,dx]``
-  over any range of offsets.  Stride 2 (or more) in a forward product turns the phases of the input into extra input
-  channels, in an input gradient the phases of the result into extra output channels;
+  over any range of offsets.  The common 3x3 kernel with stride 2 runs as it is; other strides of a forward product
+  turn the phases of the input into extra input channels, in an input gradient the phases of the result into extra
+  output channels;
 - offsets are cut into *pieces* of up to three by three, each with a *centre*: the fabric computes the piece at pixel
   ``i + centre``, so one tensor in the buffer serves all pieces;
 - images are cut into *tiles* with a halo of one pixel where they are wider than the lanes or taller than the buffer,
   and put side by side where they are narrower; channels are cut into blocks that fit buffers and accumulators;
+- a weight gradient computes the taps in use and no others; strided layers accumulate phase by phase;
+- a matrix product may contract along pixels, as a weight gradient does, where that is quicker;
 - partial results of pieces and input blocks are added on the host, in 64-bit integers.
 
 Buffer halves are used in turn, so that the fabric can load the next tensor while it computes on the last one.
@@ -19,7 +22,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -35,13 +37,15 @@ from host.programs import (
     wgrad_fits,
 )
 from hw import contract
-from hw.contract import TAPS, OutputFormat, Target
+from hw.contract import ROW_BANKS, TAPS, OutputFormat, Target
+from hw.cycles import contracts
 from hw.design import Design
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Array = npt.NDArray[np.generic]
 Recorder = Callable[[U64, Result], None]
+_View = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # centre; span of rows and columns
 
 DEFAULT_PROGRAM_WORDS = 1 << 21  #: a program is closed when its words and results pass this
 _MAX_READ = 65535
@@ -202,12 +206,16 @@ class _Tensor:
         grid: grid of the codes.
         index: random index of element [0, 0, 0, 0]; only stochastic values use it.
         strides: steps of the random index along N, C, H, W.
+        planes: mask of the planes that may hold ones, or None if the host does not know.
+        rows_per: rows of H under one row of the output: 4 for the interleaved columns of STRIDE_2.
     """
 
     array: Array
     grid: Grid
     index: int = 0
     strides: tuple[int, int, int, int] = (0, 0, 0, 0)
+    planes: int | None = None
+    rows_per: int = 1
 
     @property
     def is_values(self) -> bool:
@@ -220,6 +228,11 @@ class _Tensor:
     @property
     def channels(self) -> int:
         return int(self.array.shape[1])
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Height and width at the resolution of the output."""
+        return self.array.shape[2] // self.rows_per, self.array.shape[3]
 
     @property
     def fill(self) -> np.float32 | np.uint16:
@@ -282,8 +295,8 @@ def _tensor(operand: Operand, what: str) -> _Tensor:
         return _Tensor(values, grid, 0, (c * h * w, h * w, w, 1))
     codes = np.asarray(operand.codes)
     packing.check_codes(codes, grid.bits, grid.signed, f"codes of the {what}")
-    masked = codes.astype(np.int64) & ((1 << grid.bits) - 1) if codes.size else codes
-    return _Tensor(masked.astype(np.uint16), grid)
+    masked = (codes.astype(np.int64) & ((1 << grid.bits) - 1)).astype(np.uint16)
+    return _Tensor(masked, grid, planes=int(np.bitwise_or.reduce(masked, axis=None)))
 
 
 def _mask_tensor(shape: tuple[int, int, int, int]) -> _Tensor:
@@ -302,6 +315,29 @@ def _row_of_pixels(tensor: _Tensor, lanes: int) -> _Tensor:
     return replace(
         tensor, array=padded.reshape(rows, width, channels).transpose(2, 0, 1)[None], strides=(0, c, width * n, n)
     )
+
+
+def _contracted(tensor: _Tensor, lanes: int) -> _Tensor:
+    """(N, K, 1, 1) with K along pixels, rows and images and N as channels: (images, N, rows, width)."""
+    count, inner = tensor.array.shape[:2]
+    width = min(lanes, inner)
+    rows = min(ROW_BANKS, -(-inner // width))
+    images = -(-inner // (rows * width))
+    padded = np.full((count, images * rows * width), tensor.fill, dtype=tensor.array.dtype)
+    padded[:, :inner] = tensor.array[:, :, 0, 0]
+    n, k, _, _ = tensor.strides
+    return replace(
+        tensor,
+        array=padded.reshape(count, images, rows, width).transpose(1, 0, 2, 3),
+        strides=(rows * width * k, n, width * k, k),
+    )
+
+
+def _interleaved(tensor: _Tensor) -> _Tensor:
+    """Even and odd columns of each row as two rows, for STRIDE_2: (N, C, 2*H, W/2)."""
+    n, c, h, w = tensor.array.shape
+    array = tensor.array.reshape(n, c, h, w // 2, 2).swapaxes(3, 4).reshape(n, c, 2 * h, w // 2)
+    return replace(tensor, array=array, index=0, strides=(0, 0, 0, 0), rows_per=4)
 
 
 def _merge_phases(tensor: _Tensor, phases: list[tuple[int, int]], stride: int) -> _Tensor:
@@ -326,8 +362,17 @@ def _split_range(total: int, step: int) -> Iterator[tuple[int, int]]:
 class _Run:
     """Programs of one product call: closes a program when it is long, and hands result words to whoever awaits them."""
 
-    def __init__(self, device: Device, limit: int, timeout: float, recorder: Recorder | None, context: str) -> None:
+    def __init__(
+        self,
+        device: Device,
+        limit: int,
+        timeout: float,
+        recorder: Recorder | None,
+        skip_zero: bool,
+        context: str,
+    ) -> None:
         self.device, self.limit, self.timeout, self.recorder, self.context = device, limit, timeout, recorder, context
+        self.skip_zero = skip_zero
         self.design = device.info.design
         self.builder = ProgramBuilder(self.design)
         self.counters: dict[str, int] = {"PROGRAMS": 0}
@@ -478,6 +523,8 @@ def _load_at(
         return _Cut(cut.start - by, cut.stop - by, 0, 0)
 
     rows, columns = stack.tile.rows, stack.tile.columns
+    if tensor.rows_per > 1:
+        rows = _Cut(rows.start * tensor.rows_per, rows.stop * tensor.rows_per, 0, 0)
     images = slice(stack.first, stack.first + stack.count)
     part = slice(first, min(first + groups * design.channels, tensor.channels))
     window = tensor.window(images, part, moved(rows, shift[0]), moved(columns, shift[1]))
@@ -518,36 +565,53 @@ def _fitting_images(design: Design, rows: int, images: int, a_bits: int, b_bits:
     return images
 
 
-class _GradientPass:
-    """WGRAD packets that add to the same accumulators, and the READs that fetch them in time.
+@dataclass(frozen=True)
+class _Job:
+    """A piece of a weight gradient's kernel, and where its sums go.
 
-    Args:
-        into, out: first group and number of groups of a, and of g.
+    Attributes:
+        a: (N, Ca, H, W).
         dot: int64 (O, Ca, ny, nx), added to.
         a_sum: int64 (Ca, ny, nx), added to, or None if the fabric's sums are not wanted.
         b_sum: int64 (O, ny, nx), likewise; takes the ONES group.
     """
 
+    a: _Tensor
+    piece: _Piece
+    dot: I64
+    a_sum: I64 | None
+    b_sum: I64 | None
+
+    @property
+    def taps(self) -> int:
+        """Mask of the taps in use."""
+        return sum(1 << tap for tap, _, _ in self.piece.taps)
+
+
+class _GradientPass:
+    """WGRAD packets of a job that add to the same accumulators, and the READs that fetch them in time.
+
+    Args:
+        into, out: first group and number of groups of a, and of g.
+        base: first accumulator entry.
+    """
+
     def __init__(
-        self,
-        run: _Run,
-        piece: _Piece,
-        a: _Tensor,
-        g: _Tensor,
-        into: tuple[int, int],
-        out: tuple[int, int],
-        dot: I64,
-        a_sum: I64 | None,
-        b_sum: I64 | None,
+        self, run: _Run, job: _Job, g: _Tensor, into: tuple[int, int], out: tuple[int, int], base: int = 0
     ) -> None:
-        self._run, self._piece, self._a, self._g = run, piece, a, g
-        self._into, self._out = into, out
-        self._dot, self._a_sum, self._b_sum = dot, a_sum, b_sum
+        self._run, self._job, self._g = run, job, g
+        self.into, self._out, self._base = into, out, base
+        self._ones = job.b_sum is not None and into[0] == 0
+        self.entries = accumulator_entries(run.design, out[1], into[1], self._ones, job.taps)
         self._held = 0  #: bound on what the accumulators hold
+
+    @property
+    def job(self) -> _Job:
+        return self._job
 
     def add(self, stack: _Stack, base_a: int, base_g: int) -> None:
         """Accumulate what lies in A and G; reads and clears first if the accumulators could overflow."""
-        a, g, d = self._a.grid, self._g.grid, self._run.design
+        a, g, d = self._job.a.grid, self._g.grid, self._run.design
         rows = stack.tile.rows.size
         grows = rows * stack.images * d.lanes << (a.bits + g.bits)
         if self._held and self._held + grows > (1 << 47) - 1:
@@ -555,7 +619,7 @@ class _GradientPass:
         self._run.builder.wgrad(
             images=stack.images,
             rows=rows,
-            groups=self._into[1],
+            groups=self.into[1],
             out_groups=self._out[1],
             a_bits=a.bits,
             b_bits=g.bits,
@@ -564,58 +628,38 @@ class _GradientPass:
             segment_start=stack.tile.segment_start,
             base_a=base_a,
             base_g=base_g,
-            ones=self._b_sum is not None,
+            taps=self._job.taps,
+            ones=self._ones,
             clear=self._held == 0,
+            a_planes=self._job.a.planes,
+            b_planes=self._g.planes,
+            skip_zero=self._run.skip_zero,
+            base_accumulator=self._base,
         )
         self._held += grows
 
     def read(self) -> None:
         """Fetch the accumulators; the next packet clears them."""
-        d = self._run.design
+        d, job = self._run.design, self._job
         c = d.channels
-        (first, groups), (first_out, out_groups) = self._into, self._out
-        ones = self._b_sum is not None
+        (first, groups), (first_out, out_groups) = self.into, self._out
         wide = self._held >= 1 << 31
-        entries = accumulator_entries(d, out_groups, groups, ones)
 
-        values = np.zeros((entries, c), dtype=np.int64)
-        parts = self._entry_runs(out_groups * (groups + ones))
-        waiting = len(parts)
-
-        def receive(words: U64, start: int, count: int) -> None:
-            nonlocal waiting
-            values[start : start + count] = packing.unpack_entries(words, d, count, wide)
-            waiting -= 1
-            if waiting:
-                return
-            tile_dot, tile_sum = packing.gradient_tiles(values, d, out_groups, groups + ones)
+        def receive(words: U64) -> None:
+            values = packing.unpack_entries(words, d, self.entries, wide)
+            tile_dot, tile_sum = packing.gradient_tiles(values, d, out_groups, groups + self._ones)
             o, i = first_out * c, first * c
-            oc, ic = min(out_groups * c, self._g.channels - o), min(groups * c, self._a.channels - i)
-            for tap, ky, kx in self._piece.taps:
-                self._dot[o : o + oc, i : i + ic, ky, kx] += tile_dot[:oc, :ic, tap]
-                if self._a_sum is not None and o == 0:
-                    self._a_sum[i : i + ic, ky, kx] += tile_sum[:ic, tap]
-                if self._b_sum is not None:
-                    self._b_sum[o : o + oc, ky, kx] += tile_dot[:oc, groups * c, tap]
+            oc, ic = min(out_groups * c, self._g.channels - o), min(groups * c, job.a.channels - i)
+            for rank, (_, ky, kx) in enumerate(sorted(job.piece.taps)):
+                job.dot[o : o + oc, i : i + ic, ky, kx] += tile_dot[:oc, :ic, rank]
+                if job.a_sum is not None and o == 0:
+                    job.a_sum[i : i + ic, ky, kx] += tile_sum[:ic, rank]
+                if job.b_sum is not None and self._ones:
+                    job.b_sum[o : o + oc, ky, kx] += tile_dot[:oc, groups * c, rank]
 
-        for start, count in parts:
-            span = self._run.builder.read(count, start, OutputFormat.INT64 if wide else OutputFormat.INT32)
-            self._run.expect(span, partial(receive, start=start, count=count))
+        form = OutputFormat.INT64 if wide else OutputFormat.INT32
+        self._run.expect(self._run.builder.read(self.entries, self._base, form), receive)
         self._held = 0
-
-    def _entry_runs(self, tiles: int) -> list[tuple[int, int]]:
-        """Ranges (first entry, number) that hold the taps in use, of ``tiles`` times nine taps."""
-        step = self._run.design.channels + 1
-        taps = sorted(tap for tap, _, _ in self._piece.taps)
-        if 2 * len(taps) > TAPS:  # most are in use: one READ
-            return [(0, tiles * TAPS * step)]
-        runs: list[tuple[int, int]] = []
-        for tap in (tile * TAPS + tap for tile in range(tiles) for tap in taps):
-            if runs and sum(runs[-1]) == tap * step:
-                runs[-1] = (runs[-1][0], runs[-1][1] + step)
-            else:
-                runs.append((tap * step, step))
-        return runs
 
 
 # -- engine ---------------------------------------------------------------------------------------------------------
@@ -639,6 +683,32 @@ class _Unit:
     with_a_sum: bool
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Where a unit's weights lie, and the mask of their planes that hold ones."""
+
+    base: int
+    planes: int
+
+
+@dataclass(frozen=True)
+class _Sought:
+    """A weight gradient to compute with a given output gradient.
+
+    Attributes:
+        a: (N, Ca, H, W).
+        origin: offset of kernel element [0, 0].
+        dot: int64 (O, Ca, ny, nx), added to when the run's programs have run.
+        a_sum, b_sum: (Ca, ny, nx) and (O, ny, nx), likewise; b_sum may be None.
+    """
+
+    a: _Tensor
+    origin: tuple[int, int]
+    dot: I64
+    a_sum: I64
+    b_sum: I64 | None
+
+
 class FabricEngine:
     """Implements :class:`host.products.Engine` on a device.
 
@@ -652,6 +722,8 @@ class FabricEngine:
         recorder: called with the words and the result of every program, for replay on another device.
         keep_rows: whether ``meter.rows`` is filled.
         program_words: a program is closed when its words and results pass this number.
+        skip_zero: let the fabric look for zero planes itself.  Planes of codes that the host sees to be zero are
+            skipped in any case; this adds those of values, at one cycle per address and packet.
     """
 
     def __init__(
@@ -662,6 +734,7 @@ class FabricEngine:
         recorder: Recorder | None = None,
         keep_rows: bool = True,
         program_words: int = DEFAULT_PROGRAM_WORDS,
+        skip_zero: bool = False,
     ) -> None:
         self.device = device
         self.design: Design = device.info.design
@@ -670,11 +743,12 @@ class FabricEngine:
         self.meter = Meter()
         self._keep_rows = keep_rows
         self._program_words = program_words
+        self._skip_zero = skip_zero
 
     # -- bookkeeping ------------------------------------------------------------------------------------------------
 
     def _start(self, product: str) -> _Run:
-        return _Run(self.device, self._program_words, self.timeout, self.recorder, product)
+        return _Run(self.device, self._program_words, self.timeout, self.recorder, self._skip_zero, product)
 
     def _finish(self, run: _Run, product: str, a: Grid, b: Grid, m: ConvGeometry) -> None:
         run.flush()
@@ -727,6 +801,13 @@ class FabricEngine:
         run = self._start("forward")
         out_hw = m.out_hw
         linear = self._is_linear(m)
+        valid_y, valid_x = _valid(m)
+        b_sum = np.einsum("okl,ky,lx->oyx", weight.sum(axis=1), valid_y, valid_x)[None]
+        count = m.in_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
+        if linear and contracts(self.design, m.batch, m.in_channels, m.out_channels, x.grid.bits, w.grid.bits):
+            dot, a_sum = self._contract(run, tensor, Operand(w.grid, codes=weight[:, :, 0, 0]))
+            self._finish(run, "forward", x.grid, w.grid, m)
+            return Sums(dot, a_sum, b_sum, count)
         if linear:
             tensor = _row_of_pixels(tensor, self.design.lanes)
             out_hw = (tensor.array.shape[2], tensor.array.shape[3])
@@ -735,11 +816,16 @@ class FabricEngine:
         a_sum = np.zeros((batch, 1, *out_hw), dtype=np.int64)
         on_fabric = tensor.is_values
         ys, xs = (_axis_phases(k, m.stride, m.padding) for k in m.kernel)
-        if m.stride > 1 and not tensor.stochastic:
+        # the two columns of a pair have random indices one apart, which no LOAD of interleaved rows can say
+        at_stride_2 = self._halves(m) and not tensor.stochastic
+        if at_stride_2:
+            used = np.ones((1, m.in_channels, 3, 3), dtype=bool)
+            self._correlate(run, _interleaved(tensor), weight, used, used, (-1, -1), w.grid, dot, a_sum, on_fabric)
+        elif m.stride > 1 and not tensor.stochastic:
             y0, x0 = min(d for _, d, _ in ys), min(d for _, d, _ in xs)
             ny, nx = (max(d + len(i) for _, d, i in axis) - first for axis, first in ((ys, y0), (xs, x0)))
             kernel = np.zeros((m.out_channels, len(ys) * len(xs), m.in_channels, ny, nx), dtype=np.int64)
-            used: npt.NDArray[np.bool_] = np.zeros(kernel.shape[1:], dtype=bool)
+            used = np.zeros(kernel.shape[1:], dtype=bool)
             for p, ((_, dy, iy), (_, dx, ix)) in enumerate(itertools.product(ys, xs)):
                 at = (slice(dy - y0, dy - y0 + len(iy)), slice(dx - x0, dx - x0 + len(ix)))
                 kernel[:, p, :, at[0], at[1]] = weight[:, :, iy][:, :, :, ix]
@@ -755,16 +841,33 @@ class FabricEngine:
                 used = np.ones((1, m.in_channels, len(iy), len(ix)), dtype=bool)
                 self._correlate(run, part, kernel, used, used, (dy, dx), w.grid, dot, a_sum, on_fabric)
         self._finish(run, "forward", x.grid, w.grid, m)
-        if not on_fabric and not self._nine_taps(m):
+        if not on_fabric and not self._nine_taps(m) and not at_stride_2:
             a_sum = self._host_window_sums(host_codes(x).sum(axis=1), m)
         elif linear:
             a_sum = self._from_row(a_sum, m.batch)
         if linear:
             dot = self._from_row(dot, m.batch)
-        valid_y, valid_x = _valid(m)
-        b_sum = np.einsum("okl,ky,lx->oyx", weight.sum(axis=1), valid_y, valid_x)[None]
-        count = m.in_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
         return Sums(dot, a_sum, b_sum, count)
+
+    @staticmethod
+    def _halves(m: ConvGeometry) -> bool:
+        """Whether the fabric's own stride of two is that of the product."""
+        return m.kernel == (3, 3) and m.stride == 2 and m.padding == 1 and m.in_hw[0] % 2 == m.in_hw[1] % 2 == 0
+
+    def _contract(self, run: _Run, a: _Tensor, b: Operand) -> tuple[I64, I64]:
+        """Matrix product of a (N, K, 1, 1) and codes (O, K), contracted along pixels as weight gradients are.
+
+        Returns:
+            dot, int64 (N, O, 1, 1), and the sums of a, (N, 1, 1, 1); filled when the run's programs have run.
+        """
+        count, lanes = a.array.shape[0], self.design.lanes
+        assert b.codes is not None
+        weights = _contracted(_tensor(replace(b, codes=b.codes[:, :, None, None]), "weight"), lanes)
+        dot = np.zeros((b.shape[0], count, 1, 1), dtype=np.int64)
+        a_sum = np.zeros((count, 1, 1), dtype=np.int64)
+        missing = self._accumulate(run, [_Sought(_contracted(a, lanes), (0, 0), dot, a_sum, None)], weights)
+        assert not missing
+        return dot.swapaxes(0, 1), a_sum[:, None]
 
     @staticmethod
     def _nine_taps(m: ConvGeometry) -> bool:
@@ -837,6 +940,10 @@ class FabricEngine:
         tensor = _tensor(g, "output gradient")
         run = self._start("input_gradient")
         linear = self._is_linear(m)
+        if linear and contracts(self.design, m.batch, m.out_channels, m.in_channels, g.grid.bits, w.grid.bits):
+            dot, a_sum = self._contract(run, tensor, Operand(w.grid, codes=weight[:, :, 0, 0].T))
+            self._finish(run, "input_gradient", g.grid, w.grid, m)
+            return Sums(dot, a_sum, *self._back_sums(weight, m))
         if linear:
             tensor = _row_of_pixels(tensor, self.design.lanes)
         s = m.stride
@@ -902,31 +1009,37 @@ class FabricEngine:
         a_sum = np.zeros((1, m.in_channels, *m.kernel), dtype=np.int64)
         b_sum = np.zeros((m.out_channels, 1, *m.kernel), dtype=np.int64)
         ys, xs = (_axis_phases(k, s, m.padding) for k in m.kernel)
+        phases = list(itertools.product(ys, xs))
+        c = self.design.channels
+        # phases side by side in a group of channels save tiles if there are few channels, though all take all taps then
+        y0, x0 = min(y[1] for y in ys), min(x[1] for x in xs)
+        ny, nx = (max(d + len(i) for _, d, i in axis) - first for axis, first in ((ys, y0), (xs, x0)))
+        together = -(-len(phases) * m.in_channels // c) * ny * nx
+        apart = -(-m.in_channels // c) * m.kernel[0] * m.kernel[1]
         even = all(n % s == 0 for n in a.array.shape[2:])
-        merge = s > 1 and even and not a.stochastic
-        jobs: list[tuple[_Tensor, list[tuple[tuple[int, int, list[int]], tuple[int, int, list[int]]]]]] = []
-        if merge:
-            phases = list(itertools.product(ys, xs))
-            jobs.append((_merge_phases(a, [(y[0], x[0]) for y, x in phases], s), phases))
-        else:
-            for y, xx in itertools.product(ys, xs):
-                jobs.append((a.phase(y[0], xx[0], s) if s > 1 else a, [(y, xx)]))
-        pending = []
-        missing: set[str] = set()
-        for tensor, phases in jobs:
-            y0, x0 = min(y[1] for y, _ in phases), min(x[1] for _, x in phases)
-            ny = max(y[1] + len(y[2]) for y, _ in phases) - y0
-            nx = max(x[1] + len(x[2]) for _, x in phases) - x0
-            pending.append((phases, y0, x0, self._accumulate(run, tensor, b, (y0, x0), (ny, nx), missing)))
+        jobs = [(a.phase(y[0], x[0], s) if s > 1 else a, [(y, x)]) for y, x in phases]
+        if s > 1 and even and not a.stochastic and together < apart:
+            jobs = [(_merge_phases(a, [(y[0], x[0]) for y, x in phases], s), phases)]
+        wanted: list[_Sought] = []
+        for tensor, mine in jobs:
+            origin = (min(y[1] for y, _ in mine), min(x[1] for _, x in mine))
+            size = tuple(max(p[i][1] + len(p[i][2]) for p in mine) - origin[i] for i in (0, 1))
+            arrays = [
+                np.zeros((*lead, *size), dtype=np.int64)
+                for lead in ((m.out_channels, tensor.channels), (tensor.channels,), (m.out_channels,))
+            ]
+            wanted.append(_Sought(tensor, origin, *arrays))
+        missing = self._accumulate(run, wanted, b)
         self._finish(run, "weight_gradient", x.grid, g.grid, m)
-        for phases, y0, x0, (all_dot, all_a, all_b) in pending:
-            for p, ((_, dy, iy), (_, dx, ix)) in enumerate(phases):
-                mine = slice(p * m.in_channels, (p + 1) * m.in_channels)
+        for (_, here), found in zip(jobs, wanted, strict=True):
+            for p, ((_, dy, iy), (_, dx, ix)) in enumerate(here):
+                channels = slice(p * m.in_channels, (p + 1) * m.in_channels)
                 for (j, ky), (i, kx) in itertools.product(enumerate(iy), enumerate(ix)):
-                    at = (dy - y0 + j, dx - x0 + i)
-                    dot[:, :, ky, kx] = all_dot[:, mine, at[0], at[1]]
-                    a_sum[0, :, ky, kx] = all_a[mine, at[0], at[1]]
-                    b_sum[:, 0, ky, kx] = all_b[:, at[0], at[1]]
+                    at = (dy - found.origin[0] + j, dx - found.origin[1] + i)
+                    assert found.a_sum is not None and found.b_sum is not None
+                    dot[:, :, ky, kx] = found.dot[:, channels, at[0], at[1]]
+                    a_sum[0, :, ky, kx] = found.a_sum[channels, at[0], at[1]]
+                    b_sum[:, 0, ky, kx] = found.b_sum[:, at[0], at[1]]
         if "a_sum" in missing:
             a_sum = self._host_element_sums(host_codes(x).sum(axis=0), m, 1)[None]
         if "b_sum" in missing:
@@ -965,6 +1078,9 @@ class FabricEngine:
             g_size, x_size = tensor_addresses(1, size, out, g_bits), tensor_addresses(1, size, into, x_bits)
             return min(quarter // g_size, quarter // x_size, d.depth_g // 2 // g_size)
 
+        origin = (-m.padding, -m.padding)
+        (piece,) = _kernel_pieces(origin, m.kernel) if same else (None,)
+        taps = sum(1 << tap for tap, _, _ in piece.taps) if piece else 0
         sum_words = out if g.values is not None and not self._nine_taps(m) else 0
         limit = contract.LIMITS
         if not (
@@ -974,7 +1090,10 @@ class FabricEngine:
             and max(into, out) <= min(limit["groups"], limit["out_groups"])
             and fit(rows)
             and into * out * w_bits + sum_words <= d.depth_w
-            and accumulator_entries(d, out, into, True) <= min(d.depth_accumulator, _MAX_READ)
+            and accumulator_entries(d, out, into, True, taps) <= min(d.depth_accumulator, _MAX_READ)
+            and not (
+                self._is_linear(m) and contracts(d, m.batch, m.out_channels, m.in_channels, g.grid.bits, w.grid.bits)
+            )
         ):
             return self.input_gradient(g, w, m), self.weight_gradient(x, g, m)
 
@@ -989,19 +1108,17 @@ class FabricEngine:
         dw = np.zeros((m.out_channels, m.in_channels, *m.kernel), dtype=np.int64)
         x_sum = np.zeros((m.in_channels, *m.kernel), dtype=np.int64)
         gb_sum = np.zeros((m.out_channels, *m.kernel), dtype=np.int64)
-        origin = (-m.padding, -m.padding)
-        (piece,) = _kernel_pieces(origin, m.kernel)
+        assert piece is not None
         mirrored = np.zeros((into * c, out * c, *m.kernel), dtype=np.int64)
         mirrored[: m.in_channels, : m.out_channels] = weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
         unit = _Unit(piece, (0, into * c), w_bits, w.grid.signed, False, self._nine_taps(m))
-        units = [(unit, 0)]
-        self._load_unit(run, unit, mirrored, 0, out, 0)
+        units = [(unit, self._load_unit(run, unit, mirrored, 0, out, 0))]
         if sum_words:
             ones = np.zeros((c, out * c, *m.kernel), dtype=np.int64)
             ones[0, : m.out_channels] = 1
-            units.append((_Unit(piece, (0, c), 1, False, True, False), into * out * w_bits))
-            self._load_unit(run, units[1][0], ones, 0, out, units[1][1])
-        sums = _GradientPass(run, piece, a, b, (0, into), (0, out), dw, x_sum, gb_sum)
+            unit = _Unit(piece, (0, c), 1, False, True, False)
+            units.append((unit, self._load_unit(run, unit, ones, 0, out, into * out * w_bits)))
+        sums = _GradientPass(run, _Job(a, piece, dw, x_sum, gb_sum), b, (0, into), (0, out))
 
         def fit_both(size: int) -> int:
             return _fitting_images(d, size, fit(size), x_bits, g_bits)
@@ -1014,8 +1131,8 @@ class FabricEngine:
             base_g, base_x = 2 * half * quarter, (2 * half + 1) * quarter
             base_own = half * (d.depth_g // 2)
             _load_at(run, Target.A | Target.G, base_g, base_own, b, stack, (0, out))
-            for each, base_w in units:
-                self._conv(run, each, stack, out, g.grid, base_g, base_w, dx, g_sum)
+            for each, held in units:
+                self._conv(run, each, stack, out, b, base_g, held, dx, g_sum)
             _load_at(run, Target.A, base_x, base_x, a, stack, (0, into))
             sums.add(stack, base_x, base_own)
         sums.read()
@@ -1067,12 +1184,13 @@ class FabricEngine:
         pieces = _kernel_pieces(origin, (ny, nx))
         native_sums = sum_used.shape[0] == 1 and (ny, nx) == (3, 3) and bool(sum_used.all())
         spans = [
-            _span(a.array.shape[2 + axis], out_hw[axis], [p.centre[axis] for p in pieces], origin[axis], (ny, nx)[axis])
+            _span(a.hw[axis], out_hw[axis], [p.centre[axis] for p in pieces], origin[axis], (ny, nx)[axis])
             for axis in (0, 1)
         ]
         groups_total, out_groups_total = -(-in_channels // c), -(-out_channels // c)
         half_a, half_w = d.depth_a // 2, d.depth_w // 2
-        max_groups = max(1, min(contract.LIMITS["groups"], half_a // bits, half_w // b.bits))
+        least_blocks = 1 if a.rows_per == 1 else 2  # four rows of the output, so that cuts leave room between halos
+        max_groups = max(1, min(contract.LIMITS["groups"], half_a // (least_blocks * bits), half_w // b.bits))
         padded_kernel = np.zeros((out_groups_total * c, groups_total * c, ny, nx), dtype=np.int64)
         padded_kernel[:out_channels, :in_channels] = kernel
         sum_groups = -(-sum_used.shape[0] // c)
@@ -1104,26 +1222,26 @@ class FabricEngine:
                     group = stop
                 if sums_on_fabric and not native_sums:
                     units.append(_Unit(piece, (0, sum_groups * c), 1, False, True, False))
-            max_rows = min(contract.LIMITS["rows"], 8 * max(1, half_a // (groups * bits)))
+            max_rows = min(contract.LIMITS["rows"], 8 * max(1, half_a // (groups * bits))) // a.rows_per
             tiles = _tiles(spans[0], spans[1], max_rows, d.lanes)
 
             def fit(rows: int, groups: int = groups) -> int:
-                return half_a // tensor_addresses(1, rows, groups, bits)
+                return half_a // tensor_addresses(1, rows * a.rows_per, groups, bits)
 
             stacks = _stacks(a.array.shape[0], tiles, fit)
             for residents in self._resident_sets(units, groups):
                 size = sum(self._unit_words(u, groups) for u in residents)
                 base_w = 0 if size > half_w else weights_buffer.place(object())[0]
-                bases = []
+                held = []
                 for unit in residents:
-                    bases.append(base_w)
-                    self._load_unit(run, unit, padded_sums if unit.sums else padded_kernel, first, groups, base_w)
+                    weights = padded_sums if unit.sums else padded_kernel
+                    held.append(self._load_unit(run, unit, weights, first, groups, base_w))
                     base_w += self._unit_words(unit, groups)
                 for stack in stacks:
                     run.breathe()
                     base_a = _load(run, a_buffer, a, stack, (first * c, groups))
-                    for unit, base in zip(residents, bases, strict=True):
-                        self._conv(run, unit, stack, groups, a.grid, base_a, base, dot, a_sum)
+                    for unit, there in zip(residents, held, strict=True):
+                        self._conv(run, unit, stack, groups, a, base_a, there, dot, a_sum)
 
     def _unit_words(self, unit: _Unit, groups: int) -> int:
         return (unit.outputs[1] - unit.outputs[0]) // self.design.channels * groups * unit.bits
@@ -1143,7 +1261,7 @@ class FabricEngine:
             room -= words
         return out
 
-    def _load_unit(self, run: _Run, unit: _Unit, kernel: I64, first: int, groups: int, base: int) -> None:
+    def _load_unit(self, run: _Run, unit: _Unit, kernel: I64, first: int, groups: int, base: int) -> _Held:
         """Load the 3x3 piece of ``kernel`` (O, Ca, ny, nx), channels padded to whole groups, that a unit stands for."""
         c = self.design.channels
         start, stop = unit.outputs
@@ -1152,6 +1270,7 @@ class FabricEngine:
             block[:, :, tap] = kernel[start:stop, first * c : (first + groups) * c, iy, ix]
         shaped = block.reshape((stop - start) // c, c, groups, c, TAPS).transpose(0, 2, 1, 4, 3)
         run.builder.load_weights(shaped, unit.bits, base)
+        return _Held(base, int(np.bitwise_or.reduce(shaped, axis=None)) & ((1 << unit.bits) - 1))
 
     def _conv(
         self,
@@ -1159,9 +1278,9 @@ class FabricEngine:
         unit: _Unit,
         stack: _Stack,
         groups: int,
-        a: Grid,
+        a: _Tensor,
         base_a: int,
-        base_w: int,
+        weights: _Held,
         dot: I64,
         a_sum: I64,
     ) -> None:
@@ -1170,21 +1289,25 @@ class FabricEngine:
         start, stop = unit.outputs
         out_groups = (stop - start) // d.channels
         rows = stack.tile.rows.size
-        wide = not conv_fits(d, groups, a.bits, unit.bits, False)
+        wide = not conv_fits(d, groups, a.grid.bits, unit.bits, False)
         span = run.builder.conv(
             images=stack.images,
             rows=rows,
             groups=groups,
             out_groups=out_groups,
-            a_bits=a.bits,
+            a_bits=a.grid.bits,
             b_bits=unit.bits,
-            a_signed=a.signed,
+            a_signed=a.grid.signed,
             b_signed=unit.signed,
             segment_start=stack.tile.segment_start,
             base_a=base_a,
-            base_w=base_w,
+            base_w=weights.base,
             format=OutputFormat.INT64 if wide else OutputFormat.INT32,
+            stride_2=a.rows_per > 1,
             a_sum=unit.with_a_sum,
+            a_planes=a.planes,
+            b_planes=weights.planes,
+            skip_zero=run.skip_zero,
         )
 
         def receive(words: U64) -> None:
@@ -1219,131 +1342,136 @@ class FabricEngine:
 
     # -- WGRAD ------------------------------------------------------------------------------------------------------
 
-    def _gradient_blocks(self, groups: int, out_groups: int, a_bits: int, b_bits: int) -> tuple[int, int]:
-        """Input and output groups per pass: what fits the accumulators and buffers with the least traffic."""
+    def _gradient_passes(
+        self, jobs: list[_Job], out_groups: int, b_bits: int
+    ) -> tuple[int, list[list[tuple[_Job, int, int]]]]:
+        """What the accumulators hold at a time, with the least traffic.
+
+        Returns:
+            Output groups per pass; for each pass its jobs, with first group and number of groups of each.
+        """
         d = self.design
-        tiles = min(d.depth_accumulator, _MAX_READ) // (TAPS * (d.channels + 1))
-        best: tuple[int, int, int] | None = None
-        for i in range(1, min(groups, contract.LIMITS["groups"], d.depth_a // 2 // a_bits) + 1):
-            o = min(out_groups, contract.LIMITS["out_groups"], d.depth_g // 2 // b_bits, tiles // (i + 1))
-            if o < 1:
-                break
-            passes = -(-groups // i) * -(-out_groups // o)
-            traffic = passes * (i * a_bits + o * b_bits)
-            if best is None or traffic < best[0]:
-                best = (traffic, i, o)
+        room = min(d.depth_accumulator, _MAX_READ) // (d.channels + 1)
+
+        def pack(out: int) -> list[list[tuple[_Job, int, int]]] | None:
+            passes: list[list[tuple[_Job, int, int]]] = [[]]
+            left = room
+            for job in jobs:
+                first, total = 0, -(-job.a.channels // d.channels)
+                most = min(contract.LIMITS["groups"], d.depth_a // 2 // job.a.grid.bits)
+                tile = len(job.piece.taps) * out
+                while first < total:
+                    ones = job.b_sum is not None and first == 0
+                    groups = min(total - first, most, left // tile - ones)
+                    if groups < 1:
+                        if left == room:
+                            return None
+                        passes.append([])
+                        left = room
+                        continue
+                    passes[-1].append((job, first, groups))
+                    left -= (groups + ones) * tile
+                    first += groups
+            return passes
+
+        best: tuple[int, int, list[list[tuple[_Job, int, int]]]] | None = None
+        for out in range(min(out_groups, contract.LIMITS["out_groups"], d.depth_g // 2 // b_bits), 0, -1):
+            if passes := pack(out):
+                loads = sum(groups * job.a.grid.bits for each in passes for job, _, groups in each)
+                traffic = -(-out_groups // out) * (loads + len(passes) * out * b_bits)
+                if best is None or traffic < best[0]:
+                    best = (traffic, out, passes)
         if best is None:
+            least = max((1 + (job.b_sum is not None)) * len(job.piece.taps) for job in jobs) * (d.channels + 1)
             raise ValueError(
                 f"design {d.name}: {d.depth_accumulator} accumulator entries hold no weight gradient with its sums "
-                f"({2 * TAPS * (d.channels + 1)} entries); raise depth_accumulator"
+                f"({least} entries); raise depth_accumulator"
             )
         return best[1], best[2]
 
-    def _accumulate(
-        self,
-        run: _Run,
-        a: _Tensor,
-        g: _Tensor,
-        origin: tuple[int, int],
-        size: tuple[int, int],
-        missing: set[str],
-    ) -> tuple[I64, I64, I64]:
-        """Weight gradient of a correlation; the arrays are filled when the run's programs have run.
+    def _accumulate(self, run: _Run, wanted: list[_Sought], g: _Tensor) -> set[str]:
+        """Weight gradients that share an output gradient; their arrays are filled when the run's programs have run.
 
         Args:
-            a: (N, Ca, H, W).
             g: (N, O, OH, OW).
-            origin: offset of kernel element [0, 0].
-            size: of the kernel.
-            missing: "a_sum" or "b_sum" is added if those sums are left to the host.
 
         Returns:
-            dot, int64 (O, Ca, ny, nx); a_sum (Ca, ny, nx); b_sum (O, ny, nx).
+            "a_sum" or "b_sum" if those sums are left to the host.
         """
-        n, in_channels = a.array.shape[:2]
-        out_channels, out_hw = g.channels, g.array.shape[2:]
-        dot = np.zeros((out_channels, in_channels, *size), dtype=np.int64)
-        a_sum = np.zeros((in_channels, *size), dtype=np.int64)
-        b_sum = np.zeros((out_channels, *size), dtype=np.int64)
-        for piece in _kernel_pieces(origin, size):
-            rows, columns = (
-                _span(a.array.shape[2 + i], out_hw[i], [piece.centre[i]], origin[i], size[i]) for i in (0, 1)
-            )
-            real = all(span == (0, k) for span, k in zip((rows, columns), a.array.shape[2:], strict=True))
-            full = all(span == (k, k + o) for span, k, o in zip((rows, columns), piece.centre, out_hw, strict=True))
-            own = (a_sum if full else None, b_sum if real else None)
-            self._piece_gradient(run, piece, a, g, rows, columns, dot, *own, missing)
-            # where the fabric's own sums would count positions that are not real, products with ones replace them,
-            # unless the host has the codes and can add them up itself
-            if not full:
-                if a.is_values:
-                    ones = _mask_tensor((n, 1, *out_hw))
-                    self._piece_gradient(run, piece, a, ones, rows, columns, a_sum[None], None, None, missing)
-                else:
+        out_hw = g.hw
+        marks = _mask_tensor((g.array.shape[0], 1, *out_hw))
+        missing: set[str] = set()
+        # jobs that look at the output gradient alike share its loads; where the fabric's own sums would count positions
+        # that are not real, products with ones replace them, unless the host has the codes and can add them up itself
+        by_g: list[tuple[_Tensor, dict[_View, list[_Job]]]] = [(g, {}), (marks, {})]
+        for each in wanted:
+            a, size = each.a, each.dot.shape[2:]
+            for piece in _kernel_pieces(each.origin, (size[0], size[1])):
+                rows, columns = (_span(a.hw[i], out_hw[i], [piece.centre[i]], each.origin[i], size[i]) for i in (0, 1))
+                real = all(span == (0, k) for span, k in zip((rows, columns), a.hw, strict=True))
+                full = all(span == (k, k + o) for span, k, o in zip((rows, columns), piece.centre, out_hw, strict=True))
+                view = (piece.centre, rows, columns)
+                jobs = by_g[0][1].setdefault(view, [])
+                jobs.append(_Job(a, piece, each.dot, each.a_sum if full else None, each.b_sum if real else None))
+                if not full and a.is_values:
+                    by_g[1][1].setdefault(view, []).append(_Job(a, piece, each.a_sum[None], None, None))
+                elif not full:
                     missing.add("a_sum")
-            if not real:
-                if g.is_values:
-                    ones = _mask_tensor((n, 1, *a.array.shape[2:]))
-                    self._piece_gradient(run, piece, ones, g, rows, columns, b_sum[:, None], None, None, missing)
-                else:
+                if not real and each.b_sum is not None and g.is_values:
+                    ones = _mask_tensor((a.array.shape[0], 1, *a.hw))
+                    jobs.append(_Job(ones, piece, each.b_sum[:, None], None, None))
+                elif not real and each.b_sum is not None:
                     missing.add("b_sum")
-        return dot, a_sum, b_sum
+        for operand, views in by_g:
+            for view, jobs in views.items():
+                missing |= self._gradients(run, jobs, operand, view)
+        return missing
 
-    def _piece_gradient(
-        self,
-        run: _Run,
-        piece: _Piece,
-        a: _Tensor,
-        g: _Tensor,
-        rows: tuple[int, int],
-        columns: tuple[int, int],
-        dot: I64,
-        a_sum: I64 | None,
-        b_sum: I64 | None,
-        missing: set[str],
-    ) -> None:
-        """One 3x3 piece of a weight gradient.
-
-        Args:
-            a, g: operands (N, Ca, H, W) and (N, O, OH, OW).
-            rows, columns: span of the virtual image.
-            dot: (O, Ca, ny, nx), added to.
-            a_sum: (Ca, ny, nx), added to if the fabric's sums are wanted.
-            b_sum: (O, ny, nx), added to if sums by the ONES group are wanted.
-            missing: as in :meth:`_accumulate`.
-        """
+    def _gradients(self, run: _Run, jobs: list[_Job], g: _Tensor, view: _View) -> set[str]:
+        """Jobs that see the output gradient (N, O, OH, OW) in the same place; returns what :meth:`_accumulate` does."""
         d = self.design
         c = d.channels
-        a_bits, b_bits = a.grid.bits, g.grid.bits
-        groups_total, out_groups_total = -(-a.channels // c), -(-g.channels // c)
-        step_in, step_out = self._gradient_blocks(groups_total, out_groups_total, a_bits, b_bits)
+        centre, rows, columns = view
+        b_bits = g.grid.bits
+        a_bits = [job.a.grid.bits for job in jobs]
+        out_groups_total = -(-g.channels // c)
+        step_out, passes = self._gradient_passes(jobs, out_groups_total, b_bits)
         half_a, half_g = d.depth_a // 2, d.depth_g // 2
-        a_buffer, g_buffer = _Buffer(Target.A, d.depth_a), _Buffer(Target.G, d.depth_g)
-        max_rows = min(contract.LIMITS["rows"], 8 * min(half_a // (step_in * a_bits), half_g // (step_out * b_bits)))
+        widest = max(groups * job.a.grid.bits for each in passes for job, _, groups in each)
+        max_rows = min(contract.LIMITS["rows"], 8 * min(half_a // widest, half_g // (step_out * b_bits)))
         tiles = _tiles(rows, columns, max_rows, d.lanes)
-        if a_sum is not None and len(tiles) > 1:  # the fabric's sums would count halos twice
-            if a.is_values:
-                ones = _mask_tensor((a.array.shape[0], 1, *g.array.shape[2:]))
-                self._piece_gradient(run, piece, a, ones, rows, columns, a_sum[None], None, None, missing)
-            else:
+        missing: set[str] = set()
+        if len(tiles) > 1:  # the fabric's sums of a would count halos twice
+            doubled = [job for job in jobs if job.a_sum is not None]
+            counted = [_Job(job.a, job.piece, job.a_sum[None], None, None) for job in doubled if job.a.is_values]  # type: ignore[index]
+            if counted:
+                self._gradients(run, counted, _mask_tensor((g.array.shape[0], 1, *g.hw)), view)
+            if len(counted) < len(doubled):
                 missing.add("a_sum")
-            a_sum = None
-        for into, out in itertools.product(
-            _split_range(groups_total, step_in), _split_range(out_groups_total, step_out)
-        ):
-            sums = _GradientPass(run, piece, a, g, into, out, dot, a_sum, b_sum if into[0] == 0 else None)
+            without = {id(job): replace(job, a_sum=None) for job in jobs}
+            passes = [[(without[id(job)], first, groups) for job, first, groups in each] for each in passes]
+        a_buffer, g_buffer = _Buffer(Target.A, d.depth_a), _Buffer(Target.G, d.depth_g)
+        for out, each in itertools.product(_split_range(out_groups_total, step_out), passes):
+            sums: list[_GradientPass] = []
+            for job, first, groups in each:
+                base = sum(s.entries for s in sums)
+                sums.append(_GradientPass(run, job, g, (first, groups), out, base))
+            most = max(groups * job.a.grid.bits for job, _, groups in each)
 
-            def fit(size: int, groups: int = into[1], out_groups: int = out[1]) -> int:
+            def fit(size: int, most: int = most, out_groups: int = out[1]) -> int:
                 images = min(
-                    half_a // tensor_addresses(1, size, groups, a_bits),
+                    half_a // tensor_addresses(1, size, most, 1),
                     half_g // tensor_addresses(1, size, out_groups, b_bits),
                 )
-                return _fitting_images(d, size, images, a_bits, b_bits)
+                return _fitting_images(d, size, images, max(a_bits), b_bits)
 
-            least = -(-_PACKET_CYCLES // (a_bits * b_bits))
-            for stack in _stacks(a.array.shape[0], tiles, fit, least):
+            least = -(-_PACKET_CYCLES // (min(a_bits) * b_bits))
+            for stack in _stacks(g.array.shape[0], tiles, fit, least):
                 run.breathe()
-                base_a = _load(run, a_buffer, a, stack, (into[0] * c, into[1]))
-                base_g = _load(run, g_buffer, g, stack, (out[0] * c, out[1]), piece.centre, own_only=True)
-                sums.add(stack, base_a, base_g)
-            sums.read()
+                base_g = _load(run, g_buffer, g, stack, (out[0] * c, out[1]), centre, own_only=True)
+                for one in sums:
+                    base_a = _load(run, a_buffer, one.job.a, stack, (one.into[0] * c, one.into[1]))
+                    one.add(stack, base_a, base_g)
+            for one in sums:
+                one.read()
+        return missing

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from host.device import U64, Device, check
-from host.programs import ProgramBuilder
+from host.programs import ALL_TAPS, ProgramBuilder
 from hw.contract import Opcode, Target
 from hw.cycles import predict
 from hw.design import Design
@@ -197,6 +197,7 @@ def proportionality(device: Device, design: Design) -> list[dict[str, float]]:
             wgrad: Packet = {
                 "opcode": Opcode.WGRAD, "rows": rows, "groups": 1, "out_groups": 1, "images": images, "a_bits": a_bits,
                 "b_bits": b_bits, "segment_start": 1, "a_planes": (1 << a_bits) - 1, "b_planes": (1 << b_bits) - 1,
+                "taps": ALL_TAPS,
             }  # fmt: skip
             load: Packet = {"opcode": Opcode.LOAD, "rows": rows, "groups": 1, "out_groups": 1, "images": images}
             packets: list[Packet] = [

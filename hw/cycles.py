@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
-from hw.contract import HEADER_WORDS, TAPS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import HEADER_WORDS, ROW_BANKS, TAPS, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.layers import Bits, ConvShape
 from hw.workload import Packet, backward, forward, lower
@@ -130,12 +131,13 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         else:
             inner = images * blocks
             per_tile = _steps(p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"], inner, True)
-            groups = p["groups"] * TAPS * p["out_groups"]
+            taps = bin(p.get("taps", (1 << TAPS) - 1)).count("1")
+            groups = p["groups"] * taps * p["out_groups"]
             compute = per_tile * groups
             tiles = groups
             if flags & Flag.ONES:
-                tiles += TAPS * p["out_groups"]
-                compute += _steps(1, p["b_planes"], 1, p["b_bits"], inner, True) * TAPS * p["out_groups"]
+                tiles += taps * p["out_groups"]
+                compute += _steps(1, p["b_planes"], 1, p["b_bits"], inner, True) * taps * p["out_groups"]
                 compute += p["groups"] + 1
             steps, sent, drained = per_tile, 0, c + 1
             reads["G"] = (base_b, base_b + inner * p["out_groups"] * p["b_bits"])
@@ -174,3 +176,63 @@ def training_cycles(
         "forward": predict(design, forward(design, shape, bits, images, codes)).cycles / real,
         "backward": predict(design, backward(design, shape, bits, images, codes)).cycles / real,
     }
+
+
+def matrix_product_cycles(
+    design: Design, rows: int, inner: int, columns: int, a_bits: int, b_bits: int
+) -> tuple[int, int]:
+    """Predicted cycles of a product of (rows, inner) and (inner, columns) codes, sums of the first operand included.
+
+    Returns:
+        As a 1x1 convolution, whose rows are pixels and whose inner axis is channels; and as a weight gradient, whose
+        rows and columns are channels and whose inner axis is pixels.
+    """
+    c, lanes = design.channels, design.lanes
+
+    def load(target: Target, payload: int, **shape: int) -> Packet:
+        fields = {"rows": 1, "groups": 1, "out_groups": 1, "images": 1, "a_bits": 1, **shape}
+        return {"opcode": Opcode.LOAD, "target": target, "payload_words": payload, **fields}
+
+    def tensor(target: Target, images: int, height: int, groups: int, bits: int) -> Packet:
+        words = images * height * groups * bits * design.row_words
+        return load(target, words, images=images, rows=height, groups=groups, a_bits=bits)
+
+    planes = {"a_bits": a_bits, "b_bits": b_bits, "a_planes": (1 << a_bits) - 1, "b_planes": (1 << b_bits) - 1}
+    end: Packet = {"opcode": Opcode.END}
+    groups, out_groups, height = -(-inner // c), -(-columns // c), -(-rows // lanes)
+    weights = groups * (out_groups * b_bits + 1)  # one more output group, of 1-bit ones, adds up the rows
+    conv: Packet = {"opcode": Opcode.CONV, "images": 1, "rows": height, "groups": groups, "flags": 0, **planes}
+    as_convolution = predict(
+        design,
+        [
+            load(Target.W, weights * design.weight_words, rows=weights),
+            tensor(Target.A, 1, height, groups, a_bits),
+            {**conv, "out_groups": out_groups},
+            {**conv, "out_groups": 1, "b_bits": 1, "b_planes": 1},
+            end,
+        ],
+    )
+    groups = -(-rows // c)
+    height = min(ROW_BANKS, -(-inner // lanes))
+    images = -(-inner // (height * lanes))
+    shape = {"images": images, "rows": height, "groups": groups, "out_groups": out_groups}
+    entries = groups * out_groups * (c + 1)
+    form = OutputFormat.INT32 if images * height * lanes << (a_bits + b_bits) < 1 << 31 else OutputFormat.INT64
+    as_gradient = predict(
+        design,
+        [
+            tensor(Target.G, images, height, out_groups, b_bits),
+            tensor(Target.A, images, height, groups, a_bits),
+            {"opcode": Opcode.WGRAD, **shape, **planes, "flags": Flag.CLEAR, "taps": 1},
+            {"opcode": Opcode.READ, "rows": entries, "format": form},
+            end,
+        ],
+    )
+    return as_convolution.cycles, as_gradient.cycles
+
+
+@cache
+def contracts(design: Design, rows: int, inner: int, columns: int, a_bits: int, b_bits: int) -> bool:
+    """Whether a matrix product is quicker as a weight gradient than as a 1x1 convolution."""
+    as_convolution, as_gradient = matrix_product_cycles(design, rows, inner, columns, a_bits, b_bits)
+    return as_gradient < as_convolution
