@@ -189,6 +189,8 @@ def result_bound(in0: U64, in1: U64, design: Design) -> int:
             tiles = f["images"] * f["rows"] * f["out_groups"]
             if f["format"] == OutputFormat.CODES:
                 total += tiles * f["out_bits"] * design.row_words
+            elif f["format"] == OutputFormat.STATISTICS:
+                total += 4 * f["out_groups"] * design.channels
             else:
                 values = tiles * design.lanes * design.channels
                 if f["flags"] & Flag.A_SUM:

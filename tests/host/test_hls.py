@@ -24,7 +24,8 @@ from tests.host.malformed import good_program, malformed_programs
 from tests.host.random_programs import random_program, random_programs
 
 SMALL = load_design("sim-small")
-DESIGNS = [SMALL, load_design("zc706")]
+PLAIN = load_design("pynq-z2")  #: without stochastic results
+DESIGNS = [SMALL, load_design("zc706"), PLAIN]
 
 
 def by_name(design: Design) -> str:
@@ -133,9 +134,15 @@ BREAKS = {
     "an AND that is an OR": ("popcountll(a[n] & b[", "popcountll(a[n] | b["),
     "a pair that does not subtract": (" != (planes.b_signed && j ==", " && (planes.b_signed && j =="),
     "no doubling between diagonals": ("sums[r][oc] *= 2", "sums[r][oc] *= 1"),
-    "a tap that crosses a segment's border": ("if (((has_left(h) >> p) & 1) != 0) valid", "if (p != 0) valid"),
+    "a tap that crosses a segment's border": ("left[p] = ((has_left(h) >> p) & 1) != 0", "left[p] = p != 0"),
+    "a stride without its odd columns": ("at << CHANNELS | odd << (2 * CHANNELS)", "at << CHANNELS"),
+    "tiles of a tap mask that overlap": ("entry += CHANNELS + 1;", "entry += CHANNELS;"),
+    "zero planes that are not found": ("used |= uint32_t(some) << plane", "used |= 1u << plane"),
     "ties that round up": ("fraction > half || (fraction == half && (whole & 1) != 0)", "fraction >= half"),
-    "an epilogue without its half": ("(int64_t(1) << (h.shift - 1))) >> h.shift", "0) >> h.shift"),
+    "an epilogue without its half": ("v += int64_t(1) << (h.shift - 1)", "v += 0"),
+    "random numbers of another pixel": ("state.pixel_index[first + k]", "state.pixel_index[k]"),
+    "statistics of all pixels": ("first + k + f >= command.header.pixels", "first + k + f >= LANES"),
+    "an offset with the wrong half": ("(uint32_t(offset >> 32) & 0xFFFFu)", "(uint32_t(offset >> 16) & 0xFFFFu)"),
     "a counter that miscounts": ("if (empty) --saved;", "if (empty) ++saved;"),
 }  # fmt: skip
 
