@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from host.device import ProgramError, Result, open_device
 from host.engine import FabricEngine, host_codes
 from host.products import ConvGeometry, Grid, Operand, Sums
-from hw.contract import Error
+from hw import contract
+from hw.contract import Error, Flag, Opcode, Target
 from hw.design import load_design
 from sw_model.engine import SoftwareEngine
 from sw_model.quantizers import affine_grid
@@ -266,3 +269,129 @@ def test_same_sums_as_the_software_model(stride: int, stochastic: bool) -> None:
         for name in ("dot", "a_sum", "b_sum", "count"):
             assert getattr(mine, name).shape == getattr(theirs, name).shape
             assert np.array_equal(getattr(mine, name), getattr(theirs, name)), (product, name)
+
+
+# -- how products are lowered ---------------------------------------------------------------------------------------
+
+
+def sent(words: npt.NDArray[np.uint64]) -> Iterator[dict[str, int]]:
+    """Headers of a program."""
+    at = 0
+    while at < words.size:
+        fields = contract.unpack_header([int(w) for w in words[at : at + contract.HEADER_WORDS]])
+        at += contract.HEADER_WORDS + fields["payload_words"]
+        yield fields
+
+
+def recording(design: str, **options: bool) -> tuple[FabricEngine, list[dict[str, int]]]:
+    """An engine, and the packets it will send."""
+    packets: list[dict[str, int]] = []
+    device = open_device("reference", load_design(design))
+    return FabricEngine(device, recorder=lambda words, _: packets.extend(sent(words)), **options), packets
+
+
+@pytest.mark.parametrize("hw", [(8, 8), (2, 2), (12, 70), (190, 6)])
+@pytest.mark.parametrize("kind", ["codes", "values", "stochastic"])
+def test_three_by_three_at_stride_two_runs_at_full_rate(hw: tuple[int, int], kind: str) -> None:
+    m = ConvGeometry(3, 20, 9, hw, (3, 3), 2, 1)
+    rng = np.random.default_rng(4)
+    for bits in (3, 16):
+        grid = make_grid(bits, bits == 3, 5 if kind == "stochastic" else None)
+        x = make_operand(rng, (3, 20, *hw), grid, kind != "codes", False)
+        w = make_operand(rng, (9, 20, 3, 3), make_grid(4, True), False, False)
+        engine, packets = recording("sim-small")
+        compare(engine, "forward", x, w, m)
+        convs = [p for p in packets if p["opcode"] == Opcode.CONV]
+        native = [bool(p["flags"] & Flag.STRIDE_2 and p["flags"] & Flag.A_SUM) for p in convs]
+        assert all(native) if kind != "stochastic" else not any(native)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (1, 1, 0), (3, 2, 1), (1, 2, 0), (5, 1, 2), (2, 2, 0), (7, 3, 3)]
+)
+def test_weight_gradients_compute_the_taps_in_use_and_no_others(kernel: int, stride: int, padding: int) -> None:
+    m = ConvGeometry(2, 16, 8, (12, 12), (kernel, kernel), stride, padding)
+    rng = np.random.default_rng(4)
+    x_shape, g_shape = shapes("weight_gradient", m)
+    x = make_operand(rng, x_shape, make_grid(2, False), False, False)
+    g = make_operand(rng, g_shape, make_grid(3, True), False, False)
+    engine, packets = recording("sim-small")
+    compare(engine, "weight_gradient", x, g, m)
+    # two groups of channels, and the ONES group; a clearing packet opens the sums of each kernel position once
+    opening = [p for p in packets if p["opcode"] == Opcode.WGRAD and p["flags"] & Flag.CLEAR]
+    assert sum(bin(p["taps"]).count("1") * p["groups"] for p in opening) == 2 * kernel * kernel
+    read = sum(p["rows"] for p in packets if p["opcode"] == Opcode.READ)
+    assert read == sum(
+        bin(p["taps"]).count("1") * (p["groups"] + bool(p["flags"] & Flag.ONES)) * (SMALL.channels + 1) for p in opening
+    )
+
+
+def test_phases_of_a_strided_layer_share_the_loads_of_the_gradient() -> None:
+    m = ConvGeometry(2, 16, 8, (12, 12), (3, 3), 2, 1)
+    rng = np.random.default_rng(4)
+    x_shape, g_shape = shapes("weight_gradient", m)
+    x = make_operand(rng, x_shape, make_grid(2, False, 9), True, False)
+    g = make_operand(rng, g_shape, make_grid(3, True, 8), True, False)
+    engine, packets = recording("sim-small")
+    compare(engine, "weight_gradient", x, g, m)
+    words = sum(p["payload_words"] for p in packets if p["opcode"] == Opcode.LOAD and p["target"] == Target.G)
+    assert words == 6 * SMALL.lanes * SMALL.channels // 2  # one virtual row image of both samples, as float32
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 300), st.integers(1, 20)),
+    st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    st.tuples(*[st.booleans()] * 4),
+    st.sampled_from(sorted(DEVICES)),
+    st.integers(0, 99),
+)
+def test_matrix_products_either_way(sizes, bits, options, design, seed) -> None:  # type: ignore[no-untyped-def]
+    m = ConvGeometry(*sizes, (1, 1))
+    rng = np.random.default_rng(seed)
+    values, stochastic, a_signed, b_signed = options
+    for product in ("forward", "input_gradient"):
+        a_shape, b_shape = shapes(product, m)
+        a = make_operand(rng, a_shape, make_grid(bits[0], a_signed, 11 if stochastic else None), values, False)
+        b = make_operand(rng, b_shape, make_grid(bits[1], b_signed), False, False)
+        compare(FabricEngine(DEVICES[design]), product, a, b, m)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "bits", "opcode"), [((20, 512, 8), 4, Opcode.WGRAD), ((128, 64, 64), 2, Opcode.CONV)]
+)
+def test_long_matrix_products_contract_along_pixels(sizes: tuple[int, int, int], bits: int, opcode: Opcode) -> None:
+    m = ConvGeometry(*sizes, (1, 1))
+    rng = np.random.default_rng(6)
+    engine, packets = recording("sim-small")
+    x = make_operand(rng, (*sizes[:2], 1, 1), make_grid(bits, False), True, False)
+    w = make_operand(rng, (sizes[2], sizes[1], 1, 1), make_grid(bits, True), False, False)
+    compare(engine, "forward", x, w, m)
+    assert {p["opcode"] for p in packets} & {Opcode.CONV, Opcode.WGRAD} == {opcode}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_planes_that_are_zero_are_skipped(product: str, stride: int) -> None:
+    """Codes by the host's masks; values when the fabric is asked to look."""
+    m = ConvGeometry(4, 10, 12, (8, 8), (3, 3), stride, 1)
+    rng = np.random.default_rng(2)
+    a_shape, b_shape = shapes(product, m)
+    grid = make_grid(8, False)
+    few = rng.integers(0, 5, size=a_shape)  # three planes of eight
+    b = make_operand(rng, b_shape, grid, product == "weight_gradient", False)
+    as_values = Operand(grid, values=(few * grid.scale + grid.zero).astype(np.float32))
+    skipped = {}
+    for name, a, options in (
+        ("codes", Operand(grid, codes=few), {}),
+        ("values", as_values, {}),
+        ("asked", as_values, {"skip_zero": True}),
+    ):
+        engine, packets = recording("sim-small", **options)
+        compare(engine, product, a, b, m)
+        skipped[name] = engine.meter.totals["SKIPPED"]
+        asked = [bool(p["flags"] & Flag.SKIP_ZERO) for p in packets if p["opcode"] in (Opcode.CONV, Opcode.WGRAD)]
+        assert all(asked) if options else not any(asked)
+    assert skipped["values"] == 0
+    assert skipped["codes"] > 0
+    assert skipped["asked"] > 0
