@@ -99,12 +99,12 @@ module loader
   assign codes      = is_conv && h.format == FORMAT_CODES;
   assign statistics = is_conv && h.format == FORMAT_STATISTICS;
   assign float_out  = is_conv && h.format == FORMAT_FLOAT32;
-  assign stochastic = h.flags[FLAG_STOCHASTIC] && (codes || (tensor && floats));
   assign stride     = is_conv && h.flags[FLAG_STRIDE_2];
 
   logic tensor, entries;
   assign tensor  = to_a || to_g;
   assign entries = to_w || to_e;
+  assign stochastic = h.flags[FLAG_STOCHASTIC] && (codes || (tensor && floats));
 
   // fields that the operation uses; all others must be zero
   header_t used;

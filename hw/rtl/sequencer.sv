@@ -140,10 +140,11 @@ module sequencer
       bank_valid[b] = $signed({9'd0, t}) < rows_left && a_row < rows_left && !(block_q == 0 && a_row < 0);
     end
 
-  logic [16:0] a_address, b_address;
+  logic [16:0] a_address, b_address, block_before;
   assign a_address = a_outer_q + a_offset_q + 17'(i_sel);
+  assign block_before = a_address - 17'(a_stride_q);
   assign b_address = b_outer_q + b_offset_q + 17'(j_sel);
-  logic row_before, row_after;  // bank 7 holds the row before the block, bank 0 the row after it
+  logic row_before, row_after;  // bank 7 (and 6) holds the row before the block, bank 0 the row after it
   assign row_before= !is_conv ? dy == 2'd0 : stride ? !row_q[0] : row_q[2:0] == 3'd0;
   assign row_after = !is_conv ? dy == 2'd2 : !stride && row_q[2:0] == 3'd7;
 
@@ -202,8 +203,8 @@ module sequencer
       a_address_q[b] <= AW'(a_address);
       g_address_q[b] <= GW'(b_address);
     end
-    if (row_before) a_address_q[7] <= AW'(a_address - 17'(a_stride_q));
-    if (row_before && stride) a_address_q[6] <= AW'(a_address - 17'(a_stride_q));
+    if (row_before) a_address_q[7] <= AW'(block_before);
+    if (row_before && stride) a_address_q[6] <= AW'(block_before);
     if (row_after) a_address_q[0] <= AW'(a_address + 17'(a_stride_q));
     w_address_q <= WW'(b_address);
     step_q  <= step_d;

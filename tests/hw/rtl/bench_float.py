@@ -1,4 +1,4 @@
-"""cocotb bench of fp32_add and fp32_multiply against NumPy's single precision; subnormals are zero on either side."""
+"""cocotb bench of fp32_add, fp32_multiply and fp32_from_int against NumPy's single precision; subnormals are zero."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cocotb.triggers import FallingEdge
 U32 = npt.NDArray[np.uint32]
 OPERATION = os.environ["BENCH_OPERATION"]
 VECTORS = int(os.environ.get("BENCH_VECTORS", "5000"))
-CYCLES = {"add": 3, "multiply": 2}[OPERATION]
+CYCLES = {"add": 3, "multiply": 2, "from_int": 2}[OPERATION]
 
 CORNERS = np.array(
     [0, 1, 0x007FFFFF, 0x00800000, 0x00800001, 0x00FFFFFF, 0x01000000, 0x33800000, 0x3F000000, 0x3F7FFFFF, 0x3F800000,
@@ -29,7 +29,9 @@ def flush(x: U32) -> U32:
 
 
 def expected(a: U32, b: U32) -> U32:
-    """What NumPy makes of the flushed operands, flushed."""
+    """What NumPy makes of the flushed operands, flushed; an integer is the first operand's bits."""
+    if OPERATION == "from_int":
+        return a.view(np.int32).astype(np.float32).view(np.uint32)
     x, y = flush(a).view(np.float32), flush(b).view(np.float32)
     with np.errstate(all="ignore"):
         result = x + y if OPERATION == "add" else x * y
@@ -58,6 +60,10 @@ def operands(seed: int) -> tuple[U32, U32]:
         a = floats(e)
         pair_a, pair_b = a, ((a ^ 0x80000000) + rng.integers(-3, 4, size=n)).astype(np.uint32)
         pair_b = np.where(pair_b & 0x7F800000 == 0x7F800000, 0, pair_b).astype(np.uint32)
+    elif OPERATION == "from_int":  # around the halves that round to even, at every magnitude
+        high = rng.integers(0, 1 << 26, size=n) << 1 | 1
+        pair_a = ((high << rng.integers(0, 6, size=n)) + rng.integers(-1, 2, size=n)).astype(np.uint32)
+        pair_b = pair_a
     else:  # exponents that meet at either end of the range
         target = np.where(rng.integers(0, 2, size=n) == 0, 126, 381) + rng.integers(-2, 3, size=n)
         e = rng.integers(1, 255, size=n)
@@ -66,6 +72,14 @@ def operands(seed: int) -> tuple[U32, U32]:
         np.concatenate([first, any_a, near_a, pair_a]).astype(np.uint32),
         np.concatenate([second, any_b, near_b, pair_b]).astype(np.uint32),
     )
+
+
+def drive(dut: Any, a: int, b: int) -> None:
+    """Operands of one cycle."""
+    if OPERATION == "from_int":
+        dut.x_i.value = a - (a >> 31 << 32)
+    else:
+        dut.a_i.value, dut.b_i.value = a, b
 
 
 async def outputs(dut: Any, a: U32, b: U32) -> U32:
@@ -79,7 +93,7 @@ async def outputs(dut: Any, a: U32, b: U32) -> U32:
         if k >= CYCLES:
             found[k - CYCLES] = int(dut.y_o.value)
         if k < a.size:
-            dut.a_i.value, dut.b_i.value = int(a[k]), int(b[k])
+            drive(dut, int(a[k]), int(b[k]))
         await edge
     return found
 
@@ -122,10 +136,10 @@ async def pipeline_holds_while_disabled(dut: Any) -> None:
         if k >= CYCLES:
             assert flush(np.array([int(dut.y_o.value)], dtype=np.uint32))[0] == want[k - CYCLES]
         if k < a.size:
-            dut.a_i.value, dut.b_i.value = int(a[k]), int(b[k])
+            drive(dut, int(a[k]), int(b[k]))
         dut.enable_i.value = 1
         await edge
         dut.enable_i.value = 0
-        dut.a_i.value = 0x3F800000
+        drive(dut, 0x3F800000, int(b[min(k, b.size - 1)]))
         for _ in range(k % 4):
             await edge

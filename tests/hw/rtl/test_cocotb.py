@@ -46,7 +46,7 @@ def unit(name: str, *sources: str, **parameters: int) -> Path:
     return build_simulation(name, [RTL_SOURCES / f"{s}.sv" for s in (*sources, name)], parameters=parameters)
 
 
-@pytest.mark.parametrize("operation", ["add", "multiply"])
+@pytest.mark.parametrize("operation", ["add", "multiply", "from_int"])
 def test_float_units(operation: str) -> None:
     top = f"fp32_{operation}"
     outcomes = run_bench(unit(top), top, "tests.hw.rtl.bench_float", {"BENCH_OPERATION": operation})
