@@ -1,4 +1,4 @@
-"""The three training products on a device: any convolution becomes stream programs of 3x3, stride-1 pieces.
+"""The three training products on a device: any convolution becomes stream programs of 3x3 pieces.
 
 Lowering, in short:
 
@@ -20,8 +20,10 @@ Buffer halves are used in turn, so that the fabric can load the next tensor whil
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -351,6 +353,12 @@ def _merge_phases(tensor: _Tensor, phases: list[tuple[int, int]], stride: int) -
     return replace(tensor, array=merged.reshape(n, len(phases) * c, *shape[3:]), index=0, strides=(0, 0, 0, 0))
 
 
+def _one_or_all(bits: Iterable[int]) -> int | str:
+    """A width that all members share, or all of them: "3+6"."""
+    each = list(bits)
+    return each[0] if len(set(each)) == 1 else "+".join(map(str, each))
+
+
 def _split_range(total: int, step: int) -> Iterator[tuple[int, int]]:
     for start in range(0, total, step):
         yield start, min(step, total - start)
@@ -377,6 +385,15 @@ class _Run:
         self.builder = ProgramBuilder(self.design)
         self.counters: dict[str, int] = {"PROGRAMS": 0}
         self._awaiting: list[tuple[slice, Callable[[U64], None]]] = []
+        depths = {Target.A: self.design.depth_a, Target.G: self.design.depth_g, Target.W: self.design.depth_w}
+        self._buffers = {target: _Buffer(target, depth) for target, depth in depths.items()}
+
+    def buffer(self, target: Target) -> _Buffer:
+        """Buffer A or G for a new product, whose tensors are new too; W, whose contents are known by value."""
+        buffer = self._buffers[target]
+        if target != Target.W:
+            buffer.forget()
+        return buffer
 
     def expect(self, span: slice, receive: Callable[[U64], None]) -> None:
         """Call ``receive`` with the result words of ``span`` once the program has run."""
@@ -420,16 +437,24 @@ class _Buffer:
         self.target, self.half = target, depth // 2
         self._turn = 1
         self._holds: dict[int, object] = {}
+        self._whole = False  #: one thing fills both halves
 
-    def place(self, key: object) -> tuple[int, bool]:
-        """Base address for ``key``, and whether it lies there already."""
+    def place(self, key: object, size: int = 0) -> tuple[int, bool]:
+        """Base address for ``key``, and whether it lies there already; ``size`` beyond a half takes the whole buffer."""
         for base, held in self._holds.items():
             if held == key:
                 return base, True
-        self._turn ^= 1
-        base = self._turn * self.half
+        if self._whole or size > self.half:
+            self._holds = {}
+        self._whole = size > self.half
+        self._turn = 1 if self._whole else self._turn ^ 1
+        base = 0 if self._whole else self._turn * self.half
         self._holds[base] = key
         return base, False
+
+    def forget(self) -> None:
+        """What lies there is not known any more; turns go on."""
+        self._holds = {}
 
 
 def _virtual(tensor: _Tensor, window: Array, side: int, groups: int, design: Design) -> Array:
@@ -709,6 +734,9 @@ class _Sought:
     b_sum: I64 | None
 
 
+_Member = Callable[[_Run], Callable[[], Any]]
+
+
 class FabricEngine:
     """Implements :class:`host.products.Engine` on a device.
 
@@ -747,21 +775,29 @@ class FabricEngine:
 
     # -- bookkeeping ------------------------------------------------------------------------------------------------
 
-    def _start(self, product: str) -> _Run:
-        return _Run(self.device, self._program_words, self.timeout, self.recorder, self._skip_zero, product)
+    def _run(
+        self, product: str, members: Sequence[_Member], grids: Sequence[tuple[Grid, Grid, ConvGeometry]]
+    ) -> list[Any]:
+        """Run members as one program (or several, if it grows long); what each of them makes of its results.
 
-    def _finish(self, run: _Run, product: str, a: Grid, b: Grid, m: ConvGeometry) -> None:
+        Args:
+            members: each adds its packets to the run that it is given, and returns what to call once it has run.
+            grids: of both operands, and the geometry, of each member.
+        """
+        run = _Run(self.device, self._program_words, self.timeout, self.recorder, self._skip_zero, product)
+        finish = [member(run) for member in members]
         run.flush()
         totals = self.meter.totals
-        totals["PRODUCTS"] = totals.get("PRODUCTS", 0) + 1
+        totals["PRODUCTS"] = totals.get("PRODUCTS", 0) + len(members)
         for name, value in run.counters.items():
             totals[name] = totals.get(name, 0) + value
         if self._keep_rows:
+            m = grids[0][2]
             row: dict[str, int | str] = {
                 "product": product,
-                "bits_a": a.bits,
-                "bits_b": b.bits,
-                "batch": m.batch,
+                "bits_a": _one_or_all(a.bits for a, _, _ in grids),
+                "bits_b": _one_or_all(b.bits for _, b, _ in grids),
+                "batch": sum(m.batch for _, _, m in grids),
                 "in_channels": m.in_channels,
                 "out_channels": m.out_channels,
                 "height": m.in_hw[0],
@@ -772,6 +808,7 @@ class FabricEngine:
                 "padding": m.padding,
             }
             self.meter.rows.append({**row, **run.counters})
+        return [each() for each in finish]
 
     @staticmethod
     def _check(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
@@ -793,21 +830,39 @@ class FabricEngine:
             ValueError: shapes that do not fit the geometry, codes outside their grid.
             ProgramError: the device refused a program, for example because values are not finite.
         """
-        m = geometry
-        self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
-        self._check("weight", w.shape, (m.out_channels, m.in_channels, *m.kernel))
+        return self.forward_mixed([(x, geometry)], w)[0]
+
+    def forward_mixed(self, members: Sequence[tuple[Operand, ConvGeometry]], w: Operand) -> list[Sums]:
+        """Outputs of operands on grids of their own, under the same weights and in one program.
+
+        Args:
+            members: activations, and a geometry that fits them.
+
+        Returns:
+            For each member what :meth:`forward` returns.
+
+        Raises:
+            ValueError, ProgramError: as in :meth:`forward`.
+        """
         weight = host_codes(w)
+        return self._run(
+            "forward",
+            [partial(self._forward, x=x, w=w.grid, weight=weight, m=m) for x, m in members],
+            [(x.grid, w.grid, m) for x, m in members],
+        )
+
+    def _forward(self, run: _Run, x: Operand, w: Grid, weight: I64, m: ConvGeometry) -> Callable[[], Sums]:
+        self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
+        self._check("weight", weight.shape, (m.out_channels, m.in_channels, *m.kernel))
         tensor = _tensor(x, "activation")
-        run = self._start("forward")
         out_hw = m.out_hw
         linear = self._is_linear(m)
         valid_y, valid_x = _valid(m)
         b_sum = np.einsum("okl,ky,lx->oyx", weight.sum(axis=1), valid_y, valid_x)[None]
         count = m.in_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
-        if linear and contracts(self.design, m.batch, m.in_channels, m.out_channels, x.grid.bits, w.grid.bits):
-            dot, a_sum = self._contract(run, tensor, Operand(w.grid, codes=weight[:, :, 0, 0]))
-            self._finish(run, "forward", x.grid, w.grid, m)
-            return Sums(dot, a_sum, b_sum, count)
+        if linear and contracts(self.design, m.batch, m.in_channels, m.out_channels, x.grid.bits, w.bits):
+            dot, a_sum = self._contract(run, tensor, Operand(w, codes=weight[:, :, 0, 0]))
+            return lambda: Sums(dot, a_sum, b_sum, count)
         if linear:
             tensor = _row_of_pixels(tensor, self.design.lanes)
             out_hw = (tensor.array.shape[2], tensor.array.shape[3])
@@ -820,7 +875,7 @@ class FabricEngine:
         at_stride_2 = self._halves(m) and not tensor.stochastic
         if at_stride_2:
             used = np.ones((1, m.in_channels, 3, 3), dtype=bool)
-            self._correlate(run, _interleaved(tensor), weight, used, used, (-1, -1), w.grid, dot, a_sum, on_fabric)
+            self._correlate(run, _interleaved(tensor), weight, used, used, (-1, -1), w, dot, a_sum, on_fabric)
         elif m.stride > 1 and not tensor.stochastic:
             y0, x0 = min(d for _, d, _ in ys), min(d for _, d, _ in xs)
             ny, nx = (max(d + len(i) for _, d, i in axis) - first for axis, first in ((ys, y0), (xs, x0)))
@@ -833,21 +888,25 @@ class FabricEngine:
             merged = _merge_phases(tensor, [(py, px) for (py, _, _), (px, _, _) in itertools.product(ys, xs)], m.stride)
             shape = (m.out_channels, merged.channels, ny, nx)
             used = used.reshape(1, *shape[1:])
-            self._correlate(run, merged, kernel.reshape(shape), used, used, (y0, x0), w.grid, dot, a_sum, on_fabric)
+            self._correlate(run, merged, kernel.reshape(shape), used, used, (y0, x0), w, dot, a_sum, on_fabric)
         else:
             for (py, dy, iy), (px, dx, ix) in itertools.product(ys, xs):
                 part = tensor.phase(py, px, m.stride) if m.stride > 1 else tensor
                 kernel = weight[:, :, iy][:, :, :, ix]
                 used = np.ones((1, m.in_channels, len(iy), len(ix)), dtype=bool)
-                self._correlate(run, part, kernel, used, used, (dy, dx), w.grid, dot, a_sum, on_fabric)
-        self._finish(run, "forward", x.grid, w.grid, m)
-        if not on_fabric and not self._nine_taps(m) and not at_stride_2:
-            a_sum = self._host_window_sums(host_codes(x).sum(axis=1), m)
-        elif linear:
-            a_sum = self._from_row(a_sum, m.batch)
-        if linear:
-            dot = self._from_row(dot, m.batch)
-        return Sums(dot, a_sum, b_sum, count)
+                self._correlate(run, part, kernel, used, used, (dy, dx), w, dot, a_sum, on_fabric)
+
+        def finish() -> Sums:
+            found, sums = dot, a_sum
+            if not on_fabric and not self._nine_taps(m) and not at_stride_2:
+                sums = self._host_window_sums(host_codes(x).sum(axis=1), m)
+            elif linear:
+                sums = self._from_row(sums, m.batch)
+            if linear:
+                found = self._from_row(found, m.batch)
+            return Sums(found, sums, b_sum, count)
+
+        return finish
 
     @staticmethod
     def _halves(m: ConvGeometry) -> bool:
@@ -933,17 +992,21 @@ class FabricEngine:
         Raises:
             ValueError, ProgramError: as in :meth:`forward`.
         """
-        m = geometry
+        (sums,) = self._run(
+            "input_gradient",
+            [partial(self._input_gradient, g=g, w=w.grid, weight=host_codes(w), m=geometry)],
+            [(g.grid, w.grid, geometry)],
+        )
+        return sums  # type: ignore[no-any-return]
+
+    def _input_gradient(self, run: _Run, g: Operand, w: Grid, weight: I64, m: ConvGeometry) -> Callable[[], Sums]:
         self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
-        self._check("weight", w.shape, (m.out_channels, m.in_channels, *m.kernel))
-        weight = host_codes(w)
+        self._check("weight", weight.shape, (m.out_channels, m.in_channels, *m.kernel))
         tensor = _tensor(g, "output gradient")
-        run = self._start("input_gradient")
         linear = self._is_linear(m)
-        if linear and contracts(self.design, m.batch, m.out_channels, m.in_channels, g.grid.bits, w.grid.bits):
-            dot, a_sum = self._contract(run, tensor, Operand(w.grid, codes=weight[:, :, 0, 0].T))
-            self._finish(run, "input_gradient", g.grid, w.grid, m)
-            return Sums(dot, a_sum, *self._back_sums(weight, m))
+        if linear and contracts(self.design, m.batch, m.out_channels, m.in_channels, g.grid.bits, w.bits):
+            dot, a_sum = self._contract(run, tensor, Operand(w, codes=weight[:, :, 0, 0].T))
+            return lambda: Sums(dot, a_sum, *self._back_sums(weight, m))
         if linear:
             tensor = _row_of_pixels(tensor, self.design.lanes)
         s = m.stride
@@ -969,27 +1032,30 @@ class FabricEngine:
             np.repeat(used, m.in_channels, axis=0),
             used,
             (y0, x0),
-            w.grid,
+            w,
             parts,
             sums,
             tensor.is_values,
         )
-        self._finish(run, "input_gradient", g.grid, w.grid, m)
-        if linear:
-            dot, a_sum = self._from_row(parts, m.batch), self._from_row(sums, m.batch)
-        elif s == 1:
-            dot, a_sum = parts, sums
-        else:
-            dot = np.zeros((batch, m.in_channels, *m.in_hw), dtype=np.int64)
-            a_sum = np.zeros((batch, 1, *m.in_hw), dtype=np.int64)
-            for p, ((py, _, _), (px, _, _)) in enumerate(phases):
-                view, one = dot[:, :, py::s, px::s], a_sum[:, :, py::s, px::s]
-                h, v = view.shape[2:]
-                view[...] = parts[:, p * m.in_channels : (p + 1) * m.in_channels, :h, :v]
-                one[...] = sums[:, p : p + 1, :h, :v]
-        if not tensor.is_values and not self._nine_taps(m):
-            a_sum = self._host_scatter_sums(host_codes(g).sum(axis=1), m)
-        return Sums(dot, a_sum, *self._back_sums(weight, m))
+
+        def finish() -> Sums:
+            if linear:
+                dot, a_sum = self._from_row(parts, m.batch), self._from_row(sums, m.batch)
+            elif s == 1:
+                dot, a_sum = parts, sums
+            else:
+                dot = np.zeros((batch, m.in_channels, *m.in_hw), dtype=np.int64)
+                a_sum = np.zeros((batch, 1, *m.in_hw), dtype=np.int64)
+                for p, ((py, _, _), (px, _, _)) in enumerate(phases):
+                    view, one = dot[:, :, py::s, px::s], a_sum[:, :, py::s, px::s]
+                    h, v = view.shape[2:]
+                    view[...] = parts[:, p * m.in_channels : (p + 1) * m.in_channels, :h, :v]
+                    one[...] = sums[:, p : p + 1, :h, :v]
+            if not tensor.is_values and not self._nine_taps(m):
+                a_sum = self._host_scatter_sums(host_codes(g).sum(axis=1), m)
+            return Sums(dot, a_sum, *self._back_sums(weight, m))
+
+        return finish
 
     def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums:
         """Gradient of the weights, accumulated on chip over the batch.
@@ -997,17 +1063,20 @@ class FabricEngine:
         Raises:
             ValueError, ProgramError: as in :meth:`forward`.
         """
-        m = geometry
+        (sums,) = self._run(
+            "weight_gradient",
+            [partial(self._weight_gradient, x=x, g=g, m=geometry)],
+            [(x.grid, g.grid, geometry)],
+        )
+        return sums  # type: ignore[no-any-return]
+
+    def _weight_gradient(self, run: _Run, x: Operand, g: Operand, m: ConvGeometry) -> Callable[[], Sums]:
         self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
         self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
         a, b = _tensor(x, "activation"), _tensor(g, "output gradient")
-        run = self._start("weight_gradient")
         if self._is_linear(m):
             a, b = (_row_of_pixels(t, self.design.lanes) for t in (a, b))
         s = m.stride
-        dot = np.zeros((m.out_channels, m.in_channels, *m.kernel), dtype=np.int64)
-        a_sum = np.zeros((1, m.in_channels, *m.kernel), dtype=np.int64)
-        b_sum = np.zeros((m.out_channels, 1, *m.kernel), dtype=np.int64)
         ys, xs = (_axis_phases(k, s, m.padding) for k in m.kernel)
         phases = list(itertools.product(ys, xs))
         c = self.design.channels
@@ -1030,27 +1099,33 @@ class FabricEngine:
             ]
             wanted.append(_Sought(tensor, origin, *arrays))
         missing = self._accumulate(run, wanted, b)
-        self._finish(run, "weight_gradient", x.grid, g.grid, m)
-        for (_, here), found in zip(jobs, wanted, strict=True):
-            for p, ((_, dy, iy), (_, dx, ix)) in enumerate(here):
-                channels = slice(p * m.in_channels, (p + 1) * m.in_channels)
-                for (j, ky), (i, kx) in itertools.product(enumerate(iy), enumerate(ix)):
-                    at = (dy - found.origin[0] + j, dx - found.origin[1] + i)
-                    assert found.a_sum is not None and found.b_sum is not None
-                    dot[:, :, ky, kx] = found.dot[:, channels, at[0], at[1]]
-                    a_sum[0, :, ky, kx] = found.a_sum[channels, at[0], at[1]]
-                    b_sum[:, 0, ky, kx] = found.b_sum[:, at[0], at[1]]
-        if "a_sum" in missing:
-            a_sum = self._host_element_sums(host_codes(x).sum(axis=0), m, 1)[None]
-        if "b_sum" in missing:
-            b_sum = self._host_element_sums(host_codes(g).sum(axis=0), m, 0)[:, None]
-        return Sums(dot, a_sum, b_sum, self._gradient_count(m))
+
+        def finish() -> Sums:
+            dot = np.zeros((m.out_channels, m.in_channels, *m.kernel), dtype=np.int64)
+            a_sum = np.zeros((1, m.in_channels, *m.kernel), dtype=np.int64)
+            b_sum = np.zeros((m.out_channels, 1, *m.kernel), dtype=np.int64)
+            for (_, here), found in zip(jobs, wanted, strict=True):
+                for p, ((_, dy, iy), (_, dx, ix)) in enumerate(here):
+                    channels = slice(p * m.in_channels, (p + 1) * m.in_channels)
+                    for (j, ky), (i, kx) in itertools.product(enumerate(iy), enumerate(ix)):
+                        at = (dy - found.origin[0] + j, dx - found.origin[1] + i)
+                        assert found.b_sum is not None
+                        dot[:, :, ky, kx] = found.dot[:, channels, at[0], at[1]]
+                        a_sum[0, :, ky, kx] = found.a_sum[channels, at[0], at[1]]
+                        b_sum[:, 0, ky, kx] = found.b_sum[:, at[0], at[1]]
+            if "a_sum" in missing:
+                a_sum = self._host_element_sums(host_codes(x).sum(axis=0), m, 1)[None]
+            if "b_sum" in missing:
+                b_sum = self._host_element_sums(host_codes(g).sum(axis=0), m, 0)[:, None]
+            return Sums(dot, a_sum, b_sum, self._gradient_count(m))
+
+        return finish
 
     def backward(self, x: Operand, g: Operand, w: Operand, geometry: ConvGeometry) -> tuple[Sums, Sums]:
-        """Input gradient and weight gradient in one program, for which the output gradient is sent only once.
+        """Input gradient and weight gradient in one program.
 
-        That takes stride 1, a 1x1 or 3x3 kernel with "same" padding, and operands that fit the buffers together;
-        otherwise the two products are computed one after the other.
+        The output gradient is sent only once where it can be: with stride 1, a 1x1 or 3x3 kernel with "same" padding,
+        and operands that fit the buffers together.
 
         Args:
             x, g, w: activations, output gradient and weights; g is on the same grid in both products.
@@ -1061,13 +1136,39 @@ class FabricEngine:
         Raises:
             ValueError, ProgramError: as in :meth:`forward`.
         """
-        m, d = geometry, self.design
+        return self.backward_mixed([(x, g, geometry)], w)[0]
+
+    def backward_mixed(
+        self, members: Sequence[tuple[Operand, Operand, ConvGeometry]], w: Operand
+    ) -> list[tuple[Sums, Sums]]:
+        """Both gradients for operands on grids of their own, under the same weights and in one program.
+
+        Args:
+            members: activations, output gradient, and a geometry that fits them.
+
+        Returns:
+            For each member what :meth:`backward` returns.
+
+        Raises:
+            ValueError, ProgramError: as in :meth:`forward`.
+        """
+        weight = host_codes(w)
+        return self._run(
+            "backward",
+            [partial(self._backward, x=x, g=g, w=w.grid, weight=weight, m=m) for x, g, m in members],
+            [(g.grid, w.grid, m) for _, g, m in members],
+        )
+
+    def _backward(
+        self, run: _Run, x: Operand, g: Operand, w: Grid, weight: I64, m: ConvGeometry
+    ) -> Callable[[], tuple[Sums, Sums]]:
+        d = self.design
         self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
         self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
-        self._check("weight", w.shape, (m.out_channels, m.in_channels, *m.kernel))
+        self._check("weight", weight.shape, (m.out_channels, m.in_channels, *m.kernel))
         c = d.channels
         into, out = -(-m.in_channels // c), -(-m.out_channels // c)
-        x_bits, g_bits, w_bits = x.grid.bits, g.grid.bits, w.grid.bits
+        x_bits, g_bits, w_bits = x.grid.bits, g.grid.bits, w.bits
         same = m.stride == 1 and m.kernel in ((1, 1), (3, 3)) and m.padding == m.kernel[0] // 2
         rows, width = m.in_hw
         if same and self._is_linear(m):
@@ -1091,18 +1192,16 @@ class FabricEngine:
             and fit(rows)
             and into * out * w_bits + sum_words <= d.depth_w
             and accumulator_entries(d, out, into, True, taps) <= min(d.depth_accumulator, _MAX_READ)
-            and not (
-                self._is_linear(m) and contracts(d, m.batch, m.out_channels, m.in_channels, g.grid.bits, w.grid.bits)
-            )
+            and not (self._is_linear(m) and contracts(d, m.batch, m.out_channels, m.in_channels, g.grid.bits, w.bits))
         ):
-            return self.input_gradient(g, w, m), self.weight_gradient(x, g, m)
+            to_input = self._input_gradient(run, g, w, weight, m)
+            to_weight = self._weight_gradient(run, x, g, m)
+            return lambda: (to_input(), to_weight())
 
-        weight = host_codes(w)
         a, b = _tensor(x, "activation"), _tensor(g, "output gradient")
         if self._is_linear(m):
             a, b = (_row_of_pixels(t, d.lanes) for t in (a, b))
         batch, hw = a.array.shape[0], a.array.shape[2:]
-        run = self._start("backward")
         dx = np.zeros((batch, m.in_channels, *hw), dtype=np.int64)
         g_sum = np.zeros((batch, 1, *hw), dtype=np.int64)
         dw = np.zeros((m.out_channels, m.in_channels, *m.kernel), dtype=np.int64)
@@ -1111,13 +1210,14 @@ class FabricEngine:
         assert piece is not None
         mirrored = np.zeros((into * c, out * c, *m.kernel), dtype=np.int64)
         mirrored[: m.in_channels, : m.out_channels] = weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
-        unit = _Unit(piece, (0, into * c), w_bits, w.grid.signed, False, self._nine_taps(m))
-        units = [(unit, self._load_unit(run, unit, mirrored, 0, out, 0))]
+        blocks = [(_Unit(piece, (0, into * c), w_bits, w.signed, False, self._nine_taps(m)), mirrored)]
         if sum_words:
             ones = np.zeros((c, out * c, *m.kernel), dtype=np.int64)
             ones[0, : m.out_channels] = 1
-            unit = _Unit(piece, (0, c), 1, False, True, False)
-            units.append((unit, self._load_unit(run, unit, ones, 0, out, into * out * w_bits)))
+            blocks.append((_Unit(piece, (0, c), 1, False, True, False), ones))
+        held = self._load_units(run, blocks, 0, out)
+        run.buffer(Target.A)  # its quarters are used here, and what else lay there is gone
+        run.buffer(Target.G)
         sums = _GradientPass(run, _Job(a, piece, dw, x_sum, gb_sum), b, (0, into), (0, out))
 
         def fit_both(size: int) -> int:
@@ -1131,22 +1231,26 @@ class FabricEngine:
             base_g, base_x = 2 * half * quarter, (2 * half + 1) * quarter
             base_own = half * (d.depth_g // 2)
             _load_at(run, Target.A | Target.G, base_g, base_own, b, stack, (0, out))
-            for each, held in units:
-                self._conv(run, each, stack, out, b, base_g, held, dx, g_sum)
+            for (unit, _), there in zip(blocks, held, strict=True):
+                self._conv(run, unit, stack, out, b, base_g, there, dx, g_sum)
             _load_at(run, Target.A, base_x, base_x, a, stack, (0, into))
             sums.add(stack, base_x, base_own)
         sums.read()
-        self._finish(run, "backward", x.grid, g.grid, m)
-        if not b.is_values and not self._nine_taps(m):
-            g_sum = self._host_scatter_sums(host_codes(g).sum(axis=1), m)
-        elif self._is_linear(m):
-            g_sum = self._from_row(g_sum, m.batch)
-        if self._is_linear(m):
-            dx = self._from_row(dx, m.batch)
-        return (
-            Sums(dx, g_sum, *self._back_sums(weight, m)),
-            Sums(dw, x_sum[None], gb_sum[:, None], self._gradient_count(m)),
-        )
+
+        def finish() -> tuple[Sums, Sums]:
+            found, over = dx, g_sum
+            if not b.is_values and not self._nine_taps(m):
+                over = self._host_scatter_sums(host_codes(g).sum(axis=1), m)
+            elif self._is_linear(m):
+                over = self._from_row(over, m.batch)
+            if self._is_linear(m):
+                found = self._from_row(found, m.batch)
+            return (
+                Sums(found, over, *self._back_sums(weight, m)),
+                Sums(dw, x_sum[None], gb_sum[:, None], self._gradient_count(m)),
+            )
+
+        return finish
 
     # -- CONV -------------------------------------------------------------------------------------------------------
 
@@ -1199,8 +1303,7 @@ class FabricEngine:
         some = np.zeros((out_groups_total * c, ny, nx), dtype=bool)
         some[:out_channels] = np.broadcast_to(used, kernel.shape).any(axis=1)
 
-        weights_buffer = _Buffer(Target.W, d.depth_w)
-        a_buffer = _Buffer(Target.A, d.depth_a)
+        a_buffer = run.buffer(Target.A)
         for first, groups in _split_range(groups_total, max_groups):
             units: list[_Unit] = []
             per_unit = max(1, min(contract.LIMITS["out_groups"], half_w // (groups * b.bits)))
@@ -1230,13 +1333,8 @@ class FabricEngine:
 
             stacks = _stacks(a.array.shape[0], tiles, fit)
             for residents in self._resident_sets(units, groups):
-                size = sum(self._unit_words(u, groups) for u in residents)
-                base_w = 0 if size > half_w else weights_buffer.place(object())[0]
-                held = []
-                for unit in residents:
-                    weights = padded_sums if unit.sums else padded_kernel
-                    held.append(self._load_unit(run, unit, weights, first, groups, base_w))
-                    base_w += self._unit_words(unit, groups)
+                blocks = [(unit, padded_sums if unit.sums else padded_kernel) for unit in residents]
+                held = self._load_units(run, blocks, first, groups)
                 for stack in stacks:
                     run.breathe()
                     base_a = _load(run, a_buffer, a, stack, (first * c, groups))
@@ -1261,16 +1359,32 @@ class FabricEngine:
             room -= words
         return out
 
-    def _load_unit(self, run: _Run, unit: _Unit, kernel: I64, first: int, groups: int, base: int) -> _Held:
-        """Load the 3x3 piece of ``kernel`` (O, Ca, ny, nx), channels padded to whole groups, that a unit stands for."""
+    def _load_units(self, run: _Run, units: list[tuple[_Unit, I64]], first: int, groups: int) -> list[_Held]:
+        """Load units one after the other, unless the same ones lie in the weight buffer already.
+
+        Args:
+            units: each with the kernel (O, Ca, ny, nx), channels padded to whole groups, of which it takes a 3x3 piece.
+            first, groups: range of input groups.
+        """
         c = self.design.channels
-        start, stop = unit.outputs
-        block = np.zeros((stop - start, groups * c, TAPS), dtype=np.int64)
-        for tap, iy, ix in unit.piece.taps:
-            block[:, :, tap] = kernel[start:stop, first * c : (first + groups) * c, iy, ix]
-        shaped = block.reshape((stop - start) // c, c, groups, c, TAPS).transpose(0, 2, 1, 4, 3)
-        run.builder.load_weights(shaped, unit.bits, base)
-        return _Held(base, int(np.bitwise_or.reduce(shaped, axis=None)) & ((1 << unit.bits) - 1))
+        parts: list[tuple[_Unit, I64]] = []
+        for unit, kernel in units:
+            start, stop = unit.outputs
+            block = np.zeros((stop - start, groups * c, TAPS), dtype=np.int64)
+            for tap, iy, ix in unit.piece.taps:
+                block[:, :, tap] = kernel[start:stop, first * c : (first + groups) * c, iy, ix]
+            parts.append((unit, block.reshape((stop - start) // c, c, groups, c, TAPS).transpose(0, 2, 1, 4, 3)))
+        size = sum(self._unit_words(unit, groups) for unit, _ in units)
+        key = tuple((unit.bits, block.shape, block.tobytes()) for unit, block in parts)
+        base, there = run.buffer(Target.W).place(key, size)
+        held = []
+        for unit, block in parts:
+            if not there:
+                run.builder.load_weights(block, unit.bits, base)
+            planes = int(np.bitwise_or.reduce(block, axis=None)) & ((1 << unit.bits) - 1)
+            held.append(_Held(base, planes))
+            base += self._unit_words(unit, groups)
+        return held
 
     def _conv(
         self,
@@ -1450,7 +1564,7 @@ class FabricEngine:
                 missing.add("a_sum")
             without = {id(job): replace(job, a_sum=None) for job in jobs}
             passes = [[(without[id(job)], first, groups) for job, first, groups in each] for each in passes]
-        a_buffer, g_buffer = _Buffer(Target.A, d.depth_a), _Buffer(Target.G, d.depth_g)
+        a_buffer, g_buffer = run.buffer(Target.A), run.buffer(Target.G)
         for out, each in itertools.product(_split_range(out_groups_total, step_out), passes):
             sums: list[_GradientPass] = []
             for job, first, groups in each:

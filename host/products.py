@@ -6,6 +6,7 @@ decided here, once, for every engine: PyTorch on the workstation, NumPy, compile
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -171,7 +172,11 @@ class Meter:
 
 
 class Engine(Protocol):
-    """Anything that computes the three products exactly."""
+    """Anything that computes the three products exactly.
+
+    An engine may also have ``forward_mixed`` and ``backward_mixed``, which compute a batch whose samples have
+    different bits in one go; :func:`forward_mixed` and :func:`backward_mixed` use them or do without.
+    """
 
     meter: Meter
 
@@ -180,3 +185,33 @@ class Engine(Protocol):
     def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums: ...
 
     def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums: ...
+
+
+def forward_mixed(engine: Engine, members: Sequence[tuple[Operand, ConvGeometry]], w: Operand) -> list[Sums]:
+    """Outputs of operands on grids of their own under the same weights, together if the engine can.
+
+    Args:
+        members: activations, and a geometry that fits them.
+
+    Returns:
+        For each member what ``engine.forward`` returns.
+    """
+    together = getattr(engine, "forward_mixed", None)
+    return together(members, w) if together else [engine.forward(x, w, m) for x, m in members]
+
+
+def backward_mixed(
+    engine: Engine, members: Sequence[tuple[Operand, Operand, ConvGeometry]], w: Operand
+) -> list[tuple[Sums, Sums]]:
+    """Both gradients for operands on grids of their own under the same weights, together if the engine can.
+
+    Args:
+        members: activations, output gradient, and a geometry that fits them.
+
+    Returns:
+        For each member what ``engine.input_gradient`` and ``engine.weight_gradient`` return.
+    """
+    together = getattr(engine, "backward_mixed", None)
+    if together:
+        return list(together(members, w))
+    return [(engine.input_gradient(g, w, m), engine.weight_gradient(x, g, m)) for x, g, m in members]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from host.products import ConvGeometry, Grid, Operand
+from host.products import ConvGeometry, Grid, Operand, backward_mixed, forward_mixed
 from sw_model.cost import step_factor
 from sw_model.layers import Precision, QConv2d, convolution_gradients, weight_operand
 from sw_model.models import BasicBlock, CifarResNet
@@ -92,9 +92,11 @@ class _DispatchedConvolution(torch.autograd.Function):
         w = weight_operand(weight, bits, 0)
         shape = call.geometry(len(x), (x.shape[2], x.shape[3])).out_hw
         y = torch.empty(len(x), layer.out_channels, *shape)
-        for option, index in call.members:
-            a = _values(x[index], call.activation_grid(option))
-            sums = engine.forward(a, w, call.geometry(len(index), (x.shape[2], x.shape[3])))
+        members = [
+            (_values(x[index], call.activation_grid(k)), call.geometry(len(index), (x.shape[2], x.shape[3])))
+            for k, index in call.members
+        ]
+        for (a, _), (_, index), sums in zip(members, call.members, forward_mixed(engine, members, w), strict=True):
             y[index] = torch.from_numpy(sums.real(a.grid, w.grid, 1))
         return y
 
@@ -135,14 +137,22 @@ class _DispatchedConvolution(torch.autograd.Function):
             if need_x or need_mask:
                 dx = torch.empty_like(x)
             dw = torch.zeros_like(weight) if need_w else None
-            for option, index in call.members:
-                geometry = call.geometry(len(index), (x.shape[2], x.shape[3]))
-                g = _values(grad[index], gradient_grid(option))
+            members = [
+                (
+                    _values(x[index], call.activation_grid(k)),
+                    _values(grad[index], gradient_grid(k)),
+                    call.geometry(len(index), (x.shape[2], x.shape[3])),
+                )
+                for k, index in call.members
+            ]
+            both = backward_mixed(engine, members, w) if dx is not None and dw is not None else None
+            for i, ((a, g, geometry), (_, index)) in enumerate(zip(members, call.members, strict=True)):
                 if dx is not None:
-                    dx[index] = torch.from_numpy(engine.input_gradient(g, w, geometry).real(g.grid, w.grid, 1))
+                    sums = both[i][0] if both else engine.input_gradient(g, w, geometry)
+                    dx[index] = torch.from_numpy(sums.real(g.grid, w.grid, 1))
                 if dw is not None:
-                    a = _values(x[index], call.activation_grid(option))
-                    dw += torch.from_numpy(engine.weight_gradient(a, g, geometry).real(a.grid, g.grid))
+                    sums = both[i][1] if both else engine.weight_gradient(a, g, geometry)
+                    dw += torch.from_numpy(sums.real(a.grid, g.grid))
         dmask = None
         if need_mask:
             assert dx is not None

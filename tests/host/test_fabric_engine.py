@@ -395,3 +395,36 @@ def test_planes_that_are_zero_are_skipped(product: str, stride: int) -> None:
     assert skipped["values"] == 0
     assert skipped["codes"] > 0
     assert skipped["asked"] > 0
+
+
+@pytest.mark.parametrize(("kernel", "stride", "hw"), [(3, 1, (8, 8)), (3, 2, (8, 8)), (1, 2, (7, 5)), (1, 1, (1, 1))])
+@pytest.mark.parametrize("design", sorted(DEVICES))
+def test_mixed_batch_is_one_program_with_the_sums_of_separate_calls(
+    kernel: int, stride: int, hw: tuple[int, int], design: str
+) -> None:
+    """As a gated batch runs: each sample once, at the bits of its own option; the weights are loaded once."""
+    rng = np.random.default_rng(12)
+    w = make_operand(rng, (18, 20, kernel, kernel), make_grid(4, True), False, False)
+    members = []
+    for batch, a_bits, g_bits, key in ((3, 2, 6, 1), (1, 4, 8, 2), (6, 3, 3, 3)):
+        m = ConvGeometry(batch, 20, 18, hw, (kernel, kernel), stride, kernel // 2)
+        x = make_operand(rng, (batch, 20, *hw), make_grid(a_bits, False), True, False)
+        g = make_operand(rng, (batch, 18, *m.out_hw), make_grid(g_bits, False, key), True, False)
+        members.append((x, g, m))
+    engine, packets = recording(design)
+    apart = FabricEngine(DEVICES[design])
+    forward = engine.forward_mixed([(x, m) for x, _, m in members], w)
+    assert engine.meter.totals["PROGRAMS"] == 1
+    assert sum(p["opcode"] == Opcode.LOAD and p["target"] == Target.W and p["rows"] > 1 for p in packets) <= 2
+    both = engine.backward_mixed(members, w)
+    assert engine.meter.totals["PROGRAMS"] == 2
+    assert [row["product"] for row in engine.meter.rows] == ["forward", "backward"]
+    assert engine.meter.totals["PRODUCTS"] == 6
+    for (x, g, m), out, (dx, dw) in zip(members, forward, both, strict=True):
+        for got, want in (
+            (out, apart.forward(x, w, m)),
+            (dx, apart.input_gradient(g, w, m)),
+            (dw, apart.weight_gradient(x, g, m)),
+        ):
+            for name in ("dot", "a_sum", "b_sum", "count"):
+                assert np.array_equal(getattr(got, name), getattr(want, name)), name

@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from host.device import open_device
+from host.engine import FabricEngine
+from hw.design import load_design
 from sw_model import quantizers as Q
 from sw_model.cost import CostMeter, layer_macs
 from sw_model.engine import SoftwareEngine
@@ -81,6 +84,23 @@ def test_both_paths_agree() -> None:
     for fast, exact in zip(*results, strict=True):
         assert fast is not None and exact is not None
         assert (fast - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_a_gated_batch_is_one_program_forward_and_one_backward() -> None:
+    results, fabric = [], FabricEngine(open_device("reference", load_design("sim-small")))
+    for engine in (fabric, SoftwareEngine()):
+        layer, x, hard = make_layer()
+        layer.engine = engine
+        mask = hard.requires_grad_()
+        x.requires_grad_()
+        y = dispatch(layer, x, mask, precisions())
+        torch.manual_seed(5)
+        y.backward(torch.randn_like(y))
+        results.append((y.detach(), x.grad, layer.weight.grad, mask.grad))
+    assert fabric.meter.totals["PROGRAMS"] == 2
+    for device, software in zip(*results, strict=True):
+        assert device is not None and software is not None
+        assert torch.equal(device, software)
 
 
 def test_one_option_for_all_equals_the_plain_layer() -> None:
