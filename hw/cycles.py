@@ -22,6 +22,7 @@ SETUP_CYCLES = 5  #: from the head of the queue to the first step
 ARRAY_CYCLES = 8  #: from a tile's last step to its first value in the drain
 DRAIN_CYCLES = 1  #: from the last value to permission for the next tile to end
 STREAMING_CYCLES = {Opcode.WGRAD: 1, Opcode.CONV: 3}  #: the same when the rest of a tile is sure to leave in time
+STATISTICS_CYCLES = 8  #: per channel and tile: four quarters of the pixels, two cycles each
 OUTPUT_CYCLES = 6  #: from a tile's last value to its first word
 TRAILER_CYCLES = 8
 
@@ -110,7 +111,8 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         flags, images, rows = Flag(p.get("flags", 0)), p["images"], p["rows"]
         blocks = -(-rows // 8)
         start = max(loader, sequencer) + SETUP_CYCLES
-        reads = {"A": (p.get("base_a", 0), p.get("base_a", 0) + images * blocks * p["groups"] * p["a_bits"])}
+        a_blocks = -(-4 * rows // 8) if flags & Flag.STRIDE_2 else blocks
+        reads = {"A": (p.get("base_a", 0), p.get("base_a", 0) + images * a_blocks * p["groups"] * p["a_bits"])}
         base_b = p.get("base_b", 0)
         if op == Opcode.CONV:
             steps = _steps(
@@ -122,7 +124,9 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
             form = p.get("format", OutputFormat.INT32)
             if form == OutputFormat.CODES:
                 sent = p["out_bits"] * design.row_words * tiles
-                drained = values
+                drained = values * (lanes // design.rounding_lanes if flags & Flag.STOCHASTIC else 1)
+            elif form == OutputFormat.STATISTICS:
+                sent, drained = 4 * c * p["out_groups"], STATISTICS_CYCLES * values
             else:
                 per_channel = lanes if form == OutputFormat.INT64 else lanes // 2
                 sent = per_channel * (c * tiles + (images * rows if flags & Flag.A_SUM else 0))
@@ -141,13 +145,18 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
                 compute += p["groups"] + 1
             steps, sent, drained = per_tile, 0, c + 1
             reads["G"] = (base_b, base_b + inner * p["out_groups"] * p["b_bits"])
+        if flags & Flag.SKIP_ZERO:  # one address per cycle
+            start += sum(reads[buffer][1] - reads[buffer][0] for buffer in ("A", "G") if buffer in reads)
         streams = op == Opcode.WGRAD or p.get("format") == OutputFormat.CODES
         gap = STREAMING_CYCLES[Opcode(op)] if streams else ARRAY_CYCLES + DRAIN_CYCLES
-        tile = max(steps, drained + gap, sent / tiles)
+        at_the_end = op == Opcode.CONV and p.get("format") == OutputFormat.STATISTICS  # all results
+        tile = max(steps, drained + gap, 0 if at_the_end else sent / tiles)
         first_end = max(start + steps, drain)
         end = max(first_end + (tiles - 1) * tile, start + compute)
         # results lag: the stream may still be sending earlier results
-        if sent:
+        if at_the_end:
+            output = max(output, end + ARRAY_CYCLES + drained + OUTPUT_CYCLES) + sent
+        elif sent:
             end = max(end, output + sent - 2 * sent / tiles)
             output = max(output, first_end + ARRAY_CYCLES + drained + OUTPUT_CYCLES) + sent
             output = max(output, end + ARRAY_CYCLES + min(drained, c) + OUTPUT_CYCLES + sent / tiles)

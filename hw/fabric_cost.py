@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
 from hw.bitfusion import BITFUSION
-from hw.contract import MAX_BITS, TAPS, Flag, Opcode, OutputFormat
+from hw.contract import MAX_BITS, Flag, Opcode, OutputFormat
 from hw.cycles import predict
 from hw.design import Design
 from hw.layers import PRODUCTS, Bits, ConvShape
@@ -226,20 +226,23 @@ def _overfull(design: Design, shape: ConvShape, bits: Bits, product: str, codes:
     """The buffer that cannot hold a product, two halves each; empty if all can.  The rules of ``hw.workload``."""
     m = lower(design, shape)
     blocks = -(-m.rows // 8)
-    a, g = 2 * blocks * m.groups * bits.a, 2 * blocks * m.out_groups * bits.g
-    need_a = {"forward": a, "input_gradient": g, "weight_gradient": a, "both": a + g}[product]
+    a, g = 2 * len(m.taps) * m.phase_addresses(bits.a), 2 * blocks * m.out_groups * bits.g
+    need_a = {"forward": 2 * m.forward_addresses(bits.a), "input_gradient": g, "weight_gradient": a, "both": a + g}[
+        product
+    ]
     if need_a > design.depth_a:
         return "A"
     with_weight = product in ("weight_gradient", "both")
     if with_weight and g > design.depth_g:
         return "G"
-    if with_weight and m.groups * m.out_groups * TAPS * (design.channels + 1) > design.depth_accumulator:
+    if with_weight and m.gradient_tiles * (design.channels + 1) > design.depth_accumulator:
         return "accumulator"
     if product == "weight_gradient":
         return ""
-    if m.groups * m.out_groups * bits.w > design.depth_w:
+    groups = m.forward_groups if product == "forward" else m.phase_groups
+    if groups * m.out_groups * bits.w > design.depth_w:
         return "W"
-    results = m.out_groups if product == "forward" else m.groups
+    results = m.out_groups if product == "forward" else m.phase_groups
     return "epilogue" if codes and results * design.channels > design.depth_epilogue else ""
 
 
@@ -273,7 +276,7 @@ def _parts(
     elif full == "epilogue":
         axis = "in_channels" if contracted == "out_channels" else "out_channels"
     else:  # halve what is not contracted first, so that results stay whole
-        axis = "in_channels" if m.groups > m.out_groups or contracted == "out_channels" else "out_channels"
+        axis = "in_channels" if m.phase_groups > m.out_groups or contracted == "out_channels" else "out_channels"
     if -(-getattr(shape, axis) // design.channels) < 2:
         axis = "in_channels" if axis == "out_channels" else "out_channels"
     size = getattr(shape, axis)

@@ -24,10 +24,15 @@ class WorkloadError(ValueError):
 class Lowered:
     """A convolution as the array sees it: 3x3 taps at the resolution of its output.
 
-    A stride of two splits the input into four phases, which count as four times the channels.
+    A stride of two splits the input into phases, four for a 3x3 kernel.  The weight gradient takes them one by one, each
+    with the kernel positions that it meets; the input gradient makes them as so many times the channels; the forward
+    product reads even and odd columns as they are if the kernel is 3x3, or takes the phases as channels too.
 
     Attributes:
-        groups, out_groups: channel groups of input (all phases) and output.
+        groups, out_groups: channel groups of input (one phase) and output.
+        phase_groups: channel groups of all phases of the input side by side.
+        taps: kernel positions that each phase meets, as masks.
+        stride_2: the forward product runs at the fabric's own stride of two.
         rows: of a virtual image.
         side: real images side by side in a virtual row.
         segment_start: mask of their first pixels.
@@ -36,10 +41,48 @@ class Lowered:
 
     groups: int
     out_groups: int
+    phase_groups: int
+    taps: tuple[int, ...]
+    stride_2: bool
     rows: int
     side: int
     segment_start: int
     ideal_macs: int
+
+    @property
+    def forward_groups(self) -> int:
+        """Channel groups over which a forward product contracts."""
+        return self.groups if self.stride_2 else self.phase_groups
+
+    @property
+    def forward_rows(self) -> int:
+        """Rows of a virtual image of the forward product's input."""
+        return 4 * self.rows if self.stride_2 else self.rows
+
+    def forward_addresses(self, bits: int) -> int:
+        """Addresses of a virtual image of the forward product's input."""
+        return -(-self.forward_rows // 8) * self.forward_groups * bits
+
+    def phase_addresses(self, bits: int) -> int:
+        """Addresses of a virtual image of one phase of the weight gradient's input."""
+        return -(-self.rows // 8) * self.groups * bits
+
+    @property
+    def gradient_tiles(self) -> int:
+        """Tiles of C x C weights that a weight gradient accumulates."""
+        return self.groups * self.out_groups * sum(bin(taps).count("1") for taps in self.taps)
+
+
+def _axis_taps(shape: ConvShape) -> list[int]:
+    """Of each phase along an axis: mask of the taps 0..2 that it meets."""
+    out = []
+    for phase in range(shape.stride):
+        offsets = [(k - shape.padding - phase) // shape.stride for k in range(shape.kernel)
+                   if (k - shape.padding) % shape.stride == phase]  # fmt: skip
+        centre = 0 if not offsets or (offsets[0] >= -1 and offsets[-1] <= 1) else offsets[0] + 1
+        if offsets:
+            out.append(sum(1 << (offset - centre + 1) for offset in offsets))
+    return out
 
 
 def lower(design: Design, shape: ConvShape) -> Lowered:
@@ -54,26 +97,41 @@ def lower(design: Design, shape: ConvShape) -> Lowered:
             f"layer {shape.name}: {width} pixels wide, kernel {shape.kernel}, groups {shape.groups}, stride {shape.stride}; "
             f"this schedule takes up to {design.lanes} pixels, 3x3 kernels, one group and stride 2"
         )
-    phases = 4 if shape.stride == 2 and shape.kernel > 1 else 1
+    axis = _axis_taps(shape)
+    taps = tuple(
+        sum(1 << (3 * y + x) for y in range(3) for x in range(3) if rows_of >> y & columns_of >> x & 1)
+        for rows_of in axis
+        for columns_of in axis
+    )
+    even = all(n % 2 == 0 for n in shape.in_hw)
     side = design.lanes // width
     start = sum(1 << (s * width) for s in range(side))
     if side * width < design.lanes:
         start |= 1 << (side * width)
-    groups = phases * -(-shape.in_channels // design.channels)
-    return Lowered(groups, -(-shape.out_channels // design.channels), rows, side, start, shape.macs)
+    return Lowered(
+        groups=-(-shape.in_channels // design.channels),
+        out_groups=-(-shape.out_channels // design.channels),
+        phase_groups=-(-len(taps) * shape.in_channels // design.channels),
+        taps=taps,
+        stride_2=(shape.kernel, shape.stride, shape.padding) == (3, 2, 1) and even,
+        rows=rows,
+        side=side,
+        segment_start=start,
+        ideal_macs=shape.macs,
+    )
 
 
-def _load(design: Design, target: Target, m: Lowered, groups: int, bits: int, images: int, a: int, g: int) -> Packet:
+def _load(design: Design, target: Target, rows: int, groups: int, bits: int, images: int, a: int, g: int = 0) -> Packet:
     fields: Packet = {
         "opcode": Opcode.LOAD,
         "target": target,
         "format": LoadFormat.PACKED,
-        "rows": m.rows,
+        "rows": rows,
         "groups": groups,
         "out_groups": 1,
         "images": images,
         "a_bits": bits,
-        "payload_words": images * m.rows * groups * bits * design.row_words,
+        "payload_words": images * rows * groups * bits * design.row_words,
     }
     if target & Target.A:
         fields["base_a"] = a
@@ -139,18 +197,18 @@ def _fits(name: str, need: int, depth: int, buffer: str) -> None:
 def forward(design: Design, shape: ConvShape, bits: Bits, images: int, codes: bool = True) -> Iterator[Packet]:
     """Packets of the output of ``images`` virtual images, END included."""
     m = lower(design, shape)
-    blocks = -(-m.rows // 8)
-    size = blocks * m.groups * bits.a
+    groups, size = m.forward_groups, m.forward_addresses(bits.a)
     _fits(shape.name, size * 2, design.depth_a, "A")
-    weights = m.groups * m.out_groups * bits.w
+    weights = groups * m.out_groups * bits.w
     _fits(shape.name, weights, design.depth_w, "W")
     if codes:
         yield _epilogue(design, m.out_groups)
     yield _weights(design, weights, 0)
     for v in range(images):
         base = v % 2 * size
-        yield _load(design, Target.A, m, m.groups, bits.a, 1, base, 0)
-        yield _conv(m, m.groups, m.out_groups, bits.a, bits.w, False, 1, base, 0, bits.a if codes else 0)
+        yield _load(design, Target.A, m.forward_rows, groups, bits.a, 1, base)
+        conv = _conv(m, groups, m.out_groups, bits.a, bits.w, False, 1, base, 0, bits.a if codes else 0)
+        yield {**conv, "flags": conv["flags"] | (Flag.STRIDE_2 if m.stride_2 else 0)}
     yield {"opcode": Opcode.END}
 
 
@@ -164,7 +222,8 @@ def backward(
     """
     m = lower(design, shape)
     blocks = -(-m.rows // 8)
-    a_size, g_size = blocks * m.groups * bits.a, blocks * m.out_groups * bits.g
+    phase_size, g_size = m.phase_addresses(bits.a), blocks * m.out_groups * bits.g
+    a_size = len(m.taps) * phase_size
     with_input, with_weight = "input_gradient" in products, "weight_gradient" in products
     a_need = (g_size if with_input else 0) + (a_size if with_weight else 0)
     # Small chunks overlap loading best; a weight gradient's tile must only last longer than the one before it drains.
@@ -176,13 +235,13 @@ def backward(
     _fits(shape.name, 2 * a_need, design.depth_a, "A")
     if with_weight:
         _fits(shape.name, 2 * g_size, design.depth_g, "G")
-    weights = m.groups * m.out_groups * bits.w
+    weights = m.phase_groups * m.out_groups * bits.w
     if with_input:
         _fits(shape.name, weights, design.depth_w, "W")
         if codes:
-            yield _epilogue(design, m.groups)
+            yield _epilogue(design, m.phase_groups)
         yield _weights(design, weights, 0)
-    entries = m.groups * m.out_groups * 9 * (design.channels + 1)
+    entries = m.gradient_tiles * (design.channels + 1)
     first = True
     for v in range(0, images, chunk):
         n = min(chunk, images - v)
@@ -191,27 +250,33 @@ def backward(
         a_in_a = g_in_a + (chunk * g_size if with_input else 0)
         g_in_g = half * chunk * g_size
         target = (Target.A if with_input else Target(0)) | (Target.G if with_weight else Target(0))
-        yield _load(design, target, m, m.out_groups, bits.g, n, g_in_a, g_in_g)
+        yield _load(design, target, m.rows, m.out_groups, bits.g, n, g_in_a, g_in_g)
         if with_input:
-            yield _conv(m, m.out_groups, m.groups, bits.g, bits.w, True, n, g_in_a, 0, bits.g if codes else 0)
+            yield _conv(m, m.out_groups, m.phase_groups, bits.g, bits.w, True, n, g_in_a, 0, bits.g if codes else 0)
         if with_weight:
             _fits(shape.name, entries, design.depth_accumulator, "accumulator")
-            yield _load(design, Target.A, m, m.groups, bits.a, n, a_in_a, 0)
-            yield {
-                "opcode": Opcode.WGRAD,
-                "rows": m.rows,
-                "groups": m.groups,
-                "out_groups": m.out_groups,
-                "images": n,
-                "a_bits": bits.a,
-                "b_bits": bits.g,
-                "flags": Flag.B_SIGNED | (Flag.CLEAR if first else 0),
-                "segment_start": m.segment_start,
-                "a_planes": (1 << bits.a) - 1,
-                "b_planes": (1 << bits.g) - 1,
-                "base_a": a_in_a,
-                "base_b": g_in_g,
-            }
+            base = 0
+            for phase, taps in enumerate(m.taps):
+                base_a = a_in_a + phase * n * phase_size
+                yield _load(design, Target.A, m.rows, m.groups, bits.a, n, base_a)
+                yield {
+                    "opcode": Opcode.WGRAD,
+                    "rows": m.rows,
+                    "groups": m.groups,
+                    "out_groups": m.out_groups,
+                    "images": n,
+                    "a_bits": bits.a,
+                    "b_bits": bits.g,
+                    "flags": Flag.B_SIGNED | (Flag.CLEAR if first else 0),
+                    "segment_start": m.segment_start,
+                    "a_planes": (1 << bits.a) - 1,
+                    "b_planes": (1 << bits.g) - 1,
+                    "base_a": base_a,
+                    "base_b": g_in_g,
+                    "taps": taps,
+                    "base_accumulator": base,
+                }
+                base += m.groups * m.out_groups * bin(taps).count("1") * (design.channels + 1)
             first = False
     if with_weight and read:
         yield {"opcode": Opcode.READ, "rows": entries, "format": OutputFormat.INT32}
