@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
+from host.device import check
+from host.engine import FabricEngine
+from host.engine_bench import program
+from host.products import ConvGeometry, Grid, Operand
+from host.reference import ReferenceDevice
+from hw import contract
+from hw.contract import Flag, Opcode
+from hw.cycles import predict
 from hw.design import load_design
 from hw.layers import Bits, ConvShape
-from hw.workload import WorkloadError, backward
+from hw.workload import Packet, WorkloadError, backward, forward, lower
 
 LAYER = ConvShape("deep", 64, 64, 3, 1, 1, (32, 32))
 
 
-@pytest.mark.parametrize("depth, buffer", [("depth_a", "A"), ("depth_g", "G"), ("depth_w", "W"), ("depth_accumulator", "accumulator")])
+@pytest.mark.parametrize(
+    "depth, buffer", [("depth_a", "A"), ("depth_g", "G"), ("depth_w", "W"), ("depth_accumulator", "accumulator")]
+)
 def test_buffer_that_is_too_small_is_named(depth: str, buffer: str) -> None:
     design = replace(load_design("zc706"), **{depth: 64})
     with pytest.raises(WorkloadError, match=f"buffer {buffer} "):
@@ -23,3 +36,69 @@ def test_buffer_that_is_too_small_is_named(depth: str, buffer: str) -> None:
 def test_every_image_is_in_exactly_one_chunk() -> None:
     packets = list(backward(load_design("zc706"), LAYER, Bits(3, 2, 4), 7))
     assert sum(p["images"] for p in packets if p["opcode"] == 3) == 7
+
+
+STRIDED = [
+    ConvShape("stage", 16, 32, 3, 2, 1, (32, 32)),
+    ConvShape("shortcut", 16, 32, 1, 2, 0, (32, 32)),
+    ConvShape("odd", 16, 32, 3, 2, 1, (15, 15)),
+    ConvShape("projection", 32, 16, 1, 1, 0, (8, 8)),
+    ConvShape("plain", 16, 16, 3, 1, 1, (8, 8)),
+]
+
+
+@pytest.mark.parametrize("shape", STRIDED, ids=lambda s: s.name)
+@pytest.mark.parametrize("codes", [True, False])
+def test_packets_are_valid_and_run(shape: ConvShape, codes: bool) -> None:
+    design = load_design("zc706")
+    bits = Bits(3, 2, 4)
+    for packets in (forward(design, shape, bits, 2, codes), backward(design, shape, bits, 2, codes)):
+        check(ReferenceDevice(design).run(program(design, list(packets))))
+
+
+@pytest.mark.parametrize("shape", STRIDED, ids=lambda s: s.name)
+def test_packets_do_the_work_of_the_driver(shape: ConvShape) -> None:
+    """Array cycles of a product and results of the weight gradient: the driver's packets against the cost model's."""
+    design, bits, batch = load_design("zc706"), Bits(3, 2, 4), 8
+    rng = np.random.default_rng(0)
+    m = ConvGeometry(
+        batch, shape.in_channels, shape.out_channels, shape.in_hw, (shape.kernel,) * 2, shape.stride, shape.padding
+    )
+
+    def operand(size: tuple[int, ...], width: int, signed: bool) -> Operand:
+        grid = Grid(width, signed, np.ones((), np.float32), np.zeros((), np.float32))
+        low, high = grid.limits
+        return Operand(grid, codes=rng.integers(low, high + 1, size=size))
+
+    x = operand((batch, m.in_channels, *m.in_hw), bits.a, False)
+    w = operand((m.out_channels, m.in_channels, *m.kernel), bits.w, True)
+    g = operand((batch, m.out_channels, *m.out_hw), bits.g, True)
+    images = -(-batch // lower(design, shape).side)
+    modelled = {
+        "forward": forward(design, shape, bits, images, False),
+        "input_gradient": backward(design, shape, bits, images, False, products=("input_gradient",)),
+        "weight_gradient": backward(design, shape, bits, images, False, products=("weight_gradient",)),
+    }
+    for product, operands in {"forward": (x, w), "input_gradient": (g, w), "weight_gradient": (x, g)}.items():
+        sent: list[Packet] = []
+        engine = FabricEngine(ReferenceDevice(design), recorder=lambda words, _, to=sent: to.extend(headers(words)))
+        getattr(engine, product)(*operands, m)
+        work = []
+        for packets in (sent, list(modelled[product])):
+            # sums that the driver takes along, and the planes that they need, are no part of the model
+            plain = [{**p, "flags": p.get("flags", 0) & ~int(Flag.A_SUM | Flag.ONES)} for p in packets]
+            work.append(predict(design, plain).compute)
+        assert work[0] == work[1], product
+        if product == "weight_gradient":
+            tiles = {(p["base_accumulator"], p["taps"], p["groups"]) for p in sent if p["opcode"] == Opcode.WGRAD}
+            computed = sum(bin(taps).count("1") * groups for _, taps, groups in tiles)
+            assert computed * lower(design, shape).out_groups == lower(design, shape).gradient_tiles
+
+
+def headers(words: npt.NDArray[np.uint64]) -> Iterator[Packet]:
+    """Headers of a program."""
+    at = 0
+    while at < words.size:
+        fields = contract.unpack_header([int(w) for w in words[at : at + contract.HEADER_WORDS]])
+        at += contract.HEADER_WORDS + fields["payload_words"]
+        yield fields
