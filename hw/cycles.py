@@ -23,6 +23,7 @@ ARRAY_CYCLES = 8  #: from a tile's last step to its first value in the drain
 DRAIN_CYCLES = 1  #: from the last value to permission for the next tile to end
 STREAMING_CYCLES = {Opcode.WGRAD: 1, Opcode.CONV: 3}  #: the same when the rest of a tile is sure to leave in time
 STATISTICS_CYCLES = 8  #: per channel and tile: four quarters of the pixels, two cycles each
+ROUNDING_CYCLES = 6  #: per channel and tile of stochastic codes, beside those that make the random words
 OUTPUT_CYCLES = 6  #: from a tile's last value to its first word
 TRAILER_CYCLES = 8
 
@@ -111,6 +112,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         flags, images, rows = Flag(p.get("flags", 0)), p["images"], p["rows"]
         blocks = -(-rows // 8)
         start = max(loader, sequencer) + SETUP_CYCLES
+        of_ones = steps_of_ones = 0  # tiles of the ONES group, and the steps of one
         a_blocks = -(-4 * rows // 8) if flags & Flag.STRIDE_2 else blocks
         reads = {"A": (p.get("base_a", 0), p.get("base_a", 0) + images * a_blocks * p["groups"] * p["a_bits"])}
         base_b = p.get("base_b", 0)
@@ -124,7 +126,9 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
             form = p.get("format", OutputFormat.INT32)
             if form == OutputFormat.CODES:
                 sent = p["out_bits"] * design.row_words * tiles
-                drained = values * (lanes // design.rounding_lanes if flags & Flag.STOCHASTIC else 1)
+                drained = values
+                if flags & Flag.STOCHASTIC:
+                    drained *= lanes // design.rounding_lanes + ROUNDING_CYCLES
             elif form == OutputFormat.STATISTICS:
                 sent, drained = 4 * c * p["out_groups"], STATISTICS_CYCLES * values
             else:
@@ -140,25 +144,33 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
             compute = per_tile * groups
             tiles = groups
             if flags & Flag.ONES:
-                tiles += taps * p["out_groups"]
-                compute += _steps(1, p["b_planes"], 1, p["b_bits"], inner, True) * taps * p["out_groups"]
+                of_ones = taps * p["out_groups"]
+                tiles += of_ones
+                steps_of_ones = _steps(1, p["b_planes"], 1, p["b_bits"], inner, True)
+                compute += steps_of_ones * of_ones
                 compute += p["groups"] + 1
             steps, sent, drained = per_tile, 0, c + 1
             reads["G"] = (base_b, base_b + inner * p["out_groups"] * p["b_bits"])
         if flags & Flag.SKIP_ZERO:  # one address per cycle
             start += sum(reads[buffer][1] - reads[buffer][0] for buffer in ("A", "G") if buffer in reads)
-        streams = op == Opcode.WGRAD or p.get("format") == OutputFormat.CODES
-        gap = STREAMING_CYCLES[Opcode(op)] if streams else ARRAY_CYCLES + DRAIN_CYCLES
-        at_the_end = op == Opcode.CONV and p.get("format") == OutputFormat.STATISTICS  # all results
+        form = p.get("format", 0)
+        at_the_end = op == Opcode.CONV and form == OutputFormat.STATISTICS  # all results
+        if at_the_end or flags & Flag.STOCHASTIC:
+            gap = 0
+        elif op == Opcode.WGRAD or form == OutputFormat.CODES:
+            gap = STREAMING_CYCLES[Opcode(op)]
+        else:
+            gap = ARRAY_CYCLES + DRAIN_CYCLES
         tile = max(steps, drained + gap, 0 if at_the_end else sent / tiles)
         first_end = max(start + steps, drain)
-        end = max(first_end + (tiles - 1) * tile, start + compute)
+        rest = (tiles - 1 - of_ones) * tile + of_ones * max(steps_of_ones, drained + gap)
+        end = max(first_end + rest, start + compute)
         # results lag: the stream may still be sending earlier results
         if at_the_end:
             output = max(output, end + ARRAY_CYCLES + drained + OUTPUT_CYCLES) + sent
         elif sent:
             end = max(end, output + sent - 2 * sent / tiles)
-            output = max(output, first_end + ARRAY_CYCLES + drained + OUTPUT_CYCLES) + sent
+            output = max(output, first_end + ARRAY_CYCLES + min(drained, c) + OUTPUT_CYCLES) + sent
             output = max(output, end + ARRAY_CYCLES + min(drained, c) + OUTPUT_CYCLES + sent / tiles)
         drain = end + ARRAY_CYCLES + drained
         sequencer = end
