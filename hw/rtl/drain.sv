@@ -260,8 +260,6 @@ module drain
   end
   logic raw_last;
   assign raw_last = raw_word_q == (raw_wide ? 6'(LANES - 1) : 6'(LANES / 2 - 1));
-  assign lane_done = wgrad_take || codes_take || ((raw_send || float_take) && raw_last) || statistics_done;
-
   logic        float_take, float_enable, float_valid, float_send;
   logic [63:0] float_word;
   logic [1:0]  float_infinite;
@@ -277,6 +275,7 @@ module drain
 
   logic        statistics_done, statistics_ready, statistics_send;
   assign statistics_send = statistics_ready && out_free && codes_gone && !float_busy;
+  assign lane_done = wgrad_take || codes_take || ((raw_send || float_take) && raw_last) || statistics_done;
   logic [63:0] statistics_word;
   statistics i_statistics (
       .clk_i, .rst_i, .valid_i(lane_statistics), .lane_i(lane_low),

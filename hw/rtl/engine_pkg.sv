@@ -14,6 +14,12 @@ package engine_pkg;
     logic [16:0] b_end;
   } command_t;
 
+  // A product of two small numbers, added up from shifted terms: a DSP slice would be wasted on it.
+  function automatic logic [18:0] times(input logic [13:0] a, input logic [4:0] b);
+    times = '0;
+    for (int unsigned k = 0; k < 5; k++) if (b[k]) times = times + (19'(a) << k);
+  endfunction
+
   // What the array does in one cycle.
   typedef struct packed {
     logic             valid;

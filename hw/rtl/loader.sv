@@ -193,6 +193,8 @@ module loader
   logic [16:0] row_images_q;       // rows * images
   logic [12:0] group_pairs;
   assign group_pairs = 13'(h.out_groups[6:0]) * (13'(h.groups[6:0]) + 13'(ones));
+  logic [16:0] row_images;
+  assign row_images = 17'(h.rows[10:0]) * 17'(h.images[6:0]);
   logic [7:0]  blocks;
   assign blocks = stride ? 8'((h.rows[10:0] + 11'd1) >> 1) : 8'((h.rows[10:0] + 11'd7) >> 3);
   logic [31:0] a_need_q, b_need_q, length_q, accumulator_need_q;
@@ -399,12 +401,11 @@ module loader
         end
       CHECK1: begin
         image_blocks_q <= 15'(blocks) * 15'(h.images[6:0]);
-        group_planes_q <= 12'(h.groups[6:0]) * 12'(h.a_bits[4:0]);
-        b_planes_q     <= 12'(is_wgrad ? h.out_groups[6:0] : h.groups[6:0]) * 12'(h.b_bits[4:0]);
-        group_tiles_q  <= 17'(group_pairs) * 17'($countones(h.taps[8:0]));
-        row_images_q   <= 17'(h.rows[10:0]) * 17'(h.images[6:0]);
-        bound_q            <= is_conv ? 64'(h.groups[6:0]) * 64'(DOT_BITS)
-                                      : 64'(h.rows[10:0]) * 64'(h.images[6:0]) * 64'(LANES);
+        group_planes_q <= 12'(times(14'(h.groups[6:0]), h.a_bits[4:0]));
+        b_planes_q     <= 12'(times(14'(is_wgrad ? h.out_groups[6:0] : h.groups[6:0]), h.b_bits[4:0]));
+        group_tiles_q  <= 17'(times(14'(group_pairs), 5'($countones(h.taps[8:0]))));
+        row_images_q   <= row_images;
+        bound_q <= is_conv ? 64'(15'(h.groups[6:0]) * 15'(DOT_BITS)) : 64'(row_images) << $clog2(LANES);
         early_error_q <= h.magic != MAGIC || h.version != 8'(CONTRACT_VERSION) ? ERR_BAD_MAGIC
                        : checksum != 0 ? ERR_BAD_CHECK
                        : !(is_load || is_conv || is_wgrad || is_read || is_end) ? ERR_BAD_OPCODE
@@ -421,8 +422,8 @@ module loader
         length_q <= to_w ? 32'(h.rows) * 32'(WEIGHT_WORDS)
                   : to_e ? 32'(h.rows) * 32'd2
                   : !tensor ? 32'd0
-                  : floats ? 32'(h.rows[10:0]) * 32'(h.groups[6:0]) * 32'(LANES * CHANNELS / 2)
-                  : 32'(row_images_q) * 32'(group_planes_q) * 32'(ROW_WORDS);
+                  : floats ? 32'(18'(h.rows[10:0]) * 18'(h.groups[6:0])) << $clog2(LANES * CHANNELS / 2)
+                  : 32'(29'(row_images_q) * 29'(group_planes_q)) << $clog2(ROW_WORDS);
         bound_q <= bound_q << (6'(h.a_bits[4:0]) + 6'(h.b_bits[4:0]));
         state_q <= CHECK3;
       end

@@ -54,11 +54,6 @@ module sequencer
   assign is_conv = h.opcode == OP_CONV;
   assign stride  = is_conv && h.flags[FLAG_STRIDE_2];
 
-  // A product of two small numbers, added up from shifted terms: a DSP slice would be wasted on it.
-  function automatic logic [18:0] times(input logic [13:0] a, input logic [4:0] b);
-    times = '0;
-    for (int unsigned k = 0; k < 5; k++) if (b[k]) times = times + (19'(a) << k);
-  endfunction
 
   // ---- constants of the command --------------------------------------------------------------------------------
   logic [7:0]  blocks_q;       // blocks of eight rows per image
@@ -148,6 +143,24 @@ module sequencer
   assign row_before= !is_conv ? dy == 2'd0 : stride ? !row_q[0] : row_q[2:0] == 3'd0;
   assign row_after = !is_conv ? dy == 2'd2 : !stride && row_q[2:0] == 3'd7;
 
+  logic row_end, command_last;
+  // taps of the weight gradient, by rising number
+  logic [8:0] taps_left;
+  logic [3:0] first_tap, next_tap;
+  always_comb begin
+    taps_left = h.taps[8:0] & (9'h1FE << tap_q);
+    first_tap = '0;
+    next_tap  = '0;
+    for (int t = 8; t >= 0; t--) begin
+      if (h.taps[t]) first_tap = 4'(t);
+      if (taps_left[t]) next_tap = 4'(t);
+    end
+    row_end = out_group_q == h.out_groups[6:0] - 7'd1;
+    if (is_conv) command_last = row_end && row_q == h.rows[10:0] - 11'd1 && image_q == h.images[6:0] - 7'd1;
+    else
+      command_last = row_end && taps_left == 0 && group_q == h.groups[6:0] - 7'(!h.flags[FLAG_ONES]);
+  end
+
   // ---- outputs, registered: addresses first, the step one cycle later ---------------------------------------------
   step_t step_d, step_q, step2_q;
   tile_t tile_d, tile_q, tile2_q;
@@ -226,24 +239,6 @@ module sequencer
   // ---- control ----------------------------------------------------------------------------------------------------
   logic [4:0] top_diagonal;
   assign top_diagonal = 5'(6'(a_bits) + h.b_bits[5:0] - 6'd2);
-  logic row_end, command_last;
-  // taps of the weight gradient, by rising number
-  logic [8:0] taps_left;
-  logic [3:0] first_tap, next_tap;
-  always_comb begin
-    taps_left = h.taps[8:0] & (9'h1FE << tap_q);
-    first_tap = '0;
-    next_tap  = '0;
-    for (int t = 8; t >= 0; t--) begin
-      if (h.taps[t]) first_tap = 4'(t);
-      if (taps_left[t]) next_tap = 4'(t);
-    end
-    row_end = out_group_q == h.out_groups[6:0] - 7'd1;
-    if (is_conv) command_last = row_end && row_q == h.rows[10:0] - 11'd1 && image_q == h.images[6:0] - 7'd1;
-    else
-      command_last = row_end && taps_left == 0 && group_q == h.groups[6:0] - 7'(!h.flags[FLAG_ONES]);
-  end
-
   logic job_open_q;
   assign job_valid_o = state_q == JOB && drain_idle_i && !job_open_q;
   always_comb begin

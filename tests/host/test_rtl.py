@@ -137,6 +137,17 @@ def test_instances_do_not_share_state() -> None:
     assert not differences(first.run(words[1]), expected[1])
 
 
+def test_synthesis_form_of_the_operand_network_is_the_same(tmp_path: Path) -> None:
+    """The other form for synthesis, the dot product's, is compared on its own: its primitives simulate slowly."""
+    folder = generate(SMALL, tmp_path)
+    special = folder / "rtl" / "xc7" / "operand_network.sv"
+    sources = [special if path.name == special.name else path for path in rtl_sources(folder)]
+    assert special in sources
+    device, reference = RtlDevice(SMALL, sources), ReferenceDevice(SMALL)
+    for seed, words in enumerate(random_programs(SMALL, 30, max_bits=6)):
+        assert not differences(device.run(words), reference.run(words)), seed
+
+
 # -- broken on purpose ----------------------------------------------------------------------------------------------
 
 
