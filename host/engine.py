@@ -860,7 +860,7 @@ class FabricEngine:
         valid_y, valid_x = _valid(m)
         b_sum = np.einsum("okl,ky,lx->oyx", weight.sum(axis=1), valid_y, valid_x)[None]
         count = m.in_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
-        if linear and contracts(self.design, m.batch, m.in_channels, m.out_channels, x.grid.bits, w.bits):
+        if linear and self._contracts(m.batch, m.in_channels, m.out_channels, x, w):
             dot, a_sum = self._contract(run, tensor, Operand(w, codes=weight[:, :, 0, 0]))
             return lambda: Sums(dot, a_sum, b_sum, count)
         if linear:
@@ -912,6 +912,10 @@ class FabricEngine:
     def _halves(m: ConvGeometry) -> bool:
         """Whether the fabric's own stride of two is that of the product."""
         return m.kernel == (3, 3) and m.stride == 2 and m.padding == 1 and m.in_hw[0] % 2 == m.in_hw[1] % 2 == 0
+
+    def _contracts(self, rows: int, inner: int, columns: int, a: Operand, b: Grid) -> bool:
+        """Whether a matrix product of ``a`` is quicker along pixels than along channels."""
+        return contracts(self.design, rows, inner, columns, a.grid.bits, b.bits, a.values is not None)
 
     def _contract(self, run: _Run, a: _Tensor, b: Operand) -> tuple[I64, I64]:
         """Matrix product of a (N, K, 1, 1) and codes (O, K), contracted along pixels as weight gradients are.
@@ -1004,7 +1008,7 @@ class FabricEngine:
         self._check("weight", weight.shape, (m.out_channels, m.in_channels, *m.kernel))
         tensor = _tensor(g, "output gradient")
         linear = self._is_linear(m)
-        if linear and contracts(self.design, m.batch, m.out_channels, m.in_channels, g.grid.bits, w.bits):
+        if linear and self._contracts(m.batch, m.out_channels, m.in_channels, g, w):
             dot, a_sum = self._contract(run, tensor, Operand(w, codes=weight[:, :, 0, 0].T))
             return lambda: Sums(dot, a_sum, *self._back_sums(weight, m))
         if linear:
@@ -1192,7 +1196,7 @@ class FabricEngine:
             and fit(rows)
             and into * out * w_bits + sum_words <= d.depth_w
             and accumulator_entries(d, out, into, True, taps) <= min(d.depth_accumulator, _MAX_READ)
-            and not (self._is_linear(m) and contracts(d, m.batch, m.out_channels, m.in_channels, g.grid.bits, w.bits))
+            and not (self._is_linear(m) and self._contracts(m.batch, m.out_channels, m.in_channels, g, w))
         ):
             to_input = self._input_gradient(run, g, w, weight, m)
             to_weight = self._weight_gradient(run, x, g, m)

@@ -200,9 +200,12 @@ def training_cycles(
 
 
 def matrix_product_cycles(
-    design: Design, rows: int, inner: int, columns: int, a_bits: int, b_bits: int
+    design: Design, rows: int, inner: int, columns: int, a_bits: int, b_bits: int, sums: bool
 ) -> tuple[int, int]:
-    """Predicted cycles of a product of (rows, inner) and (inner, columns) codes, sums of the first operand included.
+    """Predicted cycles of a product of (rows, inner) and (inner, columns) codes.
+
+    Args:
+        sums: the fabric must add up the first operand's rows too, for the host does not know its codes.
 
     Returns:
         As a 1x1 convolution, whose rows are pixels and whose inner axis is channels; and as a weight gradient, whose
@@ -221,7 +224,7 @@ def matrix_product_cycles(
     planes = {"a_bits": a_bits, "b_bits": b_bits, "a_planes": (1 << a_bits) - 1, "b_planes": (1 << b_bits) - 1}
     end: Packet = {"opcode": Opcode.END}
     groups, out_groups, height = -(-inner // c), -(-columns // c), -(-rows // lanes)
-    weights = groups * (out_groups * b_bits + 1)  # one more output group, of 1-bit ones, adds up the rows
+    weights = groups * (out_groups * b_bits + sums)  # one more output group, of 1-bit ones, adds up the rows
     conv: Packet = {"opcode": Opcode.CONV, "images": 1, "rows": height, "groups": groups, "flags": 0, **planes}
     as_convolution = predict(
         design,
@@ -229,7 +232,7 @@ def matrix_product_cycles(
             load(Target.W, weights * design.weight_words, rows=weights),
             tensor(Target.A, 1, height, groups, a_bits),
             {**conv, "out_groups": out_groups},
-            {**conv, "out_groups": 1, "b_bits": 1, "b_planes": 1},
+            *([{**conv, "out_groups": 1, "b_bits": 1, "b_planes": 1}] if sums else []),
             end,
         ],
     )
@@ -253,7 +256,7 @@ def matrix_product_cycles(
 
 
 @cache
-def contracts(design: Design, rows: int, inner: int, columns: int, a_bits: int, b_bits: int) -> bool:
-    """Whether a matrix product is quicker as a weight gradient than as a 1x1 convolution."""
-    as_convolution, as_gradient = matrix_product_cycles(design, rows, inner, columns, a_bits, b_bits)
+def contracts(design: Design, rows: int, inner: int, columns: int, a_bits: int, b_bits: int, sums: bool) -> bool:
+    """Whether a matrix product is quicker as a weight gradient than as a 1x1 convolution; arguments as above."""
+    as_convolution, as_gradient = matrix_product_cycles(design, rows, inner, columns, a_bits, b_bits, sums)
     return as_gradient < as_convolution

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 
-from hw.cycles import predict, training_cycles
+from hw.contract import Flag, Opcode, OutputFormat
+from hw.cycles import contracts, predict, training_cycles
 from hw.design import ROOT, Design, load_design
 from hw.layers import Bits, ConvShape, network
 from hw.workload import Packet, WorkloadError, backward, forward, lower
@@ -69,3 +71,46 @@ def test_cycles_fall_with_the_product_of_the_widths(design: Design, layers: dict
 def test_layers_beyond_the_schedule_of_packets_are_refused(design: Design) -> None:
     with pytest.raises(WorkloadError, match="7, groups 1, stride 2"):
         lower(design, ConvShape("stem", 3, 64, 7, 2, 3, (224, 224)))
+
+
+def conv(design: Design, rows: int, form: OutputFormat, **more: int) -> int:
+    """Predicted cycles of one small CONV that is bound by its drain, loads left out."""
+    packet: Packet = {
+        "opcode": Opcode.CONV, "images": 1, "rows": rows, "groups": 1, "out_groups": 1, "a_bits": 1, "b_bits": 1,
+        "a_planes": 1, "b_planes": 1, "format": form, **more,
+    }  # fmt: skip
+    return predict(design, [packet, {"opcode": Opcode.END}]).cycles
+
+
+def test_statistics_drain_in_eight_cycles_per_channel_and_tile(design: Design) -> None:
+    tall, short = (conv(design, rows, OutputFormat.STATISTICS, pixels=32) for rows in (40, 8))
+    assert tall - short == 32 * 8 * design.channels
+
+
+def test_float_results_cost_what_integers_do(design: Design) -> None:
+    for rows in (8, 40):
+        assert conv(design, rows, OutputFormat.FLOAT32) == pytest.approx(conv(design, rows, OutputFormat.INT32), abs=60)
+
+
+def test_stochastic_codes_wait_for_their_random_words(design: Design) -> None:
+    quick = replace(design, rounding_lanes=8)
+    kind = {"out_bits": 4, "flags": int(Flag.STOCHASTIC)}
+    assert conv(quick, 8, OutputFormat.CODES, **kind) < conv(design, 8, OutputFormat.CODES, **kind)
+    assert conv(design, 8, OutputFormat.CODES, out_bits=4) < conv(quick, 8, OutputFormat.CODES, **kind)
+
+
+def test_weight_gradients_pay_for_the_taps_in_use(design: Design) -> None:
+    def cycles(taps: int) -> int:
+        packet: Packet = {
+            "opcode": Opcode.WGRAD, "images": 8, "rows": 32, "groups": 1, "out_groups": 1, "a_bits": 4, "b_bits": 4,
+            "a_planes": 15, "b_planes": 15, "taps": taps,
+        }  # fmt: skip
+        return predict(design, [packet, {"opcode": Opcode.END}]).compute
+
+    assert cycles(0x1FF) == 9 * cycles(0x10) == 9 * 8 * 4 * 16
+
+
+def test_long_matrix_products_contract_along_pixels_and_short_ones_along_channels(design: Design) -> None:
+    assert contracts(design, 128, 1024, 256, 4, 4, True)
+    assert contracts(design, 128, 1024, 256, 4, 4, False)
+    assert not contracts(design, 128, 64, 64, 8, 8, False)

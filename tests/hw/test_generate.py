@@ -102,6 +102,7 @@ def test_nothing_is_left_unrendered_and_the_kernel_has_its_pragmas() -> None:
         assert not re.search(r"\{\{|\{%|%\}", files[name]), name
     kernel = files["hls/fabric.cpp"]
     assert kernel.count("#pragma HLS PIPELINE II = ") >= 10
+    assert kernel.count("#pragma HLS DATAFLOW") == 1
     assert all(line == line.lstrip() for line in kernel.splitlines() if "#pragma HLS" in line)
 
 
