@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from host.device import Result
-from hw.contract import REGISTER, TRAILER_MAGIC
+from hw.contract import REGISTER, TRAILER_MAGIC, VERSION
 from hw.design import Design
 
 _BASES = {"fabric": 0x4000_0000, "dma_in0": 0x4040_0000, "dma_in1": 0x4041_0000, "dma_result": 0x4042_0000}
@@ -66,7 +66,7 @@ class Board:
         self.resets = 0
         self.narrow_port = False
         self.hash64 = design.hash64
-        self.contract = 1 | design.channels << 8 | 64 << 16
+        self.contract = VERSION | design.channels << 8 | 64 << 16
         self.length_width = length_width
         self.stream_width = 64
         self._next = 0x1000_0000

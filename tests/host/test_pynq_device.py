@@ -15,7 +15,7 @@ import pytest
 from host.device import DeviceError, open_device
 from host.pynq_device import PowerSensor, PynqDevice, self_test_program, split_program
 from host.reference import ReferenceDevice
-from hw.contract import Error
+from hw.contract import VERSION, Error
 from hw.design import load_design
 from tests.host.malformed import good_program, malformed_programs
 from tests.host.random_programs import random_program
@@ -118,7 +118,7 @@ def test_overlays_of_other_designs_are_refused(monkeypatch: pytest.MonkeyPatch, 
     refused("overlay holds design 0*123", hash64=0x123)
     refused("hash register reads 0x0", hash64=0)
     refused("contract version 9", contract=9 | 64 << 16)
-    refused("streams have 32 bits", contract=1 | 8 << 8 | 32 << 16)
+    refused("streams have 32 bits", contract=VERSION | 8 << 8 | 32 << 16)
     refused("dma_in0 has a stream of 32 bits", stream_width=32)
     refused("HP0 is read with 32 bits", narrow_port=True)
     refused("1 of .* result words are wrong", faults={"wrong_word"})
