@@ -21,6 +21,8 @@ MAX_BITS = 16
 ACCUMULATOR_BITS = 48
 MULTIPLIER_BITS = 18  #: signed width of an epilogue multiplier
 MAX_SHIFT = 47
+SUM_BITS = 54  #: signed sum of a channel's results over a packet: 64 * 1024 * 32 values of 32 bits
+SQUARE_BITS = 84  #: unsigned sum of their squares
 
 
 class Opcode(IntEnum):

@@ -153,7 +153,14 @@ class Design:
             + weight_bits // BEAT_BITS * memory_blocks(BEAT_BITS, self.depth_w)
             + (memory_blocks(weight_bits % BEAT_BITS, self.depth_w) if weight_bits % BEAT_BITS else 0)
             + self.channels * memory_blocks(contract.ACCUMULATOR_BITS, self.depth_accumulator)
+            + self.statistics_bram36
         )
+
+    @property
+    def statistics_bram36(self) -> int:
+        """BRAM36 of a packet's statistics: sum, sum of squares, minimum and maximum of every output channel."""
+        bits = contract.SUM_BITS + contract.SQUARE_BITS + 2 * 32
+        return memory_blocks(bits, contract.LIMITS["out_groups"] * self.channels)
 
     @property
     def hash64(self) -> int:

@@ -56,6 +56,8 @@ def parameters(design: Design) -> list[dict[str, Any]]:
         ("ACC_BITS", contract.ACCUMULATOR_BITS, "signed bits of an accumulator"),
         ("MULTIPLIER_BITS", contract.MULTIPLIER_BITS, "signed bits of an epilogue multiplier"),
         ("MAX_SHIFT", contract.MAX_SHIFT, "longest right shift of the epilogue"),
+        ("SUM_BITS", contract.SUM_BITS, "signed bits of a channel's sum in STATISTICS"),
+        ("SQUARE_BITS", contract.SQUARE_BITS, "bits of a channel's sum of squares in STATISTICS"),
         ("MAX_ROWS", contract.LIMITS["rows"], "most rows of a virtual image"),
         ("MAX_GROUPS", contract.LIMITS["groups"], "most channel groups of the first operand"),
         ("MAX_OUT_GROUPS", contract.LIMITS["out_groups"], "most channel groups of the output"),

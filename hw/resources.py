@@ -110,11 +110,13 @@ def resources_by_module(design: Design) -> dict[str, Area]:
         - areas["buffer_a"].bram36
         - areas["buffer_g"].bram36
         - channels * memory_blocks(contract.ACCUMULATOR_BITS, design.depth_accumulator)
+        - design.statistics_bram36
     )
     for name, kinds in MAPPED.items():
         one = {kind: round(a + b * lanes + c * lanes * channels) for kind, (a, b, c) in kinds.items()}
         areas[name] = Area(one["lut"], one["ff"], 0.0, one["dsp"]).times(QUANTIZERS if name == "quantizer" else 1)
-    areas["drain"] += Area(bram36=channels * memory_blocks(contract.ACCUMULATOR_BITS, design.depth_accumulator))
+    accumulators = channels * memory_blocks(contract.ACCUMULATOR_BITS, design.depth_accumulator)
+    areas["drain"] += Area(bram36=accumulators + design.statistics_bram36)
     return areas
 
 

@@ -26,8 +26,6 @@ module statistics
 );
   localparam int unsigned WIDTH = CHANNELS / 2;      // pixels at a time
   localparam int unsigned STEPS = LANES / WIDTH;
-  localparam int unsigned SUM_BITS = 54;             // 64 * 1024 * 32 values of 32 bits
-  localparam int unsigned SQUARE_BITS = 84;          // and of their squares
   localparam int unsigned KW = $clog2(2 * STEPS);
   localparam logic signed [31:0] LEAST = 32'sh8000_0000, MOST = 32'sh7FFF_FFFF;
 
