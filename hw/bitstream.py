@@ -419,7 +419,7 @@ def _driver_files() -> dict[str, str]:
     for folder in ("host", "host/board"):
         for path in sorted((ROOT / folder).glob("*.py")):
             files[f"{folder}/{path.name}"] = path.read_text(encoding="utf-8")
-    for name in ("__init__", "contract", "design"):
+    for name in ("__init__", "contract", "cycles", "design", "layers", "workload"):
         files[f"hw/{name}.py"] = (ROOT / "hw" / f"{name}.py").read_text(encoding="utf-8")
     return files
 
