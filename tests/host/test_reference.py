@@ -13,7 +13,9 @@ from tests.host.direct import Direct
 from tests.host.malformed import good_program, malformed_programs
 from tests.host.random_programs import random_program
 
-DESIGNS = {name: load_design(name) for name in ("sim-small", "zc706", "pynq-z2")}  # the last cannot round stochastically
+DESIGNS = {
+    name: load_design(name) for name in ("sim-small", "zc706", "pynq-z2")
+}  # the last cannot round stochastically
 
 
 @pytest.mark.parametrize("name", ["zc706", "pynq-z2"])
