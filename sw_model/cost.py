@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sw_model.layers import FULL, Precision, Run, attach, quantized_layers
+from sw_model.layers import DEPTHWISE, FULL, Precision, Run, attach, quantized_layers
 
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 
@@ -62,12 +62,14 @@ class CostMeter:
 
     Attributes:
         macs: per image and product, by layer, for the paper's count.
+        depthwise: layers that keep ``DEPTHWISE`` in the paper's count whenever the others are quantized.
         paper: CC of the paper's count so far, in float32 MACs.
         full: cost by layer and product so far, in float32 MACs; fed by :meth:`on_product`.
         images: training images so far.
     """
 
     macs: dict[str, int]
+    depthwise: frozenset[str] = frozenset()
     paper: float = 0.0
     full: dict[str, dict[str, float]] = field(default_factory=dict)
     images: int = 0
@@ -81,8 +83,14 @@ class CostMeter:
 
     def step(self, precision: Precision, images: int) -> None:
         """Counts one training step of ``images`` images at ``precision`` in the paper's count."""
-        self.paper += sum(self.macs.values()) * step_factor(precision) * images
+        self.paper += self.per_image(precision) * images
         self.images += images
+
+    def per_image(self, precision: Precision) -> float:
+        """Cost of training on one image at ``precision`` in the paper's count."""
+        whole = sum(self.macs.values())
+        own = sum(self.macs[name] for name in self.depthwise) if precision.quantized else 0
+        return (whole - own) * step_factor(precision) + own * step_factor(DEPTHWISE)
 
     def step_gated(self, shares: dict[str, Tensor]) -> None:
         """Counts one training step in which every gated block's layers cost a share of float32 that varies by sample.

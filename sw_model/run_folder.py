@@ -1,4 +1,4 @@
-"""A run's folder: settings, checkpoint, metrics, result and figure, each replaced atomically."""
+"""A run's folder: settings, checkpoint, metrics, precision used, result and figure, each replaced atomically."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from hw.computational_cost import RECORD
 from sw_model.recipe import ConfigError, TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -96,6 +97,11 @@ class RunFolder:
         """Writes one row per epoch."""
         if self.path is not None:
             write_atomically(self.path / "metrics.csv", lambda p: _write_metrics(p, history))
+
+    def write_schedule(self, record: str) -> None:
+        """Writes the precision that was really used so far, see :mod:`sw_model.run_schedule`."""
+        if self.path is not None:
+            write_atomically(self.path / RECORD, lambda p: write_text(p, record))
 
     def finish(self, summary: dict[str, Any], history: list[dict[str, Any]]) -> None:
         """Writes the result and draws the curves."""

@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from host.products import Engine
+from hw.computational_cost import Trained
 from sw_model.cost import CostMeter, layer_macs, step_factor
 from sw_model.data import ImageSet, load_data
 from sw_model.gates import GatedResNet, gated_loss
-from sw_model.layers import Precision, Run, attach, set_precision
+from sw_model.layers import Precision, Run, attach, quantized_layers, set_precision
 from sw_model.models import CifarResNet, build_model
 from sw_model.quantizers import Mode
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.run_folder import RunFolder
+from sw_model.run_schedule import RunSchedule
 from sw_model.schedules import Pfq
 
 
@@ -161,14 +163,19 @@ class _Training:
                 self.gated = GatedResNet(self.model, options, config.weight_bits)
             self.model = self.gated
             macs = {f"base.{name}": count for name, count in macs.items()}
-        self.cost = CostMeter(macs)
+        depthwise = frozenset(n for n, m in quantized_layers(self.model) if getattr(m, "groups", 1) > 1)
+        self.cost = CostMeter(macs, depthwise)
+        trained = Trained(
+            config.model, len(data.classes), config.width, data.image_shape, len(data.train_labels), config.batch
+        )
+        self.record = RunSchedule(trained, macs, depthwise, self.gated is not None)
         self.run = attach(
             self.model,
             Run(
                 seed=config.seed,
                 mode=cast(Mode, config.mode),
                 gradient=config.gradient,
-                on_product=self.cost.on_product,
+                on_product=self._on_product,
             ),
         )
         self.optimizer = torch.optim.SGD(
@@ -182,6 +189,11 @@ class _Training:
         self.loss_sum, self.cp_sum, self.seen, self.right = 0.0, 0.0, 0, 0
         self.history: list[dict[str, Any]] = []
         self.steps_per_epoch = data.train_steps(config.batch)
+
+    def _on_product(self, layer: str, product: str, macs: int, a: int, b: int) -> None:
+        if not self.cost.paused:
+            self.cost.on_product(layer, product, macs, a, b)
+            self.record.on_product(layer, product, macs, a, b)
 
     @property
     def steps(self) -> int:
@@ -198,6 +210,7 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "cost": self.cost.state_dict(),
+            "record": self.record.state_dict(),
             "position": [self.epoch, self.step, self.stage_step, self.seen, self.right],
             "sums": [self.loss_sum, self.cp_sum],
             "history": self.history,
@@ -216,6 +229,7 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.cost.load_state_dict(state["cost"])
+        self.record.load_state_dict(state["record"])
         self.epoch, self.step, self.stage_step, self.seen, self.right = state["position"]
         self.loss_sum, self.cp_sum = state["sums"]
         self.history = list(state["history"])
@@ -233,12 +247,14 @@ class _Training:
         if self.gated is None:
             loss.backward()
             self.cost.step(precision, len(y))
+            self.record.step(precision, len(y))
             cp = 100 * step_factor(precision) / 3
         else:
             config, cost = self.config, self.gated.cp()
             target = config.targets[self.schedule.stage]
             gated_loss(loss, cost, target, config.beta, band=config.band, cap=config.cap or None).backward()
             self.cost.step_gated(self.gated.shares())
+            self.record.step(precision, len(y), self.gated.options, self.gated.choices())
             cp = float(cost.detach())
         self.optimizer.step()
         if not math.isfinite(value):
@@ -364,11 +380,13 @@ def train(
             )
             if state.schedule.epoch_finished(state.epoch, mean_loss):
                 state.stage_step = 0
+            state.record.finish_epoch()
             state.epoch += 1
             state.step, state.seen, state.right = 0, 0, 0
             state.loss_sum, state.cp_sum = 0.0, 0.0
             folder.save(state.state_dict())
             folder.write_metrics(state.history)
+            folder.write_schedule(state.record.to_json())
     if stopped:
         folder.save(state.state_dict())
     elif isinstance(state.schedule, Pfq):
@@ -381,7 +399,7 @@ def train(
         history=state.history,
         cc=state.cost.paper,
         cc_full=state.cost.full_total,
-        cc_static=sum(state.cost.macs.values()) * step_factor(Precision(8, 8, 8)) * state.cost.images,
+        cc_static=state.cost.per_image(Precision(8, 8, 8)) * state.cost.images,
         cp=state.cost.cp,
         images=state.cost.images,
         steps=state.global_step,
@@ -389,5 +407,6 @@ def train(
         seconds=time.monotonic() - started,
         counters=dict(engine.meter.totals) if engine is not None else {},
     )
+    folder.write_schedule(state.record.to_json())
     folder.finish({**asdict(result), "cost_by_layer": state.cost.full}, state.history)
     return result
