@@ -342,8 +342,9 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
         raise ExportError(
             f"schedule {config.schedule!r} decides inside the network; jobs have {', '.join(RECIPE['schedule'])}"
         )
-    if config.mode != "fixed" or getattr(config, "gradient", "affine") != "affine":
-        raise ExportError("integer products need mode 'fixed' and affine gradients; change the recipe")
+    for name, possible in (("mode", "fixed"), ("quantizer", "affine"), ("gradient", "affine"), ("norm", "batch")):
+        if getattr(config, name) != possible:
+            raise ExportError(f"{name} = {getattr(config, name)!r} has no place in a job; use {possible!r}")
     for stage in config.stages:
         widths = [0 if bits == 32 else bits for bits in stage]
         if any(widths) and 0 in widths:

@@ -42,6 +42,7 @@ from sw_model.quantizers import (
     fake_quantize_groups,
     grid_from_range,
     option_products,
+    straight_through,
 )
 
 Way = Literal["once", "every"]
@@ -242,7 +243,7 @@ class GatedResNet(nn.Module):
             assert state is not None
             soft = self.scores(state[0]).softmax(1)
             hard = F.one_hot(soft.detach().argmax(1), len(self.options)).to(soft.dtype)
-            mask = _straight_through(hard, soft)
+            mask = straight_through(hard, soft)
             self.masks.append(mask)
             x = self._once(block, x, mask) if self.way == "once" else self._every(block, x, mask)
         return self.base.head(x.mean((2, 3)))
@@ -314,22 +315,6 @@ class GatedResNet(nn.Module):
             total = y if total is None else total + y
         assert total is not None
         return total
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, estimate: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
-        return None, grad
-
-
-def _straight_through(value: Tensor, estimate: Tensor) -> Tensor:
-    """``value`` forward, to the bit (``hard - soft + soft`` rounds), the gradient of ``estimate`` backward."""
-    result: Tensor = _StraightThrough.apply(value, estimate)
-    return result
 
 
 def gated_loss(

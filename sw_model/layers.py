@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from host.products import ConvGeometry, Engine, Grid, Operand
+from sw_model.baselines import PRODUCTS, Convolution, check_bits
 from sw_model.quantizers import (
     Mode,
     affine_grid,
@@ -100,6 +101,8 @@ class Run:
         mode: "fixed", or "paper" for the published code's scale floor, running ranges and input-gradient weights.
         gradient: quantizer of output gradients: "affine" (FracTrain's), or StatQuant's "ptq", "psq" or "bhq", whose
             grids are no single affine one per tensor, so they have the fast path only.
+        quantizer: "affine" (FracTrain's and SBM's), or a comparison method of :data:`sw_model.baselines.PRODUCTS`, which
+            have the fast path only.
         momentum: share of the old value in the running activation ranges.
         on_product: called for every product, quantized or not, before it is computed.
     """
@@ -109,6 +112,7 @@ class Run:
     step: int = 0
     mode: Mode = "fixed"
     gradient: str = "affine"
+    quantizer: str = "affine"
     momentum: float = 0.1
     on_product: ProductHook | None = None
 
@@ -212,6 +216,8 @@ class QLayer(nn.Module):
         if not self.precision.quantized:
             return F.conv2d(x, weight, None, geometry.stride, geometry.padding, 1, groups)
         engine = self.run.engine
+        if self.run.quantizer != "affine":
+            return self._comparison(x, weight, geometry, groups)
         if engine is not None:
             if max(self.precision.widths) > 16:
                 raise ValueError(
@@ -225,6 +231,16 @@ class QLayer(nn.Module):
         call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key())
         result: Tensor = _QuantizedProduct.apply(x, weight, call)
         return result
+
+    def _comparison(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
+        """The product by one of the methods that FracTrain is compared with."""
+        if self.run.engine is not None:
+            raise ValueError(f"quantizer {self.run.quantizer!r} has the fast path only; use 'affine' with an engine")
+        p = self.precision
+        check_bits(self.run.quantizer, p.widths)
+        key = self.gradient_key()
+        call = Convolution(p.weight, p.activation, p.grad, geometry.stride, geometry.padding, groups, key)
+        return PRODUCTS[self.run.quantizer](x, weight, call)
 
 
 def _numpy(x: Tensor) -> np.ndarray:

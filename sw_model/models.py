@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sw_model.baselines import RangeBatchNorm2d
 from sw_model.layers import QConv2d, QLinear
 
 
@@ -191,6 +192,15 @@ class CifarMobileNetV2(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+def use_range_norm(model: nn.Module) -> nn.Module:
+    """``model`` with Range BN in place of every batch normalisation."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, RangeBatchNorm2d(child.num_features))
+    return model
+
+
 def build_model(
     name: str,
     classes: int,
@@ -199,6 +209,7 @@ def build_model(
     width: int = 16,
     quantize_stem: bool = True,
     quantize_head: bool = False,
+    norm: str = "batch",
     seed: int = 0,
 ) -> nn.Module:
     """A freshly initialised network.
@@ -209,6 +220,7 @@ def build_model(
         image: channels, height and width of the input.
         width: channels of the first group (CIFAR ResNets only).
         quantize_stem, quantize_head: whether schedules apply to the first and the last layer.
+        norm: "batch", or "range" for :class:`sw_model.baselines.RangeBatchNorm2d`.
         seed: initialisation; the caller's random state is left as it was.
 
     Raises:
@@ -217,13 +229,18 @@ def build_model(
     options = {"quantize_stem": quantize_stem, "quantize_head": quantize_head}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        kind, _, number = name.partition("-")
-        if kind == "resnet" and number.isdecimal():
-            if int(number) in IMAGENET_LAYOUT:
-                return ImageNetResNet(int(number), classes, **options)
-            return CifarResNet(int(number), classes, image[0], width, **options)
-        if name == "mobilenetv2":
-            if image[0] != 3:
-                raise ValueError(f"mobilenetv2 takes images of 3 channels, not {image[0]}; use resnet-8, -14, -20, ...")
-            return CifarMobileNetV2(classes, **options)
+        model = _build(name, classes, image, width, options)
+    return use_range_norm(model) if norm == "range" else model
+
+
+def _build(name: str, classes: int, image: tuple[int, int, int], width: int, options: dict[str, bool]) -> nn.Module:
+    kind, _, number = name.partition("-")
+    if kind == "resnet" and number.isdecimal():
+        if int(number) in IMAGENET_LAYOUT:
+            return ImageNetResNet(int(number), classes, **options)
+        return CifarResNet(int(number), classes, image[0], width, **options)
+    if name == "mobilenetv2":
+        if image[0] != 3:
+            raise ValueError(f"mobilenetv2 takes images of 3 channels, not {image[0]}; use resnet-8, -14, -20, ...")
+        return CifarMobileNetV2(classes, **options)
     raise ValueError(f"unknown model {name!r}; use resnet-8, resnet-38, resnet-74, resnet-18, resnet-34 or mobilenetv2")

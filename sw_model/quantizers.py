@@ -17,7 +17,7 @@ fake-quantized floats, and the exact one, which converts them to integers.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -256,3 +256,19 @@ def option_products(x: Tensor, weight: Tensor, grids: list[Grid]) -> Tensor:
         return fused.option_products(x.detach().contiguous(), weight.detach().contiguous(), fused.row_grids(grids))
     columns = [(weight * dequantize(quantize(x, grid), grid)).flatten(1).sum(1) for grid in grids]
     return torch.stack(columns, 1)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, estimate: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, grad
+
+
+def straight_through(value: Tensor, estimate: Tensor) -> Tensor:
+    """``value`` forward, to the bit (``value - estimate + estimate`` rounds), the gradient of ``estimate`` backward."""
+    result: Tensor = _StraightThrough.apply(value, estimate)
+    return result

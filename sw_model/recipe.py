@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sw_model.baselines import PRODUCTS, check_bits
 from sw_model.layers import Precision
 from sw_model.schedules import Cyclic, Indicator, Manual, Pfq, Schedule, Static
+from sw_model.statquant import QUANTIZERS
 
 
 class ConfigError(ValueError):
@@ -41,7 +43,9 @@ class TrainConfig:
         warmup: share of training over which the learning rate rises linearly.
         augment: whether training images are shifted (and flipped, where the data set allows).
         mode: "fixed" or "paper" quantizer defects, see :class:`sw_model.layers.Run`.
-        gradient: quantizer of gradients, see :class:`sw_model.layers.Run`.
+        quantizer: "affine", or a comparison method: "dorefa", "wageubn" or "mxint", see :mod:`sw_model.baselines`.
+        gradient: quantizer of gradients beside affine weights and activations, see :class:`sw_model.layers.Run`.
+        norm: "batch", or "range" for Banner et al.'s Range BN.
         seed: of everything random.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         eval_batch: images per evaluation step; 0 means ``batch``.
@@ -84,7 +88,9 @@ class TrainConfig:
     warmup: float = 0.0
     augment: bool = True
     mode: str = "fixed"
+    quantizer: str = "affine"
     gradient: str = "affine"
+    norm: str = "batch"
     seed: int = 1
     eval_every: int = 1
     eval_batch: int = 0
@@ -101,7 +107,9 @@ class TrainConfig:
             "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
             "lr_schedule": ("cosine", "steps"),
             "mode": ("fixed", "paper"),
-            "gradient": ("affine", "ptq", "psq", "bhq"),
+            "quantizer": ("affine", *PRODUCTS),
+            "gradient": ("affine", *QUANTIZERS),
+            "norm": ("batch", "range"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -118,10 +126,35 @@ class TrainConfig:
                 f"lr {self.lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, warmup {self.warmup}: need "
                 "lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1"
             )
+        self._check_quantizer()
         try:
             self.make_schedule()
         except ConfigError:
             raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def _check_quantizer(self) -> None:
+        """Refuses what a comparison method cannot be combined with."""
+        if self.quantizer == "affine":
+            return
+        for name, allowed in (("gradient", "affine"), ("mode", "fixed")):
+            if getattr(self, name) != allowed:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} belongs to affine quantization; quantizer {self.quantizer!r} "
+                    f"brings its own: use {allowed!r}"
+                )
+        if self.schedule == "dfq":
+            raise ConfigError(f"gates mix grids of the affine quantizer; schedule 'dfq' excludes {self.quantizer!r}")
+        if self.quantizer == "dorefa" and (self.quantize_stem or self.quantize_head or self.model == "mobilenetv2"):
+            raise ConfigError(
+                "dorefa clips activations to 0..1, which suits what follows a ReLU: it leaves the first and the last "
+                "layer in float32 (quantize_stem = false, quantize_head = false) and has no linear bottlenecks "
+                f"(model {self.model!r})"
+            )
+        try:
+            for stage in self.stages:
+                check_bits(self.quantizer, Precision(*stage).widths)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

@@ -6,6 +6,7 @@ derive from the seed and counters.  See :mod:`sw_model.run_folder` for what a ru
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -137,6 +138,24 @@ class _Progress:
             self._bar.console.print(text, highlight=False)
 
 
+def _try_smallest_batch(model: nn.Module, config: TrainConfig, data: ImageSet) -> None:
+    """Refuses batches that Range BN cannot estimate a deviation from, before training comes upon them."""
+    smallest = len(data.train_labels) % config.batch or min(config.batch, len(data.train_labels))
+    try:
+        copy.deepcopy(model)(torch.zeros(smallest, *data.image_shape))
+    except ValueError as error:
+        raise ConfigError(f"batches of {smallest} images are too small: {error}") from error
+
+
+def _check_engine(config: TrainConfig) -> None:
+    """Refuses recipes whose products no integer engine computes."""
+    for name, integers in (("quantizer", "affine"), ("gradient", "affine"), ("mode", "fixed")):
+        if getattr(config, name) != integers:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r} has the fast path only; integer engines compute {integers!r}"
+            )
+
+
 class _Training:
     """State of a run between steps: all of it goes into the checkpoint."""
 
@@ -149,8 +168,11 @@ class _Training:
             width=config.width,
             quantize_stem=config.quantize_stem,
             quantize_head=config.quantize_head,
+            norm=config.norm,
             seed=config.seed,
         )
+        if config.norm == "range":
+            _try_smallest_batch(self.model, config, data)
         self.schedule = config.make_schedule()
         macs = layer_macs(self.model, data.image_shape)
         self.gated: GatedResNet | None = None
@@ -174,6 +196,7 @@ class _Training:
             Run(
                 seed=config.seed,
                 mode=cast(Mode, config.mode),
+                quantizer=config.quantizer,
                 gradient=config.gradient,
                 on_product=self._on_product,
             ),
@@ -306,6 +329,8 @@ def train(
         ConfigError, DataError: before anything is written, if a choice is wrong or the data is unusable.
     """
     started = time.monotonic()
+    if engine is not None:
+        _check_engine(config)
     folder = RunFolder(out)
     saved = folder.saved(resume)
     if data is None:

@@ -89,6 +89,10 @@ class QMatmul(QLayer):
             self.report("weight_gradient", macs, activation, grad)
         if not self.precision.quantized:
             return a @ b.transpose(1, 2)
+        if self.run.quantizer != "affine":
+            raise ValueError(
+                f"layer {self.name} multiplies two activations, for which {self.run.quantizer!r} has no rule"
+            )
         if max(activation, grad) > 16:
             raise ValueError(f"layer {self.name} needs activation and gradient both quantized, not {self.precision}")
         result: Tensor = _Matmul.apply(a.contiguous(), b.contiguous(), self)

@@ -301,7 +301,9 @@ def test_checkpoints_of_other_jobs_and_broken_ones_are_refused(path: Path, tmp_p
 
 def test_recipes_that_a_job_cannot_express(tmp_path: Path) -> None:
     for changes, message in (
-        ({"mode": "paper"}, "mode 'fixed'"),
+        ({"mode": "paper"}, "mode = 'paper'"),
+        ({"quantizer": "wageubn"}, "quantizer = 'wageubn'"),
+        ({"norm": "range"}, "norm = 'range'"),
         ({"schedule": "static", "stages": ((0, 8, 8),), "deadlines": ()}, "mixes integers and float32"),
         ({"train_limit": 65, "batch": 32}, "last batch of one"),
     ):
