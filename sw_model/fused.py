@@ -29,6 +29,8 @@ from host.products import Grid
 _SOURCE = Path(__file__).with_name("fused_quantizer.cpp")
 # No flag here may change a rounding: contraction would fuse a product with a sum.
 _FLAGS = ("-O3", "-shared", "-fPIC", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+# Tried in turn: OpenMP's threads are those that PyTorch's operations use; a compiler without it gives one thread.
+_THREADING: tuple[tuple[str, ...], ...] = (("-fopenmp",), ())
 ROW_GRID = np.dtype(
     [("zero", "f4"), ("reciprocal", "f4"), ("scale", "f4"), ("top", "f4"), ("key", "u4"), ("first", "u4")]
 )
@@ -48,29 +50,52 @@ def library() -> Any:
     if compiler is None:
         warnings.warn("no C++ compiler found: quantizers run in PyTorch, several times slower", stacklevel=2)
         return None
-    tag = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, platform.machine())).encode()).hexdigest()[:16]
+    tag = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, _THREADING, platform.machine())).encode()).hexdigest()
     try:
         folder = _cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"fused_quantizer-{tag}.so"
+        target = folder / f"fused_quantizer-{tag[:16]}.so"
         if not target.exists():
-            handle, scratch = tempfile.mkstemp(dir=folder, suffix=".so")
-            os.close(handle)
-            subprocess.run([compiler, *_FLAGS, "-o", scratch, str(_SOURCE)], check=True, capture_output=True, text=True)
-            os.replace(scratch, target)
+            _compile(compiler, target)
         kernels = ctypes.CDLL(str(target))
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", "") or error
         warnings.warn(f"quantizer kernels cannot be built ({detail}): PyTorch takes over, slower", stacklevel=2)
         return None
-    pointer, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    kernels.quantize_nearest.argtypes = [pointer, count, count, pointer, pointer, pointer]
-    kernels.quantize_stochastic.argtypes = [pointer, count, count, pointer, pointer]
-    kernels.dequantize_codes.argtypes = [pointer, count, real, real, pointer]
-    kernels.option_products.argtypes = [pointer, pointer, count, count, count, pointer, pointer]
-    for name in ("quantize_nearest", "quantize_stochastic", "dequantize_codes", "option_products"):
-        getattr(kernels, name).restype = None
+    pointer, count, number, real, word = (
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int,
+        ctypes.c_float,
+        ctypes.c_uint32,
+    )
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "minimum_and_range": (number, [pointer, count, number, pointer, pointer]),
+        "quantize": (None, [pointer, _Layout, pointer, count, number, number, pointer, pointer]),
+        "quantize_affine": (number, [pointer, _Layout, real, real, word, number, number, pointer]),
+        "quantize_affine_channels": (number, [pointer, count, count, count, real, real, number, pointer]),
+        "dequantize_codes": (None, [pointer, count, real, real, number, pointer]),
+        "option_products": (None, [pointer, pointer, count, count, count, pointer, number, pointer]),
+    }
+    for name, (result, arguments) in signatures.items():
+        kernel = getattr(kernels, name)
+        kernel.restype, kernel.argtypes = result, arguments
     return kernels
+
+
+def _compile(compiler: str, target: Path) -> None:
+    handle, scratch = tempfile.mkstemp(dir=target.parent, suffix=".so")
+    os.close(handle)
+    try:
+        for threading_flags in _THREADING:
+            command = [compiler, *_FLAGS, *threading_flags, "-o", scratch, str(_SOURCE)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode == 0:
+                os.replace(scratch, target)
+                return
+        done.check_returncode()
+    finally:
+        Path(scratch).unlink(missing_ok=True)
 
 
 def usable(x: Tensor) -> bool:
@@ -78,68 +103,126 @@ def usable(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
 
 
+class _Layout(ctypes.Structure):
+    _fields_ = [("samples", ctypes.c_int64), ("channels", ctypes.c_int64), ("pixels", ctypes.c_int64)]
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` itself if it is contiguous in C order or with its channels last, else a copy in C order."""
+    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x
+    return x.contiguous()
+
+
+def _layout(x: Tensor, rows: int = 1) -> _Layout:
+    """How a dense tensor lies in memory; one in C order counts as ``rows`` rows of one channel."""
+    if x.is_contiguous():
+        return _Layout(rows, 1, x.numel() // rows)
+    n, channels, height, width = x.shape
+    return _Layout(n, channels, height * width)
+
+
 def row_grids(grids: list[Grid]) -> np.ndarray:
     """Unsigned per-tensor grids as the kernels' records."""
-    return np.concatenate([channel_grids(grid) for grid in grids])
-
-
-def channel_grids(grid: Grid) -> np.ndarray:
-    """An unsigned grid as the kernels' records, one per scale."""
-    table = np.zeros(grid.scale.size, ROW_GRID)
-    table["zero"], table["scale"] = grid.zero, grid.scale
-    table["reciprocal"] = np.float32(1) / grid.scale
-    table["top"], table["key"] = grid.limits[1], grid.key or 0
+    table = np.zeros(len(grids), ROW_GRID)
+    for record, grid in zip(table, grids, strict=True):
+        record["zero"], record["scale"] = grid.zero, grid.scale
+        record["reciprocal"] = np.float32(1) / grid.scale
+        record["top"], record["key"] = grid.limits[1], grid.key or 0
     return table
 
 
 _scratch = threading.local()
 
 
-def scratch(name: str, shape: torch.Size) -> Tensor:
-    """A float32 tensor to fill and forget: memory of this thread that is used again under the same name.
+def scratch(name: str, like: Tensor) -> Tensor:
+    """A float32 tensor of the shape and layout of a dense one, to fill and forget: memory of this thread that is used
+    again under the same name.
 
     Fresh memory costs as much as a convolution of few channels, for the system maps it page by page.  The tensor is
     valid until the next call with the name, so it must not be saved for a backward pass or handed out of a function.
     """
     buffers: dict[str, Tensor] = _scratch.__dict__
-    count = math.prod(shape)
+    count = like.numel()
     if name not in buffers or buffers[name].numel() < count:
         buffers[name] = torch.empty(count)
-    return buffers[name][:count].view(shape)
+    return buffers[name].as_strided(like.shape, like.stride())
+
+
+def _output(x: Tensor, name: str | None) -> Tensor:
+    return torch.empty_like(x, dtype=torch.float32) if name is None else scratch(name, x)
+
+
+def minimum_and_range(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Minimum and range of a tensor, float32 scalars with subnormal numbers flushed; None if they are not finite."""
+    x = dense(x.detach())
+    low, span = torch.empty(()), torch.empty(())
+    threads = torch.get_num_threads()
+    failed = library().minimum_and_range(x.data_ptr(), x.numel(), threads, low.data_ptr(), span.data_ptr())
+    return None if failed else (low, span)
 
 
 def quantize_rows(
-    x: Tensor, table: np.ndarray, stochastic: bool, codes: Tensor | None = None, out: Tensor | None = None
+    x: Tensor, table: np.ndarray, stochastic: bool, codes: Tensor | None = None, scratch: str | None = None
 ) -> Tensor:
-    """Values of x on the grids of its rows.
+    """Values of x on given grids, in the layout of x.
 
     Args:
-        x: float32, contiguous; viewed as ``len(table)`` rows of equal length.
-        table: records of :data:`ROW_GRID`.
+        x: float32, dense (see :func:`dense`).
+        table: records of :data:`ROW_GRID`: one for all of x, or one for every sample x[n].
         stochastic: rounding.
         codes: uint8 tensor like x that receives the codes (rounding to nearest only, at most 8 bits).
-        out: contiguous float32 tensor like x that receives the values; None makes one.
+        scratch: name of the scratch memory that holds the values; None takes fresh memory.
     """
     x = x.detach()
-    values = torch.empty_like(x) if out is None else out
-    length = x.numel() // len(table)
-    if stochastic:
-        library().quantize_stochastic(x.data_ptr(), len(table), length, table.ctypes.data, values.data_ptr())
-    else:
-        where = None if codes is None else codes.data_ptr()
-        library().quantize_nearest(x.data_ptr(), len(table), length, table.ctypes.data, values.data_ptr(), where)
+    values = _output(x, scratch)
+    library().quantize(
+        x.data_ptr(),
+        _layout(x, len(table)),
+        table.ctypes.data,
+        len(table),
+        stochastic,
+        torch.get_num_threads(),
+        values.data_ptr(),
+        None if codes is None else codes.data_ptr(),
+    )
     return values
 
 
-def dequantize_codes(codes: Tensor, grid: Grid, out: Tensor | None = None) -> Tensor:
-    """Values of uint8 codes on a per-tensor grid, float32, in ``out`` if given."""
-    values = torch.empty(codes.shape) if out is None else out
-    library().dequantize_codes(codes.data_ptr(), codes.numel(), float(grid.scale), float(grid.zero), values.data_ptr())
+def quantize_affine(x: Tensor, steps: int, floor: float, key: int | None, scratch: str | None = None) -> Tensor | None:
+    """Values of a dense tensor on its own affine grid of ``steps`` steps, in the layout of x; None if it has none."""
+    x = x.detach()
+    values = _output(x, scratch)
+    threads = torch.get_num_threads()
+    failed = library().quantize_affine(
+        x.data_ptr(), _layout(x), steps, floor, key or 0, key is not None, threads, values.data_ptr()
+    )
+    return None if failed else values
+
+
+def quantize_affine_channels(x: Tensor, axis: int, steps: int, floor: float) -> Tensor | None:
+    """Values of x on one affine grid per index of ``axis``, rounded to nearest, in C order; None if one has none."""
+    x = x.detach().contiguous()
+    values = torch.empty_like(x)
+    outer, channels = math.prod(x.shape[:axis]), x.shape[axis]
+    inner = x.numel() // (outer * channels)
+    threads = torch.get_num_threads()
+    failed = library().quantize_affine_channels(
+        x.data_ptr(), outer, channels, inner, steps, floor, threads, values.data_ptr()
+    )
+    return None if failed else values
+
+
+def dequantize_codes(codes: Tensor, grid: Grid, scratch: str | None = None) -> Tensor:
+    """Values of dense uint8 codes on a per-tensor grid: float32, in the layout of the codes."""
+    values = _output(codes, scratch)
+    scale, zero = float(grid.scale), float(grid.zero)
+    library().dequantize_codes(codes.data_ptr(), codes.numel(), scale, zero, torch.get_num_threads(), values.data_ptr())
     return values
 
 
 def option_products(x: Tensor, weight: Tensor, table: np.ndarray) -> Tensor:
-    """``sum_i weight[n, i] * Q_k(x)[n, i]`` for every row n and grid k: float32 (N, K)."""
+    """``sum_i weight[n, i] * Q_k(x)[n, i]`` for every row n and grid k: float32 (N, K); both tensors in one layout."""
     sums = torch.empty(len(x), len(table))
     library().option_products(
         x.data_ptr(),
@@ -148,6 +231,7 @@ def option_products(x: Tensor, weight: Tensor, table: np.ndarray) -> Tensor:
         x.numel() // max(len(x), 1),
         len(table),
         table.ctypes.data,
+        torch.get_num_threads(),
         sums.data_ptr(),
     )
     return sums

@@ -1,24 +1,23 @@
-// Quantizers in one pass over memory.  Same IEEE single-precision steps as sw_model/quantizers.py, one rounding each,
-// so the build must not contract a*b+c (-ffp-contract=off).  Subnormals are the caller's business.
+// Quantizers in as few passes over memory as they need.  Same IEEE single-precision steps as sw_model/quantizers.py,
+// one rounding each, so the build must not contract a*b+c (-ffp-contract=off).  Every element is computed on its own and
+// extremes do not depend on an order, so results do not depend on the number of threads.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 // The loader picks the widest vectors that the processor has, so that one build serves all machines.
+#if __GNUC__ >= 12
+#define WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#else
 #define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define WIDE
 #endif
-
-static inline uint32_t mix(uint32_t h) {
-    h ^= h >> 16;
-    h *= 0x85EBCA6Bu;
-    h ^= h >> 13;
-    h *= 0xC2B2AE35u;
-    return h ^ (h >> 16);
-}
-
-extern "C" {
+#define INLINE inline __attribute__((always_inline))
 
 // Grid of one row: q = clamp(round((x - zero) * reciprocal), 0, top), value = q * scale + zero.  The random number of
 // element i of the row is that of element first + i under the key.
@@ -27,86 +26,254 @@ struct RowGrid {
     uint32_t key, first;
 };
 
-// Rounds to nearest, ties to even.  values and codes8 may be null.
-WIDE void quantize_nearest(const float* x, int64_t rows, int64_t length, const RowGrid* grids, float* values,
-                           uint8_t* codes8) {
-    for (int64_t r = 0; r < rows; ++r) {
-        const RowGrid g = grids[r];
-        const float* in = x + r * length;
-        if (codes8) {
-            uint8_t* out = codes8 + r * length;
-            for (int64_t i = 0; i < length; ++i) {
-                float q = std::nearbyint((in[i] - g.zero) * g.reciprocal);
-                q = q < 0.0f ? 0.0f : q;
-                q = q > g.top ? g.top : q;
-                out[i] = static_cast<uint8_t>(static_cast<int32_t>(q));
-            }
+// A dense tensor in memory: samples x pixels x channels.  Element (s, p, c) has the index (s * channels + c) * pixels + p
+// in C order of the (samples, channels, pixels) tensor; with one channel that is its place in memory.
+struct Layout {
+    int64_t samples, channels, pixels;
+};
+
+namespace {
+
+constexpr float LEAST_NORMAL = 0x1p-126f, LARGEST_SCALE = 0x1p126f;
+constexpr uint32_t EXPONENT = 0x7F800000u;
+constexpr int LANES = 32;
+constexpr int64_t WORTH_A_THREAD = 8192;  // elements; fewer are done before another thread has started
+
+INLINE float flush(float v) { return std::fabs(v) < LEAST_NORMAL ? 0.0f : v; }
+
+INLINE uint32_t mix(uint32_t h) {
+    h ^= h >> 16;
+    h *= 0x85EBCA6Bu;
+    h ^= h >> 13;
+    h *= 0xC2B2AE35u;
+    return h ^ (h >> 16);
+}
+
+INLINE float code(float rounded, const RowGrid& g) {
+    const float q = rounded < 0.0f ? 0.0f : rounded;
+    return q > g.top ? g.top : q;
+}
+
+INLINE float scaled(float x, const RowGrid& g) { return flush(flush(x) - g.zero) * g.reciprocal; }
+
+INLINE float nearest_code(float x, const RowGrid& g) { return code(std::nearbyint(scaled(x, g)), g); }
+
+// A subnormal scaled value needs no flushing: adding it to a multiple of 2**-24 gives what zero gives.
+INLINE float stochastic_value(float x, uint32_t index, const RowGrid& g) {
+    const float u = static_cast<float>(static_cast<int32_t>(mix(index ^ g.key) >> 8)) * 0x1p-24f;
+    return code(std::floor(scaled(x, g) + u), g) * g.scale + g.zero;
+}
+
+// Calls body(part, begin, end) for as many parts of 0 .. count-1 as there are threads, or for one.
+template <class Body> void split(int64_t count, int64_t unit, int threads, const Body& body) {
+    const int parts = threads > 1 && count >= threads && count * unit >= WORTH_A_THREAD ? threads : 1;
+    if (parts == 1) return body(0, int64_t{0}, count);
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+    for (int part = 0; part < parts; ++part) body(part, count * part / parts, count * (part + 1) / parts);
+}
+
+// Extremes of numbers, and the greatest magnitude as its bit pattern, which NaN and infinity exceed.
+struct Extremes {
+    float low = INFINITY, high = -INFINITY;
+    uint32_t magnitude = 0;
+
+    INLINE void add(float low_, float high_, uint32_t magnitude_) {
+        low = low_ < low ? low_ : low;
+        high = high_ > high ? high_ : high;
+        magnitude = std::max(magnitude, magnitude_);
+    }
+
+    // Minimum and range; false if they are not finite.
+    bool range(float& minimum, float& span) const {
+        minimum = flush(low);
+        span = flush(flush(high) - minimum);
+        return magnitude < EXPONENT && std::isfinite(span);
+    }
+};
+
+bool affine(const Extremes& found, float steps, float floor, uint32_t key, RowGrid& grid) {
+    float span;
+    if (!found.range(grid.zero, span)) return false;
+    grid.scale = std::max(span / steps, floor);
+    grid.reciprocal = 1.0f / grid.scale;
+    grid.top = steps;
+    grid.key = key;
+    grid.first = 0;
+    return grid.scale <= LARGEST_SCALE;
+}
+
+}  // namespace
+
+extern "C" {
+
+WIDE void extremes_part(const float* x, int64_t count, Extremes* found) {
+    float low[LANES], high[LANES];
+    uint32_t magnitude[LANES] = {};
+    std::fill(low, low + LANES, INFINITY);
+    std::fill(high, high + LANES, -INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        for (int j = 0; j < LANES; ++j) {
+            const float v = x[i + j];
+            uint32_t bits;
+            std::memcpy(&bits, &v, sizeof bits);
+            bits &= 0x7FFFFFFFu;
+            low[j] = v < low[j] ? v : low[j];
+            high[j] = v > high[j] ? v : high[j];
+            magnitude[j] = bits > magnitude[j] ? bits : magnitude[j];
         }
-        if (values) {
-            float* out = values + r * length;
-            for (int64_t i = 0; i < length; ++i) {
-                float q = std::nearbyint((in[i] - g.zero) * g.reciprocal);
-                q = q < 0.0f ? 0.0f : q;
-                q = q > g.top ? g.top : q;
-                out[i] = q * g.scale + g.zero;
-            }
+    }
+    for (int j = 0; j < LANES; ++j) found->add(low[j], high[j], magnitude[j]);
+    for (; i < count; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, &x[i], sizeof bits);
+        found->add(x[i], x[i], bits & 0x7FFFFFFFu);
+    }
+}
+
+WIDE void nearest_part(const float* x, int64_t count, const RowGrid* grid, float* values, uint8_t* codes8) {
+    const RowGrid g = *grid;
+    if (codes8 && values) {
+        for (int64_t i = 0; i < count; ++i) {
+            const float q = nearest_code(x[i], g);
+            codes8[i] = static_cast<uint8_t>(static_cast<int32_t>(q));
+            values[i] = q * g.scale + g.zero;
+        }
+    } else if (codes8) {
+        for (int64_t i = 0; i < count; ++i) codes8[i] = static_cast<uint8_t>(static_cast<int32_t>(nearest_code(x[i], g)));
+    } else {
+        for (int64_t i = 0; i < count; ++i) values[i] = nearest_code(x[i], g) * g.scale + g.zero;
+    }
+}
+
+// Pixels begin .. end-1 of one sample; x and values point to the sample.
+WIDE void stochastic_part(const float* x, int64_t channels, int64_t pixels, int64_t begin, int64_t end,
+                          const RowGrid* grid, float* values) {
+    const RowGrid g = *grid;
+    if (channels == 1) {
+        for (int64_t p = begin; p < end; ++p) {
+            values[p] = stochastic_value(x[p], g.first + static_cast<uint32_t>(p), g);
+        }
+        return;
+    }
+    const uint32_t step = static_cast<uint32_t>(pixels);
+    for (int64_t p = begin; p < end; ++p) {
+        const uint32_t index = g.first + static_cast<uint32_t>(p);
+        const float* in = x + p * channels;
+        float* out = values + p * channels;
+        for (uint32_t c = 0; c < static_cast<uint32_t>(channels); ++c) {
+            out[c] = stochastic_value(in[c], index + c * step, g);
         }
     }
 }
 
-// Rounds stochastically.
-WIDE void quantize_stochastic(const float* x, int64_t rows, int64_t length, const RowGrid* grids, float* values) {
-    for (int64_t r = 0; r < rows; ++r) {
-        const RowGrid g = grids[r];
-        const float* in = x + r * length;
-        float* out = values + r * length;
-        for (int64_t i = 0; i < length; ++i) {
-            const uint32_t word = mix((g.first + static_cast<uint32_t>(i)) ^ g.key) >> 8;
-            const float u = static_cast<float>(static_cast<int32_t>(word)) * 0x1p-24f;
-            float q = std::floor((in[i] - g.zero) * g.reciprocal + u);
-            q = q < 0.0f ? 0.0f : q;
-            q = q > g.top ? g.top : q;
-            out[i] = q * g.scale + g.zero;
+WIDE void dequantize_part(const uint8_t* codes, int64_t count, float scale, float zero, float* values) {
+    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(static_cast<int32_t>(codes[i])) * scale + zero;
+}
+
+WIDE void option_products_part(const float* x, const float* weight, int64_t length, int64_t options,
+                               const RowGrid* grids, float* sums) {
+    for (int64_t k = 0; k < options; ++k) {
+        const RowGrid g = grids[k];
+        float lanes[LANES] = {};
+        int64_t i = 0;
+        for (; i + LANES <= length; i += LANES) {
+            for (int j = 0; j < LANES; ++j) lanes[j] += weight[i + j] * (nearest_code(x[i + j], g) * g.scale + g.zero);
         }
+        double total = 0;
+        for (; i < length; ++i) total += weight[i] * (nearest_code(x[i], g) * g.scale + g.zero);
+        for (float lane : lanes) total += lane;
+        sums[k] = static_cast<float>(total);
     }
+}
+
+static Extremes extremes_of(const float* x, int64_t count, int threads) {
+    std::vector<Extremes> parts(std::max(threads, 1));
+    split(count, 1, threads, [&](int part, int64_t begin, int64_t end) {
+        Extremes found;
+        extremes_part(x + begin, end - begin, &found);
+        parts[part] = found;
+    });
+    Extremes all;
+    for (const Extremes& part : parts) all.add(part.low, part.high, part.magnitude);
+    return all;
+}
+
+// Minimum and range of numbers; returns 0, or 1 if they are not finite.
+int minimum_and_range(const float* x, int64_t count, int threads, float* minimum, float* span) {
+    return extremes_of(x, count, threads).range(*minimum, *span) ? 0 : 1;
+}
+
+// Values, or codes, or both, on given grids: one for all, or one per sample.  Stochastic rounding gives values only.
+void quantize(const float* x, Layout layout, const RowGrid* grids, int64_t grid_count, int stochastic, int threads,
+              float* values, uint8_t* codes8) {
+    const int64_t channels = layout.channels, pixels = layout.pixels;
+    split(layout.samples * pixels, channels, threads, [&](int, int64_t begin, int64_t end) {
+        while (begin < end) {
+            const int64_t sample = begin / pixels, stop = std::min(end, (sample + 1) * pixels);
+            RowGrid grid = grids[grid_count == 1 ? 0 : sample];
+            if (grid_count == 1) grid.first += static_cast<uint32_t>(sample * pixels * channels);
+            if (stochastic) {
+                const int64_t start = sample * pixels * channels;
+                stochastic_part(x + start, channels, pixels, begin - sample * pixels, stop - sample * pixels, &grid,
+                                values + start);
+            } else {
+                const int64_t start = begin * channels;
+                nearest_part(x + start, (stop - begin) * channels, &grid, values ? values + start : nullptr,
+                             codes8 ? codes8 + start : nullptr);
+            }
+            begin = stop;
+        }
+    });
+}
+
+// Values on the affine grid of the tensor itself.  Returns 0, or 1 if there is none (values not finite, or too large).
+int quantize_affine(const float* x, Layout layout, float steps, float floor, uint32_t key, int stochastic, int threads,
+                    float* values) {
+    RowGrid grid;
+    const int64_t count = layout.samples * layout.channels * layout.pixels;
+    if (!affine(extremes_of(x, count, threads), steps, floor, key, grid)) return 1;
+    quantize(x, layout, &grid, 1, stochastic, threads, values, nullptr);
+    return 0;
+}
+
+// The same for a C-order tensor (outer, channels, inner) with one grid per channel, rounded to nearest.
+int quantize_affine_channels(const float* x, int64_t outer, int64_t channels, int64_t inner, float steps, float floor,
+                             int threads, float* values) {
+    int failed = 0;
+    split(channels, outer * inner, threads, [&](int, int64_t begin, int64_t end) {
+        for (int64_t c = begin; c < end; ++c) {
+            Extremes found;
+            for (int64_t o = 0; o < outer; ++o) extremes_part(x + (o * channels + c) * inner, inner, &found);
+            RowGrid grid;
+            if (!affine(found, steps, floor, 0, grid)) {
+#pragma omp atomic write
+                failed = 1;
+                return;
+            }
+            for (int64_t o = 0; o < outer; ++o) {
+                const int64_t start = (o * channels + c) * inner;
+                nearest_part(x + start, inner, &grid, values + start, nullptr);
+            }
+        }
+    });
+    return failed;
 }
 
 // Values of codes on one grid.
-WIDE void dequantize_codes(const uint8_t* codes, int64_t count, float scale, float zero, float* values) {
-    for (int64_t i = 0; i < count; ++i) {
-        values[i] = static_cast<float>(static_cast<int32_t>(codes[i])) * scale + zero;
-    }
+void dequantize_codes(const uint8_t* codes, int64_t count, float scale, float zero, int threads, float* values) {
+    split(count, 1, threads, [&](int, int64_t begin, int64_t end) {
+        dequantize_part(codes + begin, end - begin, scale, zero, values + begin);
+    });
 }
 
 // sums[row * options + k] = sum over the row of weight * value of x on grid k.
-WIDE void option_products(const float* x, const float* weight, int64_t rows, int64_t length, int64_t options,
-                          const RowGrid* grids, float* sums) {
-    constexpr int LANES = 16;
-    for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t k = 0; k < options; ++k) {
-            const RowGrid g = grids[k];
-            const float* in = x + r * length;
-            const float* w = weight + r * length;
-            float lanes[LANES] = {};
-            int64_t i = 0;
-            for (; i + LANES <= length; i += LANES) {
-                for (int j = 0; j < LANES; ++j) {
-                    float q = std::nearbyint((in[i + j] - g.zero) * g.reciprocal);
-                    q = q < 0.0f ? 0.0f : q;
-                    q = q > g.top ? g.top : q;
-                    lanes[j] += w[i + j] * (q * g.scale + g.zero);
-                }
-            }
-            double total = 0;
-            for (; i < length; ++i) {
-                float q = std::nearbyint((in[i] - g.zero) * g.reciprocal);
-                q = q < 0.0f ? 0.0f : q;
-                q = q > g.top ? g.top : q;
-                total += w[i] * (q * g.scale + g.zero);
-            }
-            for (float lane : lanes) total += lane;
-            sums[r * options + k] = static_cast<float>(total);
+void option_products(const float* x, const float* weight, int64_t rows, int64_t length, int64_t options,
+                     const RowGrid* grids, int threads, float* sums) {
+    split(rows, length, threads, [&](int, int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+            option_products_part(x + r * length, weight + r * length, length, options, grids, sums + r * options);
         }
-    }
+    });
 }
 }

@@ -35,10 +35,9 @@ from sw_model.cost import step_factor
 from sw_model.layers import Precision, QConv2d, convolution_gradients, weight_operand
 from sw_model.models import BasicBlock, CifarResNet
 from sw_model.quantizers import (
-    affine_grid,
+    affine_values,
     derive_key,
     extremes,
-    fake_quantize,
     fake_quantize_groups,
     grid_from_range,
     option_products,
@@ -83,13 +82,15 @@ class _DispatchedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, mask: Tensor, call: _Dispatch) -> Tensor:
         ctx.call = call
-        ctx.save_for_backward(x, weight)
         layer, engine = call.layer, call.layer.run.engine
         bits = call.options[call.members[0][0]].weight
         if engine is None:
+            x = x.contiguous(memory_format=torch.channels_last)
+            ctx.save_for_backward(x, weight)
             xq = call.mixed_input(x)
-            wq = fake_quantize(weight, affine_grid(weight, bits, axis=0, mode=layer.run.mode), 0)
+            wq = affine_values(weight, bits, axis=0, mode=layer.run.mode)
             return F.conv2d(xq, wq, None, layer.stride, layer.padding)
+        ctx.save_for_backward(x, weight)
         w = weight_operand(weight, bits, 0)
         shape = call.geometry(len(x), (x.shape[2], x.shape[3])).out_hw
         y = torch.empty(len(x), layer.out_channels, *shape)
@@ -107,7 +108,7 @@ class _DispatchedConvolution(torch.autograd.Function):
         layer, engine = call.layer, call.layer.run.engine
         bits = call.options[call.members[0][0]].weight
         mode = layer.run.mode
-        grad = grad.contiguous()
+        grad = grad.contiguous(memory_format=torch.channels_last if engine is None else torch.contiguous_format)
         low, span = extremes(grad)
 
         def gradient_grid(option: int) -> Grid:
@@ -121,12 +122,12 @@ class _DispatchedConvolution(torch.autograd.Function):
             )
             if (need_x or need_mask) and need_w:
                 axis = 0 if mode == "paper" else 1
-                wq = fake_quantize(weight, affine_grid(weight, bits, axis=axis, mode=mode), axis)
+                wq = affine_values(weight, bits, axis=axis, mode=mode)
                 xq = call.mixed_input(x)
                 dx, dw = convolution_gradients(xq, wq, gq, layer.stride, layer.padding)
             elif need_x or need_mask:
                 axis = 0 if mode == "paper" else 1
-                wq = fake_quantize(weight, affine_grid(weight, bits, axis=axis, mode=mode), axis)
+                wq = affine_values(weight, bits, axis=axis, mode=mode)
                 dx = conv2d_input(x.shape, wq, gq, layer.stride, layer.padding)
             elif need_w:
                 xq = call.mixed_input(x)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from host.products import ConvGeometry, Engine, Grid, Operand
 from sw_model.layers import QLayer, QLinear
-from sw_model.quantizers import affine_grid, fake_quantize, grid_from_range, quantize
+from sw_model.quantizers import affine_grid, affine_values, fake_quantize, grid_from_range, quantize
 
 
 class _Matmul(torch.autograd.Function):
@@ -40,10 +40,10 @@ class _Matmul(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         a, b = ctx.saved_tensors
         grad = grad.contiguous()
-        grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.mode)
         if ctx.engine is None:
-            gq = fake_quantize(grad, grid)
+            gq = affine_values(grad, ctx.bits, key=ctx.key, mode=ctx.mode)
             return gq @ fake_quantize(b, ctx.grids[1]), gq.transpose(1, 2) @ fake_quantize(a, ctx.grids[0]), None
+        grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.mode)
         da = _each(ctx.engine, "input_gradient", (grad, grid), (b, ctx.grids[1]), a.shape, b.shape)
         db = _each(ctx.engine, "weight_gradient", (a, ctx.grids[0]), (grad, grid), a.shape, b.shape)
         return da, db, None

@@ -13,7 +13,9 @@ from hw.workload import WorkloadError, backward
 LAYER = ConvShape("deep", 64, 64, 3, 1, 1, (32, 32))
 
 
-@pytest.mark.parametrize("depth, buffer", [("depth_a", "A"), ("depth_g", "G"), ("depth_w", "W"), ("depth_accumulator", "accumulator")])
+@pytest.mark.parametrize(
+    "depth, buffer", [("depth_a", "A"), ("depth_g", "G"), ("depth_w", "W"), ("depth_accumulator", "accumulator")]
+)
 def test_buffer_that_is_too_small_is_named(depth: str, buffer: str) -> None:
     design = replace(load_design("zc706"), **{depth: 64})
     with pytest.raises(WorkloadError, match=f"buffer {buffer} "):

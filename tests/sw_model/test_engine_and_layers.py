@@ -185,7 +185,7 @@ def both_paths(
     x.requires_grad_()
     y = layer(x)
     torch.manual_seed(1)
-    y.backward(torch.randn_like(y))
+    y.backward(torch.randn(y.shape))  # not randn_like: the paths lay out y differently
     assert x.grad is not None and layer.weight.grad is not None
     return y.detach(), x.grad, layer.weight.grad
 
