@@ -30,8 +30,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "software, or the fabric as NumPy reference, compiled HLS or simulated RTL (default: %(default)s)",
     )
     train.add_argument("--design", default="sim-small", help="design of the fabric (default: %(default)s)")
-    train.add_argument("--data", help="'digits', or a path to CIFAR-10/100 or to class folders (or a zip of them)")
-    train.add_argument("--model", help="resnet-8, resnet-38, resnet-74, ..., resnet-18, resnet-34, mobilenetv2")
+    train.add_argument("--data", help="'digits', or a path: CIFAR-10/100, class folders (or a zip of them), WikiText")
+    train.add_argument(
+        "--model", help="resnet-8, resnet-38, resnet-74, ..., resnet-18, resnet-34, mobilenetv2, transformer-base"
+    )
     train.add_argument("--width", type=int, help="channels of the first group of a CIFAR ResNet")
     train.add_argument("--epochs", type=int, help="length of training")
     train.add_argument("--batch", type=int, help="images per step")
@@ -170,10 +172,14 @@ def _print_result(result: Any, device: str, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sw_model.metrics import METRICS
+
     table = Table(show_header=False, title="Training result")
-    table.add_row("test accuracy", f"{100 * result.test_accuracy:.2f} % (best {100 * result.best_accuracy:.2f} %)")
+    if result.test_score is not None:
+        text = METRICS[result.metric].text
+        table.add_row(f"test {result.metric}", f"{text(result.test_score)} (best {text(result.best_score)})")
     table.add_row("device", device)
-    table.add_row("images, steps", f"{result.images}, {result.steps}")
+    table.add_row("inputs, steps", f"{result.images}, {result.steps}")
     table.add_row("cost CC", f"{result.cc:.4g} float32 MAC ({result.cp:.2f} % of float32)")
     if result.cc_static:
         table.add_row("against static 8/8/8", f"{100 * (1 - result.cc / result.cc_static):.1f} % saved")

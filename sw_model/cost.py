@@ -29,8 +29,12 @@ def step_factor(precision: Precision) -> float:
 
 
 @torch.no_grad()
-def layer_macs(model: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
+def layer_macs(model: nn.Module, example: Tensor | tuple[int, int, int]) -> dict[str, int]:
     """Multiply-accumulates per image and product of every convolution and linear layer, found by running one image.
+
+    Args:
+        model: the network.
+        example: a batch of one input, or the shape of an image.
 
     The model is left as it was: parameters, running statistics, mode and run.
     """
@@ -48,7 +52,7 @@ def layer_macs(model: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
             layer.precision = FULL
         attach(model, Run(on_product=note))
         device = next(model.parameters()).device
-        model(torch.zeros(1, *image, device=device))
+        model(example.to(device) if isinstance(example, Tensor) else torch.zeros(1, *example, device=device))
     finally:
         for layer, run, name, index, precision in before:
             layer.run, layer.name, layer.index, layer.precision = run, name, index, precision

@@ -79,6 +79,10 @@ class ImageSet:
             test_labels=test_labels,
         )
 
+    def unaugmented(self) -> ImageSet:
+        """The same images, shown as they are."""
+        return replace(self, shift=0, flip=False)
+
     def _normalise(self, images: np.ndarray) -> Tensor:
         x = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).div_(self.full_scale)
         mean = torch.tensor(self.mean).reshape(-1, 1, 1)

@@ -243,4 +243,7 @@ def _build(name: str, classes: int, image: tuple[int, int, int], width: int, opt
         if image[0] != 3:
             raise ValueError(f"mobilenetv2 takes images of 3 channels, not {image[0]}; use resnet-8, -14, -20, ...")
         return CifarMobileNetV2(classes, **options)
-    raise ValueError(f"unknown model {name!r}; use resnet-8, resnet-38, resnet-74, resnet-18, resnet-34 or mobilenetv2")
+    raise ValueError(
+        f"unknown model {name!r}; use resnet-8, resnet-38, resnet-74, resnet-18, resnet-34, mobilenetv2, "
+        "transformer-small or transformer-base"
+    )

@@ -24,8 +24,11 @@ class TrainConfig:
     """Everything that determines a training run.  A recipe is a TOML file with these names as keys.
 
     Attributes:
-        data: "digits" or a path, see :func:`sw_model.data.load_data`; train_limit, test_limit: images used (0: all).
-        model, width, quantize_stem, quantize_head: see :func:`sw_model.models.build_model`.
+        data: "digits" or a path, see :func:`sw_model.data.load_data` and, for language models,
+            :func:`sw_model.text.load_text`; train_limit, test_limit: images (or sequences) used (0: all).
+        context, vocabulary: language models: words per sequence; entries of the vocabulary (0: all words).
+        model, width, quantize_stem, quantize_head: see :func:`sw_model.models.build_model`; transformer-small and -base:
+            :data:`sw_model.transformer.LAYOUT`.
         schedule: "static", "pfq", "cyclic", "manual" or "dfq" (gates; with several targets FracTrain).
         stages: bits (weight, activation, gradient[, gradient in the weight gradient]) of each stage; 0: float32.
         starts: manual schedule only: first epoch of each stage.
@@ -38,8 +41,10 @@ class TrainConfig:
             term as a share of the task loss (0: none); see :func:`sw_model.gates.gated_loss`.
         low, high, cycles: cyclic schedule's widths and number of cycles; its gradient width is that of stages[0].
         epochs, batch: length of training and images per step.
-        lr, momentum, nesterov, weight_decay: SGD; weight decay applies to all parameters.
-        lr_schedule: "cosine" (to zero) or "steps" (times lr_decay at each of the milestones, shares of training).
+        optimizer: "sgd" (with momentum, nesterov) or "adam" (with betas, and weight decay apart from the gradient).
+        lr, weight_decay: of either; weight decay applies to all parameters.
+        lr_schedule: "cosine" (to zero), "steps" (times lr_decay at each of the milestones, shares of training) or
+            "inverse-sqrt" (lr * sqrt(warmup steps / step) after the warmup, which it needs).
         warmup: share of training over which the learning rate rises linearly.
         augment: whether training images are shifted (and flipped, where the data set allows).
         mode: "fixed" or "paper" quantizer defects, see :class:`sw_model.layers.Run`.
@@ -57,6 +62,8 @@ class TrainConfig:
     test_limit: int = 0
     model: str = "resnet-8"
     width: int = 8
+    context: int = 64
+    vocabulary: int = 0
     quantize_stem: bool = True
     quantize_head: bool = False
     schedule: str = "pfq"
@@ -78,9 +85,11 @@ class TrainConfig:
     cycles: int = 8
     epochs: int = 10
     batch: int = 64
+    optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
+    betas: tuple[float, ...] = (0.9, 0.98)
     weight_decay: float = 1e-4
     lr_schedule: str = "cosine"
     milestones: tuple[float, ...] = (0.5, 0.75)
@@ -97,7 +106,7 @@ class TrainConfig:
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "eval_every", "width", "cycles", "window", "norm_epochs"):
+        for name in ("epochs", "batch", "eval_every", "width", "context", "cycles", "window", "norm_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
         for name in ("train_limit", "test_limit", "eval_batch", "checkpoint_every"):
@@ -105,7 +114,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)} must not be negative (0 means the default)")
         choices = {
             "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
-            "lr_schedule": ("cosine", "steps"),
+            "optimizer": ("sgd", "adam"),
+            "lr_schedule": ("cosine", "steps", "inverse-sqrt"),
             "mode": ("fixed", "paper"),
             "quantizer": ("affine", *PRODUCTS),
             "gradient": ("affine", *QUANTIZERS),
@@ -127,6 +137,12 @@ class TrainConfig:
                 "lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1"
             )
         self._check_quantizer()
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas {list(self.betas)} must be two numbers from 0 up to, but less than, 1")
+        if self.vocabulary < 0 or self.vocabulary in (1, 2):
+            raise ConfigError(f"vocabulary = {self.vocabulary} must be 0 (all words) or at least 3")
+        if self.lr_schedule == "inverse-sqrt" and not self.warmup:
+            raise ConfigError("lr_schedule 'inverse-sqrt' counts from the end of the warmup; set warmup above 0")
         try:
             self.make_schedule()
         except ConfigError:
@@ -242,4 +258,6 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     if config.lr_schedule == "cosine":
         share = (position - config.warmup) / (1 - config.warmup)
         return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+    if config.lr_schedule == "inverse-sqrt":
+        return config.lr * math.sqrt(math.ceil(config.warmup * steps) / (step + 1))
     return config.lr * config.lr_decay ** sum(position >= milestone for milestone in config.milestones)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hw.computational_cost import RECORD
+from sw_model.metrics import Metric
 from sw_model.recipe import ConfigError, TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
@@ -103,12 +104,12 @@ class RunFolder:
         if self.path is not None:
             write_atomically(self.path / RECORD, lambda p: write_text(p, record))
 
-    def finish(self, summary: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    def finish(self, summary: dict[str, Any], history: list[dict[str, Any]], metric: Metric) -> None:
         """Writes the result and draws the curves."""
         if self.path is not None:
             write_atomically(self.path / "result.json", lambda p: write_text(p, json.dumps(summary, indent=1) + "\n"))
             if history:
-                draw_curves(history, self.path / "curves.png")
+                draw_curves(history, metric, self.path / "curves.png")
 
 
 def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
@@ -118,8 +119,8 @@ def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
         writer.writerows(history)
 
 
-def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Loss, accuracy and bits over epochs as one picture (PNG)."""
+def draw_curves(history: list[dict[str, Any]], metric: Metric, path: Path) -> None:
+    """Loss, metric and bits over epochs as one picture (PNG)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -131,9 +132,10 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     upper.set_ylabel("training loss")
     upper.grid(alpha=0.3)
     right = upper.twinx()
-    tested = [(row["epoch"], 100 * row["test_accuracy"]) for row in history if row["test_accuracy"] is not None]
-    right.plot(*zip(*tested, strict=True), color="tab:red", marker=".", label="test accuracy")
-    right.set_ylabel("test accuracy (%)")
+    column, factor = f"test_{metric.name}", 100 if metric.percent else 1
+    tested = [(row["epoch"], factor * row[column]) for row in history if row[column] is not None]
+    right.plot(*zip(*tested, strict=True), color="tab:red", marker=".", label=f"test {metric.name}")
+    right.set_ylabel(f"test {metric.name}" + (" (%)" if metric.percent else ""))
     upper.legend(handles=[*upper.lines, *right.lines], loc="center right")
     if history[0]["target"] is not None:
         lower.plot(epochs, [row["cp"] for row in history], marker=".", label="cost of the gates' choices")

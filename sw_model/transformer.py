@@ -18,6 +18,9 @@ from host.products import ConvGeometry, Engine, Grid, Operand
 from sw_model.layers import QLayer, QLinear
 from sw_model.quantizers import affine_grid, affine_values, fake_quantize, grid_from_range, quantize
 
+#: width, layers, heads, hidden units; "base" is that of Vaswani et al. 2017.
+LAYOUT = {"transformer-base": (512, 6, 8, 2048), "transformer-small": (128, 2, 4, 512)}
+
 
 class _Matmul(torch.autograd.Function):
     """``a @ b^T`` for a (B, T, d), b (B, S, d), all three operands of the products quantized."""
@@ -171,3 +174,25 @@ class TransformerLM(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
+
+
+def build_language_model(
+    name: str, vocabulary: int, context: int, *, quantize_head: bool = False, seed: int = 0
+) -> TransformerLM:
+    """A freshly initialised language model; the caller's random state is left as it was.
+
+    Args:
+        name: a key of :data:`LAYOUT`.
+        vocabulary, context: words, and words per sequence.
+        quantize_head: whether schedules apply to the output layer.
+        seed: initialisation.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name not in LAYOUT:
+        raise ValueError(f"unknown language model {name!r}; use one of {', '.join(LAYOUT)}")
+    width, layers, heads, hidden = LAYOUT[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TransformerLM(vocabulary, width, layers, heads, hidden, context, quantize_head=quantize_head)
