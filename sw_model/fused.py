@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import math
 import os
 import platform
 import shutil
@@ -73,7 +72,8 @@ def library() -> Any:
         "minimum_and_range": (number, [pointer, count, number, pointer, pointer]),
         "quantize": (None, [pointer, _Layout, pointer, count, number, number, pointer, pointer]),
         "quantize_affine": (number, [pointer, _Layout, real, real, word, number, number, pointer]),
-        "quantize_affine_channels": (number, [pointer, count, count, count, real, real, number, pointer]),
+        "quantize_affine_rows": (number, [pointer, count, count, real, real, number, pointer]),
+        "quantize_affine_columns": (number, [pointer, count, count, real, real, number, pointer]),
         "dequantize_codes": (None, [pointer, count, real, real, number, pointer]),
         "option_products": (None, [pointer, pointer, count, count, count, pointer, number, pointer]),
     }
@@ -201,15 +201,13 @@ def quantize_affine(x: Tensor, steps: int, floor: float, key: int | None, scratc
 
 
 def quantize_affine_channels(x: Tensor, axis: int, steps: int, floor: float) -> Tensor | None:
-    """Values of x on one affine grid per index of ``axis``, rounded to nearest, in C order; None if one has none."""
-    x = x.detach().contiguous()
+    """Values of a weight (O, I, kh, kw) on one affine grid per index of axis 0 or 1, rounded to nearest, with the
+    channels last; None if a channel has no grid."""
+    x = x.detach().contiguous(memory_format=torch.channels_last)
     values = torch.empty_like(x)
-    outer, channels = math.prod(x.shape[:axis]), x.shape[axis]
-    inner = x.numel() // (outer * channels)
-    threads = torch.get_num_threads()
-    failed = library().quantize_affine_channels(
-        x.data_ptr(), outer, channels, inner, steps, floor, threads, values.data_ptr()
-    )
+    rows = x.shape[0] if axis == 0 else x.numel() // x.shape[1]
+    kernel = library().quantize_affine_rows if axis == 0 else library().quantize_affine_columns
+    failed = kernel(x.data_ptr(), rows, x.numel() // rows, steps, floor, torch.get_num_threads(), values.data_ptr())
     return None if failed else values
 
 

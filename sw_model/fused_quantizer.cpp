@@ -36,7 +36,7 @@ namespace {
 
 constexpr float LEAST_NORMAL = 0x1p-126f, LARGEST_SCALE = 0x1p126f;
 constexpr uint32_t EXPONENT = 0x7F800000u;
-constexpr int LANES = 32;
+constexpr int LANES = 32, BLOCK = 16;
 constexpr int64_t WORTH_A_THREAD = 8192;  // elements; fewer are done before another thread has started
 
 INLINE float flush(float v) { return std::fabs(v) < LEAST_NORMAL ? 0.0f : v; }
@@ -128,6 +128,42 @@ WIDE void extremes_part(const float* x, int64_t count, Extremes* found) {
         uint32_t bits;
         std::memcpy(&bits, &x[i], sizeof bits);
         found->add(x[i], x[i], bits & 0x7FFFFFFFu);
+    }
+}
+
+// Up to BLOCK columns of a matrix of the given row length.
+WIDE void column_extremes_part(const float* x, int64_t rows, int64_t stride, int64_t width, Extremes* found) {
+    float low[BLOCK], high[BLOCK];
+    uint32_t magnitude[BLOCK] = {};
+    std::fill(low, low + BLOCK, INFINITY);
+    std::fill(high, high + BLOCK, -INFINITY);
+    for (int64_t r = 0; r < rows; ++r) {
+        float row[BLOCK] = {};
+        std::memcpy(row, x + r * stride, width * sizeof(float));
+        for (int c = 0; c < BLOCK; ++c) {
+            uint32_t bits;
+            std::memcpy(&bits, &row[c], sizeof bits);
+            bits &= 0x7FFFFFFFu;
+            low[c] = row[c] < low[c] ? row[c] : low[c];
+            high[c] = row[c] > high[c] ? row[c] : high[c];
+            magnitude[c] = bits > magnitude[c] ? bits : magnitude[c];
+        }
+    }
+    for (int64_t c = 0; c < width; ++c) found[c].add(low[c], high[c], magnitude[c]);
+}
+
+WIDE void column_nearest_part(const float* x, int64_t rows, int64_t stride, int64_t width, const RowGrid* grids,
+                              float* values) {
+    float zero[BLOCK], reciprocal[BLOCK], scale[BLOCK];
+    for (int64_t c = 0; c < width; ++c) {
+        zero[c] = grids[c].zero, reciprocal[c] = grids[c].reciprocal, scale[c] = grids[c].scale;
+    }
+    const float top = grids[0].top;
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < width; ++c) {
+            const RowGrid g{zero[c], reciprocal[c], scale[c], top, 0, 0};
+            values[r * stride + c] = nearest_code(x[r * stride + c], g) * g.scale + g.zero;
+        }
     }
 }
 
@@ -237,24 +273,45 @@ int quantize_affine(const float* x, Layout layout, float steps, float floor, uin
     return 0;
 }
 
-// The same for a C-order tensor (outer, channels, inner) with one grid per channel, rounded to nearest.
-int quantize_affine_channels(const float* x, int64_t outer, int64_t channels, int64_t inner, float steps, float floor,
-                             int threads, float* values) {
+// The same for a C-order matrix with one grid per row, rounded to nearest.
+int quantize_affine_rows(const float* x, int64_t rows, int64_t length, float steps, float floor, int threads,
+                         float* values) {
     int failed = 0;
-    split(channels, outer * inner, threads, [&](int, int64_t begin, int64_t end) {
-        for (int64_t c = begin; c < end; ++c) {
+    split(rows, length, threads, [&](int, int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
             Extremes found;
-            for (int64_t o = 0; o < outer; ++o) extremes_part(x + (o * channels + c) * inner, inner, &found);
+            extremes_part(x + r * length, length, &found);
             RowGrid grid;
             if (!affine(found, steps, floor, 0, grid)) {
 #pragma omp atomic write
                 failed = 1;
                 return;
             }
-            for (int64_t o = 0; o < outer; ++o) {
-                const int64_t start = (o * channels + c) * inner;
-                nearest_part(x + start, inner, &grid, values + start, nullptr);
+            nearest_part(x + r * length, length, &grid, values + r * length, nullptr);
+        }
+    });
+    return failed;
+}
+
+// The same with one grid per column.
+int quantize_affine_columns(const float* x, int64_t rows, int64_t columns, float steps, float floor, int threads,
+                            float* values) {
+    int failed = 0;
+    const int64_t blocks = (columns + BLOCK - 1) / BLOCK;
+    split(blocks, rows * BLOCK, threads, [&](int, int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) {
+            const int64_t first = b * BLOCK, width = std::min<int64_t>(BLOCK, columns - first);
+            Extremes found[BLOCK];
+            column_extremes_part(x + first, rows, columns, width, found);
+            RowGrid grids[BLOCK];
+            for (int64_t c = 0; c < width; ++c) {
+                if (!affine(found[c], steps, floor, 0, grids[c])) {
+#pragma omp atomic write
+                    failed = 1;
+                    return;
+                }
             }
+            column_nearest_part(x + first, rows, columns, width, grids, values + first);
         }
     });
     return failed;

@@ -203,7 +203,8 @@ def affine_values(
         x, bits, axis, key, mode: see :func:`affine_grid`.
         scratch: name of the scratch memory that may hold the result, see :func:`sw_model.fused.scratch`.
     """
-    if fused.usable(x) and x.numel() and 1 <= bits <= 16 and (axis is None or key is None):
+    shape_fits = axis is None or (key is None and axis < 2 and x.ndim == 4)
+    if fused.usable(x) and shape_fits and x.numel() and 1 <= bits <= 16:
         steps, floor = (1 << bits) - 1, float(SCALE_FLOOR[mode])
         if axis is None:
             values = fused.quantize_affine(fused.dense(x), steps, floor, key, scratch)

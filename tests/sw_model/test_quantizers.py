@@ -255,7 +255,7 @@ def test_values_depend_on_neither_layout_nor_threads_nor_kernels(
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3.4e38])
 @pytest.mark.parametrize("place", [0, 70])
 def test_values_of_unusable_tensors_are_refused(axis: int | None, bad: float, place: int) -> None:
-    x = torch.full((2, 40), -3.4e38)
+    x = torch.full((2, 40, 1, 1), -3.4e38)
     x.view(-1)[place] = bad
     with pytest.raises(ValueError, match="NaN or infinity"):
         Q.affine_values(x, 4, axis=axis)
