@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sw_model.data import ImageSet
-from sw_model.gates import GatedResNet, gated_loss
+from sw_model.gates import GatedNetwork, gated_loss
 from sw_model.layers import FULL, Precision, QLayer, Run, attach, quantized_layers, set_precision
-from sw_model.models import CifarResNet, build_model
+from sw_model.models import Backbone, build_model
 from sw_model.quantizers import derive_key
 from sw_model.statquant import QUANTIZERS, psq_variance_bound, ptq_variance_bound
 
@@ -29,8 +29,8 @@ VARIANTS = ("fp32", "static", "gated")
 def _network(variant: str, depth: int) -> nn.Module:
     model = build_model(f"resnet-{depth}", 10, (3, 32, 32), quantize_stem=variant == "static")
     if variant == "gated":
-        assert isinstance(model, CifarResNet)
-        model = GatedResNet(model, OPTIONS, 4)
+        assert isinstance(model, Backbone)
+        model = GatedNetwork(model, OPTIONS, 4)
     attach(model, Run())
     set_precision(model, Precision(8, 8, 8) if variant != "fp32" else FULL)
     return model
@@ -51,7 +51,7 @@ class _Stepper:
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(self.model(self.x), self.y)
-        if isinstance(self.model, GatedResNet):
+        if isinstance(self.model, GatedNetwork):
             loss = gated_loss(loss, self.model.cp(), 3.0, 0.1)
         loss.backward()
         self.optimizer.step()

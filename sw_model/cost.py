@@ -96,18 +96,21 @@ class CostMeter:
         own = sum(self.macs[name] for name in self.depthwise) if precision.quantized else 0
         return (whole - own) * step_factor(precision) + own * step_factor(DEPTHWISE)
 
-    def step_gated(self, shares: dict[str, Tensor]) -> None:
+    def step_gated(self, shares: dict[str, Tensor], precision: Precision) -> None:
         """Counts one training step in which every gated block's layers cost a share of float32 that varies by sample.
 
         Args:
             shares: cost of each sample relative to float32, (N,), by prefix of the layers' names.  Layers under no
                 prefix stay out of the paper's count, as they do in the published one.
+            precision: of the schedule, by which depthwise layers under a prefix go: gates do not govern them.
         """
+        own = step_factor(DEPTHWISE if precision.quantized else precision)
         for prefix, share in shares.items():
-            macs = sum(count for name, count in self.macs.items() if name.startswith(prefix + "."))
-            if not macs:
+            inside = {name: count for name, count in self.macs.items() if name.startswith(prefix + ".")}
+            if not inside:
                 raise ValueError(f"no layer's name starts with {prefix!r}")
-            self.paper += 3.0 * macs * float(share.double().sum())
+            fixed = sum(count for name, count in inside.items() if name in self.depthwise)
+            self.paper += 3.0 * (sum(inside.values()) - fixed) * float(share.double().sum()) + own * fixed * len(share)
         self.images += len(next(iter(shares.values())))
 
     @property

@@ -34,6 +34,8 @@ class TrainConfig:
         starts: manual schedule only: first epoch of each stage.
         eps, alpha, window, norm_epochs, deadlines: PFQ's indicator, see :class:`sw_model.schedules.Indicator`.
         options: gated training ("dfq"): (activation, gradient) widths that gates choose from; [0, 0] skips a block.
+        gate: gated training: "argmax" takes the likeliest option, "sample" draws one by its probability.  Options
+            [0, 0] and [32, 32] with sampling are E2-Train's selective layer update (SLU).
         weight_bits: gated training: width of the weights in gated blocks.
         targets: gated training: cost to aim at, percent of float32; several make FracTrain, which advances from one to
             the next by PFQ's indicator.  Ungated layers follow ``stages`` (one entry serves all targets).
@@ -75,6 +77,7 @@ class TrainConfig:
     norm_epochs: int = 10
     deadlines: tuple[int, ...] = ()
     options: tuple[tuple[int, ...], ...] = ()
+    gate: str = "argmax"
     weight_bits: int = 4
     targets: tuple[float, ...] = ()
     beta: float = 1e-3
@@ -120,6 +123,7 @@ class TrainConfig:
             "quantizer": ("affine", *PRODUCTS),
             "gradient": ("affine", *QUANTIZERS),
             "norm": ("batch", "range"),
+            "gate": ("argmax", "sample"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -115,7 +115,7 @@ class RunSchedule:
         self,
         precision: Precision,
         images: int,
-        options: Sequence[Precision] = (),
+        options: Sequence[Precision | None] = (),
         choices: Tensor | None = None,
     ) -> None:
         """Takes a training step.
@@ -123,7 +123,7 @@ class RunSchedule:
         Args:
             precision: what the schedule gives to the layers that are not gated.
             images: in the batch.
-            options: what gates choose from.
+            options: what gates choose from; None for skipping a block.
             choices: option of every image at every gated block, int64 (blocks, images).
         """
         self._images += images
@@ -134,10 +134,12 @@ class RunSchedule:
                 self._chosen.setdefault(name, Counter())[own] += images
         if choices is None:
             return
-        on_offer = [widths(p) if p.activation else SKIP for p in options]
+        on_offer = [SKIP if p is None else widths(p) for p in options]
         for block, row in enumerate(choices):
             counts = torch.bincount(row, minlength=len(options)).tolist()
             for name in self._blocks[block]:
+                if name in self._depthwise:
+                    continue
                 chosen = self._chosen.setdefault(name, Counter())
                 chosen.update({bits: count for bits, count in zip(on_offer, counts, strict=True) if count})
 

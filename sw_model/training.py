@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from host.products import Engine
 from sw_model.cost import CostMeter, layer_macs, step_factor
 from sw_model.data import ImageSet
-from sw_model.gates import GatedResNet, gated_loss
+from sw_model.gates import Choice, GatedNetwork, gated_loss
 from sw_model.layers import Precision, Run, attach, quantized_layers, set_precision
-from sw_model.models import CifarResNet
+from sw_model.models import Backbone
 from sw_model.quantizers import Mode
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.run_folder import RunFolder
@@ -155,14 +155,15 @@ class _Training:
         self.model = task.build(config)
         self.schedule = config.make_schedule()
         macs = layer_macs(self.model, task.example())
-        self.gated: GatedResNet | None = None
+        self.gated: GatedNetwork | None = None
         if config.schedule == "dfq":
-            if not isinstance(self.model, CifarResNet):
-                raise ConfigError(f"gates exist for CIFAR ResNets (resnet-6n+2), not for {config.model}")
+            if not isinstance(self.model, Backbone):
+                raise ConfigError(f"gates govern networks of residual blocks, not {config.model}")
             options = [(option[0], option[1]) for option in config.options]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed + 1)
-                self.gated = GatedResNet(self.model, options, config.weight_bits)
+                choice: Choice = "sample" if config.gate == "sample" else "argmax"
+                self.gated = GatedNetwork(self.model, options, config.weight_bits, choice=choice)
             self.model = self.gated
             macs = {f"base.{name}": count for name, count in macs.items()}
         depthwise = frozenset(n for n, m in quantized_layers(self.model) if getattr(m, "groups", 1) > 1)
@@ -251,7 +252,7 @@ class _Training:
             config, cost = self.config, self.gated.cp()
             target = config.targets[self.schedule.stage]
             gated_loss(loss, cost, target, config.beta, band=config.band, cap=config.cap or None).backward()
-            self.cost.step_gated(self.gated.shares())
+            self.cost.step_gated(self.gated.shares(), precision)
             if self.record is not None:
                 self.record.step(precision, len(y), self.gated.options, self.gated.choices())
             cp = float(cost.detach())

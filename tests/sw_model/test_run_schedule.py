@@ -163,7 +163,7 @@ def test_gates_alone_do_not_change_the_record_of_others() -> None:
     shapes = Trained("resnet-8", 10, 4, (1, 8, 8), 12, 6)
     macs = {f"base.{n}": m for n, m in layer_macs(build_model("resnet-8", 10, (1, 8, 8), width=4), (1, 8, 8)).items()}
     record = RunSchedule(shapes, macs, gated=True)
-    options: Sequence[Precision] = (Precision(4, 0, 0), Precision(4, 3, 6))
+    options: Sequence[Precision | None] = (None, Precision(4, 3, 6))
     record.step(Precision(8, 8, 8), 6, options, torch.tensor([[0] * 6, [1] * 6, [0, 1, 1, 1, 1, 1]]))
     (stage,) = json.loads(record.to_json())["stages"]
     assert stage["epochs"] == 0.5
