@@ -275,7 +275,10 @@ def parse_schedule(
     elif re.fullmatch(r"\d+,\d+,\d+", key):
         mixtures = [((1.0, Bits.parse(key)),)]
     else:
-        raise ValueError(f"schedule {text!r} is unknown; write FW-8/BW-8, FW(3,4,6,8)/BW(6,6,8,8), cp=1.5/2/3 or w,a,g")
+        raise ValueError(
+            f"schedule {text!r} is unknown, nor is there such a folder; write FW-8/BW-8, FW(3,4,6,8)/BW(6,6,8,8), "
+            "cp=1.5/2/3, w,a,g or the folder of a run"
+        )
     spans = list(lengths) if lengths is not None else stage_epochs(len(mixtures), epochs, early)
     if len(spans) != len(mixtures):
         raise ValueError(f"schedule {text!r} has {len(mixtures)} stages, but {len(spans)} lengths are given")
@@ -385,6 +388,23 @@ def layer_mixture(shapes: Sequence[ConvShape], schedule: Schedule, stage: Stage,
         ran = dict.fromkeys(exact, whole) if stage.ran is None else stage.ran
     mixtures = [ran.get(shape.name) or schedule.mixture(stage, shape) for shape in shapes]
     return [tuple((share, bits) for share, bits in mixture if bits != SKIP) for mixture in mixtures]
+
+
+def mean_work(shapes: Sequence[ConvShape], schedule: Schedule, count: str) -> dict[tuple[ConvShape, Bits], float]:
+    """How often each layer runs at which widths for one sample, on the mean over a schedule; never is left out.
+
+    Raises:
+        ValueError: unknown count, or a schedule without length.
+    """
+    if schedule.epochs <= 0:
+        raise ValueError(f"schedule {schedule.name} lasts {schedule.epochs} epochs; give it a positive length")
+    work: dict[tuple[ConvShape, Bits], float] = {}
+    for stage in schedule.stages:
+        for shape, mixture in zip(shapes, layer_mixture(shapes, schedule, stage, count), strict=True):
+            for share, bits in mixture:
+                if weight := share * stage.epochs / schedule.epochs:
+                    work[shape, bits] = work.get((shape, bits), 0.0) + weight
+    return work
 
 
 def counted_cost(schedule: Schedule, shape: ConvShape, bits: Bits, count: str) -> dict[str, float]:
