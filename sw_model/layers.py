@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from host.grouped import product_sums
 from host.products import ConvGeometry, Engine, Grid, Operand
 from sw_model.baselines import PRODUCTS, Convolution, check_bits
 from sw_model.quantizers import (
@@ -253,23 +254,8 @@ def weight_operand(weight: Tensor, bits: int, axis: int) -> Operand:
     return Operand(grid, codes=_numpy(quantize(weight.detach(), grid, axis)).astype(np.int32))
 
 
-def _channel_geometry(g: ConvGeometry) -> ConvGeometry:
-    return ConvGeometry(g.batch, 1, 1, g.in_hw, g.kernel, g.stride, g.padding)
-
-
-def _channel(operand: Operand, axis: int, index: int) -> Operand:
-    """One channel of an operand with codes; per-channel grids shrink with it."""
-    assert operand.codes is not None
-    grid = operand.grid
-    if grid.scale.ndim:
-        grid = Grid(grid.bits, grid.signed, grid.scale[index : index + 1], grid.zero[index : index + 1], grid.key)
-    part = [slice(None)] * operand.codes.ndim
-    part[axis] = slice(index, index + 1)
-    return Operand(grid, codes=np.ascontiguousarray(operand.codes[tuple(part)]))
-
-
 def _tensor_operand(x: Tensor, grid: Grid, groups: int) -> Operand:
-    """Values for the engine to quantize; codes for a depthwise product, whose channels are separate calls and must not
+    """Values for the engine to quantize; codes for a depthwise product, whose channels are several calls and must not
     restart the element counter of stochastic rounding."""
     if groups == 1:
         return Operand(grid, values=_numpy(x))
@@ -301,14 +287,7 @@ class _QuantizedProduct(torch.autograd.Function):
         assert call.grid is not None
         a = _tensor_operand(x, call.grid, groups)
         w = weight_operand(weight, p.weight, 0)
-        if groups == 1:
-            y = call.engine.forward(a, w, g).real(a.grid, w.grid, 1)
-        else:
-            parts = []
-            for c in range(groups):
-                ac, wc = _channel(a, 1, c), _channel(w, 0, c)
-                parts.append(call.engine.forward(ac, wc, _channel_geometry(g)).real(ac.grid, wc.grid, 1))
-            y = np.concatenate(parts, axis=1)
+        y = product_sums(call.engine, "forward", a, w, g, groups).real(a.grid, w.grid, 1)
         return torch.from_numpy(y).to(x.device)
 
     @staticmethod
@@ -342,25 +321,11 @@ class _QuantizedProduct(torch.autograd.Function):
         last = _tensor_operand(grad, last_grid, groups) if split else gradient
         if need_x:
             w = weight_operand(weight, p.weight, 0 if groups > 1 else 1)
-            if groups == 1:
-                real = call.engine.input_gradient(gradient, w, g).real(grid, w.grid, 1)
-            else:
-                parts = []
-                for c in range(groups):
-                    gc, wc = _channel(gradient, 1, c), _channel(w, 0, c)
-                    parts.append(call.engine.input_gradient(gc, wc, _channel_geometry(g)).real(grid, wc.grid, 1))
-                real = np.concatenate(parts, axis=1)
+            real = product_sums(call.engine, "input_gradient", gradient, w, g, groups).real(grid, w.grid, 1)
             dx = torch.from_numpy(real).to(grad.device)
         if need_w:
             a = _tensor_operand(kept, call.grid, groups)
-            if groups == 1:
-                real = call.engine.weight_gradient(a, last, g).real(a.grid, last_grid)
-            else:
-                parts = []
-                for c in range(groups):
-                    ac, gc = _channel(a, 1, c), _channel(last, 1, c)
-                    parts.append(call.engine.weight_gradient(ac, gc, _channel_geometry(g)).real(a.grid, last_grid))
-                real = np.concatenate(parts, axis=0)
+            real = product_sums(call.engine, "weight_gradient", a, last, g, groups).real(a.grid, last_grid)
             dw = torch.from_numpy(real).to(grad.device)
         return dx, dw, None
 

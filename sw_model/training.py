@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,6 +25,7 @@ from sw_model.layers import Precision, Run, attach, quantized_layers, set_precis
 from sw_model.models import Backbone
 from sw_model.quantizers import Mode
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
+from sw_model.reproducible import Reproducible
 from sw_model.run_folder import RunFolder
 from sw_model.run_schedule import RunSchedule
 from sw_model.schedules import Pfq
@@ -147,24 +148,34 @@ def _check_engine(config: TrainConfig) -> None:
             )
 
 
+def build_network(config: TrainConfig, task: Task) -> tuple[nn.Module, GatedNetwork | None]:
+    """The initial network of a recipe, and the gated network around it if the recipe has gates.
+
+    Raises:
+        ConfigError: gates for a network that cannot have them.
+    """
+    model = task.build(config)
+    if config.schedule != "dfq":
+        return model, None
+    if not isinstance(model, Backbone):
+        raise ConfigError(f"gates govern networks of residual blocks, not {config.model}")
+    options = [(option[0], option[1]) for option in config.options]
+    choice: Choice = "sample" if config.gate == "sample" else "argmax"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        return model, GatedNetwork(model, options, config.weight_bits, choice=choice)
+
+
 class _Training:
     """State of a run between steps: all of it goes into the checkpoint."""
 
     def __init__(self, config: TrainConfig, task: Task) -> None:
         self.config, self.task = config, task
-        self.model = task.build(config)
+        base, self.gated = build_network(config, task)
+        self.model: nn.Module = base if self.gated is None else self.gated
         self.schedule = config.make_schedule()
-        macs = layer_macs(self.model, task.example())
-        self.gated: GatedNetwork | None = None
-        if config.schedule == "dfq":
-            if not isinstance(self.model, Backbone):
-                raise ConfigError(f"gates govern networks of residual blocks, not {config.model}")
-            options = [(option[0], option[1]) for option in config.options]
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed + 1)
-                choice: Choice = "sample" if config.gate == "sample" else "argmax"
-                self.gated = GatedNetwork(self.model, options, config.weight_bits, choice=choice)
-            self.model = self.gated
+        macs = layer_macs(base, task.example())
+        if self.gated is not None:
             macs = {f"base.{name}": count for name, count in macs.items()}
         depthwise = frozenset(n for n, m in quantized_layers(self.model) if getattr(m, "groups", 1) > 1)
         self.cost = CostMeter(macs, depthwise)
@@ -280,6 +291,11 @@ def _optimizer(config: TrainConfig, parameters: Iterator[nn.Parameter]) -> torch
     )
 
 
+def _arithmetic(run: Run) -> AbstractContextManager[Any]:
+    """Where products are exact, so is everything around them: such a run is the same on any machine and as a job."""
+    return nullcontext() if run.engine is None else Reproducible()
+
+
 @contextmanager
 def _without_cost(cost: CostMeter) -> Iterator[None]:
     cost.paused = True
@@ -352,7 +368,8 @@ def train(
                     len(y),
                 )
                 state.run.engine = engine if engine_for_step is None else engine_for_step(now)
-                loss = state.train_step(x, y, precision)
+                with _arithmetic(state.run):
+                    loss = state.train_step(x, y, precision)
                 state.step += 1
                 state.stage_step += 1
                 bar.at(
@@ -368,7 +385,7 @@ def train(
             tested = None
             if (state.epoch + 1) % config.eval_every == 0 or state.epoch + 1 == config.epochs:
                 state.run.engine = tester
-                with _without_cost(state.cost):
+                with _without_cost(state.cost), _arithmetic(state.run):
                     tested = evaluate(state.model, task, config.eval_batch or config.batch)
             mean_loss = state.loss_sum / state.seen
             row: dict[str, Any] = {

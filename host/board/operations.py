@@ -1,7 +1,9 @@
 """The operations of a job's graphs, in NumPy.
 
-All values are float32 but labels (int64).  Reductions are formed in float64 and rounded once, where the training
-library does the same, so that results agree with it to the last bit or nearly so.
+All values are float32 but labels (int64).  Results do not depend on the machine's vector width: sums are formed in
+float64 in a fixed order (:func:`tree_sum`), transcendental functions and matrix products in float64, each rounded once;
+everything else is single float32 operations.  The software model computes the same with an exact engine
+(``sw_model/reproducible.py``), so that a job trains to the same bits as its recipe there.
 
 ==================== ========================================= ===================================================
 operation            operands                                  result
@@ -31,6 +33,7 @@ nll_gradient         g, y, labels, number                      gradient by y
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,17 +63,17 @@ def _column(values: Array) -> Array:
     return values.reshape(-1, 1, 1)
 
 
-def _affine(x: Array, factor: Array, offset: Array) -> Array:
-    """x * factor + offset per channel, rounded once as a fused multiply-add does."""
-    total = x.astype(np.float64)
-    total *= _column(factor)
-    total += _column(offset)
-    return total.astype(F32)
-
-
-def _fused(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c, rounded once."""
-    return (a.astype(np.float64) * b + c).astype(F32)
+def tree_sum(a: Array, axes: Sequence[int]) -> Array:
+    """Sum over axes in float64, in an order that is part of the definition: the two halves of the list are added
+    element by element, then the halves of that, until one is left (the middle element of an odd list waits)."""
+    kept = [i for i in range(a.ndim) if i not in axes]
+    rows = a.transpose(*axes, *kept).reshape(-1, *(a.shape[i] for i in kept)).astype(np.float64)
+    n = len(rows)
+    while n > 1:
+        half = (n + 1) // 2
+        rows[: n - half] += rows[half:n]
+        n = half
+    return np.asarray(rows[:1].sum(0))  # of one row, or of none
 
 
 def _image(x: Array, *parameters: Array) -> None:
@@ -86,26 +89,25 @@ def batch_norm(
     n = x.size // x.shape[1]
     if n < 2:
         raise JobError("batch norm in training needs more than one value per channel; use larger batches")
-    centre = x.mean((0, 2, 3), dtype=np.float64)
-    squares = np.square(x - _column(centre)).sum((0, 2, 3))
-    batch_mean = centre.astype(F32)
-    inverse = (1.0 / np.sqrt(_rounded(squares / n) + eps)).astype(F32)
-    y = _affine(x, inverse * weight, _fused(-batch_mean, inverse * weight, bias))
-    new_mean = (momentum * centre + (1 - momentum) * mean.astype(np.float64)).astype(F32)
+    exact = tree_sum(x, (0, 2, 3)) / n
+    batch_mean = exact.astype(F32)
+    squares = tree_sum(np.square(x - _column(batch_mean), dtype=np.float64), (0, 2, 3))
+    inverse = (1 / np.sqrt(squares / n + eps)).astype(F32)
+    new_mean = (momentum * exact + (1 - momentum) * mean.astype(np.float64)).astype(F32)
     new_variance = (momentum * squares / (n - 1) + (1 - momentum) * variance.astype(np.float64)).astype(F32)
-    return y, batch_mean, inverse, new_mean, new_variance
+    return _normalised(x, weight, bias, batch_mean, inverse), batch_mean, inverse, new_mean, new_variance
 
 
-def _rounded(values: Array) -> Array:
-    """Rounded to single precision, kept in double."""
-    return values.astype(F32).astype(np.float64)
+def _normalised(x: Array, weight: Array, bias: Array, mean: Array, inverse: Array) -> Array:
+    factor = inverse * weight
+    return np.asarray(x * _column(factor) + _column(bias - mean * factor))
 
 
 def batch_norm_fixed(x: Array, weight: Array, bias: Array, mean: Array, variance: Array, *, eps: float) -> Array:
     """Normalisation with running statistics."""
     _image(x, weight, bias, mean, variance)
-    inverse = (1.0 / np.sqrt(variance.astype(np.float64) + eps)).astype(F32)
-    return _affine(x, inverse * weight, _fused(-mean, inverse * weight, bias))
+    inverse = (1 / np.sqrt(variance.astype(np.float64) + eps)).astype(F32)
+    return _normalised(x, weight, bias, mean, inverse)
 
 
 def batch_norm_gradient(g: Array, x: Array, weight: Array, mean: Array, inverse: Array) -> tuple[Array, Array, Array]:
@@ -115,10 +117,10 @@ def batch_norm_gradient(g: Array, x: Array, weight: Array, mean: Array, inverse:
         raise JobError(f"batch norm's gradient {g.shape} differs from its input {x.shape}")
     n = x.size // x.shape[1]
     centred = x - _column(mean)
-    bias = g.sum((0, 2, 3), dtype=np.float64)
-    dot = (centred.astype(np.float64) * g).sum((0, 2, 3))
-    factor = (dot * inverse.astype(np.float64) ** 2 / n).astype(F32)
-    dx = (g - _column((bias / n).astype(F32)) - centred * _column(factor)) * _column(inverse) * _column(weight)
+    bias = tree_sum(g, (0, 2, 3))
+    dot = tree_sum(np.multiply(centred, g, dtype=np.float64), (0, 2, 3))
+    slope = (dot * np.square(inverse, dtype=np.float64) / n).astype(F32)
+    dx = (g - _column((bias / n).astype(F32)) - centred * _column(slope)) * _column(inverse * weight)
     return dx, (dot * inverse).astype(F32), bias.astype(F32)
 
 
@@ -128,24 +130,31 @@ def _axes(a: Array, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(axes)
 
 
+def _reduced(a: Array, axes: Sequence[int], keep: int, share: bool) -> Array:
+    total = tree_sum(a, _axes(a, axes))
+    if share:
+        total = total / math.prod(a.shape[i] for i in axes)
+    shape = [1 if i in axes else n for i, n in enumerate(a.shape)]
+    return np.asarray(total.reshape(shape) if keep else total, F32)
+
+
 def _total(a: Array, axes: Sequence[int], keep: int) -> Array:
-    return np.asarray(a.sum(_axes(a, axes), dtype=F32, keepdims=bool(keep)))
+    return _reduced(a, axes, keep, False)
 
 
 def _mean(a: Array, axes: Sequence[int], keep: int) -> Array:
-    count = F32(np.prod([a.shape[i] for i in _axes(a, axes)], dtype=np.int64))
-    return np.asarray(_total(a, axes, keep) / count)
+    return _reduced(a, axes, keep, True)
 
 
 def _log_softmax(a: Array, *, axis: int) -> Array:
     _axes(a, (axis,))
-    moved = a - a.max(axis, keepdims=True)
-    return np.asarray(moved - np.log(np.exp(moved).sum(axis, keepdims=True, dtype=F32)))
+    moved = a.astype(np.float64) - a.max(axis, keepdims=True)
+    return np.asarray(moved - np.log(np.exp(moved).sum(axis, keepdims=True)), F32)
 
 
 def _log_softmax_gradient(g: Array, y: Array, *, axis: int) -> Array:
     _axes(g, (axis,))
-    return np.asarray(g - np.exp(y) * g.sum(axis, keepdims=True, dtype=F32))
+    return np.asarray(g - np.exp(y, dtype=np.float64) * g.sum(axis, keepdims=True, dtype=np.float64), F32)
 
 
 def _labels(y: Array, labels: Array) -> None:
@@ -158,7 +167,7 @@ def _labels(y: Array, labels: Array) -> None:
 def _nll(y: Array, labels: Array) -> tuple[Array, Array]:
     _labels(y, labels)
     count = F32(len(labels))
-    return np.asarray(-y[np.arange(len(labels)), labels].sum(dtype=F32) / count), np.asarray(count)
+    return np.asarray(-tree_sum(y[np.arange(len(labels)), labels], (0,)) / len(labels), F32), np.asarray(count)
 
 
 def _nll_gradient(g: Array, y: Array, labels: Array, count: Array) -> Array:

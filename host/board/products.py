@@ -5,6 +5,7 @@ The grids and keys are those of the software model, in single precision step by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,11 @@ def _fold(columns: Array, g: ConvGeometry) -> Array:
         for kx in range(g.kernel[1]):
             out[:, :, ky : ky + s * oh : s, kx : kx + s * ow : s] += columns[..., ky, kx].transpose(0, 3, 1, 2)
     return out[:, :, p : p + h, p : p + w]
+
+
+def _once(product: Callable[..., Array], a: Array, b: Array, g: ConvGeometry) -> Array:
+    """A float32 product, formed in float64 and rounded once."""
+    return product(a.astype(np.float64), b.astype(np.float64), g).astype(np.float32)
 
 
 def correlate(x: Array, weight: Array, g: ConvGeometry) -> Array:
@@ -208,10 +214,10 @@ class LayerState:
 
     def note(self, low: Array, span: Array, momentum: float) -> None:
         """Fold in a batch's range: ``r <- m * r + (1 - m) * new``, the first batch as it is."""
-        m = np.float32(momentum if self.batches else 0.0)
-        share = np.float64(np.float32(1.0 - (momentum if self.batches else 0.0)))
-        self.low = np.asarray((self.low * m).astype(np.float64) + share * low).astype(np.float32)
-        self.span = np.asarray((self.span * m).astype(np.float64) + share * span).astype(np.float32)
+        old = momentum if self.batches else 0.0
+        m, share = np.float32(old), np.float32(1.0 - old)
+        self.low = np.asarray(self.low * m + low * share)
+        self.span = np.asarray(self.span * m + span * share)
         self.batches += 1
 
 
@@ -249,7 +255,7 @@ class Products:
         """Convolution of x with weight, float32."""
         g = geometry_of(x.shape, weight.shape, stride, padding)
         if self._full(layer):
-            return correlate(x, weight, g)
+            return _once(correlate, x, weight, g)
         state = self.layers[layer]
         low, span = extremes(x)
         if self._training:
@@ -278,7 +284,7 @@ class Products:
         """Gradient of the product by x, float32."""
         g = self._checked(grad, x, weight, stride, padding)
         if self._full(layer):
-            return correlate_back(grad, weight, g)
+            return _once(correlate_back, grad, weight, g)
         operand = self._gradient_operand(np.ascontiguousarray(grad), layer, last=False)
         w = weight_operand(weight, self.widths[0], 1)
         return self.engine.input_gradient(operand, w, g).real(operand.grid, w.grid, 1)
@@ -287,7 +293,7 @@ class Products:
         """Gradient of the product by the weight, float32."""
         g = self._checked(grad, x, weight, stride, padding)
         if self._full(layer):
-            return correlate_weight(x, grad, g)
+            return _once(correlate_weight, x, grad, g)
         if layer not in self._activation:
             raise JobError(f"layer {self.layers[layer].name} has a weight gradient without a product before it")
         a = Operand(self._activation[layer], values=np.ascontiguousarray(x))
