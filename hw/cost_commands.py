@@ -147,7 +147,7 @@ def cost_table(training: _Training, machine: str, memory: str = "ps") -> dict[st
     """
     from hw.bitfusion import BITFUSION
     from hw.computational_cost import COUNTS, computational_cost, counted_cost, mean_work
-    from hw.fabric_cost import STEPS, training_step
+    from hw.fabric_cost import PL_SOURCE, STEPS, training_step
     from hw.layers import PRODUCTS
 
     fabric = _machine(machine, training.batch, memory)
@@ -216,6 +216,8 @@ def cost_table(training: _Training, machine: str, memory: str = "ps") -> dict[st
     if steps:
         result["full_step"] = steps
         result["memory"] = memory
+        if memory != "ps":
+            result["memory_unverified"] = PL_SOURCE
     return result
 
 
@@ -241,10 +243,8 @@ def _print_table(result: Mapping[str, Any]) -> None:
     for line in cells:
         first = f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}"
         print("  ".join([first, *(f"{cell:>{width}}" for cell, width in zip(line[2:], widths[2:], strict=True))]))
-    if result.get("memory") == "ps+pl":
-        from hw.fabric_cost import PL_SOURCE
-
-        print(f"memory ps+pl, unverified: {PL_SOURCE}")
+    if "memory_unverified" in result:
+        print(f"memory {result['memory']}, unverified: {result['memory_unverified']}")
     if "latency_ms" in result["per_sample"]:
         print(f"per sample: latency {result['per_sample']['latency_ms']:.4g} ms")
     for step, parts in result.get("full_step", {}).items():
@@ -286,15 +286,16 @@ def run_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_memory(parser: argparse.ArgumentParser) -> None:
-    """Add the option that ``cost``, ``explore`` and ``report roofline`` share."""
-    parser.add_argument(
-        "--memory",
-        choices=("ps", "ps+pl"),
-        default="ps",
-        help="DDR of our designs: the processor's, or with that beside the logic, whose 10 GB/s no board has confirmed "
-        "(default: %(default)s)",
-    )
+def add_memory(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the option that ``cost``, ``explore`` and ``report roofline`` share; ``several`` compares memories."""
+    text = "DDR of our designs: ps, the processor's, or ps+pl, with that beside the logic, whose 10 GB/s no board has confirmed"
+    if several:
+        parser.add_argument(
+            "--memory", nargs="+", choices=("ps", "ps+pl"), default=["ps"],
+            help=text + "; both of them: one search each, and what the second saves (default: ps)",
+        )  # fmt: skip
+    else:
+        parser.add_argument("--memory", choices=("ps", "ps+pl"), default="ps", help=text + " (default: %(default)s)")
 
 
 def note_memory(memory: str) -> None:

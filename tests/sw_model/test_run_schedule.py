@@ -128,9 +128,14 @@ def test_layers_of_hardware_and_software_are_the_same(model: str, image: tuple[i
     assert {layer_name(model, name): count for name, count in macs.items()} == {s.name: s.macs for s in shapes}
 
 
-def test_depthwise_layers_keep_their_widths(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gated", [False, True])
+def test_depthwise_layers_keep_their_widths(gated: bool, tmp_path: Path) -> None:
     data = digits_in_colour()
-    config = TrainConfig(model="mobilenetv2", schedule="static", stages=((4, 4, 6),), epochs=1, batch=4)
+    gates = {"schedule": "dfq", "options": ((3, 6), (4, 8)), "targets": (2.0,)}
+    config = TrainConfig.from_mapping(
+        {"model": "mobilenetv2", "schedule": "static", "stages": ((4, 4, 6),), "epochs": 1, "batch": 4}
+        | (gates if gated else {})
+    )
     result = train(config, out=tmp_path, data=data)
     agrees(load_schedule(tmp_path), result)
 
