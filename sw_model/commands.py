@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+STUDIES = ("statquant", "methods", "defects")
 DEVICES = ("fast", "software", "reference", "hls", "rtl")
 
 
@@ -69,6 +70,20 @@ def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -
     noise.add_argument("--steps", type=int, default=60, help="training steps before measuring (default: %(default)s)")
     noise.add_argument("--json", action="store_true", help="print JSON")
     noise.set_defaults(run=run_bench_quantizers)
+    accuracy = kinds.add_parser(
+        "accuracy", help="what a choice does to accuracy and loss: trainings over several seeds"
+    )
+    accuracy.add_argument(
+        "study",
+        choices=STUDIES,
+        help="statquant: gradient quantizers PTQ, PSQ, BHQ; methods: DoReFa, WAGEUBN, MXINT and Range BN beside SBM; "
+        "defects: details of the published code that mode 'fixed' repairs",
+    )
+    accuracy.add_argument("--seeds", type=int, default=8, help="trainings of each variant (default: %(default)s)")
+    accuracy.add_argument("--bits", type=int, default=5, help="statquant: of the gradients (default: %(default)s)")
+    accuracy.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    accuracy.add_argument("--json", action="store_true", help="print JSON")
+    accuracy.set_defaults(run=run_bench_accuracy)
 
 
 def _parse_bits(text: str) -> list[int]:
@@ -150,6 +165,37 @@ def run_bench_quantizers(arguments: argparse.Namespace) -> int:
 
     report = bench_quantizers(load_data(arguments.data), rounds=arguments.rounds, warmup_steps=arguments.steps)
     print_quantizers(report, arguments.json)
+    return 0
+
+
+def run_bench_accuracy(arguments: argparse.Namespace) -> int:
+    """``fractrain bench accuracy``: returns the exit status; progress goes to stderr."""
+    import torch
+    from rich.console import Console
+
+    from sw_model import studies
+
+    torch.set_num_threads(arguments.threads)
+    progress = Console(stderr=True)
+    seeds = list(range(1, arguments.seeds + 1))
+    try:
+        known = {
+            "statquant": lambda: studies.statquant(arguments.bits),
+            "methods": studies.methods,
+            "defects": studies.defects,
+        }
+        study = known[arguments.study]()
+        outcomes = studies.compare(
+            study,
+            seeds,
+            on_run=lambda name, seed, accuracy, loss: progress.print(
+                f"seed {seed}  {name}: accuracy {accuracy:.2f} %, loss {loss:.4f}", highlight=False
+            ),
+        )
+    except ValueError as error:
+        print(f"fractrain bench accuracy: {error}", file=sys.stderr)
+        return 2
+    studies.show(study, outcomes, seeds, arguments.json)
     return 0
 
 

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from host.products import ConvGeometry, Grid, Operand
+from sw_model.baselines import RangeBatchNorm2d
 from sw_model.cost import step_factor
 from sw_model.layers import Precision, QConv2d, convolution_gradients, weight_operand
 from sw_model.models import Backbone, Block, Convolve, GateShape, plain
@@ -45,7 +46,7 @@ from sw_model.quantizers import (
     straight_through,
 )
 
-Way = Literal["once", "every"]
+Way = Literal["once", "every", "every, statistics once"]
 Choice = Literal["argmax", "sample"]
 
 
@@ -66,7 +67,7 @@ class _Dispatch:
         return ConvGeometry(batch, layer.in_channels, layer.out_channels, in_hw, kernel, layer.stride, layer.padding)
 
     def activation_grid(self, option: int) -> Grid:
-        return grid_from_range(self.low, self.span, self.options[option].activation, mode=self.layer.run.mode)
+        return grid_from_range(self.low, self.span, self.options[option].activation, mode=self.layer.run.floor)
 
     def mixed_input(self, x: Tensor) -> Tensor:
         return fake_quantize_groups(
@@ -90,7 +91,7 @@ class _DispatchedConvolution(torch.autograd.Function):
             x = x.contiguous(memory_format=torch.channels_last)
             ctx.save_for_backward(x, weight)
             xq = call.mixed_input(x)
-            wq = affine_values(weight, bits, axis=0, mode=layer.run.mode)
+            wq = affine_values(weight, bits, axis=0, mode=layer.run.floor)
             return F.conv2d(xq, wq, None, layer.stride, layer.padding)
         ctx.save_for_backward(x, weight)
         w = weight_operand(weight, bits, 0)
@@ -109,7 +110,7 @@ class _DispatchedConvolution(torch.autograd.Function):
         need_x, need_w, need_mask = ctx.needs_input_grad[:3]
         layer, engine = call.layer, call.layer.run.engine
         bits = call.options[call.members[0][0]].weight
-        mode = layer.run.mode
+        mode = layer.run.floor
         grad = grad.contiguous(memory_format=torch.channels_last if engine is None else torch.contiguous_format)
         low, span = extremes(grad)
 
@@ -123,12 +124,12 @@ class _DispatchedConvolution(torch.autograd.Function):
                 grad, [(index, gradient_grid(option)) for option, index in call.members], "gradient"
             )
             if (need_x or need_mask) and need_w:
-                axis = 0 if mode == "paper" else 1
+                axis = layer.run.input_gradient_axis
                 wq = affine_values(weight, bits, axis=axis, mode=mode)
                 xq = call.mixed_input(x)
                 dx, dw = convolution_gradients(xq, wq, gq, layer.stride, layer.padding)
             elif need_x or need_mask:
-                axis = 0 if mode == "paper" else 1
+                axis = layer.run.input_gradient_axis
                 wq = affine_values(weight, bits, axis=axis, mode=mode)
                 dx = conv2d_input(x.shape, wq, gq, layer.stride, layer.padding)
             elif need_w:
@@ -220,7 +221,7 @@ class GatedNetwork(nn.Module):
             skipping only.
         weight_bits: width of the weights in all blocks; 32 with float32.
         way: "once" computes each sample once; "every" runs each block at every option and sums under the mask, as the
-            published code does (with its repeated updates of batch normalisation).
+            published code does (with its repeated updates of batch normalisation, unless "statistics once").
         choice: in training, the option of greatest probability ("argmax", DFQ) or one drawn by probability ("sample",
             selective layer update); evaluation takes the greatest.
 
@@ -355,6 +356,12 @@ class GatedNetwork(nn.Module):
 
     def _every(self, block: Block, x: Tensor, mask: Tensor) -> Tensor:
         layers = [m for m in block.modules() if isinstance(m, QConv2d)]
+        norms = (
+            [m for m in block.modules() if isinstance(m, nn.BatchNorm2d | RangeBatchNorm2d)]
+            if self.way != "every"
+            else []
+        )
+        momenta = [norm.momentum for norm in norms]
         total: Tensor | None = None
         for k, precision in enumerate(self.options):
             at = precision or self.options[self._least()]
@@ -366,8 +373,25 @@ class GatedNetwork(nn.Module):
             y = block.join(None, block.way_round(x)) if precision is None else block(x)
             y = y * mask[:, k, None, None, None]
             total = y if total is None else total + y
+            for norm in norms:
+                norm.momentum = 0.0
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
         assert total is not None
         return total
+
+
+#: Details of the published gates that a recipe's mode may name: every option is computed for every sample, so that the
+#: zero gradients of those that chose another become noise; and each of these passes updates batch statistics.
+DEFECTS = ("masked-noise", "norm-per-option")
+
+
+def way_of(mode: str) -> Way:
+    """How gated blocks are computed in a mode, see :attr:`sw_model.layers.Run.mode`."""
+    named = mode.split("+")
+    if "norm-per-option" in named:
+        return "every"
+    return "every, statistics once" if "masked-noise" in named else "once"
 
 
 #: Tells the keys of gates from those of layers.

@@ -92,6 +92,11 @@ class Precision:
 FULL = Precision(0, 0, 0)
 
 
+#: Details of the published code that mode "paper" keeps and "fixed" repairs: scales never below 1e-8; running ranges that
+#: start at zero; an input gradient on the forward product's weights, whose scales cannot leave its sum.
+DEFECTS = ("scale-floor", "zero-start", "weight-grid")
+
+
 @dataclass
 class Run:
     """What all layers of a model share during training.
@@ -99,7 +104,7 @@ class Run:
     Attributes:
         engine: exact engine of the quantized products, or None for the fast path.
         seed, step: counters behind the keys of stochastic rounding; the training loop advances ``step``.
-        mode: "fixed", or "paper" for the published code's scale floor, running ranges and input-gradient weights.
+        mode: "fixed", "paper" for all of :data:`DEFECTS`, or the names of some, joined by "+".
         gradient: quantizer of output gradients: "affine" (FracTrain's), or StatQuant's "ptq", "psq" or "bhq", whose
             grids are no single affine one per tensor, so they have the fast path only.
         quantizer: "affine" (FracTrain's and SBM's), or a comparison method of :data:`sw_model.baselines.PRODUCTS`, which
@@ -111,11 +116,25 @@ class Run:
     engine: Engine | None = None
     seed: int = 0
     step: int = 0
-    mode: Mode = "fixed"
+    mode: str = "fixed"
     gradient: str = "affine"
     quantizer: str = "affine"
     momentum: float = 0.1
     on_product: ProductHook | None = None
+
+    def keeps(self, defect: str) -> bool:
+        """Whether a detail of the published code is kept."""
+        return defect in (DEFECTS if self.mode == "paper" else self.mode.split("+"))
+
+    @property
+    def floor(self) -> Mode:
+        """Mode of the quantizers, which decides the smallest scale."""
+        return "paper" if self.keeps("scale-floor") else "fixed"
+
+    @property
+    def input_gradient_axis(self) -> int:
+        """Axis of the weight along which the input gradient's grids lie: its own, or the forward product's."""
+        return 0 if self.keeps("weight-grid") else 1
 
 
 @dataclass
@@ -194,7 +213,7 @@ class QLayer(nn.Module):
         the first batch.
         """
         momentum = self.run.momentum
-        if self.run.mode == "fixed" and int(self.batches) == 0:
+        if int(self.batches) == 0 and not self.run.keeps("zero-start"):
             momentum = 0.0
         self.running_low.mul_(momentum).add_(low.to(self.running_low.device), alpha=1 - momentum)
         self.running_span.mul_(momentum).add_(span.to(self.running_span.device), alpha=1 - momentum)
@@ -225,8 +244,8 @@ class QLayer(nn.Module):
                     f"layer {self.name} leaves an operand unquantized ({self.precision}), which an integer engine "
                     "cannot multiply; give all three operands 1..16 bits, or none"
                 )
-            if self.run.mode == "paper":
-                raise ValueError("mode 'paper' has the fast path only; use mode 'fixed' with an engine")
+            if self.run.mode != "fixed":
+                raise ValueError(f"mode {self.run.mode!r} has the fast path only; use mode 'fixed' with an engine")
             if self.run.gradient != "affine":
                 raise ValueError(f"gradient quantizer {self.run.gradient!r} has the fast path only; use 'affine'")
         call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key())
@@ -271,7 +290,7 @@ class _QuantizedProduct(torch.autograd.Function):
         p, g, groups = call.precision, call.geometry, call.groups
         if p.activation:
             low, span = call.layer.activation_range(x.detach())
-            call.grid = grid_from_range(low, span, p.activation, mode=call.layer.run.mode)
+            call.grid = grid_from_range(low, span, p.activation, mode=call.layer.run.floor)
         if call.engine is None:
             # oneDNN's convolutions of few channels take half the time with the channels last; what follows keeps that.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -280,7 +299,7 @@ class _QuantizedProduct(torch.autograd.Function):
                 xq, kept = quantize_and_keep(x, call.grid, "activation")
             wq = weight
             if p.weight:
-                wq = affine_values(weight, p.weight, axis=0, mode=call.layer.run.mode)
+                wq = affine_values(weight, p.weight, axis=0, mode=call.layer.run.floor)
             ctx.save_for_backward(kept, weight)
             return F.conv2d(xq, wq, None, g.stride, g.padding, 1, groups)
         ctx.save_for_backward(x, weight)
@@ -296,7 +315,7 @@ class _QuantizedProduct(torch.autograd.Function):
         kept, weight = ctx.saved_tensors
         need_x, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         p, g, groups = call.precision, call.geometry, call.groups
-        mode = call.layer.run.mode
+        mode = call.layer.run.floor
         if call.layer.run.gradient != "affine":
             return *_statquant_gradients(call, kept, weight, grad.contiguous(), (need_x, need_w)), None
         split = p.weight_grad is not None and p.weight_grad != p.grad
@@ -334,12 +353,12 @@ def _fast_gradients(
     call: _Call, kept: Tensor, weight: Tensor, gq: Tensor, last_gq: Tensor, need: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Input and weight gradient from fake-quantized output gradients, in one call where both are the same."""
-    p, g, groups, mode = call.precision, call.geometry, call.groups, call.layer.run.mode
+    p, g, groups, mode = call.precision, call.geometry, call.groups, call.layer.run.floor
     need_x, need_w = need
     wq = weight
     if p.weight and need_x:
         # Depthwise weights (C, 1, kh, kw) have one input channel per row, so their axis is 0 either way.
-        axis = 0 if mode == "paper" or groups > 1 else 1
+        axis = 0 if groups > 1 else call.layer.run.input_gradient_axis
         wq = affine_values(weight, p.weight, axis=axis, mode=mode)
     xq = kept
     if call.grid is not None and need_w:

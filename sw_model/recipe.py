@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sw_model.baselines import PRODUCTS, check_bits
-from sw_model.layers import Precision
+from sw_model.gates import DEFECTS as GATE_DEFECTS
+from sw_model.layers import DEFECTS, Precision
 from sw_model.schedules import Cyclic, Indicator, Manual, Pfq, Schedule, Static
 from sw_model.statquant import QUANTIZERS
 
@@ -49,7 +50,8 @@ class TrainConfig:
             "inverse-sqrt" (lr * sqrt(warmup steps / step) after the warmup, which it needs).
         warmup: share of training over which the learning rate rises linearly.
         augment: whether training images are shifted (and flipped, where the data set allows).
-        mode: "fixed" or "paper" quantizer defects, see :class:`sw_model.layers.Run`.
+        mode: "fixed", "paper" (the published quantizers' details), or some of these details by name, joined by "+": see
+            :data:`sw_model.layers.DEFECTS` and, for gated training, :data:`GATE_DEFECTS`.
         quantizer: "affine", or a comparison method: "dorefa", "wageubn" or "mxint", see :mod:`sw_model.baselines`.
         gradient: quantizer of gradients beside affine weights and activations, see :class:`sw_model.layers.Run`.
         norm: "batch", or "range" for Banner et al.'s Range BN.
@@ -119,7 +121,6 @@ class TrainConfig:
             "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
             "optimizer": ("sgd", "adam"),
             "lr_schedule": ("cosine", "steps", "inverse-sqrt"),
-            "mode": ("fixed", "paper"),
             "quantizer": ("affine", *PRODUCTS),
             "gradient": ("affine", *QUANTIZERS),
             "norm": ("batch", "range"),
@@ -140,6 +141,7 @@ class TrainConfig:
                 f"lr {self.lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, warmup {self.warmup}: need "
                 "lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1"
             )
+        self._check_mode()
         self._check_quantizer()
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas {list(self.betas)} must be two numbers from 0 up to, but less than, 1")
@@ -153,6 +155,19 @@ class TrainConfig:
             raise
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _check_mode(self) -> None:
+        """Refuses names that are no details of the published code, or that this schedule does not have."""
+        known = (*DEFECTS, *GATE_DEFECTS) if self.schedule == "dfq" else DEFECTS
+        named = self.mode.split("+")
+        wrong = sorted(set(named) - set(known)) if self.mode not in ("fixed", "paper") else []
+        if wrong:
+            raise ConfigError(
+                f"mode = {self.mode!r} names {', '.join(map(repr, wrong))}; use 'fixed', 'paper', or {', '.join(known)} "
+                f"joined by '+' (schedule {self.schedule!r})"
+            )
+        if "norm-per-option" in named and "masked-noise" not in named:
+            raise ConfigError("mode: 'norm-per-option' comes with computing every option, so with 'masked-noise' too")
 
     def _check_quantizer(self) -> None:
         """Refuses what a comparison method cannot be combined with."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from host.products import Engine
 from sw_model.cost import CostMeter, layer_macs, step_factor
 from sw_model.data import ImageSet
-from sw_model.gates import Choice, GatedNetwork, gated_loss
+from sw_model.gates import Choice, GatedNetwork, gated_loss, way_of
 from sw_model.layers import Precision, Run, attach, quantized_layers, set_precision
 from sw_model.models import Backbone
-from sw_model.quantizers import Mode
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.reproducible import Reproducible
 from sw_model.run_folder import RunFolder
@@ -163,7 +162,7 @@ def build_network(config: TrainConfig, task: Task) -> tuple[nn.Module, GatedNetw
     choice: Choice = "sample" if config.gate == "sample" else "argmax"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)
-        return model, GatedNetwork(model, options, config.weight_bits, choice=choice)
+        return model, GatedNetwork(model, options, config.weight_bits, way=way_of(config.mode), choice=choice)
 
 
 class _Training:
@@ -185,7 +184,7 @@ class _Training:
             self.model,
             Run(
                 seed=config.seed,
-                mode=cast(Mode, config.mode),
+                mode=config.mode,
                 quantizer=config.quantizer,
                 gradient=config.gradient,
                 on_product=self._on_product,

@@ -29,11 +29,11 @@ class _Matmul(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, layer: QMatmul) -> Tensor:
         p = layer.precision
         grids = [
-            grid_from_range(*holder.activation_range(x.detach()), p.activation, mode=layer.run.mode)
+            grid_from_range(*holder.activation_range(x.detach()), p.activation, mode=layer.run.floor)
             for holder, x in ((layer, a), (layer.right, b))
         ]
         ctx.grids, ctx.engine, ctx.bits = grids, layer.run.engine, p.grad
-        ctx.key, ctx.mode = layer.gradient_key(), layer.run.mode
+        ctx.key, ctx.mode = layer.gradient_key(), layer.run.floor
         ctx.save_for_backward(a, b)
         if ctx.engine is None:
             return fake_quantize(a, grids[0]) @ fake_quantize(b, grids[1]).transpose(1, 2)

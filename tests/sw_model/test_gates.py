@@ -16,7 +16,7 @@ from sw_model import quantizers as Q
 from sw_model.cost import CostMeter, layer_macs
 from sw_model.data import ImageSet
 from sw_model.engine import SoftwareEngine
-from sw_model.gates import GatedNetwork, dispatch, gated_loss
+from sw_model.gates import GatedNetwork, dispatch, gated_loss, way_of
 from sw_model.layers import DEPTHWISE, FULL, Precision, QConv2d, Run, attach, quantized_layers, set_precision
 from sw_model.models import Backbone, build_model
 from sw_model.recipe import TrainConfig
@@ -228,7 +228,7 @@ def test_selective_layer_update_is_that_of_e2_train(way: str) -> None:
     assert sum(bool(g.any()) for g in results[0][1]) > 20
     for ours, theirs in zip(results[0][1], results[1][1], strict=True):
         assert (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max()
-    assert float(network.cp()) == pytest.approx(100 * float(choices.float().mean()))
+    assert float(network.cp().detach()) == pytest.approx(100 * float(choices.float().mean()))
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -356,3 +356,34 @@ def test_other_gated_trainings_keep_to_their_cost(changes: dict[str, Any], tmp_p
         assert found == pytest.approx(cost, rel=1e-6)
     if config.gate == "sample":
         assert 20 < result.history[-1]["cp"] < 80
+
+
+def test_published_details_of_gates_are_switched_one_by_one() -> None:
+    x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    mean = {}
+    for mode in ("fixed", "masked-noise", "masked-noise+norm-per-option"):
+        network = make_network(OPTIONS, way_of(mode))
+        network(x)
+        norm = network.base.get_submodule("blocks.0.bn1")
+        assert isinstance(norm, torch.nn.BatchNorm2d) and norm.momentum == 0.1
+        mean[mode] = norm.running_mean
+    batch = mean["masked-noise"]
+    # Five updates at 0.1 of nearly the same batch statistics (their bits differ) against one.
+    assert torch.allclose(mean["masked-noise+norm-per-option"], batch / 0.1 * (1 - 0.9**5), rtol=0.3, atol=0.02)
+    assert (mean["masked-noise+norm-per-option"].norm() / batch.norm()) > 3
+    assert 0.5 < mean["fixed"].norm() / batch.norm() < 2
+
+
+def test_masked_samples_become_noise_in_the_published_way() -> None:
+    x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    network = make_network([(4, 3), (4, 8)], "every, statistics once")
+    network(x)
+    block = network.base.block_list()[0].eval()  # batch statistics would mix samples too
+    inputs: list[Tensor] = []
+    block.get_submodule("conv2").register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    h = network.base.entry(x).detach().requires_grad_()
+    y = network._every(block, h, F.one_hot(torch.tensor([0] * 8 + [1] * 8), 2).float())
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(5))
+    of_first, of_second = torch.autograd.grad(y, inputs, upstream)
+    # The first option's gradients of the samples that chose the second are zero times something, yet not zero.
+    assert of_first[8:].any() and of_second[:8].any()

@@ -175,6 +175,12 @@ def test_learning_rate_shapes() -> None:
         ({"schedule": "static"}, "one stage"),
         ({"deadlines": [3]}, "rising"),
         ({"data": 5}, "str"),
+        ({"mode": "papr"}, "'papr'; use 'fixed'"),
+        ({"mode": "scale-floor+masked-noise"}, "'masked-noise'"),
+        (
+            {"schedule": "dfq", "targets": [3.0], "options": [[3, 6], [4, 8]], "mode": "norm-per-option"},
+            "comes with computing every option",
+        ),
     ],
 )
 def test_wrong_recipes_are_refused(values: dict[str, Any], text: str) -> None:
