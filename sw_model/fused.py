@@ -1,4 +1,4 @@
-"""Loads the one-pass quantizer kernels of ``fused_quantizer.cpp``, compiled by the C++ compiler at first use.
+"""Loads the kernels of ``fused.cpp``, quantizers and batch normalisation, compiled by the C++ compiler at first use.
 
 Without a compiler, or with ``FRACTRAIN_FUSED=0`` in the environment, callers take PyTorch operations instead, which
 give the same codes several times slower.
@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from host.products import Grid
 
-_SOURCE = Path(__file__).with_name("fused_quantizer.cpp")
+_SOURCE = Path(__file__).with_name("fused.cpp")
 # No flag here may change a rounding: contraction would fuse a product with a sum.
 _FLAGS = ("-O3", "-shared", "-fPIC", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 # Tried in turn: OpenMP's threads are those that PyTorch's operations use; a compiler without it gives one thread.
@@ -53,7 +53,7 @@ def library() -> Any:
     try:
         folder = _cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"fused_quantizer-{tag[:16]}.so"
+        target = folder / f"fused-{tag[:16]}.so"
         if not target.exists():
             _compile(compiler, target)
         kernels = ctypes.CDLL(str(target))
@@ -75,6 +75,24 @@ def library() -> Any:
         "quantize_affine_rows": (number, [pointer, count, count, real, real, number, pointer]),
         "quantize_affine_columns": (number, [pointer, count, count, real, real, number, pointer]),
         "dequantize_codes": (None, [pointer, count, real, real, number, pointer]),
+        "normalise": (
+            None,
+            [
+                *[pointer] * 2,
+                *[count] * 2,
+                *[pointer] * 2,
+                real,
+                real,
+                *[number] * 2,
+                *[pointer] * 2,
+                _Statistics,
+                pointer,
+            ],
+        ),
+        "normalise_gradient": (
+            None,
+            [*[pointer] * 3, *[count] * 2, _Statistics, number, number, *[pointer] * 4],
+        ),
         "option_products": (None, [pointer, pointer, count, count, count, pointer, number, pointer]),
     }
     for name, (result, arguments) in signatures.items():
@@ -105,6 +123,10 @@ def usable(x: Tensor) -> bool:
 
 class _Layout(ctypes.Structure):
     _fields_ = [("samples", ctypes.c_int64), ("channels", ctypes.c_int64), ("pixels", ctypes.c_int64)]
+
+
+class _Statistics(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("mean", "inverse", "factor", "offset")]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -233,3 +255,81 @@ def option_products(x: Tensor, weight: Tensor, table: np.ndarray) -> Tensor:
         sums.data_ptr(),
     )
     return sums
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """Rows and channels of the matrix that a tensor (N, C, H, W) with the channels last is in memory."""
+    return x.numel() // x.shape[1], x.shape[1]
+
+
+def _statistics(table: Tensor) -> _Statistics:
+    return _Statistics(*(row.data_ptr() for row in table))
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def normalise(
+    x: Tensor, norm: nn.BatchNorm2d, momentum: float, residual: Tensor | None, positive: bool
+) -> tuple[Tensor, Tensor]:
+    """Batch normalisation in training, then ``+ residual``, then the positive part; updates the running statistics.
+
+    Args:
+        x: float32 (N, C, H, W) with the channels last.
+        norm: with weight, bias and running statistics.
+        momentum: share of the batch in the new running statistics.
+        residual: like x, or None.
+        positive: whether to take the positive part.
+
+    Returns:
+        the result, like x, and the statistics (4, C) that :func:`normalise_gradient` wants.
+    """
+    assert norm.running_mean is not None and norm.running_var is not None
+    y, table = torch.empty_like(x), torch.empty(4, x.shape[1])
+    library().normalise(
+        x.data_ptr(),
+        _address(residual),
+        *_rows(x),
+        norm.weight.data_ptr(),
+        norm.bias.data_ptr(),
+        momentum,
+        norm.eps,
+        positive,
+        torch.get_num_threads(),
+        norm.running_mean.data_ptr(),
+        norm.running_var.data_ptr(),
+        _statistics(table),
+        y.data_ptr(),
+    )
+    return y, table
+
+
+def normalise_gradient(
+    grad: Tensor, x: Tensor, y: Tensor | None, table: Tensor, positive: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of :func:`normalise` by x, weight, bias and, if ``y`` is given, by the residual.
+
+    Args:
+        grad: gradient by the result, like x.
+        x, table: what :func:`normalise` took and returned.
+        y: the result, if a residual was added before the positive part was taken.
+        positive: whether the positive part was taken.
+    """
+    dx, parameters = torch.empty_like(x), torch.empty(2, x.shape[1])
+    kept = None if y is None else torch.empty_like(x)
+    dweight, dbias = parameters
+    library().normalise_gradient(
+        grad.data_ptr(),
+        x.data_ptr(),
+        _address(y),
+        *_rows(x),
+        _statistics(table),
+        positive,
+        torch.get_num_threads(),
+        _address(kept),
+        dx.data_ptr(),
+        dweight.data_ptr(),
+        dbias.data_ptr(),
+    )
+    return dx, dweight, dbias, kept

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from sw_model.baselines import RangeBatchNorm2d
 from sw_model.layers import QConv2d, QLinear
+from sw_model.normalisation import normalise
 
 
 def _stem_and_head(model: nn.Module, quantize_stem: bool, quantize_head: bool) -> set[str]:
@@ -62,7 +63,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def residual(self, x: Tensor, convolve: Convolve = plain) -> Tensor:
-        """The residual branch up to the sum."""
+        """The residual branch up to its last normalisation, which :meth:`join` does together with the sum."""
         raise NotImplementedError
 
     def way_round(self, x: Tensor, convolve: Convolve = plain) -> Tensor | None:
@@ -71,11 +72,11 @@ class Block(nn.Module):
             return x
         convolution, normalisation = self.shortcut
         assert isinstance(convolution, QConv2d)
-        result: Tensor = normalisation(convolve(convolution, x))
-        return result
+        return normalise(normalisation, convolve(convolution, x), relu=False)
 
     def join(self, residual: Tensor | None, way_round: Tensor | None) -> Tensor:
-        """The block's output; without a residual, that of a block that is skipped."""
+        """The block's output from what :meth:`residual` and :meth:`way_round` return; without a residual, that of a block
+        that is skipped."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,13 +137,11 @@ class BasicBlock(Block):
         return self.conv1.in_channels
 
     def residual(self, x: Tensor, convolve: Convolve = plain) -> Tensor:
-        y = F.relu(self.bn1(convolve(self.conv1, x)))
-        result: Tensor = self.bn2(convolve(self.conv2, y))
-        return result
+        return convolve(self.conv2, normalise(self.bn1, convolve(self.conv1, x)))
 
     def join(self, residual: Tensor | None, way_round: Tensor | None) -> Tensor:
         assert way_round is not None
-        return F.relu(way_round if residual is None else way_round + residual)
+        return F.relu(way_round) if residual is None else normalise(self.bn2, residual, way_round)
 
 
 class CifarResNet(Backbone):
@@ -189,7 +188,7 @@ class CifarResNet(Backbone):
         self.keep_full = _stem_and_head(self, quantize_stem, quantize_head)
 
     def entry(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.stem(x)))
+        return normalise(self.bn, self.stem(x))
 
     def exit(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(x.mean((2, 3)))
@@ -234,7 +233,7 @@ class ImageNetResNet(Backbone):
         return {f"blocks.{i}.shortcut.0" for i, block in enumerate(self.block_list()) if block.shortcut is not None}
 
     def entry(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu(self.bn(self.stem(x))), 3, 2, 1)
+        return F.max_pool2d(normalise(self.bn, self.stem(x)), 3, 2, 1)
 
     def exit(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(x.mean((2, 3)))
@@ -263,20 +262,18 @@ class InvertedResidual(Block):
         return self.expand.in_channels
 
     def residual(self, x: Tensor, convolve: Convolve = plain) -> Tensor:
-        y = F.relu(self.bn1(convolve(self.expand, x)))
-        y = F.relu(self.bn2(convolve(self.depthwise, y)))
-        result: Tensor = self.bn3(convolve(self.project, y))
-        return result
+        y = normalise(self.bn1, convolve(self.expand, x))
+        y = normalise(self.bn2, convolve(self.depthwise, y))
+        return convolve(self.project, y)
 
     def way_round(self, x: Tensor, convolve: Convolve = plain) -> Tensor | None:
         return super().way_round(x, convolve) if self.skippable else None
 
     def join(self, residual: Tensor | None, way_round: Tensor | None) -> Tensor:
-        if residual is None or way_round is None:
-            only = residual if way_round is None else way_round
-            assert only is not None
-            return only
-        return residual + way_round
+        if residual is None:
+            assert way_round is not None
+            return way_round
+        return normalise(self.bn3, residual, way_round, relu=False)
 
 
 class CifarMobileNetV2(Backbone):
@@ -310,10 +307,10 @@ class CifarMobileNetV2(Backbone):
         return {"last"}
 
     def entry(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.stem(x)))
+        return normalise(self.bn, self.stem(x))
 
     def exit(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn_last(self.last(x)))
+        x = normalise(self.bn_last, self.last(x))
         logits: Tensor = self.head(x.mean((2, 3)))
         return logits
 

@@ -1,6 +1,7 @@
-// Quantizers in as few passes over memory as they need.  Same IEEE single-precision steps as sw_model/quantizers.py,
+// Quantizers and batch normalisation in as few passes over memory as they need.  Quantizers: same IEEE single-precision steps as sw_model/quantizers.py,
 // one rounding each, so the build must not contract a*b+c (-ffp-contract=off).  Every element is computed on its own and
-// extremes do not depend on an order, so results do not depend on the number of threads.
+// extremes do not depend on an order; sums are taken over fixed pieces, which are added in order.  So results do not depend
+// on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -18,6 +19,7 @@
 #define WIDE
 #endif
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 // Grid of one row: q = clamp(round((x - zero) * reciprocal), 0, top), value = q * scale + zero.  The random number of
 // element i of the row is that of element first + i under the key.
@@ -32,11 +34,16 @@ struct Layout {
     int64_t samples, channels, pixels;
 };
 
+// Per channel, of batch normalisation: mean, 1 / deviation, and what they and the parameters make of x: factor, offset.
+struct Statistics {
+    float *mean, *inverse, *factor, *offset;
+};
+
 namespace {
 
 constexpr float LEAST_NORMAL = 0x1p-126f, LARGEST_SCALE = 0x1p126f;
 constexpr uint32_t EXPONENT = 0x7F800000u;
-constexpr int LANES = 32, BLOCK = 16;
+constexpr int LANES = 32, BLOCK = 16, PIECE = 256;  // elements, columns, rows
 constexpr int64_t WORTH_A_THREAD = 8192;  // elements; fewer are done before another thread has started
 
 INLINE float flush(float v) { return std::fabs(v) < LEAST_NORMAL ? 0.0f : v; }
@@ -70,6 +77,18 @@ template <class Body> void split(int64_t count, int64_t unit, int threads, const
     if (parts == 1) return body(0, int64_t{0}, count);
 #pragma omp parallel for num_threads(parts) schedule(static, 1)
     for (int part = 0; part < parts; ++part) body(part, count * part / parts, count * (part + 1) / parts);
+}
+
+// Calls body(piece, first row, rows, first column, columns) for all pieces of a matrix.
+template <class Body> void pieces(int64_t rows, int64_t channels, int threads, const Body& body) {
+    split((rows + PIECE - 1) / PIECE, PIECE * channels, threads, [&](int, int64_t begin, int64_t end) {
+        for (int64_t piece = begin; piece < end; ++piece) {
+            const int64_t row = piece * PIECE, height = std::min<int64_t>(PIECE, rows - row);
+            for (int64_t c = 0; c < channels; c += BLOCK) {
+                body(piece, row, height, c, std::min<int64_t>(BLOCK, channels - c));
+            }
+        }
+    });
 }
 
 // Extremes of numbers, and the greatest magnitude as its bit pattern, which NaN and infinity exceed.
@@ -331,6 +350,166 @@ void option_products(const float* x, const float* weight, int64_t rows, int64_t 
         for (int64_t r = begin; r < end; ++r) {
             option_products_part(x + r * length, weight + r * length, length, options, grids, sums + r * options);
         }
+    });
+}
+
+// -- batch normalisation of a (rows, channels) matrix ----------------------------------------------------------------
+
+// Mean and sum of squared deviations of up to BLOCK columns.
+WIDE void moments_part(const float* x, int64_t rows, int64_t stride, int64_t width, float* mean, float* squares) {
+    float sum[BLOCK] = {}, centre[BLOCK] = {}, square[BLOCK] = {};
+    const auto add = [&](int64_t w) INLINE_LAMBDA {
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t c = 0; c < w; ++c) sum[c] += x[r * stride + c];
+        }
+        for (int64_t c = 0; c < w; ++c) centre[c] = sum[c] / static_cast<float>(rows);
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t c = 0; c < w; ++c) {
+                const float d = x[r * stride + c] - centre[c];
+                square[c] += d * d;
+            }
+        }
+    };
+    if (width == BLOCK) add(BLOCK); else add(width);
+    std::copy(centre, centre + width, mean);
+    std::copy(square, square + width, squares);
+}
+
+// y = x * factor + offset, plus the residual, then its positive part.
+WIDE void affine_part(const float* x, const float* residual, int64_t rows, int64_t channels, const float* factor,
+                      const float* offset, int positive, float* y) {
+    const float least = positive ? 0.0f : -INFINITY;
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t start = r * channels;
+        for (int64_t c = 0; c < channels; ++c) {
+            float v = x[start + c] * factor[c] + offset[c];
+            if (residual) v += residual[start + c];
+            y[start + c] = v < least ? least : v;  // NaN stays
+        }
+    }
+}
+
+// Sums of g and of g * (x - mean) of up to BLOCK columns, where g counts only where y is positive: y itself if given,
+// else x * factor + offset (0 and 1: everywhere).  What counts of g is kept where y decides.
+WIDE void gradient_sums_part(const float* g, const float* x, const float* y, int64_t rows, int64_t stride,
+                             int64_t width, const float* mean, const float* factor, const float* offset, float* kept,
+                             float* sums, float* dots) {
+    float sum[BLOCK] = {}, dot[BLOCK] = {}, centre[BLOCK] = {}, a[BLOCK] = {}, b[BLOCK] = {};
+    std::copy(mean, mean + width, centre);
+    std::copy(factor, factor + width, a);
+    std::copy(offset, offset + width, b);
+    const auto add = [&](int64_t w, auto&& value) INLINE_LAMBDA {
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t start = r * stride;
+            for (int64_t c = 0; c < w; ++c) {
+                const float v = value(start + c, c);
+                sum[c] += v;
+                dot[c] += v * (x[start + c] - centre[c]);
+            }
+        }
+    };
+    const auto run = [&](int64_t w) INLINE_LAMBDA {
+        if (y) {
+            add(w, [&](int64_t i, int64_t) INLINE_LAMBDA { return kept[i] = y[i] > 0.0f ? g[i] : 0.0f; });
+        } else {
+            add(w, [&](int64_t i, int64_t c) INLINE_LAMBDA { return x[i] * a[c] + b[c] > 0.0f ? g[i] : 0.0f; });
+        }
+    };
+    if (width == BLOCK) run(BLOCK); else run(width);
+    std::copy(sum, sum + width, sums);
+    std::copy(dot, dot + width, dots);
+}
+
+// dx = (g - shift - (x - mean) * slope) * factor, where g counts only where x * a + b is positive.
+WIDE void input_gradient_part(const float* g, const float* x, int64_t rows, int64_t channels, const float* mean,
+                              const float* shift, const float* slope, const float* factor, const float* a,
+                              const float* b, float* dx) {
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t start = r * channels;
+        for (int64_t c = 0; c < channels; ++c) {
+            const float v = x[start + c];
+            const float counts = v * a[c] + b[c] > 0.0f ? g[start + c] : 0.0f;
+            dx[start + c] = (counts - shift[c] - (v - mean[c]) * slope[c]) * factor[c];
+        }
+    }
+}
+
+// Batch normalisation by the batch's own statistics, which go into the running ones: y = x * factor + offset with
+// factor = weight * inverse deviation and offset = bias - mean * factor, plus the residual (if given), then its
+// positive part (if asked for).
+void normalise(const float* x, const float* residual, int64_t rows, int64_t channels, const float* weight,
+               const float* bias, float momentum, float eps, int positive, int threads, float* running_mean,
+               float* running_variance, Statistics statistics, float* y) {
+    const int64_t count = (rows + PIECE - 1) / PIECE;
+    std::vector<float> means(count * channels), squares(count * channels);
+    pieces(rows, channels, threads, [&](int64_t piece, int64_t row, int64_t height, int64_t c, int64_t width) {
+        moments_part(x + row * channels + c, height, channels, width, &means[piece * channels + c],
+                     &squares[piece * channels + c]);
+    });
+    std::vector<double> centre(channels), deviation(channels);
+    for (int64_t piece = 0; piece < count; ++piece) {
+        const double before = static_cast<double>(piece * PIECE);
+        const double now = static_cast<double>(std::min<int64_t>(PIECE, rows - piece * PIECE));
+        const double share = now / (before + now);
+        for (int64_t c = 0; c < channels; ++c) {
+            const double d = means[piece * channels + c] - centre[c];
+            centre[c] += d * share;
+            deviation[c] += squares[piece * channels + c] + d * d * share * before;
+        }
+    }
+    const double n = static_cast<double>(rows), m = momentum;
+    for (int64_t c = 0; c < channels; ++c) {
+        const float mean = static_cast<float>(centre[c]);
+        const float inverse = static_cast<float>(1.0 / std::sqrt(deviation[c] / n + eps));
+        const float factor = inverse * weight[c];
+        statistics.mean[c] = mean, statistics.inverse[c] = inverse, statistics.factor[c] = factor;
+        statistics.offset[c] = bias[c] - mean * factor;
+        running_mean[c] = static_cast<float>(m * centre[c] + (1.0 - m) * running_mean[c]);
+        running_variance[c] = static_cast<float>(m * deviation[c] / (n - 1.0) + (1.0 - m) * running_variance[c]);
+    }
+    split(rows, channels, threads, [&](int, int64_t begin, int64_t end) {
+        const int64_t start = begin * channels;
+        affine_part(x + start, residual ? residual + start : nullptr, end - begin, channels, statistics.factor,
+                    statistics.offset, positive, y + start);
+    });
+}
+
+// Gradients of normalise() by x, weight and bias.  y is given if a residual was added before the positive part was
+// taken; the gradient by the residual then goes to kept.
+void normalise_gradient(const float* g, const float* x, const float* y, int64_t rows, int64_t channels,
+                        Statistics statistics, int positive, int threads, float* kept, float* dx, float* dweight,
+                        float* dbias) {
+    const int64_t count = (rows + PIECE - 1) / PIECE;
+    std::vector<float> sums(count * channels), dots(count * channels), zeros(channels, 0.0f), ones(channels, 1.0f);
+    const bool from_x = positive && !y;
+    const float* a = from_x ? statistics.factor : zeros.data();
+    const float* b = from_x ? statistics.offset : ones.data();
+    pieces(rows, channels, threads, [&](int64_t piece, int64_t row, int64_t height, int64_t c, int64_t width) {
+        const int64_t start = row * channels + c;
+        gradient_sums_part(g + start, x + start, y ? y + start : nullptr, height, channels, width, statistics.mean + c,
+                           a + c, b + c, kept ? kept + start : nullptr, &sums[piece * channels + c],
+                           &dots[piece * channels + c]);
+    });
+    std::vector<double> sum(channels), dot(channels);
+    for (int64_t piece = 0; piece < count; ++piece) {
+        for (int64_t c = 0; c < channels; ++c) {
+            sum[c] += sums[piece * channels + c];
+            dot[c] += dots[piece * channels + c];
+        }
+    }
+    std::vector<float> shift(channels), slope(channels);
+    for (int64_t c = 0; c < channels; ++c) {
+        const double n = static_cast<double>(rows), inverse = statistics.inverse[c];
+        dbias[c] = static_cast<float>(sum[c]);
+        dweight[c] = static_cast<float>(dot[c] * inverse);
+        shift[c] = static_cast<float>(sum[c] / n);
+        slope[c] = static_cast<float>(dot[c] * inverse * inverse / n);
+    }
+    if (kept) g = kept;
+    split(rows, channels, threads, [&](int, int64_t begin, int64_t end) {
+        const int64_t start = begin * channels;
+        input_gradient_part(g + start, x + start, end - begin, channels, statistics.mean, shift.data(), slope.data(),
+                            statistics.factor, a, b, dx + start);
     });
 }
 }
