@@ -148,7 +148,7 @@ def test_digits_recipe_learns() -> None:
     assert result.cc < 0.65 * result.cc_static
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.toml")), ids=lambda p: p.stem)
 def test_every_recipe_is_valid(path: Path) -> None:
     config = TrainConfig.from_recipe(path)
     assert TrainConfig.from_mapping(__import__("tomllib").loads(config.to_toml())) == config
