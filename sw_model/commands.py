@@ -116,6 +116,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     import torch
 
     from sw_model.data import DataError
+    from sw_model.parallel import processes
     from sw_model.recipe import ConfigError, TrainConfig
     from sw_model.training import train
 
@@ -136,10 +137,14 @@ def run_train(arguments: argparse.Namespace) -> int:
         else:
             config = TrainConfig.from_mapping({**DIGITS_DEFAULTS, **overrides})
         engine = open_engine(arguments.device, arguments.design)
-        result = train(config, engine, out=out, resume=arguments.resume is not None, progress=not arguments.json)
+        resume, progress = arguments.resume is not None, not arguments.json
+        with processes() as ranks:
+            result = train(config, engine, out=out, resume=resume, progress=progress, ranks=ranks)
     except (ConfigError, DataError, ValueError) as error:
         print(f"fractrain train: {error}", file=sys.stderr)
         return 2
+    if not ranks.main:
+        return 0
     if arguments.json:
         from dataclasses import asdict
 

@@ -32,12 +32,14 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from host.grouped import product_sums
 from host.products import ConvGeometry, Engine, Grid, Operand
 from sw_model.baselines import PRODUCTS, Convolution, check_bits
+from sw_model.parallel import Shard
 from sw_model.quantizers import (
     Mode,
     affine_grid,
     affine_values,
     derive_key,
     extremes,
+    fake_quantize,
     grid_from_range,
     kept_values,
     quantize,
@@ -111,6 +113,7 @@ class Run:
             have the fast path only.
         momentum: share of the old value in the running activation ranges.
         on_product: called for every product, quantized or not, before it is computed.
+        shard: this process's part of the batch in training, if several share it.
     """
 
     engine: Engine | None = None
@@ -121,6 +124,21 @@ class Run:
     quantizer: str = "affine"
     momentum: float = 0.1
     on_product: ProductHook | None = None
+    shard: Shard | None = None
+
+    def gradient_values(self, grad: Tensor, bits: int, key: int, scratch: str | None = None) -> Tensor:
+        """An output gradient, stochastically rounded on the affine grid of the whole batch.
+
+        Args:
+            grad: float32, samples along the leading axis.
+            bits: width.
+            key: of the random numbers.
+            scratch: see :func:`sw_model.quantizers.affine_values`.
+        """
+        if self.shard is None:
+            return affine_values(grad, bits, key=key, mode=self.floor, scratch=scratch)
+        grid = grid_from_range(*self.shard.extremes(grad), bits, key=key, mode=self.floor)
+        return fake_quantize(grad, grid, first=self.shard.first(grad))
 
     def keeps(self, defect: str) -> bool:
         """Whether a detail of the published code is kept."""
@@ -194,7 +212,7 @@ class QLayer(nn.Module):
             ValueError: if the input holds NaN or infinity.
         """
         if self.training:
-            low, span = extremes(x)
+            low, span = extremes(x) if self.run.shard is None else self.run.shard.extremes(x)
             self._note_range(low, span)
             return low, span
         if int(self.batches) == 0:
@@ -222,7 +240,8 @@ class QLayer(nn.Module):
     def report(self, product: str, macs: int, a: int, b: int) -> None:
         """Tells the run's hook of a product: operands of ``a`` and ``b`` bits, 32 for unquantized."""
         if self.run.on_product is not None:
-            self.run.on_product(self.name, product, macs, a, b)
+            shard = self.run.shard
+            self.run.on_product(self.name, product, macs if shard is None else shard.whole(macs), a, b)
 
     def _product(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
         macs = geometry.batch * weight.numel() * math.prod(geometry.out_hw)
@@ -323,10 +342,11 @@ class _QuantizedProduct(torch.autograd.Function):
         last_key = derive_key(call.key, 1) if split else call.key
         if call.engine is None:
             grad = grad.contiguous(memory_format=torch.channels_last)
-            gq = affine_values(grad, p.grad, key=call.key, mode=mode, scratch="gradient") if p.grad else grad
+            run = call.layer.run
+            gq = run.gradient_values(grad, p.grad, call.key, "gradient") if p.grad else grad
             last_gq = gq
             if split:
-                last_gq = affine_values(grad, p.weight_grad, key=last_key, mode=mode) if p.weight_grad else grad
+                last_gq = run.gradient_values(grad, p.weight_grad, last_key) if p.weight_grad else grad
             dx, dw = _fast_gradients(call, kept, weight, gq, last_gq, (need_x, need_w))
             return dx, dw, None
         dx = dw = None

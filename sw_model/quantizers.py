@@ -42,17 +42,18 @@ def _as_int32(word: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-def random_units(count: int, key: int) -> Tensor:
-    """The uniform numbers ``u_i = (fmix32(i ^ key) >> 8) * 2**-24`` of elements 0 .. count-1, float32, shape (count,).
+def random_units(count: int, key: int, first: int = 0) -> Tensor:
+    """The uniform numbers ``u_i = (fmix32(i ^ key) >> 8) * 2**-24``, i from ``first``: float32, shape (count,).
 
     Torch's int32 multiplication wraps modulo 2**32 as the hash wants; its right shift is arithmetic, hence the masks.
     """
-    if count > 1 << 32:
-        raise ValueError(f"a tensor of {count} elements repeats its random numbers; split it below 2**32 elements")
-    if count > 1 << 31:
-        h = torch.arange(count, dtype=torch.int64).to(torch.int32)
+    end = first + count
+    if end > 1 << 32:
+        raise ValueError(f"a tensor of {end} elements repeats its random numbers; split it below 2**32 elements")
+    if end > 1 << 31:
+        h = torch.arange(first, end, dtype=torch.int64).to(torch.int32)
     else:
-        h = torch.arange(count, dtype=torch.int32)
+        h = torch.arange(first, end, dtype=torch.int32)
     h ^= _as_int32(key & _MASK32)
     h ^= (h >> 16).bitwise_and_(0xFFFF)
     h *= _as_int32(0x85EBCA6B)
@@ -100,11 +101,16 @@ def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     lo, hi = flush(lo), flush(hi)
     span = hi - lo
     if not bool(torch.isfinite(span).all()):
-        raise ValueError(
-            f"a tensor of shape {tuple(x.shape)} holds NaN or infinity, or a range beyond float32 (min {lo.min():g}, "
-            f"max {hi.max():g}); training has diverged: lower the learning rate or raise the precision"
-        )
+        raise non_finite(x, lo, hi)
     return lo.cpu(), flush(span).cpu()
+
+
+def non_finite(x: Tensor, lo: Tensor, hi: Tensor) -> ValueError:
+    """The error about a tensor whose range is not finite."""
+    return ValueError(
+        f"a tensor of shape {tuple(x.shape)} holds NaN or infinity, or a range beyond float32 (min {lo.min():g}, "
+        f"max {hi.max():g}); training has diverged: lower the learning rate or raise the precision"
+    )
 
 
 def grid_from_range(lo: Tensor, span: Tensor, bits: int, *, key: int | None = None, mode: Mode = "fixed") -> Grid:
@@ -150,8 +156,10 @@ def _along(values: np.ndarray, ndim: int, axis: int | None, device: torch.device
     return torch.from_numpy(values).reshape(shape).to(device)
 
 
-def quantize(x: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
+def quantize(x: Tensor, grid: Grid, axis: int | None = None, first: int = 0) -> Tensor:
     """Codes of ``x`` on ``grid``: a new float32 tensor of the same shape that holds integers within ``grid.limits``.
+
+    ``first`` is the number of the first element in stochastic rounding, where ``x`` is a part of a larger tensor.
 
     Values outside the grid clamp to its ends (only evaluation, with its running ranges, has such values).  The caller
     vouches for finite input, as :func:`extremes` does for any grid taken from the tensor itself.
@@ -164,7 +172,7 @@ def quantize(x: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
         t.round_()
     else:
         # A subnormal t needs no flushing here: adding it to a multiple of 2**-24 gives what zero gives.
-        t += random_units(t.numel(), grid.key).reshape(t.shape).to(t.device)
+        t += random_units(t.numel(), grid.key, first).reshape(t.shape).to(t.device)
         t.floor_()
     return t.clamp_(low, high)
 
@@ -181,11 +189,13 @@ def _fused(x: Tensor, grids: list[Grid]) -> bool:
     return fused.usable(x) and all(not grid.signed and grid.scale.ndim == 0 for grid in grids)
 
 
-def fake_quantize(x: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
-    """``x`` moved to the nearest (or stochastically chosen) point of ``grid``, float32."""
+def fake_quantize(x: Tensor, grid: Grid, axis: int | None = None, first: int = 0) -> Tensor:
+    """``x`` moved to the nearest (or stochastically chosen) point of ``grid``, float32; see :func:`quantize`."""
     if _fused(x, [grid]):
-        return fused.quantize_rows(fused.dense(x), fused.row_grids([grid]), grid.key is not None)
-    return dequantize(quantize(x, grid, axis), grid, axis)
+        table = fused.row_grids([grid])
+        table["first"] = first & _MASK32
+        return fused.quantize_rows(fused.dense(x), table, grid.key is not None)
+    return dequantize(quantize(x, grid, axis, first), grid, axis)
 
 
 def affine_values(

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hw.computational_cost import Trained
-from sw_model.data import ImageSet, load_data
+from sw_model.data import WHOLE, ImageSet, Part, load_data
 from sw_model.metrics import ACCURACY, PERPLEXITY, Metric
 from sw_model.models import build_model
+from sw_model.parallel import ALONE, Ranks
 from sw_model.recipe import ConfigError, TrainConfig
 from sw_model.text import TokenSet, load_text
 from sw_model.transformer import build_language_model
@@ -27,11 +28,16 @@ from sw_model.transformer import build_language_model
 class Samples(Protocol):
     """Training and test batches, each a function of (seed, epoch, batch index)."""
 
+    @property
+    def train_count(self) -> int: ...
+
     def train_steps(self, batch: int) -> int: ...
 
-    def train_batches(self, batch: int, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def train_batches(
+        self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]: ...
 
-    def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def test_batches(self, batch: int, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class Task(Protocol):
@@ -91,7 +97,7 @@ class Classification:
 
     def _try_smallest_batch(self, model: nn.Module, batch: int) -> None:
         """Refuses batches that Range BN cannot estimate a deviation from, before training comes upon them."""
-        count = len(self.data.train_labels)
+        count = self.data.train_count
         smallest = count % batch or min(batch, count)
         try:
             copy.deepcopy(model)(torch.zeros(smallest, *self.data.image_shape))
@@ -100,7 +106,7 @@ class Classification:
 
     def trained(self, config: TrainConfig) -> Trained:
         data = self.data
-        classes, count = len(data.classes), len(data.train_labels)
+        classes, count = len(data.classes), data.train_count
         return Trained(config.model, classes, config.width, data.image_shape, count, config.batch)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -165,15 +171,16 @@ def open_task(config: TrainConfig, data: ImageSet | TokenSet | None = None, cach
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, batch: int) -> float:
-    """The metric of the test part, in evaluation mode; the mode is restored."""
+def evaluate(model: nn.Module, task: Task, batch: int, ranks: Ranks = ALONE) -> float:
+    """The metric of the test data, in evaluation mode; the mode is restored."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     try:
-        for x, y in task.data.test_batches(batch):
+        for x, y in task.data.test_batches(batch, ranks.part):
             total += task.score(model(x), y)
             count += y.numel()
     finally:
         model.train(was_training)
-    return task.metric.value(total, count)
+    sums = ranks.sum(torch.tensor([total, count], dtype=torch.float64))
+    return task.metric.value(float(sums[0]), int(sums[1]))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sw_model.data import DataError
+from sw_model.data import WHOLE, DataError, Part
 
 UNKNOWN, END = "<unk>", "<eos>"
 #: Names of the parts' files, in the packings of WikiText-2 and WikiText-103.
@@ -52,7 +52,7 @@ class TokenSet:
                 )
 
     @property
-    def sequences(self) -> int:
+    def train_count(self) -> int:
         """Training sequences per epoch: every cut leaves as many."""
         return len(self.train_tokens) // self.context - 1
 
@@ -75,30 +75,38 @@ class TokenSet:
 
     def train_steps(self, batch: int) -> int:
         """Batches per epoch; the last one may be smaller."""
-        return -(-self.sequences // batch)
+        return -(-self.train_count // batch)
 
-    def train_batches(self, batch: int, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches of an epoch from batch index ``start``: words and the words that follow, int64 (n, T).
+    def train_batches(
+        self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A part of shuffled batches of an epoch from batch ``start``: words and the words that follow, int64 (n, T).
 
         A function of (seed, epoch): the order of the sequences, and where the first one begins.
         """
         rng = np.random.default_rng((seed, epoch))
         first = int(rng.integers(self.context)) if self.vary else 0
-        order = rng.permutation(self.sequences)
+        order = rng.permutation(self.train_count)
         for index in range(start, self.train_steps(batch)):
-            starts = first + order[index * batch : (index + 1) * batch] * self.context
+            chosen = order[index * batch : (index + 1) * batch]
+            starts = first + chosen[part.rows(len(chosen))] * self.context
             words = torch.from_numpy(self.train_tokens[starts[:, None] + np.arange(self.context + 1)])
             yield words[:, :-1], words[:, 1:]
 
-    def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test text in order, every word predicted once; what is left of it makes a last, shorter sequence."""
+    def test_batches(self, batch: int, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """A part of the test text in order.
+
+        Every word is predicted once; what the sequences leave makes a last, shorter one, of the last part.
+        """
         words = torch.from_numpy(self.test_tokens)
         whole = (len(words) - 1) // self.context
         x = words[: whole * self.context].reshape(whole, self.context)
         y = words[1 : whole * self.context + 1].reshape(whole, self.context)
-        for first in range(0, whole, batch):
-            yield x[first : first + batch], y[first : first + batch]
-        if whole * self.context < len(words) - 1:
+        own = part.rows(whole)
+        for first in range(own.start, own.stop, batch):
+            rows = slice(first, min(first + batch, own.stop))
+            yield x[rows], y[rows]
+        if part.rank + 1 == part.size and whole * self.context < len(words) - 1:
             yield words[None, whole * self.context : -1], words[None, whole * self.context + 1 :]
 
 

@@ -23,6 +23,7 @@ from sw_model.data import ImageSet
 from sw_model.gates import Choice, GatedNetwork, gated_loss, way_of
 from sw_model.layers import Precision, Run, attach, quantized_layers, set_precision
 from sw_model.models import Backbone
+from sw_model.parallel import ALONE, Ranks, Shard, share_statistics
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.reproducible import Reproducible
 from sw_model.run_folder import RunFolder
@@ -165,13 +166,34 @@ def build_network(config: TrainConfig, task: Task) -> tuple[nn.Module, GatedNetw
         return model, GatedNetwork(model, options, config.weight_bits, way=way_of(config.mode), choice=choice)
 
 
+def _check_ranks(config: TrainConfig, task: Task, engine: bool, ranks: Ranks) -> None:
+    """Refuses what several processes cannot train together."""
+    if engine:
+        raise ConfigError("exact engines take the whole batch; train with one process, or on the fast path")
+    for name, shared in (("quantizer", "affine"), ("gradient", "affine"), ("norm", "batch")):
+        if getattr(config, name) != shared:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r} takes the whole batch; train with one process, or use {shared!r}"
+            )
+    if config.schedule == "dfq":
+        raise ConfigError("gates group the whole batch by its samples' options; train schedule 'dfq' with one process")
+    smallest = task.data.train_count % config.batch or min(config.batch, task.data.train_count)
+    if smallest < ranks.part.size:
+        raise ConfigError(
+            f"an epoch's last batch has {smallest} inputs, too few for {ranks.part.size} processes; change batch "
+            f"({config.batch}) or train_limit"
+        )
+
+
 class _Training:
     """State of a run between steps: all of it goes into the checkpoint."""
 
-    def __init__(self, config: TrainConfig, task: Task) -> None:
-        self.config, self.task = config, task
+    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks) -> None:
+        self.config, self.task, self.ranks = config, task, ranks
         base, self.gated = build_network(config, task)
         self.model: nn.Module = base if self.gated is None else self.gated
+        if ranks.several:
+            share_statistics(self.model, ranks)
         self.schedule = config.make_schedule()
         macs = layer_macs(base, task.example())
         if self.gated is not None:
@@ -243,7 +265,14 @@ class _Training:
         self.history = list(state["history"])
         torch.set_rng_state(state["rng"])
 
+    def batch_size(self) -> int:
+        """Inputs of the batch that comes next, over all processes."""
+        return min(self.config.batch, self.task.data.train_count - self.step * self.config.batch)
+
     def train_step(self, x: Tensor, y: Tensor, precision: Precision) -> float:
+        """Trains on this process's part of a batch; returns the loss of all of it."""
+        shard = Shard(self.ranks, self.batch_size())
+        self.run.shard = shard if self.ranks.several else None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.global_step, self.steps)
         set_precision(self.model, precision)
@@ -251,12 +280,19 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         output = self.model(x)
         loss = self.task.loss(output, y)
-        value = float(loss.detach())
+        score = self.task.score(output.detach(), y)
+        if self.ranks.several:
+            loss = loss * shard.share
+            sums = torch.stack([loss.detach().double(), torch.tensor(score, dtype=torch.float64)])
+            value, score = self.ranks.sum(sums).tolist()
+        else:
+            value = float(loss.detach())
         if self.gated is None:
             loss.backward()
-            self.cost.step(precision, len(y))
+            self.ranks.sum_gradients(self.model)
+            self.cost.step(precision, shard.total)
             if self.record is not None:
-                self.record.step(precision, len(y))
+                self.record.step(precision, shard.total)
             cp = 100 * step_factor(precision) / 3
         else:
             config, cost = self.config, self.gated.cp()
@@ -269,10 +305,10 @@ class _Training:
         self.optimizer.step()
         if not math.isfinite(value):
             raise RuntimeError(f"the loss is {value} at step {self.global_step}; lower lr ({self.config.lr})")
-        targets = y.numel()
+        targets = shard.whole(y.numel())
         self.loss_sum += value * targets
         self.cp_sum += cp * targets
-        self.score_sum += self.task.score(output.detach(), y)
+        self.score_sum += score
         self.seen += targets
         return value
 
@@ -316,6 +352,7 @@ def train(
     resume: bool = False,
     progress: bool = False,
     stop_after: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Trains a network as configured.
 
@@ -329,6 +366,7 @@ def train(
         data: data set, if not the one that ``config.data`` names.
         resume: continue from the run folder's checkpoint; the rest of the run is bit for bit what it would have been.
         progress: draw a progress bar.
+        ranks: the processes that train together, each calling this function; only the first writes files.
         stop_after: stop, with a checkpoint, once this many steps are done in total.
 
     Raises:
@@ -341,9 +379,13 @@ def train(
     saved = folder.saved(resume)
     task = open_task(config, data, None if out is None else out.parent / "cache")
     metric = task.metric
-    state = _Training(config, task)
+    if ranks.several:
+        _check_ranks(config, task, engine is not None or engine_for_step is not None, ranks)
+    state = _Training(config, task, ranks)
     if saved is not None:
         state.load_state_dict(saved)
+    if not ranks.main:
+        folder, progress = RunFolder(None), False
     folder.begin(config)
     tester = engine if evaluation_engine == "same" else evaluation_engine
     stopped = False
@@ -352,7 +394,7 @@ def train(
         while state.epoch < config.epochs and not stopped:
             epoch_started = time.monotonic()
             precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
-            for x, y in task.data.train_batches(config.batch, config.seed, state.epoch, state.step):
+            for x, y in task.data.train_batches(config.batch, config.seed, state.epoch, state.step, ranks.part):
                 if stop_after is not None and state.global_step >= stop_after:
                     stopped = True
                     break
@@ -364,7 +406,7 @@ def train(
                     state.schedule.stage,
                     state.stage_step,
                     precision,
-                    len(y),
+                    state.batch_size(),
                 )
                 state.run.engine = engine if engine_for_step is None else engine_for_step(now)
                 with _arithmetic(state.run):
@@ -385,7 +427,7 @@ def train(
             if (state.epoch + 1) % config.eval_every == 0 or state.epoch + 1 == config.epochs:
                 state.run.engine = tester
                 with _without_cost(state.cost), _arithmetic(state.run):
-                    tested = evaluate(state.model, task, config.eval_batch or config.batch)
+                    tested = evaluate(state.model, task, config.eval_batch or config.batch, ranks)
             mean_loss = state.loss_sum / state.seen
             row: dict[str, Any] = {
                 "epoch": state.epoch + 1,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from host.products import ConvGeometry, Engine, Grid, Operand
 from sw_model.layers import QLayer, QLinear
-from sw_model.quantizers import affine_grid, affine_values, fake_quantize, grid_from_range, quantize
+from sw_model.quantizers import affine_grid, fake_quantize, grid_from_range, quantize
 
 #: width, layers, heads, hidden units; "base" is that of Vaswani et al. 2017.
 LAYOUT = {"transformer-base": (512, 6, 8, 2048), "transformer-small": (128, 2, 4, 512)}
@@ -33,7 +33,7 @@ class _Matmul(torch.autograd.Function):
             for holder, x in ((layer, a), (layer.right, b))
         ]
         ctx.grids, ctx.engine, ctx.bits = grids, layer.run.engine, p.grad
-        ctx.key, ctx.mode = layer.gradient_key(), layer.run.floor
+        ctx.key, ctx.mode, ctx.run = layer.gradient_key(), layer.run.floor, layer.run
         ctx.save_for_backward(a, b)
         if ctx.engine is None:
             return fake_quantize(a, grids[0]) @ fake_quantize(b, grids[1]).transpose(1, 2)
@@ -44,7 +44,7 @@ class _Matmul(torch.autograd.Function):
         a, b = ctx.saved_tensors
         grad = grad.contiguous()
         if ctx.engine is None:
-            gq = affine_values(grad, ctx.bits, key=ctx.key, mode=ctx.mode)
+            gq = ctx.run.gradient_values(grad, ctx.bits, ctx.key)
             return gq @ fake_quantize(b, ctx.grids[1]), gq.transpose(1, 2) @ fake_quantize(a, ctx.grids[0]), None
         grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.mode)
         da = _each(ctx.engine, "input_gradient", (grad, grid), (b, ctx.grids[1]), a.shape, b.shape)

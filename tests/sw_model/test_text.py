@@ -68,7 +68,7 @@ def test_batches_hold_contiguous_text_and_every_test_word_is_predicted_once(fold
         for row in torch.cat([x, y[:, -1:]], 1).tolist():
             assert any(text[i : i + 9] == row for i in range(len(text)))
             seen.append(tuple(row))
-    assert len(seen) == data.sequences == len(text) // 8 - 1
+    assert len(seen) == data.train_count == len(text) // 8 - 1
     resumed = list(data.train_batches(5, seed=1, epoch=0, start=2))
     assert torch.equal(resumed[0][0], list(data.train_batches(5, seed=1, epoch=0))[2][0])
     predicted = torch.cat([y.flatten() for _, y in data.test_batches(2)])
@@ -80,7 +80,7 @@ def test_batches_hold_contiguous_text_and_every_test_word_is_predicted_once(fold
     ]
     assert cuts[0] != cuts[1] or cuts[1] != cuts[2]
     assert cuts[3] == cuts[4] == cuts[5]
-    assert data.limited(train=3, test=2).sequences == 3 and len(data.limited(test=2).test_tokens) == 17
+    assert data.limited(train=3, test=2).train_count == 3 and len(data.limited(test=2).test_tokens) == 17
 
 
 def test_validation_text_stands_in_for_training_text_and_says_so(tmp_path: Path) -> None:
