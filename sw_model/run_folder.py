@@ -1,4 +1,5 @@
-"""A run's folder: settings, checkpoint, metrics, precision used, result and figure, each replaced atomically."""
+"""A run's folder: settings, checkpoint, metrics, precision used, result and figure, each replaced
+atomically, and the events that TensorBoard draws."""
 
 from __future__ import annotations
 
@@ -110,6 +111,58 @@ class RunFolder:
             write_atomically(self.path / "result.json", lambda p: write_text(p, json.dumps(summary, indent=1) + "\n"))
             if history:
                 draw_curves(history, metric, self.path / "curves.png")
+
+
+class EventLog:
+    """TensorBoard's event files: loss and learning rate by step, the row of metrics by epoch.
+
+    Steps count from 1.  A log that goes on after ``step`` hides whatever was logged beyond it, so a run that was killed
+    and resumed shows every step once.
+
+    Args:
+        folder: where event files lie; None logs nothing.
+        step: steps done so far.
+    """
+
+    def __init__(self, folder: Path | None, step: int) -> None:
+        self._writer: Any = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second, so only runs with a folder pay
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def flush(self) -> None:
+        """Writes what has been logged, so that a checkpoint never knows more than the log."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def step(self, step: int, loss: float, lr: float) -> None:
+        """Takes a training step."""
+        if self._writer is not None:
+            self._writer.add_scalar("step/loss", loss, step)
+            self._writer.add_scalar("step/lr", lr, step)
+
+    def epoch(self, step: int, row: dict[str, Any]) -> None:
+        """Takes the metrics of an epoch that ended with ``step``."""
+        if self._writer is None:
+            return
+        values = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        if row["bits"] == "fp32":
+            values |= dict.fromkeys(_OPERANDS, 32)
+        elif row["bits"] != "gated":
+            values |= {name: int(bits) or 32 for name, bits in zip(_OPERANDS, row["bits"].split("/"), strict=True)}
+        for name, value in values.items():
+            self._writer.add_scalar(f"epoch/{name}", value, step)
+
+
+_OPERANDS = ("bits_weight", "bits_activation", "bits_gradient")
 
 
 def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:

@@ -26,7 +26,7 @@ from sw_model.models import Backbone
 from sw_model.parallel import ALONE, Ranks, Shard, share_statistics
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.reproducible import Reproducible
-from sw_model.run_folder import RunFolder
+from sw_model.run_folder import EventLog, RunFolder
 from sw_model.run_schedule import RunSchedule
 from sw_model.schedules import Pfq
 from sw_model.tasks import Task, evaluate, open_task
@@ -390,7 +390,7 @@ def train(
     tester = engine if evaluation_engine == "same" else evaluation_engine
     stopped = False
     state.model.train()
-    with _Progress(progress, state.steps) as bar:
+    with _Progress(progress, state.steps) as bar, EventLog(folder.path, state.global_step) as events:
         while state.epoch < config.epochs and not stopped:
             epoch_started = time.monotonic()
             precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
@@ -413,6 +413,7 @@ def train(
                     loss = state.train_step(x, y, precision)
                 state.step += 1
                 state.stage_step += 1
+                events.step(state.global_step, loss, state.optimizer.param_groups[0]["lr"])
                 bar.at(
                     state.global_step,
                     f"epoch {state.epoch + 1} bits {precision} loss {state.loss_sum / state.seen:.3f}",
@@ -420,6 +421,7 @@ def train(
                 if on_step is not None:
                     on_step(replace(now, loss=loss))
                 if config.checkpoint_every and state.global_step % config.checkpoint_every == 0:
+                    events.flush()
                     folder.save(state.state_dict())
             if stopped:
                 break
@@ -444,6 +446,7 @@ def train(
                 "seconds": round(time.monotonic() - epoch_started, 3),
             }
             state.history.append(row)
+            events.epoch(state.global_step, row)
             after = "" if tested is None else f"  test {metric.text(tested)}"
             bar.line(
                 f"epoch {row['epoch']:3d}  bits {row['bits']:>8}  cp {row['cp']:5.2f} %  loss {mean_loss:.4f}  "
@@ -456,6 +459,7 @@ def train(
             state.epoch += 1
             state.step, state.seen = 0, 0
             state.loss_sum, state.cp_sum, state.score_sum = 0.0, 0.0, 0.0
+            events.flush()
             folder.save(state.state_dict())
             folder.write_metrics(state.history)
             if state.record is not None:
