@@ -21,7 +21,7 @@ residual to weigh against, so the skip option learns from samples that did not s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -60,6 +60,7 @@ class _Dispatch:
     low: Tensor
     span: Tensor
     key: int
+    grids: dict[int, Grid] = field(default_factory=dict)
 
     def geometry(self, batch: int, in_hw: tuple[int, int]) -> ConvGeometry:
         layer = self.layer
@@ -67,7 +68,11 @@ class _Dispatch:
         return ConvGeometry(batch, layer.in_channels, layer.out_channels, in_hw, kernel, layer.stride, layer.padding)
 
     def activation_grid(self, option: int) -> Grid:
-        return grid_from_range(self.low, self.span, self.options[option].activation, mode=self.layer.run.floor)
+        grid = self.grids.get(option)
+        if grid is None:
+            bits = self.options[option].activation
+            grid = self.grids[option] = grid_from_range(self.low, self.span, bits, mode=self.layer.run.floor)
+        return grid
 
     def mixed_input(self, x: Tensor) -> Tensor:
         return fake_quantize_groups(

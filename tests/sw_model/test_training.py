@@ -239,11 +239,11 @@ def test_reference_device_trains_to_the_same_bits_as_software(tmp_path: Path) ->
 
 
 def test_benchmarks_measure_all_variants(capsys: pytest.CaptureFixture[str]) -> None:
-    from sw_model.benchmarks import bench_quantizers, bench_training, print_quantizers, print_training
+    from sw_model.benchmarks import VARIANTS, bench_quantizers, bench_training, print_quantizers, print_training
     from sw_model.data import load_data
 
-    report = bench_training(depth=8, batch=4, threads=1, rounds=1, variants=("fp32", "gated"))
-    for variant in ("fp32", "gated"):
+    report = bench_training(depth=8, batch=4, threads=1, rounds=1)
+    for variant in VARIANTS:
         assert report[variant]["time_ratio"] > 0 and report[variant]["peak_memory_mb"] > 50
     noise = bench_quantizers(load_data("digits"), width=4, batch=16, warmup_steps=12, rounds=12, bits=(4,))["bits"][4]
     assert noise["variance"]["bhq"] < noise["variance"]["psq"] < noise["variance"]["ptq"]
