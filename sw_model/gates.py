@@ -158,7 +158,8 @@ class _DispatchedConvolution(torch.autograd.Function):
             assert dx is not None
             live = [k for k, precision in enumerate(call.options) if precision.activation]
             dmask = torch.zeros(len(x), len(call.options))
-            dmask[:, live] = option_products(x, dx, [call.activation_grid(k) for k in live])
+            grids = [call.activation_grid(k) for k in live]
+            dmask[:, live] = option_products(x, dx, grids, fast=engine is None)
         return (dx if need_x else None), dw, dmask, None
 
 
@@ -284,11 +285,14 @@ class GatedNetwork(nn.Module):
             state = self.lstm(projection(x.mean((2, 3))), state)
             assert state is not None
             soft = self.scores(state[0]).softmax(1)
-            hard = F.one_hot(self._choose(soft.detach(), index), len(self.options)).to(soft.dtype)
-            mask = straight_through(hard, soft)
+            mask = straight_through(self._one_hot(soft.detach(), index), soft)
             self.masks.append(mask)
             x = self._once(block, x, mask) if self.way == "once" else self._every(block, x, mask)
         return self.base.exit(x)
+
+    def _one_hot(self, soft: Tensor, block: int) -> Tensor:
+        """Option of every sample as a row with one 1: float32 (N, P)."""
+        return F.one_hot(self._choose(soft, block), len(self.options)).to(soft.dtype)
 
     def _choose(self, soft: Tensor, block: int) -> Tensor:
         """Option of every sample, int64 (N,)."""

@@ -4,7 +4,8 @@ As separate operations these read and write every activation four to six times p
 quantizers do.  Between quantized layers, whose results have their channels last, one kernel does all of it in two
 passes over the data each way.  Its sums do not depend on the number of threads, and what it keeps for the backward pass
 is no more than PyTorch keeps.  Everything else is PyTorch's own: evaluation, tensors in C order (float32 layers,
-integer engines), other normalisations.
+integer engines), other normalisations, and whatever runs inside a dispatch mode, which must see the operations
+themselves (:mod:`sw_model.reproducible`, the capture of a job).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sw_model import fused
 
@@ -51,6 +53,7 @@ class _Normalised(torch.autograd.Function):
 def _has_kernel(norm: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
     return (
         type(norm) is nn.BatchNorm2d
+        and not is_in_torch_dispatch_mode()
         and norm.training
         and norm.affine
         and norm.track_running_stats

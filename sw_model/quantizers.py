@@ -277,9 +277,12 @@ def fake_quantize_groups(x: Tensor, groups: list[tuple[Tensor, Grid]], scratch: 
     return values
 
 
-def option_products(x: Tensor, weight: Tensor, grids: list[Grid]) -> Tensor:
-    """``sum weight[n] * Q_k(x)[n]`` for every sample n and per-tensor grid k rounded to nearest: float32 (N, K)."""
-    if _fused(x, grids):
+def option_products(x: Tensor, weight: Tensor, grids: list[Grid], *, fast: bool = True) -> Tensor:
+    """``sum weight[n] * Q_k(x)[n]`` for every sample n and per-tensor grid k rounded to nearest: float32 (N, K).
+
+    Without ``fast`` the sum is one PyTorch operation, whose order :mod:`sw_model.reproducible` may settle.
+    """
+    if fast and _fused(x, grids):
         x, weight = fused.dense(x.detach()), weight.detach()
         if weight.stride() != x.stride():
             weight = torch.empty_like(x).copy_(weight)

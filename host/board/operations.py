@@ -11,16 +11,34 @@ operation            operands                                  result
 product              x (N,I,H,W), w (O,I,kh,kw)                convolution, quantized at the layer's precision
 input_gradient       g (N,O,OH,OW), w, x                       its gradient by x
 weight_gradient      g, x, w                                   its gradient by w
+gated_product        x, w, choice (N,P)                        convolution, each sample at the bits that it chose
+gated_input_gradient g, w, x, choice                           its gradient by x
+gated_weight_gradient g, x, w, choice                          its gradient by w
+gated_mask_gradient  gradient by x, x, choice                  its gradient by the choice, for all options
+choice               probabilities (N,P)                       1 at the greatest of each row, 0 elsewhere
+cost_term            cost, task loss                           cost times its signed weight, see host/board/gates.py
+cost_term_gradient   g, cost, task loss                        its gradient by the cost
 batch_norm           x, weight, bias, mean, variance           y, batch mean, 1/std, new mean, new variance
 batch_norm_fixed     x, weight, bias, mean, variance           y with the running statistics
 batch_norm_gradient  g, x, weight, batch mean, 1/std           gradients by x, weight, bias
 relu                 x                                         max(x, 0)
 relu_gradient        g, y                                      g where y > 0, else 0
 add                  a, b                                      a + b, broadcast
+multiply             a, b                                      a * b, broadcast
 scale                a                                         a * factor
 divide               a                                         a / divisor
 reshape              a                                         the same elements in another shape
 expand               a                                         broadcast to another shape
+transpose            a                                         axes in another order
+slice                a                                         a range of one axis
+concatenate          a, ...                                    one after the other along an axis
+zeros                                                          zeros of a shape
+matmul               a (M,K), b (K,N) or (K,)                  matrix product
+affine               bias, a (M,K), b (K,N)                    matrix product plus a bias per column
+sigmoid, tanh        a                                         the function of every element
+sigmoid_gradient, tanh_gradient  g, y                          gradient by the operand, y the result
+softmax              a                                         along one axis
+softmax_gradient     g, y                                      gradient by the operand, y the result
 sum                  a                                         sum over axes, which stay with length 1 or go
 mean                 a                                         mean over axes, likewise
 fill                 a                                         a constant in a's shape
@@ -51,9 +69,9 @@ class JobError(ValueError):
 
 @dataclass(frozen=True)
 class Operation:
-    """Number of operands and results, attributes with their ranges, and the function (None: done by the runtime)."""
+    """Number of operands (None: one or more) and results, attributes with their ranges, and the function (None: done by the runtime)."""
 
-    inputs: int
+    inputs: int | None
     outputs: int
     run: Callable[..., Any] | None
     attributes: Mapping[str, tuple[str, float, float]] = field(default_factory=dict)
@@ -146,6 +164,18 @@ def _mean(a: Array, axes: Sequence[int], keep: int) -> Array:
     return _reduced(a, axes, keep, True)
 
 
+def _softmax(a: Array, *, axis: int) -> Array:
+    _axes(a, (axis,))
+    powers = np.exp(a.astype(np.float64) - a.max(axis, keepdims=True))
+    return np.asarray(powers / powers.sum(axis, keepdims=True), F32)
+
+
+def _softmax_gradient(g: Array, y: Array, *, axis: int) -> Array:
+    _axes(g, (axis,))
+    product = np.multiply(g, y, dtype=np.float64)
+    return np.asarray(product - y * product.sum(axis, keepdims=True), F32)
+
+
 def _log_softmax(a: Array, *, axis: int) -> Array:
     _axes(a, (axis,))
     moved = a.astype(np.float64) - a.max(axis, keepdims=True)
@@ -179,24 +209,82 @@ def _nll_gradient(g: Array, y: Array, labels: Array, count: Array) -> Array:
     return out
 
 
+def _slice(a: Array, *, axis: int, start: int, stop: int) -> Array:
+    _axes(a, (axis,))
+    return a[(slice(None),) * axis + (slice(start, stop),)]
+
+
+def _concatenate(*parts: Array, axis: int) -> Array:
+    _axes(parts[0], (axis,))
+    return np.concatenate(parts, axis)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return np.asarray(a.astype(np.float64) @ b.astype(np.float64), F32)
+
+
+def _affine(bias: Array, a: Array, b: Array) -> Array:
+    return np.asarray(a.astype(np.float64) @ b.astype(np.float64) + bias, F32)
+
+
+def _sigmoid(a: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-a.astype(np.float64))), F32)
+
+
+def _sigmoid_gradient(g: Array, y: Array) -> Array:
+    return np.asarray(g * ((1 - y.astype(np.float64)) * y), F32)
+
+
+def _tanh_gradient(g: Array, y: Array) -> Array:
+    return np.asarray(g * (1 - np.square(y, dtype=np.float64)), F32)
+
+
+def _choice(soft: Array) -> Array:
+    if soft.ndim != 2 or not soft.shape[1]:
+        raise JobError(f"a choice among probabilities of shape {soft.shape}; they are (samples, options)")
+    return np.eye(soft.shape[1], dtype=F32)[soft.argmax(1)]
+
+
 _AXIS = {"axis": ("int", 0, 7)}
 _AXES = {"axes": ("ints", 0, 7), "keep": ("int", 0, 1)}
-_PRODUCT = {"layer": ("int", 0, 9999), "stride": ("int", 1, 16), "padding": ("int", 0, 16)}
+_LAYER = {"layer": ("int", 0, 9999)}
+_GATED = {**_LAYER, "stride": ("int", 1, 16), "padding": ("int", 0, 16)}
+_PRODUCT = {**_GATED, "groups": ("int", 1, 1 << 20)}
 
 OPERATIONS: dict[str, Operation] = {
     "product": Operation(2, 1, None, _PRODUCT),
     "input_gradient": Operation(3, 1, None, _PRODUCT),
     "weight_gradient": Operation(3, 1, None, _PRODUCT),
+    "gated_product": Operation(3, 1, None, _GATED),
+    "gated_input_gradient": Operation(4, 1, None, _GATED),
+    "gated_weight_gradient": Operation(4, 1, None, _GATED),
+    "gated_mask_gradient": Operation(3, 1, None, _LAYER),
+    "choice": Operation(1, 1, _choice),
+    "cost_term": Operation(2, 1, None),
+    "cost_term_gradient": Operation(3, 1, None),
     "batch_norm": Operation(5, 5, batch_norm, {"momentum": ("float", 0, 1), "eps": ("float", 1e-12, 1)}),
     "batch_norm_fixed": Operation(5, 1, batch_norm_fixed, {"eps": ("float", 1e-12, 1)}),
     "batch_norm_gradient": Operation(5, 3, batch_norm_gradient),
     "relu": Operation(1, 1, lambda x: np.maximum(x, F32(0))),
     "relu_gradient": Operation(2, 1, lambda g, y: np.where(y > 0, g, F32(0))),
     "add": Operation(2, 1, lambda a, b: a + b),
+    "multiply": Operation(2, 1, lambda a, b: a * b),
     "scale": Operation(1, 1, lambda a, factor: a * F32(factor), {"factor": ("float", -1e9, 1e9)}),
     "divide": Operation(1, 1, lambda a, divisor: a / F32(divisor), {"divisor": ("float", 1e-9, 1e9)}),
     "reshape": Operation(1, 1, lambda a, shape: a.reshape(shape), {"shape": ("ints", 0, 1 << 30)}),
     "expand": Operation(1, 1, lambda a, shape: np.broadcast_to(a, shape), {"shape": ("ints", 0, 1 << 30)}),
+    "transpose": Operation(1, 1, lambda a, axes: a.transpose(axes), {"axes": ("ints", 0, 7)}),
+    "slice": Operation(1, 1, _slice, {**_AXIS, "start": ("int", 0, 1 << 30), "stop": ("int", 0, 1 << 30)}),
+    "concatenate": Operation(None, 1, _concatenate, _AXIS),
+    "zeros": Operation(0, 1, lambda shape: np.zeros(shape, F32), {"shape": ("ints", 0, 1 << 30)}),
+    "matmul": Operation(2, 1, _matmul),
+    "affine": Operation(3, 1, _affine),
+    "sigmoid": Operation(1, 1, _sigmoid),
+    "sigmoid_gradient": Operation(2, 1, _sigmoid_gradient),
+    "tanh": Operation(1, 1, lambda a: np.tanh(a.astype(np.float64)).astype(F32)),
+    "tanh_gradient": Operation(2, 1, _tanh_gradient),
+    "softmax": Operation(1, 1, _softmax, _AXIS),
+    "softmax_gradient": Operation(2, 1, _softmax_gradient, _AXIS),
     "sum": Operation(1, 1, _total, _AXES),
     "mean": Operation(1, 1, _mean, _AXES),
     "fill": Operation(1, 1, lambda a, value: np.full(a.shape, value, F32), {"value": ("float", -1e9, 1e9)}),
@@ -206,5 +294,32 @@ OPERATIONS: dict[str, Operation] = {
     "nll_gradient": Operation(4, 1, _nll_gradient),
 }
 
-#: operations whose operands are broadcast against each other; checked before they are run, so that nothing explodes
-BROADCAST = frozenset({"add", "relu_gradient", "log_softmax_gradient", "expand"})
+Shape = tuple[int, ...]
+
+
+def _matrix_shape(a: Shape, b: Shape) -> Shape:
+    if len(a) != 2 or len(b) not in (1, 2) or a[1] != b[0]:
+        raise JobError(f"a matrix product of {a} and {b}")
+    return a[0], *b[1:]
+
+
+def _affine_shape(bias: Shape, a: Shape, b: Shape) -> Shape:
+    shape = _matrix_shape(a, b)
+    if len(shape) != 2 or bias != shape[1:]:
+        raise JobError(f"a bias of {bias} for a matrix product of {a} and {b}")
+    return shape
+
+
+#: shape of the result by the operands' shapes, where a result may be larger than its operands; checked before an
+#: operation is run, so that nothing explodes
+RESULT_SHAPE: dict[str, Callable[..., Shape]] = {
+    **dict.fromkeys(
+        (
+            "add", "multiply", "relu_gradient", "log_softmax_gradient", "softmax_gradient", "sigmoid_gradient",
+            "tanh_gradient",
+        ),
+        np.broadcast_shapes,
+    ),
+    "matmul": _matrix_shape,
+    "affine": _affine_shape,
+}  # fmt: skip
