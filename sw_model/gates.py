@@ -16,6 +16,10 @@ Differences from the published code, all measured or tested: samples share a lay
 zero gradients cannot widen it or be turned to noise; batch normalisation sees every sample once per step, not once per
 option; the gate after the last block, whose choice nobody uses, does not exist.  A sample that skips a block has no
 residual to weigh against, so the skip option learns from samples that did not skip, and from the cost.
+
+Selective layer update (E2-Train's SLU, the coarse ancestor) is the case of two options, skipping and one precision,
+with the choice drawn by its probability: ``x <- m F(x) + (1 - m) x``.  E2-Train computes F for the samples that skip
+too while it trains, as ``way="every"`` does.
 """
 
 from __future__ import annotations
