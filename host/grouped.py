@@ -87,6 +87,14 @@ def grouped(
     return Sums(join("dot"), join("a_sum"), join("b_sum"), parts[0].count)
 
 
+def product_sums(engine: Engine, product: str, a: Operand, b: Operand, geometry: ConvGeometry, groups: int) -> Sums:
+    """A product of any convolution: the engine's own where there is one group, :func:`grouped` elsewhere."""
+    if groups > 1:
+        return grouped(engine, product, a, b, geometry, groups)
+    sums: Sums = getattr(engine, product)(a, b, geometry)
+    return sums
+
+
 def _group_sums(engine: Engine, product: str, a: Operand, block: ConvGeometry, count: int) -> np.ndarray:
     """Sums of a's codes under the kernel, one channel per group: a product with ones in the diagonal blocks."""
     inner = a.shape[1] // count

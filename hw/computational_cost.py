@@ -8,22 +8,29 @@ Two counts are offered, since published figures do not say which they use:
 - ``paper``: every layer at the scheduled widths, whatever the training code leaves at full precision;
 - ``full``: layers that the training code does not quantize count with 32 bits.
 
+Of a training that has been run, its record says more (see ``load_schedule``): ``paper`` leaves out the layers that the
+run's own published count leaves out, and ``full`` takes every product as it ran, so that the first layer has no input
+gradient.
+
 Neither contains normalisation, the gating networks (below 0.1 % of a ResNet, 0.3 % of MobileNetV2) or the update.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 
-from hw.layers import PRODUCTS, Bits, ConvShape
+from hw.layers import PRODUCTS, Bits, ConvShape, network
 
 COUNTS = ("paper", "full")
 FULL_PRECISION = Bits(32, 32, 32)
+SKIP = Bits(0, 0, 0)  #: of samples that skip a layer, which costs nothing
 # The paper keeps depthwise convolutions at FW-8/BW-16 under every schedule.
 DEPTHWISE = Bits(8, 8, 16)
 # (activation, gradient) widths that a gate chooses from, by dataset, with the width of the weights.
@@ -33,6 +40,39 @@ IMAGENET_OPTIONS = tuple(Bits(6, a, g) for a, g in ((3, 6), (4, 8), (6, 12), (8,
 Mixture = tuple[tuple[float, Bits], ...]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run has trained, for the defaults of its cost.
+
+    Attributes:
+        model, classes, width, image: see ``hw.layers.network``.
+        samples: of an epoch.
+        batch: samples per step.
+    """
+
+    model: str
+    classes: int
+    width: int
+    image: tuple[int, int, int]
+    samples: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "width", "samples", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of a run is {getattr(self, name)}; it is at least 1")
+        if len(self.image) != 3 or min(self.image) < 1:
+            raise ValueError(f"image of a run is {list(self.image)}; it is [channels, height, width]")
+
+    def shapes(self) -> list[ConvShape]:
+        """The network, layer by layer.
+
+        Raises:
+            ValueError: one that ``hw.layers`` does not know.
+        """
+        return network(self.model, self.classes, width=self.width, image=self.image)
+
+
 def product_cost(shape: ConvShape, bits: Bits) -> dict[str, float]:
     """CC of the three products of a layer for one sample: MACs * bits_a * bits_b / 1024 each."""
     return {product: shape.macs * a * b / 1024 for product, (a, b) in shape.operands(bits).items()}
@@ -40,7 +80,7 @@ def product_cost(shape: ConvShape, bits: Bits) -> dict[str, float]:
 
 def cp_percent(bits: Bits) -> float:
     """``cp``: CC of an option as a share of full precision, mean over the three products, in percent."""
-    return 100 * (bits.a * bits.w + bits.g * bits.w + bits.a * bits.g) / 1024 / 3
+    return 100 * (bits.a * bits.w + bits.g * bits.w + bits.a * (bits.weight_g or bits.g)) / 1024 / 3
 
 
 def mixture_for(target: float, options: Sequence[Bits]) -> Mixture:
@@ -75,22 +115,33 @@ class Stage:
         epochs: length; need not be whole.
         mixture: (share, widths) over samples, for all layers that ``layers`` does not name; shares sum to one.
         layers: layer name -> its own mixture, for instance what gates chose in a run.
+        ran: layer name -> how it ran where that is not as scheduled (a layer left in float32, a shortcut whose block is
+            skipped); None where no run has told.
+
+    Samples that skip a layer have ``SKIP`` for its widths.
 
     Raises:
-        ValueError: negative length, or shares that are negative or do not sum to one.
+        ValueError: negative length, shares that are negative or do not sum to one, or widths that do not exist.
     """
 
     epochs: float
     mixture: Mixture
     layers: Mapping[str, Mixture] = field(default_factory=dict)
+    ran: Mapping[str, Mixture] | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
+        if not 0 <= self.epochs < math.inf:
             raise ValueError(f"a stage of {self.epochs} epochs cannot be trained; give 0 or more")
-        for where, mixture in (("all layers", self.mixture), *self.layers.items()):
+        for where, mixture in (("all layers", self.mixture), *self.layers.items(), *(self.ran or {}).items()):
             shares = [share for share, _ in mixture]
-            if min(shares, default=-1) < 0 or abs(sum(shares) - 1) > 1e-6:
+            if not min(shares, default=-1) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
                 raise ValueError(f"shares {shares} of {where} do not sum to one; normalise the counts")
+            for _, bits in mixture:
+                if bits != SKIP and not (all(1 <= b <= 32 for b in bits[:3]) and 0 <= bits.weight_g <= 32):
+                    raise ValueError(
+                        f"widths {list(bits)} of {where} do not exist; give 1 to 32 bits each, or 0, 0, 0 for samples "
+                        "that skip the layer"
+                    )
 
 
 @dataclass(frozen=True)
@@ -102,12 +153,28 @@ class Schedule:
         stages: in order.
         fixed: layer kind -> widths that no stage changes.
         gated: precision is chosen by gates; decides which layers the ``full`` count takes as unquantized.
+        uncounted: layers that the ``paper`` count leaves out.
+        trained: what has been trained, where the schedule is the record of a run.
+
+    Raises:
+        ValueError: some stages tell how they ran, and others do not.
     """
 
     name: str
     stages: tuple[Stage, ...]
     fixed: Mapping[str, Bits] = field(default_factory=lambda: {"depthwise": DEPTHWISE})
     gated: bool = False
+    uncounted: frozenset[str] = frozenset()
+    trained: Trained | None = None
+
+    def __post_init__(self) -> None:
+        if len({stage.ran is None for stage in self.stages}) > 1:
+            raise ValueError(f"schedule {self.name}: some stages have 'ran' and others do not; give it to all or none")
+
+    @property
+    def recorded(self) -> bool:
+        """Whether stages tell how layers ran."""
+        return any(stage.ran is not None for stage in self.stages)
 
     @property
     def epochs(self) -> float:
@@ -135,9 +202,22 @@ class Schedule:
         stages, left = [], epochs
         for stage in self.stages:
             span = left if stage is self.stages[-1] else min(stage.epochs, left)
-            stages.append(Stage(span, stage.mixture, stage.layers))
+            stages.append(replace(stage, epochs=span))
             left -= span
-        return Schedule(self.name, tuple(stages), self.fixed, self.gated)
+        return replace(self, stages=tuple(stages))
+
+    def check(self, shapes: Sequence[ConvShape], model: str) -> None:
+        """Refuse layer names that a network does not have.
+
+        Raises:
+            ValueError: names of layers that are not in ``shapes``.
+        """
+        named = set(self.uncounted).union(*(set(s.layers) | set(s.ran or {}) for s in self.stages))
+        if unknown := sorted(named - {shape.name for shape in shapes}):
+            raise ValueError(
+                f"schedule {self.name} has layers that {model} does not have: {', '.join(unknown)}; name the model that "
+                "was trained"
+            )
 
 
 def stage_epochs(stages: int, epochs: float, early: float = 0.5) -> list[float]:
@@ -195,7 +275,10 @@ def parse_schedule(
     elif re.fullmatch(r"\d+,\d+,\d+", key):
         mixtures = [((1.0, Bits.parse(key)),)]
     else:
-        raise ValueError(f"schedule {text!r} is unknown; write FW-8/BW-8, FW(3,4,6,8)/BW(6,6,8,8), cp=1.5/2/3 or w,a,g")
+        raise ValueError(
+            f"schedule {text!r} is unknown, nor is there such a folder; write FW-8/BW-8, FW(3,4,6,8)/BW(6,6,8,8), "
+            "cp=1.5/2/3, w,a,g or the folder of a run"
+        )
     spans = list(lengths) if lengths is not None else stage_epochs(len(mixtures), epochs, early)
     if len(spans) != len(mixtures):
         raise ValueError(f"schedule {text!r} has {len(mixtures)} stages, but {len(spans)} lengths are given")
@@ -203,36 +286,75 @@ def parse_schedule(
     return Schedule(text, stages, gated=key.startswith("cp"))
 
 
-def load_schedule(path: Path) -> Schedule:
-    """Read what a run really used.
+RECORD = "schedule.json"  #: in the folder of a run: what it really used
 
-    The file is JSON: ``{"name", "gated", "stages": [{"epochs", "options": [[share, [w, a, g]], ...],
-    "layers": {name: options}}], "fixed": {kind: [w, a, g]}}``; only the stages with epochs and options are required.
+
+def load_schedule(path: Path) -> Schedule:
+    """Read what a run really used: a file, or the ``schedule.json`` of a run's folder.
+
+    The file is JSON; only the stages with epochs and options are required::
+
+        {"name": "...", "gated": false,
+         "stages": [{"epochs": 2, "options": mixture, "layers": {layer: mixture}, "ran": {layer: mixture}}],
+         "fixed": {kind: widths}, "uncounted": [layer, ...],
+         "trained": {"model", "classes", "width", "image": [channels, height, width], "samples", "batch"}}
+
+    A mixture is ``[[share, widths], ...]`` over the samples of the stage.  Widths are ``[w, a, g]``, or with a fourth
+    number for a gradient that is quantized to another width for the weight gradient; 32 stands for float32, and
+    ``[0, 0, 0]`` for samples that skip the layer.  Of a stage, ``options`` is what the schedule gives to all layers that
+    ``layers`` does not name, and ``ran`` lists layers that ran otherwise than that; a file has it in all stages (possibly
+    empty) or in none, when it is assumed which layers stay in float32.  ``uncounted`` are layers that the published
+    count of the cost leaves out; ``trained`` gives the cost its defaults.
 
     Raises:
         ValueError: the file does not have that form.
     """
 
     def mixture(rows: list[list]) -> Mixture:
-        return tuple((float(share), Bits(*map(int, bits))) for share, bits in rows)
+        return tuple((float(share), Bits(*(index(b) for b in bits))) for share, bits in rows)
 
+    def mixtures(rows: dict[str, list[list]]) -> dict[str, Mixture]:
+        return {name: mixture(options) for name, options in rows.items()}
+
+    def known(row: dict, *names: str) -> dict:
+        if unknown := sorted(set(row) - set(names)):
+            raise ValueError(f"{path} has unknown keys {', '.join(unknown)}; known are {', '.join(names)}")
+        return row
+
+    if path.is_dir():
+        folder, path = path, path / RECORD
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} has no {RECORD}: no epoch of a run has been finished there, or by an old version"
+            )
+    else:
+        folder = path.with_suffix("")
     try:
-        data = json.loads(path.read_text())
+        data = known(
+            json.loads(path.read_text(encoding="utf-8")), "name", "gated", "stages", "fixed", "uncounted", "trained"
+        )
         stages = tuple(
             Stage(
                 float(row["epochs"]),
                 mixture(row["options"]),
-                {name: mixture(rows) for name, rows in row.get("layers", {}).items()},
+                mixtures(row.get("layers", {})),
+                mixtures(row["ran"]) if "ran" in row else None,
             )
-            for row in data["stages"]
+            for row in (known(row, "epochs", "options", "layers", "ran") for row in data["stages"])
         )
         fixed = {kind: Bits(*bits) for kind, bits in data.get("fixed", {"depthwise": DEPTHWISE}).items()}
+        trained = None
+        if row := data.get("trained"):
+            image = tuple(index(n) for n in row["image"])
+            counts = {name: index(row[name]) for name in ("classes", "width", "samples", "batch")}
+            trained = Trained(str(row["model"]), image=image, **counts)  # type: ignore[arg-type]  # checks its length
+        name, uncounted = str(data.get("name", folder.name)), frozenset(map(str, data.get("uncounted", ())))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is not a schedule ({type(error).__name__}: {error}); expected JSON with a list 'stages' of "
             "objects with 'epochs' and 'options'"
         ) from error
-    return Schedule(data.get("name", path.stem), stages, fixed, bool(data.get("gated", False)))
+    return Schedule(name, stages, fixed, bool(data.get("gated", False)), uncounted, trained)
 
 
 def unquantized_layers(shapes: Sequence[ConvShape], gated: bool) -> frozenset[str]:
@@ -252,14 +374,47 @@ def unquantized_layers(shapes: Sequence[ConvShape], gated: bool) -> frozenset[st
 def layer_mixture(shapes: Sequence[ConvShape], schedule: Schedule, stage: Stage, count: str) -> list[Mixture]:
     """Shares of widths per layer under either count, in the order of ``shapes``.
 
+    Samples that skip a layer are left out, so that the shares of a layer may sum to less than one.
+
     Raises:
         ValueError: unknown count.
     """
     if count not in COUNTS:
         raise ValueError(f"count {count!r} is unknown; use one of {', '.join(COUNTS)}")
-    exact = unquantized_layers(shapes, schedule.gated) if count == "full" else frozenset()
-    whole: Mixture = ((1.0, FULL_PRECISION),)
-    return [whole if shape.name in exact else schedule.mixture(stage, shape) for shape in shapes]
+    ran: Mapping[str, Mixture] = {}
+    if count == "full":
+        whole: Mixture = ((1.0, FULL_PRECISION),)
+        exact = unquantized_layers(shapes, schedule.gated)
+        ran = dict.fromkeys(exact, whole) if stage.ran is None else stage.ran
+    mixtures = [ran.get(shape.name) or schedule.mixture(stage, shape) for shape in shapes]
+    return [tuple((share, bits) for share, bits in mixture if bits != SKIP) for mixture in mixtures]
+
+
+def mean_work(shapes: Sequence[ConvShape], schedule: Schedule, count: str) -> dict[tuple[ConvShape, Bits], float]:
+    """How often each layer runs at which widths for one sample, on the mean over a schedule; never is left out.
+
+    Raises:
+        ValueError: unknown count, or a schedule without length.
+    """
+    if schedule.epochs <= 0:
+        raise ValueError(f"schedule {schedule.name} lasts {schedule.epochs} epochs; give it a positive length")
+    work: dict[tuple[ConvShape, Bits], float] = {}
+    for stage in schedule.stages:
+        for shape, mixture in zip(shapes, layer_mixture(shapes, schedule, stage, count), strict=True):
+            for share, bits in mixture:
+                if weight := share * stage.epochs / schedule.epochs:
+                    work[shape, bits] = work.get((shape, bits), 0.0) + weight
+    return work
+
+
+def counted_cost(schedule: Schedule, shape: ConvShape, bits: Bits, count: str) -> dict[str, float]:
+    """``product_cost`` of a layer as far as a count takes it: zero where it does not."""
+    cost = product_cost(shape, bits)
+    if count == "paper" and shape.name in schedule.uncounted:
+        return dict.fromkeys(PRODUCTS, 0.0)
+    if count == "full" and schedule.recorded and shape.kind == "stem":
+        cost["input_gradient"] = 0.0
+    return cost
 
 
 @dataclass(frozen=True)
@@ -315,7 +470,7 @@ def computational_cost(
         stage_total = 0.0
         for shape, mixture in zip(shapes, layer_mixture(shapes, schedule, stage, count), strict=True):
             for share, bits in mixture:
-                for product, cost in product_cost(shape, bits).items():
+                for product, cost in counted_cost(schedule, shape, bits, count).items():
                     stage_total += share * cost
                     products[product] += share * cost * stage.epochs * samples_per_epoch
         per_sample.append(stage_total)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,21 +32,33 @@ class _Training:
 
 
 def read_training(arguments: argparse.Namespace) -> _Training:
-    """Network, schedule and counts from the options of ``cost`` or ``explore``.
+    """Network, schedule and counts from the options of ``cost``, ``explore`` or ``report roofline``.
+
+    The record of a run brings its own network, samples and batch, and is costed as it ran unless told otherwise.
 
     Raises:
-        ValueError: an unknown model or an impossible schedule; the message says which.
+        ValueError: an unknown model, an impossible schedule, or one of another network; the message says which.
     """
     from hw.computational_cost import CIFAR_OPTIONS, IMAGENET_OPTIONS, load_schedule, parse_schedule, static
     from hw.layers import Bits, network
 
-    shapes = network(arguments.model, arguments.classes)
+    text = arguments.schedule or ""
+    from_file = text.endswith(".json") or (text != "" and Path(text).is_dir())
+    if from_file and (arguments.epochs or arguments.stages):
+        raise ValueError(f"{text} states its own epochs; leave out --epochs and --stages")
+    recorded = load_schedule(Path(text)) if from_file else None
+    trained = recorded.trained if recorded else None
+    model = arguments.model or (trained.model if trained else None)
+    if model is None:
+        raise ValueError("no network to cost; give --model" + (f", since {text} does not name one" if recorded else ""))
+    if trained and model.replace("-", "").lower() == trained.model.replace("-", ""):
+        shapes = replace(trained, classes=arguments.classes or trained.classes).shapes()
+    else:
+        trained = None
+        shapes = network(model, arguments.classes)
     imagenet = any(shape.kind == "stem" and shape.kernel == 7 for shape in shapes)
     if arguments.epochs is not None and arguments.epochs <= 0:
         raise ValueError(f"a training of {arguments.epochs} epochs trains nothing; give a positive number")
-    from_file = (arguments.schedule or "").endswith(".json")
-    if from_file and (arguments.epochs or arguments.stages):
-        raise ValueError(f"{arguments.schedule} states its own epochs; leave out --epochs and --stages")
     if arguments.stages and (arguments.bits or arguments.epochs):
         raise ValueError("--stages gives every stage of a --schedule its length; leave out --bits and --epochs")
     epochs = arguments.epochs or (90 if imagenet else EPOCHS)
@@ -61,27 +73,22 @@ def read_training(arguments: argparse.Namespace) -> _Training:
         epochs = sum(lengths)
     if arguments.bits:
         schedule = static(Bits.parse(arguments.bits), epochs)
-    elif from_file:
-        schedule = load_schedule(Path(arguments.schedule))
+    elif recorded:
+        recorded.check(shapes, model)
+        schedule = recorded
     else:
         options = IMAGENET_OPTIONS if imagenet else CIFAR_OPTIONS
-        schedule = parse_schedule(arguments.schedule, epochs, lengths, options, 1 / 3 if imagenet else 0.5)
+        schedule = parse_schedule(text, epochs, lengths, options, 1 / 3 if imagenet else 0.5)
     if arguments.samples is not None and arguments.samples < 1:
         raise ValueError(f"a training set of {arguments.samples} samples trains nothing; give at least 1")
-    samples = arguments.samples or (1_281_167 if imagenet else 50_000)
+    samples = arguments.samples or (trained.samples if trained else 1_281_167 if imagenet else 50_000)
     batch = arguments.batch
     if batch is None:  # the array fills its lanes with a batch, BitFusion is published for single samples
-        batch = 1 if arguments.machine in MACHINES else 128
-    return _Training(arguments.model, shapes, schedule, samples, batch, arguments.count)
-
-
-def _stage_rows(training: _Training) -> Iterable[tuple[float, list[tuple[str, Any]]]]:
-    """Per stage: its length and the mixture of widths per layer."""
-    from hw.computational_cost import layer_mixture
-
-    for stage in training.schedule.stages:
-        mixtures = layer_mixture(training.shapes, training.schedule, stage, training.count)
-        yield stage.epochs, [(shape.name, mixture) for shape, mixture in zip(training.shapes, mixtures, strict=True)]
+        batch = 1 if arguments.machine in MACHINES else trained.batch if trained else 128
+    if batch < 1:
+        raise ValueError(f"a batch of {batch} samples has no cost; give at least 1")
+    count = arguments.count or ("full" if schedule.recorded else "paper")
+    return _Training(model, shapes, schedule, samples, batch, count)
 
 
 def _machine(name: str, batch: int, memory: str = "ps") -> FabricMachine | None:
@@ -99,7 +106,7 @@ def _machine(name: str, batch: int, memory: str = "ps") -> FabricMachine | None:
 
 
 def _fabric_row(fabric: FabricMachine, shape: ConvShape, bits: Bits) -> dict[str, dict[str, float]]:
-    """Columns of the three products of a layer on one of our designs."""
+    """Columns of the three products of a layer on one of our designs, for one sample."""
     return {
         product: {
             "cycles": cost.cycles,
@@ -113,6 +120,22 @@ def _fabric_row(fabric: FabricMachine, shape: ConvShape, bits: Bits) -> dict[str
     }
 
 
+def _bitfusion_row(shape: ConvShape, bits: Bits, batch: int) -> dict[str, dict[str, float]]:
+    """Columns of the three products of a layer on BitFusion, for one sample."""
+    from hw.bitfusion import training_costs
+
+    return {
+        row.product: {
+            "cycles": row.cost.cycles / batch,
+            "compute_cycles": row.cost.compute_cycles / batch,
+            "dram_bytes": (row.cost.dram_read_bits + row.cost.dram_write_bits) / 8 / batch,
+            "on_chip_bytes": (sum(row.cost.read_bits) + sum(row.cost.write_bits)) / 8 / batch,
+            "energy_estimate_uj": row.cost.energy_pj * 1e-6 / batch,
+        }
+        for row in training_costs([shape], bits, batch)
+    }
+
+
 def cost_table(training: _Training, machine: str, memory: str = "ps") -> dict[str, Any]:
     """Cost per layer and product for one sample averaged over the training, and of the whole training, as plain data.
 
@@ -122,53 +145,51 @@ def cost_table(training: _Training, machine: str, memory: str = "ps") -> dict[st
     Raises:
         ValueError: unknown machine, or a layer that the machine cannot hold.
     """
-    from hw.bitfusion import BITFUSION, training_costs
-    from hw.computational_cost import computational_cost, product_cost
-    from hw.fabric_cost import STEPS, training_step
+    from hw.bitfusion import BITFUSION
+    from hw.computational_cost import COUNTS, computational_cost, counted_cost, mean_work
+    from hw.fabric_cost import PL_SOURCE, STEPS, training_step
+    from hw.layers import PRODUCTS
 
     fabric = _machine(machine, training.batch, memory)
     steps: dict[str, dict[str, float]] = {step: {} for step in STEPS} if fabric else {}
 
     total_epochs = training.schedule.epochs
     summary = computational_cost(training.shapes, training.schedule, training.samples, training.count)
-    rows: dict[tuple[str, str], dict[str, float]] = {}
-    for epochs, layers in _stage_rows(training):
-        for shape, (_, mixture) in zip(training.shapes, layers, strict=True):
-            for share, bits in mixture:
-                weight = share * epochs / total_epochs
-                for product, cc in product_cost(shape, bits).items():
-                    row = rows.setdefault((shape.name, product), {"macs": shape.macs, "cc": 0.0})
-                    row["cc"] += weight * cc
-                if fabric and weight:
-                    for product, values in _fabric_row(fabric, shape, bits).items():
-                        row = rows[shape.name, product]
-                        for key, value in values.items():
-                            row[key] = row.get(key, 0.0) + weight * value
-                    for step, parts in steps.items():
-                        cost_of_step = training_step(fabric, [shape], bits, step)
-                        seconds = {"fabric": cost_of_step.fabric.seconds, **cost_of_step.host}
-                        for part, value in seconds.items():
-                            key = f"{part.replace(' ', '_')}_ms"
-                            parts[key] = parts.get(key, 0.0) + weight * value * 1e3
-                        parts["energy_estimate_uj"] = (
-                            parts.get("energy_estimate_uj", 0.0) + weight * cost_of_step.energy_j * 1e6
-                        )
-                if machine == "bitfusion" and weight:
-                    for product_row in training_costs([shape], bits, training.batch):
-                        row, cost = rows[shape.name, product_row.product], product_row.cost
-                        for key, value in (
-                            ("cycles", cost.cycles),
-                            ("compute_cycles", cost.compute_cycles),
-                            ("dram_bytes", (cost.dram_read_bits + cost.dram_write_bits) / 8),
-                            ("on_chip_bytes", (sum(cost.read_bits) + sum(cost.write_bits)) / 8),
-                            ("energy_estimate_uj", cost.energy_pj * 1e-6),
-                        ):
-                            row[key] = row.get(key, 0.0) + weight * value / training.batch
+    rows: dict[tuple[str, str], dict[str, float]] = {
+        (shape.name, product): {"macs": shape.macs, "cc": 0.0} for shape in training.shapes for product in PRODUCTS
+    }
+    columns: dict[str, None] = {}
+    for (shape, bits), weight in mean_work(training.shapes, training.schedule, training.count).items():
+        for product, cc in counted_cost(training.schedule, shape, bits, training.count).items():
+            rows[shape.name, product]["cc"] += weight * cc
+        costed: Mapping[str, Mapping[str, float]] = {}
+        if fabric:
+            costed = _fabric_row(fabric, shape, bits)
+        elif machine == "bitfusion":
+            costed = _bitfusion_row(shape, bits, training.batch)
+        for product, values in costed.items():
+            row = rows[shape.name, product]
+            for key, value in values.items():
+                columns[key] = None
+                row[key] = row.get(key, 0.0) + weight * value
+        for step, parts in steps.items():
+            assert fabric is not None
+            cost_of_step = training_step(fabric, [shape], bits, step)
+            for part, value in {"fabric": cost_of_step.fabric.seconds, **cost_of_step.host}.items():
+                key = f"{part.replace(' ', '_')}_ms"
+                parts[key] = parts.get(key, 0.0) + weight * value * 1e3
+            energy = weight * cost_of_step.energy_j * 1e6
+            parts["energy_estimate_uj"] = parts.get("energy_estimate_uj", 0.0) + energy
+    for row in rows.values():  # of layers that every sample skips
+        row.update({key: 0.0 for key in columns if key not in row})
     layers_out = [{"layer": layer, "product": product, **row} for (layer, product), row in rows.items()]
     keys = next(iter(rows.values())).keys()
     sample: dict[str, float] = {key: sum(row[key] for row in rows.values()) for key in keys}
     count = total_epochs * training.samples
     whole: dict[str, float] = {"macs": sample["macs"] * count, "cc": summary.total, "cp_percent": summary.cp}
+    if training.schedule.recorded:  # to be compared with the run's own meter
+        for kind in COUNTS:
+            whole[f"cc_{kind}"] = computational_cost(training.shapes, training.schedule, training.samples, kind).total
     if machine == "bitfusion":
         sample["latency_ms"] = 1e3 * sample["cycles"] / BITFUSION.clock_hz
         whole["latency_min"] = sample["latency_ms"] * count / 60e3
@@ -195,6 +216,8 @@ def cost_table(training: _Training, machine: str, memory: str = "ps") -> dict[st
     if steps:
         result["full_step"] = steps
         result["memory"] = memory
+        if memory != "ps":
+            result["memory_unverified"] = PL_SOURCE
     return result
 
 
@@ -220,8 +243,8 @@ def _print_table(result: Mapping[str, Any]) -> None:
     for line in cells:
         first = f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}"
         print("  ".join([first, *(f"{cell:>{width}}" for cell, width in zip(line[2:], widths[2:], strict=True))]))
-    if result.get("memory") == "ps+pl":
-        print("memory ps+pl: the bandwidth of the DDR beside the logic is an unverified figure")
+    if "memory_unverified" in result:
+        print(f"memory {result['memory']}, unverified: {result['memory_unverified']}")
     if "latency_ms" in result["per_sample"]:
         print(f"per sample: latency {result['per_sample']['latency_ms']:.4g} ms")
     for step, parts in result.get("full_step", {}).items():
@@ -233,8 +256,6 @@ def _print_table(result: Mapping[str, Any]) -> None:
 def run_cost(arguments: argparse.Namespace) -> int:
     """``fractrain cost``: 0 on success, 2 on an unknown model or an impossible schedule."""
     try:
-        if arguments.batch is not None and arguments.batch < 1:
-            raise ValueError(f"a batch of {arguments.batch} samples has no cost; give at least 1")
         result = cost_table(read_training(arguments), arguments.machine, arguments.memory)
     except (OSError, ValueError) as error:
         print(f"fractrain cost: {error}", file=sys.stderr)
@@ -265,32 +286,54 @@ def run_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_memory(parser: argparse.ArgumentParser) -> None:
-    """Add the option that ``cost``, ``explore`` and ``report roofline`` share."""
-    parser.add_argument(
-        "--memory",
-        choices=("ps", "ps+pl"),
-        default="ps",
-        help="DDR of our designs: the processor's, or with that beside the logic, whose 10 GB/s nobody has verified "
-        "(default: %(default)s)",
-    )
+def add_memory(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the option that ``cost``, ``explore`` and ``report roofline`` share; ``several`` compares memories."""
+    text = "DDR of our designs: ps, the processor's, or ps+pl, with that beside the logic, whose 10 GB/s no board has confirmed"
+    if several:
+        parser.add_argument(
+            "--memory", nargs="+", choices=("ps", "ps+pl"), default=["ps"],
+            help=text + "; both of them: one search each, and what the second saves (default: ps)",
+        )  # fmt: skip
+    else:
+        parser.add_argument("--memory", choices=("ps", "ps+pl"), default="ps", help=text + " (default: %(default)s)")
+
+
+def note_memory(memory: str) -> None:
+    """Say on standard error where an unverified bandwidth comes from, if one was used."""
+    from hw.fabric_cost import PL_SOURCE
+
+    if memory != "ps":
+        print(f"memory {memory}, unverified: {PL_SOURCE}", file=sys.stderr)
 
 
 def run_roofline(arguments: argparse.Namespace) -> int:
     """``fractrain report roofline``: 0 on success, 2 if a layer has no place under the roofs."""
     from hw.layers import Bits, network
-    from hw.roofline import write_roofline
+    from hw.roofline import write_roofline, write_run
 
     try:
-        machine = _machine(arguments.design, arguments.batch, arguments.memory)
-        if machine is None:
-            raise ValueError(f"{arguments.design} has no streams and no DDR to draw; name one of our designs")
-        shapes = network(arguments.model, arguments.classes)
-        widths = [Bits.parse(text) for text in arguments.bits]
-        files = write_roofline(machine, arguments.model, shapes, widths, arguments.out, arguments.memory)
+        if arguments.machine in MACHINES:
+            raise ValueError(f"{arguments.machine} has no streams and no DDR to draw; name one of our designs")
+        if arguments.bits:
+            if arguments.model is None:
+                raise ValueError("no network to draw; give --model")
+            machine = _machine(arguments.machine, arguments.batch or 128, arguments.memory)
+            assert machine is not None
+            shapes = network(arguments.model, arguments.classes)
+            widths = [Bits.parse(text) for text in arguments.bits]
+            files = write_roofline(machine, arguments.model, shapes, widths, arguments.out, arguments.memory)
+        else:
+            training = read_training(arguments)
+            machine = _machine(arguments.machine, training.batch, arguments.memory)
+            assert machine is not None
+            files = write_run(
+                machine, training.model, training.shapes, training.schedule, training.samples, arguments.out,
+                arguments.memory, training.count,
+            )  # fmt: skip
     except (OSError, ValueError) as error:
         print(f"fractrain report: {error}", file=sys.stderr)
         return 2
+    note_memory(arguments.memory)
     for file in files:
         print(file)
     return 0
@@ -305,14 +348,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="operations, cycles, traffic, energy and latency of a training",
         description="Cost of the three products of training per layer, sample and training. Energies are estimates.",
     )
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
+    parser.add_argument("--model", help=f"one of {', '.join(MODELS)} (default: the one that a run has trained)")
     widths = parser.add_mutually_exclusive_group(required=True)
     widths.add_argument(
         "--bits", metavar="W,A,G", help="the same widths of weights, activations and gradients throughout"
     )
     widths.add_argument(
         "--schedule",
-        help="FW-8/BW-8, FW(3,4,6,8)/BW(6,6,8,8), cp=3, cp=1.5/2/2.5/3, or a .json file of what a run used",
+        help="FW-8/BW-8, FW(3,4,6,8)/BW(6,6,8,8), cp=3, cp=1.5/2/2.5/3, or the folder of a run (or its schedule.json)",
     )
     parser.add_argument(
         "--machine",
@@ -321,15 +364,22 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="cc: operations only; a design's name or TOML file: our fabric (default: %(default)s)",
     )
     parser.add_argument(
-        "--count", choices=("paper", "full"), default="paper", help="full: unquantized layers count with 32 bits"
+        "--count",
+        choices=("paper", "full"),
+        help="paper: all layers as scheduled; full: unquantized layers with 32 bits, of a run every product as it ran "
+        "(default: paper, of a run full)",
     )
     parser.add_argument("--epochs", type=float, help="length of the training (default: the paper's)")
     parser.add_argument(
         "--stages", metavar="E,E,...", help="epochs per stage (default: early stages share the first part)"
     )
-    parser.add_argument("--samples", type=int, help="samples per epoch (default: 50,000, ImageNet networks 1,281,167)")
     parser.add_argument(
-        "--batch", type=int, help="samples that the machine takes at once (default: 1, on a design 128)"
+        "--samples",
+        type=int,
+        help="samples per epoch (default: the run's, else 50,000, ImageNet networks 1,281,167)",
+    )
+    parser.add_argument(
+        "--batch", type=int, help="samples that the machine takes at once (default: 1, on a design the run's or 128)"
     )
     add_memory(parser)
     parser.add_argument("--classes", type=int, help="outputs of the classifier")
@@ -353,13 +403,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Every layer and product between the roofs of array, DDR and streams, and the time of every layer "
         "by what it waits for, from the cycle model. Pictures, and CSV with the same figures.",
     )
-    roofline.add_argument("--design", default="zc706", help="a design's name or file (default: %(default)s)")
-    roofline.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
     roofline.add_argument(
-        "--bits", nargs="+", required=True, metavar="W,A,G", help="widths of weights, activations, gradients"
+        "--design", dest="machine", default="zc706", help="a design's name or file (default: %(default)s)"
     )
-    roofline.add_argument("--batch", type=int, default=128, help="samples per step (default: %(default)s)")
+    roofline.add_argument("--model", help=f"one of {', '.join(MODELS)} (default: the one that a run has trained)")
+    drawn = roofline.add_mutually_exclusive_group(required=True)
+    drawn.add_argument("--bits", nargs="+", metavar="W,A,G", help="widths of weights, activations, gradients")
+    drawn.add_argument(
+        "--schedule",
+        "--run",
+        metavar="RUN",
+        help="as for fractrain cost: what a run really used on the mean, and its time over the epochs",
+    )
+    roofline.add_argument("--batch", type=int, help="samples per step (default: the run's, else 128)")
     roofline.add_argument("--classes", type=int, help="outputs of the classifier")
+    roofline.add_argument("--count", choices=("paper", "full"), help="as for fractrain cost")
     add_memory(roofline)
     roofline.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    roofline.set_defaults(run=run_roofline)
+    roofline.set_defaults(run=run_roofline, epochs=None, stages=None, samples=None)

@@ -23,7 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hw.computational_cost import Schedule, layer_mixture
+from hw.computational_cost import Schedule
+from hw.computational_cost import mean_work as layer_work
 from hw.design import PARTS, ROOT, Design, DesignError, load_design
 from hw.fabric_cost import BATCH, STEPS, FabricMachine, bandwidth, training_step
 from hw.layers import Bits, ConvShape
@@ -148,14 +149,11 @@ def mean_work(shapes: Sequence[ConvShape], schedule: Schedule, count: str = "pap
     """
     if schedule.epochs <= 0:
         raise ExploreError(f"schedule {schedule.name} lasts {schedule.epochs} epochs; give it a positive length")
-    weights: dict[tuple[ConvShape, Bits], float] = {}
-    for stage in schedule.stages:
-        for shape, mixture in zip(shapes, layer_mixture(shapes, schedule, stage, count), strict=True):
-            plain = replace(shape, name=f"{shape.kind} {shape.in_channels}->{shape.out_channels} of {shape.in_hw}")
-            for share, bits in mixture:
-                weight = share * stage.epochs / schedule.epochs
-                weights[plain, bits] = weights.get((plain, bits), 0.0) + weight
-    return tuple((weight, shape, bits) for (shape, bits), weight in weights.items() if weight)
+    merged: dict[tuple[ConvShape, Bits], float] = {}
+    for (shape, bits), weight in layer_work(shapes, schedule, count).items():
+        plain = replace(shape, name=f"{shape.kind} {shape.in_channels}->{shape.out_channels} of {shape.in_hw}")
+        merged[plain, bits] = merged.get((plain, bits), 0.0) + weight
+    return tuple((weight, shape, bits) for (shape, bits), weight in merged.items())
 
 
 # -- points ---------------------------------------------------------------------------------------------------------

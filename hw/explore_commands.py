@@ -5,22 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hw.explore import Point, Request
 
 
 def run_explore(arguments: argparse.Namespace) -> int:
     """``fractrain explore``: 0 on success, 2 if nothing fits or the request is impossible."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from hw.cost_commands import note_memory, read_training
+    from hw.explore import Request, best, committed, find_part, mean_work, pareto, table, write_results
+    from hw.fabric_cost import bandwidth
 
-    from hw.cost_commands import read_training
-    from hw.explore import Request, best, committed, explore, find_part, mean_work, pareto, table, write_results
-
+    summaries: list[dict[str, Any]] = []
     try:
-        if arguments.batch < 1:
-            raise ValueError(f"a batch of {arguments.batch} samples has no cost; give at least 1")
         if not arguments.jobs:
             raise ValueError("no processes explore nothing; give --jobs 1 or more, or -1 for all cores")
+        memories = arguments.memory
+        if len(set(memories)) != len(memories):
+            raise ValueError(f"memory {', '.join(memories)}: name each once")
         training = read_training(arguments)
         request = Request(
             find_part(arguments.part),
@@ -30,54 +35,79 @@ def run_explore(arguments: argparse.Namespace) -> int:
             arguments.max_lut,
             arguments.max_bram,
             tuple(arguments.clock or ()),
-            arguments.memory,
         )
-        columns = (TextColumn("explore"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("explore")
-            points = explore(
-                request,
-                arguments.out,
-                arguments.jobs,
-                lambda done, number: bar.update(task, completed=done, total=number),
+        for memory in memories:
+            bandwidth(request.part, memory)  # refused before the first of them takes its time
+        for memory in memories:
+            folder = arguments.out
+            if folder and len(memories) > 1:
+                folder = folder / memory
+            points = _explore(replace(request, memory=memory), folder, arguments.jobs)
+            chosen = best(points)
+            title = (
+                f"{training.model}, {training.schedule.name}, batch {training.batch}, {request.part}, memory {memory}"
             )
-        chosen = best(points)
-        title = f"{training.model}, {training.schedule.name}, batch {training.batch}, {request.part}"
-        if request.memory != "ps":
-            title += f", memory {request.memory} (unverified)"
-        files = write_results(points, arguments.out, title) if arguments.out else []
+            if memory != "ps":
+                title += " (unverified)"
+            files = write_results(points, folder, title) if folder else []
+            names = {design.name for design in committed(request.part)}
+            known = [p for p in points if p.design.name in names]
+            front = pareto(points)
+            summaries.append(
+                {
+                    "title": title,
+                    "memory": memory,
+                    "points": len(points),
+                    "front": len(front),
+                    "best": chosen.design.name,
+                    "fabrics": chosen.fabrics,
+                    "seconds_per_sample": chosen.seconds,
+                    "energy_estimate_j": chosen.energy_j,
+                    "percent": {kind: chosen.percent(kind) for kind in ("lut", "ff", "bram36", "dsp")},
+                    "full_step_estimate_s": chosen.steps,
+                    "committed": {p.design.name: p.seconds for p in known},
+                }
+            )
+            if not arguments.json:
+                print(
+                    f"{title}: {len(points)} designs fit, {len(front)} on the front of latency, LUT, block RAM and energy"
+                )
+                print(table(front[: arguments.show]))
+                print("best:")
+                print(table([chosen]))
+                if known:
+                    print("committed:")
+                    print(table(known))
+            note_memory(memory)
+            for file in files:
+                print(file, file=sys.stderr if arguments.json else sys.stdout)
     except (OSError, ValueError) as error:
         print(f"fractrain explore: {error}", file=sys.stderr)
         return 2
-    names = {design.name for design in committed(request.part)}
-    known = [p for p in points if p.design.name in names]
-    front = pareto(points)
     if arguments.json:
-        summary = {
-            "title": title,
-            "points": len(points),
-            "front": len(front),
-            "best": chosen.design.name,
-            "fabrics": chosen.fabrics,
-            "seconds_per_sample": chosen.seconds,
-            "energy_estimate_j": chosen.energy_j,
-            "percent": {kind: chosen.percent(kind) for kind in ("lut", "ff", "bram36", "dsp")},
-            "full_step_estimate_s": chosen.steps,
-            "committed": {p.design.name: p.seconds for p in known},
-        }
-        print(json.dumps(summary, indent=2))
-    else:
-        print(f"{title}: {len(points)} designs fit, {len(front)} on the front of latency, LUT, block RAM and energy")
-        print(table(front[: arguments.show]))
-        print("best:")
-        print(table([chosen]))
-        if known:
-            print("committed:")
-            print(table(known))
-        print("clocks are assumed, energies estimated; confirm the area with fractrain synth")
-    for file in files:
-        print(file, file=sys.stderr if arguments.json else sys.stdout)
+        print(json.dumps(summaries[0] if len(summaries) == 1 else summaries, indent=2))
+        return 0
+    first = summaries[0]["seconds_per_sample"]
+    for summary in summaries[1:]:
+        saved = 100 * (1 - summary["seconds_per_sample"] / first)
+        print(
+            f"memory {summary['memory']} (unverified) against {memories[0]}: the best design takes {saved:.1f} % less time"
+        )
+    print("clocks are assumed, energies estimated; confirm the area with fractrain synth")
     return 0
+
+
+def _explore(request: Request, folder: Path | None, jobs: int) -> list[Point]:
+    """``hw.explore.explore`` behind a progress bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from hw.explore import explore
+
+    columns = (TextColumn("explore"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("explore")
+        return explore(request, folder, jobs, lambda done, number: bar.update(task, completed=done, total=number))
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -92,7 +122,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "latency, LUT, block RAM and energy at once. Energies are estimates, clocks assumptions.",
     )
     parser.add_argument("--part", required=True, help="chip, for example xc7z045")
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
+    parser.add_argument("--model", help=f"one of {', '.join(MODELS)} (default: the one that a run has trained)")
     widths = parser.add_mutually_exclusive_group(required=True)
     widths.add_argument("--bits", metavar="W,A,G", help="the same widths throughout")
     widths.add_argument("--schedule", help="as for fractrain cost")
@@ -101,8 +131,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--epochs", type=float, help="length of the training (default: the paper's)")
     parser.add_argument("--stages", metavar="E,E,...", help="epochs per stage")
-    parser.add_argument("--batch", type=int, default=128, help="samples per step (default: %(default)s)")
-    add_memory(parser)
+    parser.add_argument("--batch", type=int, help="samples per step (default: the run's, else 128)")
+    add_memory(parser, several=True)
     parser.add_argument("--classes", type=int, help="outputs of the classifier")
     parser.add_argument(
         "--clock", type=float, action="append", metavar="MHZ",
@@ -113,4 +143,4 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--jobs", type=int, default=-1, help="processes, -1 for all cores (default: %(default)s)")
     parser.add_argument("--show", type=int, default=20, metavar="N", help="points of the front to print (default: 20)")
     parser.add_argument("--json", action="store_true", help="machine-readable summary")
-    parser.set_defaults(run=run_explore, machine="explore", samples=None, count="paper")
+    parser.set_defaults(run=run_explore, machine="explore", samples=None, count=None)

@@ -9,7 +9,8 @@ packets do not hold are cut as the driver cuts them:
   a buffer in tiles of rows;
 - rows of a matrix product (also a fully connected layer's batch) lie side by side like pixels, eight rows of L;
 - channels are halved until buffers hold them; partial sums over input channels leave as integers;
-- operands beyond 16 bits do not exist on the fabric: such products run on the host, in float32.
+- operands beyond 16 bits do not exist on the fabric: such products run on the host, in float32;
+- a gradient of two widths is sent as two tensors, and the two products that use it are programs of their own.
 
 All samples of a batch have the same widths; where gates choose them per sample, batches are taken to be sorted.
 Memory is a bandwidth: a product takes the longer of its cycles and of its traffic.  The first layer has no input
@@ -40,10 +41,13 @@ _HALO = 2  #: columns or rows of a tile that its neighbours keep
 #: usable bandwidth of the processor's DDR in bytes/s, 75 % of the raw rate (3.2 of 4.26 GB/s on the ZC706): XC7Z045
 #: DDR3-1066 x32, XC7Z020 as on the PYNQ-Z2 DDR3-1050 x16, XCZU7EV as on the ZCU104 DDR4-2400 x64
 MEMORY = {"xc7z045ffg900-2": 3.2e9, "xc7z020clg400-1": 1.575e9, "xczu7ev-ffvc1156-2-e": 14.4e9}
-#: usable bandwidth of the DDR beside the programmable logic in bytes/s, where a part's board has one.  An **unverified
-#: figure**: 78 % of the raw 12.8 GB/s of the ZC706's DDR3-1600 x64 module, which neither a board nor a simulation of its
-#: controller has confirmed; the controller's area is not counted.
+#: usable bandwidth of the DDR beside the programmable logic in bytes/s, where a part's board has one: **unverified**
 PL_MEMORY = {"xc7z045ffg900-2": 1e10}
+#: where that figure comes from, to be printed with everything that uses it
+PL_SOURCE = (
+    "10 GB/s for the DDR beside the logic is an assumption, 78 % of the raw 12.8 GB/s of a DDR3-1600 x64 module as on the "
+    "ZC706; no board and no simulation of its controller has confirmed it, and the controller's area is not counted"
+)
 MEMORIES = ("ps", "ps+pl")  #: which memories hold the tensors, see ``bandwidth``
 
 
@@ -350,13 +354,16 @@ def _counts(
     """Counts of the products for a whole batch."""
     first = shape.kind == "stem"
     counts = {product: _Work() for product in PRODUCTS}
+    own = {
+        p: Bits(bits.w, bits.a, bits.weight_g if bits.weight_g and p == "weight_gradient" else bits.g) for p in PRODUCTS
+    }
     for runs, piece, images in lowered_pieces(design, shape, batch):
         work = {
-            p: _alone(design, piece, images, bits, p, codes, free)
+            p: _alone(design, piece, images, own[p], p, codes, free)
             for p in PRODUCTS
             if p != "input_gradient" or not first
         }
-        if not first and not _overfull(design, piece, bits, "both", codes):
+        if not first and not bits.weight_g and not _overfull(design, piece, bits, "both", codes):
             # One program for both gradients shares the load of the output gradient; what it saves of the
             # cycles without work, and of the traffic, is spread over both.
             both = _program(design, backward(design, piece, bits, _virtual(design, piece, images), codes), free)
@@ -458,7 +465,7 @@ class FabricMachine:
         if not all(wide.values()):
             # Widths that a product on the host has do not matter to the others, but must be some that the fabric has.
             w = bits.a if shape.kind == "attention" else bits.w
-            legal = Bits(min(w, MAX_BITS), min(bits.a, MAX_BITS), min(bits.g, MAX_BITS))
+            legal = Bits(*(min(n, MAX_BITS) for n in (w, bits.a, bits.g, bits.weight_g)))
             per_fabric = max(1, -(-self.batch // self.fabrics))
             plain = replace(shape, name=f"{shape.kernel}x{shape.kernel} {shape.in_channels}->{shape.out_channels}")
             counts = _counts(_geometry(self.design), plain, legal, per_fabric, codes, free)
@@ -563,7 +570,7 @@ def training_step(
         fabric += total(products.values())
         n = shape.outputs
         normalised = shape.kind not in ("fc", "attention")
-        codes, gradient = bits.a / 8, bits.g / 8
+        codes, gradient = bits.a / 8, (bits.g + bits.weight_g) / 8
         if plain:
             host["normalise and quantize"] += passes(n, 4 + codes)
             if normalised:

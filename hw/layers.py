@@ -7,7 +7,7 @@ attention are grouped convolutions with one group per head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,11 +16,16 @@ KINDS = ("stem", "conv", "depthwise", "shortcut", "fc", "attention")
 
 
 class Bits(NamedTuple):
-    """Bit widths of the three tensors of a layer: weights, activations, gradients (32 stands for unquantized)."""
+    """Bit widths of the three tensors of a layer: weights, activations, gradients (32 stands for unquantized).
+
+    ``weight_g`` is the width of the gradient in the weight gradient, where that is another than ``g``, the one in the
+    input gradient (a bifurcated gradient); 0 where they are the same.
+    """
 
     w: int
     a: int
     g: int
+    weight_g: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Bits:
@@ -38,7 +43,7 @@ class Bits(NamedTuple):
         return cls(*values)
 
     def __str__(self) -> str:
-        return f"w{self.w}/a{self.a}/g{self.g}"
+        return f"w{self.w}/a{self.a}/g{self.g}" + (f"+{self.weight_g}" if self.weight_g else "")
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,11 @@ class ConvShape:
         The second operand of attention is itself an activation, so the weights' width does not occur there.
         """
         w = bits.a if self.kind == "attention" else bits.w
-        return {"forward": (bits.a, w), "input_gradient": (bits.g, w), "weight_gradient": (bits.a, bits.g)}
+        return {
+            "forward": (bits.a, w),
+            "input_gradient": (bits.g, w),
+            "weight_gradient": (bits.a, bits.weight_g or bits.g),
+        }
 
     @property
     def inputs(self) -> int:
@@ -139,32 +148,37 @@ def total_macs(shapes: Iterable[ConvShape], kinds: Iterable[str] | None = None) 
     return sum(shape.macs for shape in shapes if wanted is None or shape.kind in wanted)
 
 
-def resnet_cifar(depth: int, classes: int = 10) -> list[ConvShape]:
-    """ResNet-(6n+2) for 32x32 images: three stages of n two-convolution blocks with 16, 32 and 64 channels.
+def resnet_cifar(
+    depth: int, classes: int = 10, width: int = 16, image: tuple[int, int, int] = (3, 32, 32)
+) -> list[ConvShape]:
+    """ResNet-(6n+2) for small images: three stages of n two-convolution blocks, every stage with twice the channels.
 
     A 1x1 convolution is on the shortcut wherever the channel count changes.
 
     Args:
         depth: 6n+2; 38 and 74 in the paper.
         classes: outputs of the classifier.
+        width: channels of the first stage.
+        image: channels, height and width of the input.
 
     Raises:
         ValueError: the depth is not 6n+2.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"a CIFAR ResNet has 6n+2 layers, not {depth}; use for example 8, 20, 38 or 74")
-    shapes = [ConvShape("stem", 3, 16, 3, 1, 1, (32, 32), kind="stem")]
-    channels, size = 16, 32
-    for stage, width in enumerate((16, 32, 64), 1):
+    size = image[1:]
+    shapes = [ConvShape("stem", image[0], width, 3, 1, 1, size, kind="stem")]
+    channels = width
+    for stage, out in enumerate((width, 2 * width, 4 * width), 1):
         for block in range((depth - 2) // 6):
-            stride = 2 if width != channels else 1
+            stride = 2 if out != channels else 1
             name = f"stage{stage}.{block}"
-            shapes.append(ConvShape(f"{name}.conv1", channels, width, 3, stride, 1, (size, size)))
+            shapes.append(ConvShape(f"{name}.conv1", channels, out, 3, stride, 1, size))
             if stride == 2:
-                shapes.append(ConvShape(f"{name}.shortcut", channels, width, 1, 2, 0, (size, size), kind="shortcut"))
-                size //= 2
-            shapes.append(ConvShape(f"{name}.conv2", width, width, 3, 1, 1, (size, size)))
-            channels = width
+                shapes.append(ConvShape(f"{name}.shortcut", channels, out, 1, 2, 0, size, kind="shortcut"))
+                size = shapes[-1].out_hw
+            shapes.append(ConvShape(f"{name}.conv2", out, out, 3, 1, 1, size))
+            channels = out
     shapes.append(ConvShape("fc", channels, classes, 1, 1, 0, (1, 1), kind="fc"))
     return shapes
 
@@ -201,8 +215,8 @@ def resnet_imagenet(depth: int, classes: int = 1000, size: int = 224) -> list[Co
     return shapes
 
 
-def mobilenetv2_cifar(classes: int = 10) -> list[ConvShape]:
-    """MobileNetV2 for 32x32 images: stem and second stage keep the resolution, the first stage expands by one.
+def mobilenetv2_cifar(classes: int = 10, size: tuple[int, int] = (32, 32)) -> list[ConvShape]:
+    """MobileNetV2 for small images: stem and second stage keep the resolution, the first stage expands by one.
 
     As in the network that the paper trains, a block of stride 1 that changes the channel count has a 1x1
     convolution on its shortcut, and blocks of stride 2 have no shortcut.
@@ -216,22 +230,21 @@ def mobilenetv2_cifar(classes: int = 10) -> list[ConvShape]:
         (6, 160, 3, 2),
         (6, 320, 1, 1),
     )  # expansion, output channels, blocks, stride of the first block
-    shapes = [ConvShape("stem", 3, 32, 3, 1, 1, (32, 32), kind="stem")]
-    channels, size = 32, 32
+    shapes = [ConvShape("stem", 3, 32, 3, 1, 1, size, kind="stem")]
+    channels = 32
     for stage, (expansion, width, blocks, first_stride) in enumerate(plan, 1):
         for block in range(blocks):
             stride = first_stride if block == 0 else 1
             name, hidden = f"stage{stage}.{block}", channels * expansion
-            shapes.append(ConvShape(f"{name}.expand", channels, hidden, 1, 1, 0, (size, size)))
-            shapes.append(
-                ConvShape(f"{name}.depthwise", hidden, hidden, 3, stride, 1, (size, size), hidden, "depthwise")
-            )
+            shapes.append(ConvShape(f"{name}.expand", channels, hidden, 1, 1, 0, size))
+            depthwise = ConvShape(f"{name}.depthwise", hidden, hidden, 3, stride, 1, size, hidden, "depthwise")
+            shapes.append(depthwise)
             if stride == 1 and channels != width:
-                shapes.append(ConvShape(f"{name}.shortcut", channels, width, 1, 1, 0, (size, size), kind="shortcut"))
-            size //= stride
-            shapes.append(ConvShape(f"{name}.project", hidden, width, 1, 1, 0, (size, size)))
+                shapes.append(ConvShape(f"{name}.shortcut", channels, width, 1, 1, 0, size, kind="shortcut"))
+            size = depthwise.out_hw
+            shapes.append(ConvShape(f"{name}.project", hidden, width, 1, 1, 0, size))
             channels = width
-    shapes.append(ConvShape("head", channels, 1280, 1, 1, 0, (size, size)))
+    shapes.append(ConvShape("head", channels, 1280, 1, 1, 0, size))
     shapes.append(ConvShape("fc", 1280, classes, 1, 1, 0, (1, 1), kind="fc"))
     return shapes
 
@@ -274,32 +287,46 @@ def transformer_lm(
     return shapes
 
 
-_NETWORKS: dict[str, Callable[[int], list[ConvShape]]] = {
-    "resnet38": lambda classes: resnet_cifar(38, classes),
-    "resnet74": lambda classes: resnet_cifar(74, classes),
-    "mobilenetv2": mobilenetv2_cifar,
-    "resnet18": lambda classes: resnet_imagenet(18, classes),
-    "resnet34": lambda classes: resnet_imagenet(34, classes),
-}
-MODELS = (*_NETWORKS, "resnet8", "resnet20", "resnet32", "resnet56", "resnet110", "transformer")
+MODELS = (
+    "resnet38", "resnet74", "mobilenetv2", "resnet18", "resnet34", "resnet8", "resnet20", "resnet32", "resnet56",
+    "resnet110", "transformer",
+)  # fmt: skip
 
 
-def network(model: str, classes: int | None = None) -> list[ConvShape]:
+def network(
+    model: str,
+    classes: int | None = None,
+    *,
+    width: int | None = None,
+    image: tuple[int, int, int] | None = None,
+) -> list[ConvShape]:
     """Layer list of a model by name.
 
     Args:
         model: one of ``MODELS``; ``resnetD`` for any other D = 6n+2 is a CIFAR ResNet too.
         classes: outputs of the classifier; 1000 for ResNet-18 and ResNet-34, 10 otherwise; not used by the transformer.
+        width: channels of the first stage of a CIFAR ResNet, 16 by default; others do not have it.
+        image: channels, height and width of the input; by default 3 x 32 x 32, or 3 x 224 x 224 for ResNet-18 and
+            ResNet-34.
 
     Raises:
-        ValueError: unknown model.
+        ValueError: unknown model, or a width or an image that the model does not take.
     """
     key = model.lower().replace("-", "").replace("_", "")
-    if key == "transformer":
-        return transformer_lm()
-    if key in _NETWORKS:
-        return _NETWORKS[key](classes or (1000 if key in ("resnet18", "resnet34") else 10))
     digits = key.removeprefix("resnet")
-    if key.startswith("resnet") and digits.isdigit():
-        return resnet_cifar(int(digits), classes or 10)
-    raise ValueError(f"model {model!r} is unknown; use one of {', '.join(MODELS)}")
+    imagenet = key in ("resnet18", "resnet34")
+    if key.startswith("resnet") and digits.isdigit() and not imagenet:
+        return resnet_cifar(int(digits), classes or 10, width or 16, image or (3, 32, 32))
+    if key == "transformer":
+        if image is not None:
+            raise ValueError(f"a transformer takes tokens, not images of {image}; leave out the image")
+        return transformer_lm()
+    if not imagenet and key != "mobilenetv2":
+        raise ValueError(f"model {model!r} is unknown; use one of {', '.join(MODELS)}")
+    side = 224 if imagenet else 32
+    channels, *size = image or (3, side, side)
+    if channels != 3 or (imagenet and size[0] != size[1]):
+        raise ValueError(f"{model} takes {'square ' if imagenet else ''}images of 3 channels, not {image}")
+    if imagenet:
+        return resnet_imagenet(int(digits), classes or 1000, size[0])
+    return mobilenetv2_cifar(classes or 10, (size[0], size[1]))

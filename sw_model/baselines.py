@@ -1,17 +1,23 @@
 """Quantizers of the methods that FracTrain is compared with, and formats related to its own, as fake quantization.
 
 All map float32 tensors to float32 tensors on the grid; gradients' rounding takes a 32-bit key
-(:func:`sw_model.quantizers.derive_key`).  Straight-through estimates are the caller's.
+(:func:`sw_model.quantizers.derive_key`).  :data:`PRODUCTS` are layers' convolutions by each method, forward and
+backward as published; batch normalisation stays in float32, as in FracTrain's comparison (section 4.1).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
-from sw_model.quantizers import random_units
+from sw_model.quantizers import derive_key, random_units, straight_through
 
 
 def _steps(bits: int) -> int:
@@ -141,6 +147,139 @@ def mxint(x: Tensor, bits: int, block: int = 32, key: int | None = None) -> Tens
     else:
         codes = torch.floor(t + _units(padded, key))
     return (codes.clamp(-end, end) * scale).to(x.dtype).flatten(-2)[..., :width]
+
+
+# -- convolutions by these methods -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What a convolution by a method needs besides its tensors.
+
+    Attributes:
+        weight, activation, grad: bits, 0 for unquantized.
+        stride, padding, groups: as of :func:`torch.nn.functional.conv2d`.
+        key: of all stochastic rounding in this call.
+    """
+
+    weight: int
+    activation: int
+    grad: int
+    stride: int
+    padding: int
+    groups: int
+    key: int
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
+
+
+def _on_gradient(x: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
+    """``x``, whose gradient is quantized on its way back; only this use of ``x``, not others."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x
+    x = x.view_as(x)
+    x.register_hook(quantizer)
+    return x
+
+
+def dorefa_product(x: Tensor, weight: Tensor, call: Convolution) -> Tensor:
+    """Straight-through only the rounding: gradients meet the derivative of tanh and its scaling in the weight, and
+    vanish where the activation was clipped.  The output gradient is quantized once for both gradients."""
+    if call.activation:
+        clipped = x.clamp(0, 1)
+        x = straight_through(dorefa_activation(clipped.detach(), call.activation), clipped)
+    if call.weight == 1:
+        weight = straight_through(dorefa_weight(weight.detach(), 1), weight)
+    elif call.weight:
+        t = torch.tanh(weight)
+        smooth = t / t.abs().max().clamp_min(2.0**-126)
+        weight = straight_through(dorefa_weight(weight.detach(), call.weight), smooth)
+    y = call(x, weight)
+    return _on_gradient(y, lambda g: dorefa_gradient(g, call.grad, call.key)) if call.grad else y
+
+
+#: Fraction bits of WAGEUBN's weight gradients, and their dynamic range at the start of training.
+WAGEUBN_FRACTION, WAGEUBN_RATE = 14, 128
+
+
+def wageubn_product(x: Tensor, weight: Tensor, call: Convolution) -> Tensor:
+    """Plain straight-through in weight and activation.  The output gradient is E2, the input gradient E1, and the
+    weight gradient integers over 2**14: its own magnitude is lost, as published, so that the learning rate alone sets
+    the size of a step.
+
+    Master weights and momentum stay in float32, which holds the published grids of up to 24 bits.
+    """
+    if call.activation:
+        x = _on_gradient(x, lambda g: wageubn_error(g, call.grad)) if call.grad else x
+        x = straight_through(wageubn_activation(x.detach(), call.activation), x)
+    if call.weight:
+        if call.grad:
+            weight = _on_gradient(weight, lambda g: wageubn_gradient(g, WAGEUBN_RATE, call.key) / 2**WAGEUBN_FRACTION)
+        weight = straight_through(wageubn_weight(weight.detach(), call.weight), weight)
+    y = call(x, weight)
+    return _on_gradient(y, lambda g: wageubn_error_flagged(g, call.grad)) if call.grad else y
+
+
+def mxint_along(x: Tensor, bits: int, axis: int, key: int | None = None) -> Tensor:
+    """:func:`mxint` with the blocks along ``axis``; 0 bits leave ``x`` alone."""
+    return mxint(x.movedim(axis, -1), bits, key=key).movedim(-1, axis) if bits else x
+
+
+class _MxintProduct(torch.autograd.Function):
+    """Each of the three products has blocks along an axis that it contracts: the channels of its two operands, or for
+    the weight gradient the samples; so every tensor is quantized twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, call: Convolution) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(x, weight)
+        return call(mxint_along(x, call.activation, 1), mxint_along(weight, call.weight, 1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        call: Convolution = ctx.call
+        x, weight = ctx.saved_tensors
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            g = mxint_along(grad, call.grad, 1, call.key)
+            w = mxint_along(weight, call.weight, 0)
+            dx = conv2d_input(x.shape, w, g, call.stride, call.padding, 1, call.groups)
+        if ctx.needs_input_grad[1]:
+            g = mxint_along(grad, call.grad, 0, derive_key(call.key, 1))
+            a = mxint_along(x, call.activation, 0)
+            dw = conv2d_weight(a, weight.shape, g, call.stride, call.padding, 1, call.groups)
+        return dx, dw, None
+
+
+def mxint_product(x: Tensor, weight: Tensor, call: Convolution) -> Tensor:
+    """Blocks of 32 with shared power-of-two scales; weights and activations to nearest, gradients stochastically."""
+    result: Tensor = _MxintProduct.apply(x, weight, call)
+    return result
+
+
+#: Convolution (activation (N, C, H, W), weight, call) -> output by each method, differentiable as published.
+PRODUCTS: dict[str, Callable[[Tensor, Tensor, Convolution], Tensor]] = {
+    "dorefa": dorefa_product,
+    "wageubn": wageubn_product,
+    "mxint": mxint_product,
+}
+
+
+def check_bits(method: str, widths: tuple[int, int, int, int]) -> None:
+    """Refuses widths that a method does not define.
+
+    Args:
+        method: a key of :data:`PRODUCTS`.
+        widths: as of :attr:`sw_model.layers.Precision.widths`, 32 for unquantized.
+
+    Raises:
+        ValueError: a bifurcated gradient, or one bit where the format has a sign and a magnitude.
+    """
+    if widths[3] != widths[2]:
+        raise ValueError(f"quantizer {method!r} has one width of gradients, not {widths[2]} and {widths[3]} bits")
+    if method != "dorefa" and 1 in widths:
+        raise ValueError(f"quantizer {method!r} needs at least 2 bits, a sign and a magnitude; got 1")
 
 
 # -- Range batch normalisation (Banner et al. 2018) ------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+STUDIES = ("statquant", "methods", "defects")
 DEVICES = ("fast", "software", "reference", "hls", "rtl")
 
 
@@ -30,8 +31,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "software, or the fabric as NumPy reference, compiled HLS or simulated RTL (default: %(default)s)",
     )
     train.add_argument("--design", default="sim-small", help="design of the fabric (default: %(default)s)")
-    train.add_argument("--data", help="'digits', or a path to CIFAR-10/100 or to class folders (or a zip of them)")
-    train.add_argument("--model", help="resnet-8, resnet-38, resnet-74, ..., resnet-18, resnet-34, mobilenetv2")
+    train.add_argument("--data", help="'digits', or a path: CIFAR-10/100, class folders (or a zip of them), WikiText")
+    train.add_argument(
+        "--model", help="resnet-8, resnet-38, resnet-74, ..., resnet-18, resnet-34, mobilenetv2, transformer-base"
+    )
     train.add_argument("--width", type=int, help="channels of the first group of a CIFAR ResNet")
     train.add_argument("--epochs", type=int, help="length of training")
     train.add_argument("--batch", type=int, help="images per step")
@@ -67,6 +70,20 @@ def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -
     noise.add_argument("--steps", type=int, default=60, help="training steps before measuring (default: %(default)s)")
     noise.add_argument("--json", action="store_true", help="print JSON")
     noise.set_defaults(run=run_bench_quantizers)
+    accuracy = kinds.add_parser(
+        "accuracy", help="what a choice does to accuracy and loss: trainings over several seeds"
+    )
+    accuracy.add_argument(
+        "study",
+        choices=STUDIES,
+        help="statquant: gradient quantizers PTQ, PSQ, BHQ; methods: DoReFa, WAGEUBN, MXINT and Range BN beside SBM; "
+        "defects: details of the published code that mode 'fixed' repairs",
+    )
+    accuracy.add_argument("--seeds", type=int, default=8, help="trainings of each variant (default: %(default)s)")
+    accuracy.add_argument("--bits", type=int, default=5, help="statquant: of the gradients (default: %(default)s)")
+    accuracy.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    accuracy.add_argument("--json", action="store_true", help="print JSON")
+    accuracy.set_defaults(run=run_bench_accuracy)
 
 
 def _parse_bits(text: str) -> list[int]:
@@ -99,6 +116,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     import torch
 
     from sw_model.data import DataError
+    from sw_model.parallel import processes
     from sw_model.recipe import ConfigError, TrainConfig
     from sw_model.training import train
 
@@ -119,10 +137,14 @@ def run_train(arguments: argparse.Namespace) -> int:
         else:
             config = TrainConfig.from_mapping({**DIGITS_DEFAULTS, **overrides})
         engine = open_engine(arguments.device, arguments.design)
-        result = train(config, engine, out=out, resume=arguments.resume is not None, progress=not arguments.json)
+        resume, progress = arguments.resume is not None, not arguments.json
+        with processes() as ranks:
+            result = train(config, engine, out=out, resume=resume, progress=progress, ranks=ranks)
     except (ConfigError, DataError, ValueError) as error:
         print(f"fractrain train: {error}", file=sys.stderr)
         return 2
+    if not ranks.main:
+        return 0
     if arguments.json:
         from dataclasses import asdict
 
@@ -151,6 +173,37 @@ def run_bench_quantizers(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_bench_accuracy(arguments: argparse.Namespace) -> int:
+    """``fractrain bench accuracy``: returns the exit status; progress goes to stderr."""
+    import torch
+    from rich.console import Console
+
+    from sw_model import studies
+
+    torch.set_num_threads(arguments.threads)
+    progress = Console(stderr=True)
+    seeds = list(range(1, arguments.seeds + 1))
+    try:
+        known = {
+            "statquant": lambda: studies.statquant(arguments.bits),
+            "methods": studies.methods,
+            "defects": studies.defects,
+        }
+        study = known[arguments.study]()
+        outcomes = studies.compare(
+            study,
+            seeds,
+            on_run=lambda name, seed, accuracy, loss: progress.print(
+                f"seed {seed}  {name}: accuracy {accuracy:.2f} %, loss {loss:.4f}", highlight=False
+            ),
+        )
+    except ValueError as error:
+        print(f"fractrain bench accuracy: {error}", file=sys.stderr)
+        return 2
+    studies.show(study, outcomes, seeds, arguments.json)
+    return 0
+
+
 #: Schedule of the digits recipe, for training without a recipe file (an installed package has none).
 DIGITS_DEFAULTS: dict[str, Any] = {
     "quantize_head": True,
@@ -170,10 +223,14 @@ def _print_result(result: Any, device: str, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sw_model.metrics import METRICS
+
     table = Table(show_header=False, title="Training result")
-    table.add_row("test accuracy", f"{100 * result.test_accuracy:.2f} % (best {100 * result.best_accuracy:.2f} %)")
+    if result.test_score is not None:
+        text = METRICS[result.metric].text
+        table.add_row(f"test {result.metric}", f"{text(result.test_score)} (best {text(result.best_score)})")
     table.add_row("device", device)
-    table.add_row("images, steps", f"{result.images}, {result.steps}")
+    table.add_row("inputs, steps", f"{result.images}, {result.steps}")
     table.add_row("cost CC", f"{result.cc:.4g} float32 MAC ({result.cp:.2f} % of float32)")
     if result.cc_static:
         table.add_row("against static 8/8/8", f"{100 * (1 - result.cc / result.cc_static):.1f} % saved")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sw_model.layers import FULL, Precision, Run, attach, quantized_layers
+from sw_model.layers import DEPTHWISE, FULL, Precision, Run, attach, quantized_layers
 
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 
@@ -29,8 +29,12 @@ def step_factor(precision: Precision) -> float:
 
 
 @torch.no_grad()
-def layer_macs(model: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
+def layer_macs(model: nn.Module, example: Tensor | tuple[int, int, int]) -> dict[str, int]:
     """Multiply-accumulates per image and product of every convolution and linear layer, found by running one image.
+
+    Args:
+        model: the network.
+        example: a batch of one input, or the shape of an image.
 
     The model is left as it was: parameters, running statistics, mode and run.
     """
@@ -48,7 +52,7 @@ def layer_macs(model: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
             layer.precision = FULL
         attach(model, Run(on_product=note))
         device = next(model.parameters()).device
-        model(torch.zeros(1, *image, device=device))
+        model(example.to(device) if isinstance(example, Tensor) else torch.zeros(1, *example, device=device))
     finally:
         for layer, run, name, index, precision in before:
             layer.run, layer.name, layer.index, layer.precision = run, name, index, precision
@@ -62,12 +66,14 @@ class CostMeter:
 
     Attributes:
         macs: per image and product, by layer, for the paper's count.
+        depthwise: layers that keep ``DEPTHWISE`` in the paper's count whenever the others are quantized.
         paper: CC of the paper's count so far, in float32 MACs.
         full: cost by layer and product so far, in float32 MACs; fed by :meth:`on_product`.
         images: training images so far.
     """
 
     macs: dict[str, int]
+    depthwise: frozenset[str] = frozenset()
     paper: float = 0.0
     full: dict[str, dict[str, float]] = field(default_factory=dict)
     images: int = 0
@@ -81,21 +87,30 @@ class CostMeter:
 
     def step(self, precision: Precision, images: int) -> None:
         """Counts one training step of ``images`` images at ``precision`` in the paper's count."""
-        self.paper += sum(self.macs.values()) * step_factor(precision) * images
+        self.paper += self.per_image(precision) * images
         self.images += images
 
-    def step_gated(self, shares: dict[str, Tensor]) -> None:
+    def per_image(self, precision: Precision) -> float:
+        """Cost of training on one image at ``precision`` in the paper's count."""
+        whole = sum(self.macs.values())
+        own = sum(self.macs[name] for name in self.depthwise) if precision.quantized else 0
+        return (whole - own) * step_factor(precision) + own * step_factor(DEPTHWISE)
+
+    def step_gated(self, shares: dict[str, Tensor], precision: Precision) -> None:
         """Counts one training step in which every gated block's layers cost a share of float32 that varies by sample.
 
         Args:
             shares: cost of each sample relative to float32, (N,), by prefix of the layers' names.  Layers under no
                 prefix stay out of the paper's count, as they do in the published one.
+            precision: of the schedule, by which depthwise layers under a prefix go: gates do not govern them.
         """
+        own = step_factor(DEPTHWISE if precision.quantized else precision)
         for prefix, share in shares.items():
-            macs = sum(count for name, count in self.macs.items() if name.startswith(prefix + "."))
-            if not macs:
+            inside = {name: count for name, count in self.macs.items() if name.startswith(prefix + ".")}
+            if not inside:
                 raise ValueError(f"no layer's name starts with {prefix!r}")
-            self.paper += 3.0 * macs * float(share.double().sum())
+            fixed = sum(count for name, count in inside.items() if name in self.depthwise)
+            self.paper += 3.0 * (sum(inside.values()) - fixed) * float(share.double().sum()) + own * fixed * len(share)
         self.images += len(next(iter(shares.values())))
 
     @property

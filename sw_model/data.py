@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,24 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 class DataError(ValueError):
     """A data set is missing, broken or of the wrong form; the message says which file and what to do."""
+
+
+class Part(NamedTuple):
+    """One of several parts of every batch.
+
+    Attributes:
+        rank: which, from 0; size: of how many.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def rows(self, count: int) -> slice:
+        """Samples of a batch of ``count`` that belong to this part: contiguous, sizes that differ by one at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+
+WHOLE = Part()
 
 
 @dataclass(frozen=True)
@@ -79,29 +97,42 @@ class ImageSet:
             test_labels=test_labels,
         )
 
+    def unaugmented(self) -> ImageSet:
+        """The same images, shown as they are."""
+        return replace(self, shift=0, flip=False)
+
     def _normalise(self, images: np.ndarray) -> Tensor:
         x = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).div_(self.full_scale)
         mean = torch.tensor(self.mean).reshape(-1, 1, 1)
         std = torch.tensor(self.std).reshape(-1, 1, 1)
         return x.sub_(mean).div_(std)
 
+    @property
+    def train_count(self) -> int:
+        """Training images."""
+        return len(self.train_labels)
+
     def train_steps(self, batch: int) -> int:
         """Batches per epoch; the last one may be smaller."""
         return -(-len(self.train_labels) // batch)
 
-    def train_batches(self, batch: int, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled, augmented batches of an epoch from batch index ``start``: float32 (n, C, H, W), int64 (n,)."""
+    def train_batches(
+        self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A part of shuffled, augmented batches of an epoch from batch ``start``: float32 (n, C, H, W), int64 (n,)."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self.train_labels))
         for index in range(start, self.train_steps(batch)):
             chosen = order[index * batch : (index + 1) * batch]
             images = self._augment(self.train_images[chosen], np.random.default_rng((seed, epoch, index)))
-            yield self._normalise(images), torch.from_numpy(self.train_labels[chosen])
+            rows = part.rows(len(chosen))
+            yield self._normalise(images[rows]), torch.from_numpy(self.train_labels[chosen[rows]])
 
-    def test_batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Test batches in file order."""
-        for first in range(0, len(self.test_labels), batch):
-            part = slice(first, first + batch)
-            yield self._normalise(self.test_images[part]), torch.from_numpy(self.test_labels[part])
+    def test_batches(self, batch: int, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """A part of the test images in file order."""
+        own = part.rows(len(self.test_labels))
+        for first in range(own.start, own.stop, batch):
+            rows = slice(first, min(first + batch, own.stop))
+            yield self._normalise(self.test_images[rows]), torch.from_numpy(self.test_labels[rows])
 
     def _augment(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         n, _, h, w = images.shape

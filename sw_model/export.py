@@ -12,6 +12,7 @@ import copy
 import operator
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from host.board.job import RECIPE, write_job
+from host.board.operations import OPERATIONS
 from host.products import ConvGeometry
 from sw_model.data import ImageSet, load_data
-from sw_model.layers import quantized_layers
-from sw_model.models import build_model
+from sw_model.gates import GatedNetwork
+from sw_model.layers import DEPTHWISE, QConv2d, Run, quantized_layers
+from sw_model.models import Convolve, plain
 from sw_model.recipe import ConfigError, TrainConfig
+from sw_model.tasks import Classification
+from sw_model.training import build_network
 
 
 class ExportError(ValueError):
@@ -33,58 +38,119 @@ class ExportError(ValueError):
 
 
 # -- products as operators ----------------------------------------------------------------------------------------
+#
+# They are traced, never run: what they compute is decided by the job's runtime.  Shapes are those of the results.
 
 
-@torch.library.custom_op("fractrain::product", mutates_args=())
-def _product(x: Tensor, weight: Tensor, layer: int, stride: int, padding: int) -> Tensor:
+def _operator(name: str, result: Callable[..., Tensor]) -> Any:
+    """An operator whose result has the shape and type of ``result(*operands)``."""
+    made = torch.library.custom_op(f"fractrain::{name}", result, mutates_args=())
+    made.register_fake(result)
+    return made
+
+
+def _convolved(x: Tensor, weight: Tensor, layer: int, stride: int, padding: int, groups: int) -> Tensor:
+    return F.conv2d(x, weight, None, stride, padding, 1, groups)
+
+
+def _like_x(
+    grad: Tensor, weight: Tensor, x: Tensor, layer: int, stride: int, padding: int, groups: int
+) -> Tensor:  # fmt: skip
+    return x.new_empty(x.shape)
+
+
+def _like_weight(
+    grad: Tensor, x: Tensor, weight: Tensor, layer: int, stride: int, padding: int, groups: int
+) -> Tensor:  # fmt: skip
+    return weight.new_empty(weight.shape)
+
+
+def _gated(x: Tensor, weight: Tensor, mask: Tensor, layer: int, stride: int, padding: int) -> Tensor:
     return F.conv2d(x, weight, None, stride, padding)
 
 
-@torch.library.custom_op("fractrain::input_gradient", mutates_args=())
-def _input_gradient(grad: Tensor, weight: Tensor, x: Tensor, layer: int, stride: int, padding: int) -> Tensor:
-    return nn.grad.conv2d_input(x.shape, weight, grad, stride, padding)
+def _gated_like_x(
+    grad: Tensor, weight: Tensor, x: Tensor, mask: Tensor, layer: int, stride: int, padding: int
+) -> Tensor:
+    return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("fractrain::weight_gradient", mutates_args=())
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, layer: int, stride: int, padding: int) -> Tensor:
-    return nn.grad.conv2d_weight(x, weight.shape, grad, stride, padding)
+def _gated_like_weight(
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, layer: int, stride: int, padding: int
+) -> Tensor:
+    return weight.new_empty(weight.shape)
 
 
-@_product.register_fake
-def _(x: Tensor, weight: Tensor, layer: int, stride: int, padding: int) -> Tensor:
-    return F.conv2d(x, weight, None, stride, padding)
+def _like_mask(dx: Tensor, x: Tensor, mask: Tensor, layer: int) -> Tensor:
+    return mask.new_empty(mask.shape)
 
 
-@_input_gradient.register_fake
-def _(grad: Tensor, weight: Tensor, x: Tensor, layer: int, stride: int, padding: int) -> Tensor:
-    return torch.empty_like(x)
+def _like_soft(soft: Tensor) -> Tensor:
+    return soft.new_empty(soft.shape)
 
 
-@_weight_gradient.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, layer: int, stride: int, padding: int) -> Tensor:
-    return torch.empty_like(weight)
+def _like_cost(cost: Tensor, task: Tensor) -> Tensor:
+    return cost.new_empty(cost.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0], inputs[1])
-    ctx.rest = inputs[2:]
+def _like_grad(grad: Tensor, cost: Tensor, task: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+_product = _operator("product", _convolved)
+_input_gradient = _operator("input_gradient", _like_x)
+_weight_gradient = _operator("weight_gradient", _like_weight)
+_gated_product = _operator("gated_product", _gated)
+_gated_input_gradient = _operator("gated_input_gradient", _gated_like_x)
+_gated_weight_gradient = _operator("gated_weight_gradient", _gated_like_weight)
+_gated_mask_gradient = _operator("gated_mask_gradient", _like_mask)
+_choice = _operator("choice", _like_soft)
+_cost_term = _operator("cost_term", _like_cost)
+_cost_term_gradient = _operator("cost_term_gradient", _like_grad)
+
+
+def _keep(tensors: int) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.rest = inputs[tensors:]
+
+    return keep
+
+
+def _product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     dx = _input_gradient(grad, weight, x, *ctx.rest) if ctx.needs_input_grad[0] else None
     dw = _weight_gradient(grad, x, weight, *ctx.rest) if ctx.needs_input_grad[1] else None
-    return dx, dw, None, None, None
+    return dx, dw, None, None, None, None
 
 
-_product.register_autograd(_backward, setup_context=_keep)
+def _gated_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, mask = ctx.saved_tensors
+    dx = _gated_input_gradient(grad, weight, x, mask, *ctx.rest)
+    dw = _gated_weight_gradient(grad, x, weight, mask, *ctx.rest)
+    return dx, dw, _gated_mask_gradient(dx, x, mask, ctx.rest[0]), None, None, None
+
+
+def _cost_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _cost_term_gradient(grad, *ctx.saved_tensors), None
+
+
+#: operators that the runtime has under the same name, attributes in the same order
+_OWN = (
+    "product", "input_gradient", "weight_gradient", "gated_product", "gated_input_gradient", "gated_weight_gradient",
+    "gated_mask_gradient", "choice", "cost_term", "cost_term_gradient",
+)  # fmt: skip
+
+_product.register_autograd(_product_backward, setup_context=_keep(2))
+_gated_product.register_autograd(_gated_backward, setup_context=_keep(3))
+_cost_term.register_autograd(_cost_backward, setup_context=_keep(2))
 
 
 # -- capture ------------------------------------------------------------------------------------------------------
 
 
 class _Step(nn.Module):
-    """Loss and logits of a batch, or logits alone."""
+    """What is differentiated, the loss of the labels, and logits (and a gated network's cost); or logits alone."""
 
     def __init__(self, model: nn.Module, training: bool) -> None:
         super().__init__()
@@ -94,23 +160,43 @@ class _Step(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         logits = self.model(x)
-        return (F.cross_entropy(logits, y), logits.detach()) if self._with_loss else (logits,)
+        if not self._with_loss:
+            return (logits,)
+        loss = F.cross_entropy(logits, y)
+        if not isinstance(self.model, GatedNetwork):
+            return loss, loss.detach(), logits.detach()
+        cost = self.model.cp()
+        return loss + _cost_term(cost, loss.detach()), loss.detach(), logits.detach(), cost.detach()
 
 
 def _with_operators(model: nn.Module) -> nn.Module:
-    """A copy of a network whose quantized layers call the custom operators."""
+    """A copy of a network whose quantized layers and gates call the custom operators."""
     clone = copy.deepcopy(model)
-    for index, (name, layer) in enumerate(quantized_layers(clone)):
+    for index, (_, layer) in enumerate(quantized_layers(clone)):
+        layer.index = index
 
-        def product(
-            x: Tensor, weight: Tensor, g: ConvGeometry, groups: int, index: int = index, name: str = name
-        ) -> Tensor:
-            if groups != 1:
-                raise ExportError(f"layer {name} is a grouped convolution, which jobs do not have yet; use a ResNet")
-            out: Tensor = _product(x, weight, index, g.stride, g.padding)
+        def product(x: Tensor, weight: Tensor, g: ConvGeometry, groups: int, index: int = index) -> Tensor:
+            out: Tensor = _product(x, weight, index, g.stride, g.padding, groups)
             return out
 
         layer._product = product  # type: ignore[method-assign,assignment]
+    if isinstance(clone, GatedNetwork):
+        gates = clone._gates
+
+        def convolution(mask: Tensor) -> Convolve:
+            def convolve(layer: QConv2d, x: Tensor) -> Tensor:
+                if not gates(layer):
+                    return plain(layer, x)
+                out: Tensor = _gated_product(x, layer.weight, mask, layer.index, layer.stride, layer.padding)
+                return out
+
+            return convolve
+
+        def one_hot(soft: Tensor, block: int) -> Tensor:
+            out: Tensor = _choice(soft)
+            return out
+
+        clone._convolution, clone._one_hot = convolution, one_hot  # type: ignore[method-assign]
     return clone
 
 
@@ -142,15 +228,30 @@ class _Lowering:
             aten.detach.default: same,
             aten.alias.default: same,
             aten.clone.default: same,
-            torch.ops.fractrain.product.default: lambda n: self._products(n, "product", 2),
-            torch.ops.fractrain.input_gradient.default: lambda n: self._products(n, "input_gradient", 3),
-            torch.ops.fractrain.weight_gradient.default: lambda n: self._products(n, "weight_gradient", 3),
+            **{getattr(torch.ops.fractrain, op).default: partial(self._own, op) for op in _OWN},
             aten.relu.default: lambda n: self._emit(n, "relu", n.args[:1]),
             aten.threshold_backward.default: self._threshold,
             aten.add.Tensor: self._add,
             aten.mul.Tensor: self._mul,
             aten.div.Scalar: lambda n: self._emit(n, "divide", n.args[:1], divisor=float(n.args[1])),
             aten.div.Tensor: self._div,
+            aten.mv.default: lambda n: self._emit(n, "matmul", n.args),
+            aten.mm.default: lambda n: self._emit(n, "matmul", n.args),
+            aten.addmm.default: self._addmm,
+            aten.t.default: lambda n: self._emit(n, "transpose", n.args, axes=[1, 0]),
+            aten.sigmoid.default: lambda n: self._emit(n, "sigmoid", n.args),
+            aten.sigmoid_backward.default: lambda n: self._emit(n, "sigmoid_gradient", n.args),
+            aten.tanh.default: lambda n: self._emit(n, "tanh", n.args),
+            aten.tanh_backward.default: lambda n: self._emit(n, "tanh_gradient", n.args),
+            aten._softmax.default: lambda n: self._emit(n, "softmax", n.args[:1], axis=_axis(n, n.args[1])),
+            aten._softmax_backward_data.default: lambda n: self._emit(
+                n, "softmax_gradient", n.args[:2], axis=_axis(n, n.args[2])
+            ),
+            aten.zeros.default: lambda n: self._emit(n, "zeros", (), shape=_shape(n)),
+            aten.cat.default: lambda n: self._emit(n, "concatenate", n.args[0], axis=_axis(n, (*n.args, 0)[1])),
+            aten.stack.default: self._stack,
+            aten.unsafe_split.Tensor: self._split,
+            aten.select.int: self._select,
             aten.view.default: self._reshape,
             aten.reshape.default: self._reshape,
             aten._unsafe_view.default: self._reshape,
@@ -160,6 +261,9 @@ class _Lowering:
             aten.expand.default: lambda n: self._emit(n, "expand", n.args[:1], shape=_shape(n)),
             aten.sum.dim_IntList: lambda n: self._reduce(n, "sum"),
             aten.mean.dim: lambda n: self._reduce(n, "mean"),
+            aten.mean.default: lambda n: self._emit(
+                n, "mean", n.args, axes=list(range(n.args[0].meta["val"].ndim)), keep=0
+            ),
             aten.ones_like.default: lambda n: self._emit(n, "fill", n.args[:1], value=1.0),
             aten._log_softmax.default: lambda n: self._emit(n, "log_softmax", n.args[:1], axis=_axis(n, n.args[1])),
             aten._log_softmax_backward_data.default: lambda n: self._emit(
@@ -225,9 +329,10 @@ class _Lowering:
             raise ExportError(f"result {node.args[1]} of {node.args[0]} is not expressible")
         self._names[node] = self._parts[node.args[0], node.args[1]]
 
-    def _products(self, node: Any, op: str, inputs: int) -> None:
-        layer, stride, padding = node.args[inputs:]
-        self._emit(node, op, node.args[:inputs], layer=layer, stride=stride, padding=padding)
+    def _own(self, op: str, node: Any) -> None:
+        count = OPERATIONS[op].inputs
+        assert count is not None
+        self._emit(node, op, node.args[:count], **dict(zip(OPERATIONS[op].attributes, node.args[count:], strict=True)))
 
     def _threshold(self, node: Any) -> None:
         if node.args[2] != 0:
@@ -241,7 +346,8 @@ class _Lowering:
 
     def _mul(self, node: Any) -> None:
         if isinstance(node.args[1], torch.fx.Node):
-            raise ExportError("products of two values outside quantized layers are not expressible")
+            self._emit(node, "multiply", node.args)
+            return
         self._emit(node, "scale", node.args[:1], factor=float(node.args[1]))
 
     def _div(self, node: Any) -> None:
@@ -251,6 +357,40 @@ class _Lowering:
 
     def _reshape(self, node: Any) -> None:
         self._emit(node, "reshape", node.args[:1], shape=_shape(node))
+
+    def _addmm(self, node: Any) -> None:
+        if node.kwargs:
+            raise ExportError("a matrix product with factors is not expressible")
+        self._emit(node, "affine", node.args)
+
+    def _stack(self, node: Any) -> None:
+        axis = _axis(node, (*node.args, 0)[1])
+        shape = _shape(node)
+        shape[axis] = 1
+        parts = []
+        for part in node.args[0]:
+            parts.append(self._fresh())
+            self._add_node("reshape", [self.name(part)], [parts[-1]], [shape], {"shape": shape})
+        self._names[node] = self._fresh()
+        self._add_node("concatenate", parts, [self._names[node]], [_shape(node)], {"axis": axis})
+
+    def _split(self, node: Any) -> None:
+        """Equal parts along an axis: a slice for each."""
+        source, step, axis = (*node.args, 0)[:3]
+        for i, part in enumerate(node.meta["val"]):
+            self._parts[node, i] = self._fresh()
+            attributes = {"axis": axis % part.ndim, "start": i * step, "stop": i * step + part.shape[axis]}
+            self._add_node("slice", [self.name(source)], [self._parts[node, i]], [list(part.shape)], attributes)
+
+    def _select(self, node: Any) -> None:
+        source, axis, index = node.args
+        shape = [int(n) for n in source.meta["val"].shape]
+        axis, index = axis % len(shape), index % shape[axis]
+        shape[axis] = 1
+        name = self._fresh()
+        self._add_node("slice", [self.name(source)], [name], [shape], {"axis": axis, "start": index, "stop": index + 1})
+        self._names[node] = self._fresh()
+        self._add_node("reshape", [name], [self._names[node]], [_shape(node)], {"shape": _shape(node)})
 
     def _reduce(self, node: Any, op: str) -> None:
         rank = node.args[0].meta["val"].ndim
@@ -296,13 +436,21 @@ class _Lowering:
         result: dict[str, Any] = {"buffers": buffers, "gradients": {}}
         users = [o for o in s.user_outputs]
         if self.training:
-            result["loss"], result["logits"] = outputs[users[0]], outputs[users[1]]
+            result["loss"], result["logits"] = outputs[users[1]], outputs[users[2]]
+            if len(users) > 3:
+                result["cost"] = outputs[users[3]]
             assert s.backward_signature is not None
             for output, parameter in s.backward_signature.gradients_to_parameters.items():
                 result["gradients"][_plain(parameter)] = outputs[output]
         else:
             result["logits"] = outputs[users[0]]
-        wanted = {result["logits"], result.get("loss"), *buffers.values(), *result["gradients"].values()}
+        wanted = {
+            result["logits"],
+            result.get("loss"),
+            result.get("cost"),
+            *buffers.values(),
+            *result["gradients"].values(),
+        }
         kept = []
         for node in reversed(self.nodes):
             if wanted & set(node["out"]):
@@ -340,10 +488,19 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
     """
     if config.schedule not in RECIPE["schedule"]:
         raise ExportError(
-            f"schedule {config.schedule!r} decides inside the network; jobs have {', '.join(RECIPE['schedule'])}"
+            f"schedule {config.schedule!r} has no counterpart in jobs; use {', '.join(RECIPE['schedule'])}"
         )
-    if config.mode != "fixed" or getattr(config, "gradient", "affine") != "affine":
-        raise ExportError("integer products need mode 'fixed' and affine gradients; change the recipe")
+    supported = {
+        "mode": "fixed", "quantizer": "affine", "gradient": "affine", "norm": "batch", "optimizer": "sgd", "gate": "argmax",
+    }  # fmt: skip
+    for key, value in supported.items():
+        if getattr(config, key) != value:
+            raise ExportError(f"{key} = {getattr(config, key)!r} has no counterpart in jobs, which have {value!r} only")
+    for option in config.options:
+        if not all(1 <= bits <= 16 for bits in option):
+            raise ExportError(
+                f"option {list(option)}: gates of jobs choose among 1..16 bits; skipping is not among them"
+            )
     for stage in config.stages:
         widths = [0 if bits == 32 else bits for bits in stage]
         if any(widths) and 0 in widths:
@@ -351,10 +508,16 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
     values = {key: getattr(config, key) for key in RECIPE if key != "range_momentum"}
     values["stages"] = [[0 if bits == 32 else bits for bits in stage] for stage in config.stages]
     values["eval_batch"] = config.eval_batch or config.batch
-    from sw_model.layers import Run
-
     values["range_momentum"] = Run().momentum
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _fixed(model: nn.Module, name: str, layer: nn.Module) -> list[int] | None:
+    """Widths of a layer that does not follow the schedule, as :func:`sw_model.layers.set_precision` has them."""
+    if name in getattr(model, "keep_full", set()):
+        return [0, 0, 0]
+    depthwise = isinstance(layer, QConv2d) and layer.groups > 1
+    return [DEPTHWISE.weight, DEPTHWISE.activation, DEPTHWISE.grad] if depthwise else None
 
 
 def export_job(config: TrainConfig, path: Path, data: ImageSet | None = None) -> dict[str, int]:
@@ -380,17 +543,9 @@ def export_job(config: TrainConfig, path: Path, data: ImageSet | None = None) ->
     data = data.limited(config.train_limit, config.test_limit)
     if not config.augment:
         data = replace(data, shift=0, flip=False)
-    model = build_model(
-        config.model,
-        len(data.classes),
-        data.image_shape,
-        width=config.width,
-        quantize_stem=config.quantize_stem,
-        quantize_head=config.quantize_head,
-        seed=config.seed,
-    )
-    keep: set[str] = getattr(model, "keep_full", set())
-    layers = [{"name": name, "keep_full": name in keep} for name, _ in quantized_layers(model)]
+    base, gated = build_network(config, Classification(data))
+    model = base if gated is None else gated
+    layers = [{"name": name, "fixed": _fixed(model, name, layer)} for name, layer in quantized_layers(model)]
     graphs: dict[str, dict[str, Any]] = {"train": {}, "evaluate": {}}
     counts = {
         "train": (len(data.train_labels), config.batch),
@@ -424,6 +579,9 @@ def export_job(config: TrainConfig, path: Path, data: ImageSet | None = None) ->
         "class_names": list(data.classes),
         "model": config.model,
         "layers": layers,
+        "gates": None
+        if gated is None
+        else {"options": [list(o) for o in config.options], "weight_bits": config.weight_bits},
         "parameters": parameters,
         "state": state,
         "graphs": graphs,

@@ -16,12 +16,16 @@ Differences from the published code, all measured or tested: samples share a lay
 zero gradients cannot widen it or be turned to noise; batch normalisation sees every sample once per step, not once per
 option; the gate after the last block, whose choice nobody uses, does not exist.  A sample that skips a block has no
 residual to weigh against, so the skip option learns from samples that did not skip, and from the cost.
+
+Selective layer update (E2-Train's SLU, the coarse ancestor) is the case of two options, skipping and one precision,
+with the choice drawn by its probability: ``x <- m F(x) + (1 - m) x``.  E2-Train computes F for the samples that skip
+too while it trains, as ``way="every"`` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -31,20 +35,23 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from host.products import ConvGeometry, Grid, Operand, backward_mixed, forward_mixed
+from sw_model.baselines import RangeBatchNorm2d
 from sw_model.cost import step_factor
 from sw_model.layers import Precision, QConv2d, convolution_gradients, weight_operand
-from sw_model.models import BasicBlock, CifarResNet
+from sw_model.models import Backbone, Block, Convolve, GateShape, plain
 from sw_model.quantizers import (
-    affine_grid,
+    affine_values,
     derive_key,
     extremes,
-    fake_quantize,
     fake_quantize_groups,
     grid_from_range,
     option_products,
+    random_units,
+    straight_through,
 )
 
-Way = Literal["once", "every"]
+Way = Literal["once", "every", "every, statistics once"]
+Choice = Literal["argmax", "sample"]
 
 
 @dataclass
@@ -57,6 +64,7 @@ class _Dispatch:
     low: Tensor
     span: Tensor
     key: int
+    grids: dict[int, Grid] = field(default_factory=dict)
 
     def geometry(self, batch: int, in_hw: tuple[int, int]) -> ConvGeometry:
         layer = self.layer
@@ -64,7 +72,11 @@ class _Dispatch:
         return ConvGeometry(batch, layer.in_channels, layer.out_channels, in_hw, kernel, layer.stride, layer.padding)
 
     def activation_grid(self, option: int) -> Grid:
-        return grid_from_range(self.low, self.span, self.options[option].activation, mode=self.layer.run.mode)
+        grid = self.grids.get(option)
+        if grid is None:
+            bits = self.options[option].activation
+            grid = self.grids[option] = grid_from_range(self.low, self.span, bits, mode=self.layer.run.floor)
+        return grid
 
     def mixed_input(self, x: Tensor) -> Tensor:
         return fake_quantize_groups(
@@ -82,13 +94,15 @@ class _DispatchedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, mask: Tensor, call: _Dispatch) -> Tensor:
         ctx.call = call
-        ctx.save_for_backward(x, weight)
         layer, engine = call.layer, call.layer.run.engine
         bits = call.options[call.members[0][0]].weight
         if engine is None:
+            x = x.contiguous(memory_format=torch.channels_last)
+            ctx.save_for_backward(x, weight)
             xq = call.mixed_input(x)
-            wq = fake_quantize(weight, affine_grid(weight, bits, axis=0, mode=layer.run.mode), 0)
+            wq = affine_values(weight, bits, axis=0, mode=layer.run.floor)
             return F.conv2d(xq, wq, None, layer.stride, layer.padding)
+        ctx.save_for_backward(x, weight)
         w = weight_operand(weight, bits, 0)
         shape = call.geometry(len(x), (x.shape[2], x.shape[3])).out_hw
         y = torch.empty(len(x), layer.out_channels, *shape)
@@ -107,8 +121,8 @@ class _DispatchedConvolution(torch.autograd.Function):
         need_x, need_w, need_mask = ctx.needs_input_grad[:3]
         layer, engine = call.layer, call.layer.run.engine
         bits = call.options[call.members[0][0]].weight
-        mode = layer.run.mode
-        grad = grad.contiguous()
+        mode = layer.run.floor
+        grad = grad.contiguous(memory_format=torch.channels_last if engine is None else torch.contiguous_format)
         low, span = extremes(grad)
 
         def gradient_grid(option: int) -> Grid:
@@ -121,13 +135,13 @@ class _DispatchedConvolution(torch.autograd.Function):
                 grad, [(index, gradient_grid(option)) for option, index in call.members], "gradient"
             )
             if (need_x or need_mask) and need_w:
-                axis = 0 if mode == "paper" else 1
-                wq = fake_quantize(weight, affine_grid(weight, bits, axis=axis, mode=mode), axis)
+                axis = layer.run.input_gradient_axis
+                wq = affine_values(weight, bits, axis=axis, mode=mode)
                 xq = call.mixed_input(x)
                 dx, dw = convolution_gradients(xq, wq, gq, layer.stride, layer.padding)
             elif need_x or need_mask:
-                axis = 0 if mode == "paper" else 1
-                wq = fake_quantize(weight, affine_grid(weight, bits, axis=axis, mode=mode), axis)
+                axis = layer.run.input_gradient_axis
+                wq = affine_values(weight, bits, axis=axis, mode=mode)
                 dx = conv2d_input(x.shape, wq, gq, layer.stride, layer.padding)
             elif need_w:
                 xq = call.mixed_input(x)
@@ -158,7 +172,8 @@ class _DispatchedConvolution(torch.autograd.Function):
             assert dx is not None
             live = [k for k, precision in enumerate(call.options) if precision.activation]
             dmask = torch.zeros(len(x), len(call.options))
-            dmask[:, live] = option_products(x, dx, [call.activation_grid(k) for k in live])
+            grids = [call.activation_grid(k) for k in live]
+            dmask[:, live] = option_products(x, dx, grids, fast=engine is None)
         return (dx if need_x else None), dw, dmask, None
 
 
@@ -196,66 +211,110 @@ def dispatch(layer: QConv2d, x: Tensor, mask: Tensor, options: Sequence[Precisio
     return result
 
 
-class GatedResNet(nn.Module):
-    """A CIFAR ResNet whose blocks' bits are chosen per sample by an LSTM gate.
+class _Relative(torch.autograd.Function):
+    """A mask of samples that do not skip, whose gradient is counted from the chosen option.
+
+    Only differences between options matter to the softmax behind it, and that of skipping is told apart (zero here).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mask: Tensor, skip: int) -> Tensor:
+        ctx.skip = skip
+        ctx.save_for_backward(mask)
+        return mask.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (mask,) = ctx.saved_tensors
+        grad = grad - (grad * mask).sum(1, keepdim=True)
+        grad[:, ctx.skip] = 0
+        return grad, None
+
+
+class GatedNetwork(nn.Module):
+    """A network whose blocks' bits are chosen per sample by an LSTM gate.
 
     Args:
-        base: the network; its blocks are gated, its stem and head follow the precision schedule or stay float32.
-        options: P (activation, gradient) widths in bits; (0, 0) skips the block.
-        weight_bits: width of the weights in all blocks.
+        base: the network; its blocks are gated, except their depthwise convolutions, and its stem and head follow the
+            precision schedule or stay float32, as do the layers that ``base.ungated()`` names.
+        options: P (activation, gradient) widths in bits; (0, 0) skips the block; (32, 32) is float32, which goes with
+            skipping only.
+        weight_bits: width of the weights in all blocks; 32 with float32.
         way: "once" computes each sample once; "every" runs each block at every option and sums under the mask, as the
-            published code does (with its repeated updates of batch normalisation).
-        hidden: (projection, LSTM) widths; 32 and 16 are the published ones for CIFAR.
+            published code does (with its repeated updates of batch normalisation, unless "statistics once").
+        choice: in training, the option of greatest probability ("argmax", DFQ) or one drawn by probability ("sample",
+            selective layer update); evaluation takes the greatest.
 
     Maps float32 (N, C, H, W) to logits (N, classes).  After a forward pass ``masks`` holds the choices, one (N, P)
     tensor per block, for :meth:`cp`.
+
+    Raises:
+        ValueError: options that cannot stand side by side, or skipping in a network with blocks that have no way round.
     """
+
+    factors: Tensor
 
     def __init__(
         self,
-        base: CifarResNet,
+        base: Backbone,
         options: Sequence[tuple[int, int]],
         weight_bits: int,
         *,
         way: Way = "once",
-        hidden: tuple[int, int] = (32, 16),
+        choice: Choice = "argmax",
     ) -> None:
         super().__init__()
-        if len(options) < 2 or all(a == 0 for a, _ in options):
+        live = [option for option in options if option != (0, 0)]
+        if len(options) < 2 or not live:
             raise ValueError(f"gates need at least two options, one of them not a skip; got {list(options)}")
-        if any((a == 0) != (g == 0) for a, g in options):
-            raise ValueError(f"options {list(options)}: use (0, 0) for skipping, positive widths otherwise")
-        self.base, self.way = base, way
-        self.options = tuple(Precision(weight_bits, a, g) for a, g in options)
-        factors = [0.0 if a == 0 else 100 * step_factor(p) / 3 for (a, _), p in zip(options, self.options, strict=True)]
+        if len(options) - len(live) > 1 or any(0 in option for option in live):
+            raise ValueError(f"options {list(options)}: use (0, 0) once for skipping, positive widths otherwise")
+        if any(32 in (*option, weight_bits) for option in live) and (live != [(32, 32)] or weight_bits != 32):
+            raise ValueError(
+                f"options {list(options)} with {weight_bits}-bit weights: float32 stands beside skipping only, as "
+                "(32, 32) with weights of 32 bits"
+            )
+        self.skip = options.index((0, 0)) if (0, 0) in options else None
+        lacking = [i for i, block in enumerate(base.block_list()) if not block.skippable]
+        if self.skip is not None and lacking:
+            raise ValueError(f"blocks {lacking} of {type(base).__name__} have no way round, so none can be skipped")
+        self.base, self.way, self.choice = base, way, choice
+        self.options = tuple(None if o == (0, 0) else Precision(weight_bits, *o) for o in options)
+        self._dispatched = tuple(Precision(weight_bits, *o) for o in options)
+        factors = [0.0 if p is None else 100 * step_factor(p) / 3 for p in self.options]
         self.register_buffer("factors", torch.tensor(factors))
-        channels = [base.stem.out_channels] + [block.conv2.out_channels for block in self._blocks()[:-1]]
-        self.projections = nn.ModuleList(
-            nn.Sequential(nn.Linear(c, hidden[0]), nn.ReLU(), nn.Linear(hidden[0], hidden[1])) for c in channels
-        )
-        self.lstm = nn.LSTMCell(hidden[1], hidden[1])
-        self.scores = nn.Linear(hidden[1], len(self.options))
-        self.keep_full = {f"base.{name}" for name in base.keep_full}
+        self.projections = nn.ModuleList(_projection(block.in_channels, base.gate) for block in base.block_list())
+        self.lstm = nn.LSTMCell(base.gate.projection[-1], base.gate.hidden)
+        self.scores = nn.Linear(base.gate.hidden, len(self.options))
+        ungated = base.ungated()
+        self.keep_full = {f"base.{name}" for name in base.keep_full | ungated}
+        self._ungated = {module for name, module in base.named_modules() if name in ungated}
         self.masks: list[Tensor] = []
 
-    factors: Tensor
-
-    def _blocks(self) -> list[BasicBlock]:
-        return [block for block in self.base.blocks if isinstance(block, BasicBlock)]
-
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.base.bn(self.base.stem(x)))
+        x = self.base.entry(x)
         state: tuple[Tensor, Tensor] | None = None
         self.masks = []
-        for block, projection in zip(self._blocks(), self.projections, strict=True):
+        for index, (block, projection) in enumerate(zip(self.base.block_list(), self.projections, strict=True)):
             state = self.lstm(projection(x.mean((2, 3))), state)
             assert state is not None
             soft = self.scores(state[0]).softmax(1)
-            hard = F.one_hot(soft.detach().argmax(1), len(self.options)).to(soft.dtype)
-            mask = _straight_through(hard, soft)
+            mask = straight_through(self._one_hot(soft.detach(), index), soft)
             self.masks.append(mask)
             x = self._once(block, x, mask) if self.way == "once" else self._every(block, x, mask)
-        return self.base.head(x.mean((2, 3)))
+        return self.base.exit(x)
+
+    def _one_hot(self, soft: Tensor, block: int) -> Tensor:
+        """Option of every sample as a row with one 1: float32 (N, P)."""
+        return F.one_hot(self._choose(soft, block), len(self.options)).to(soft.dtype)
+
+    def _choose(self, soft: Tensor, block: int) -> Tensor:
+        """Option of every sample, int64 (N,)."""
+        if self.choice == "argmax" or not self.training:
+            return soft.argmax(1)
+        run = self.base.stem.run
+        units = random_units(len(soft), derive_key(run.seed, run.step, block, _GATE_SALT)).to(soft.device)
+        return (soft.cumsum(1)[:, :-1] <= units[:, None]).sum(1)
 
     def cp(self) -> Tensor:
         """Cost of the last forward pass: percent of float32 training, mean over samples and blocks; differentiable."""
@@ -272,74 +331,105 @@ class GatedResNet(nn.Module):
         names = (f"base.blocks.{i}" for i in range(len(self.masks)))
         return {n: m.detach() @ self.factors / 100 for n, m in zip(names, self.masks, strict=True)}
 
-    def _skip_column(self) -> int | None:
-        return next((k for k, p in enumerate(self.options) if p.activation == 0), None)
+    def _gates(self, layer: QConv2d) -> bool:
+        return layer.groups == 1 and layer not in self._ungated
 
-    def _shortcut(self, block: BasicBlock, x: Tensor, mask: Tensor) -> Tensor:
-        """The shortcut at each sample's bits; where a sample skips the block, at the least bits on offer."""
-        if block.shortcut is None:
-            return x
-        skip = self._skip_column()
-        if skip is not None:
-            least = min((k for k in range(len(self.options)) if k != skip), key=lambda k: float(self.factors[k]))
-            moved = mask.detach().clone()
-            moved[:, least] += moved[:, skip]
-            moved[:, skip] = 0
-            mask = moved
-        convolution, normalisation = block.shortcut
-        assert isinstance(convolution, QConv2d)
-        shortcut: Tensor = normalisation(dispatch(convolution, x, mask, self.options))
-        return shortcut
+    def _convolution(self, mask: Tensor) -> Convolve:
+        """How blocks convolve samples with these choices, none of which skips."""
+        live = [p for p in self.options if p is not None]
+        if len(live) == 1:
 
-    def _once(self, block: BasicBlock, x: Tensor, mask: Tensor) -> Tensor:
-        shortcut = self._shortcut(block, x, mask)
-        skip = self._skip_column()
-        if skip is None:
-            return F.relu(shortcut + self._residual(block, x, mask))
-        active = torch.nonzero(mask.detach()[:, skip] == 0)[:, 0]
-        if not len(active):
-            return F.relu(shortcut)
-        if len(active) == 1 and block.training:
+            def same(layer: QConv2d, x: Tensor) -> Tensor:
+                if self._gates(layer):
+                    layer.precision = live[0]
+                return plain(layer, x)
+
+            return same
+        if self.skip is not None:
+            mask = _Relative.apply(mask, self.skip)
+
+        def mixed(layer: QConv2d, x: Tensor) -> Tensor:
+            return dispatch(layer, x, mask, self._dispatched) if self._gates(layer) else plain(layer, x)
+
+        return mixed
+
+    def _least(self) -> int:
+        """The option of least bits, at which the way round of a sample that skips is computed."""
+        return min((k for k, p in enumerate(self.options) if p is not None), key=lambda k: float(self.factors[k]))
+
+    def _once(self, block: Block, x: Tensor, mask: Tensor) -> Tensor:
+        if self.skip is None:
+            convolve = self._convolution(mask)
+            return block.join(block.residual(x, convolve), block.way_round(x, convolve))
+        moved = mask.detach().clone()
+        moved[:, self._least()] += moved[:, self.skip]
+        moved[:, self.skip] = 0
+        way_round = block.way_round(x, self._convolution(moved))
+        assert way_round is not None
+        around = block.join(None, way_round)
+        active = torch.nonzero(mask.detach()[:, self.skip] == 0)[:, 0]
+        if not len(active) or (len(active) == 1 and block.training and around[0, 0].numel() == 1):
             # One sample is too few for batch statistics where its image has shrunk to one pixel.
-            pixels = (x.shape[2] // block.conv1.stride) * (x.shape[3] // block.conv1.stride)
-            if pixels == 1:
-                return F.relu(shortcut)
-        residual = self._residual(block, x[active], mask[active])
-        residual = residual * (1 - mask[active, skip])[:, None, None, None]
-        return F.relu(shortcut.index_add(0, active, residual))
+            return around
+        chosen = mask[active]
+        through = block.join(block.residual(x[active], self._convolution(chosen)), way_round[active])
+        # Worth ``through`` and, backward, what skipping would have changed.
+        through = through + chosen[:, self.skip, None, None, None] * (around[active] - through)
+        return around.index_copy(0, active, through)
 
-    def _residual(self, block: BasicBlock, x: Tensor, mask: Tensor) -> Tensor:
-        y = F.relu(block.bn1(dispatch(block.conv1, x, mask, self.options)))
-        residual: Tensor = block.bn2(dispatch(block.conv2, y, mask, self.options))
-        return residual
-
-    def _every(self, block: BasicBlock, x: Tensor, mask: Tensor) -> Tensor:
+    def _every(self, block: Block, x: Tensor, mask: Tensor) -> Tensor:
         layers = [m for m in block.modules() if isinstance(m, QConv2d)]
+        norms = (
+            [m for m in block.modules() if isinstance(m, nn.BatchNorm2d | RangeBatchNorm2d)]
+            if self.way != "every"
+            else []
+        )
+        momenta = [norm.momentum for norm in norms]
         total: Tensor | None = None
         for k, precision in enumerate(self.options):
+            at = precision or self.options[self._least()]
+            assert at is not None
             for layer in layers:
-                layer.precision, layer.salt = precision, k
-            y = F.relu(block.skip(x)) if precision.activation == 0 else block(x)
+                layer.salt = k
+                if self._gates(layer):
+                    layer.precision = at
+            y = block.join(None, block.way_round(x)) if precision is None else block(x)
             y = y * mask[:, k, None, None, None]
             total = y if total is None else total + y
+            for norm in norms:
+                norm.momentum = 0.0
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
         assert total is not None
         return total
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, estimate: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
-        return None, grad
+#: Details of the published gates that a recipe's mode may name: every option is computed for every sample, so that the
+#: zero gradients of those that chose another become noise; and each of these passes updates batch statistics.
+DEFECTS = ("masked-noise", "norm-per-option")
 
 
-def _straight_through(value: Tensor, estimate: Tensor) -> Tensor:
-    """``value`` forward, to the bit (``hard - soft + soft`` rounds), the gradient of ``estimate`` backward."""
-    result: Tensor = _StraightThrough.apply(value, estimate)
-    return result
+def way_of(mode: str) -> Way:
+    """How gated blocks are computed in a mode, see :attr:`sw_model.layers.Run.mode`."""
+    named = mode.split("+")
+    if "norm-per-option" in named:
+        return "every"
+    return "every, statistics once" if "masked-noise" in named else "once"
+
+
+#: Tells the keys of gates from those of layers.
+_GATE_SALT = 1 << 16
+
+
+def _projection(channels: int, shape: GateShape) -> nn.Sequential:
+    """From a block's pooled input to the LSTM's."""
+    layers: list[nn.Module] = []
+    for width in shape.projection:
+        if layers:
+            layers.append(nn.ReLU())
+        layers.append(nn.Linear(channels, width))
+        channels = width
+    return nn.Sequential(*layers)
 
 
 def gated_loss(

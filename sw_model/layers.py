@@ -29,10 +29,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from host.grouped import product_sums
 from host.products import ConvGeometry, Engine, Grid, Operand
+from sw_model.baselines import PRODUCTS, Convolution, check_bits
+from sw_model.parallel import Shard
 from sw_model.quantizers import (
     Mode,
     affine_grid,
+    affine_values,
     derive_key,
     extremes,
     fake_quantize,
@@ -90,6 +94,11 @@ class Precision:
 FULL = Precision(0, 0, 0)
 
 
+#: Details of the published code that mode "paper" keeps and "fixed" repairs: scales never below 1e-8; running ranges that
+#: start at zero; an input gradient on the forward product's weights, whose scales cannot leave its sum.
+DEFECTS = ("scale-floor", "zero-start", "weight-grid")
+
+
 @dataclass
 class Run:
     """What all layers of a model share during training.
@@ -97,20 +106,53 @@ class Run:
     Attributes:
         engine: exact engine of the quantized products, or None for the fast path.
         seed, step: counters behind the keys of stochastic rounding; the training loop advances ``step``.
-        mode: "fixed", or "paper" for the published code's scale floor, running ranges and input-gradient weights.
+        mode: "fixed", "paper" for all of :data:`DEFECTS`, or the names of some, joined by "+".
         gradient: quantizer of output gradients: "affine" (FracTrain's), or StatQuant's "ptq", "psq" or "bhq", whose
             grids are no single affine one per tensor, so they have the fast path only.
+        quantizer: "affine" (FracTrain's and SBM's), or a comparison method of :data:`sw_model.baselines.PRODUCTS`, which
+            have the fast path only.
         momentum: share of the old value in the running activation ranges.
         on_product: called for every product, quantized or not, before it is computed.
+        shard: this process's part of the batch in training, if several share it.
     """
 
     engine: Engine | None = None
     seed: int = 0
     step: int = 0
-    mode: Mode = "fixed"
+    mode: str = "fixed"
     gradient: str = "affine"
+    quantizer: str = "affine"
     momentum: float = 0.1
     on_product: ProductHook | None = None
+    shard: Shard | None = None
+
+    def gradient_values(self, grad: Tensor, bits: int, key: int, scratch: str | None = None) -> Tensor:
+        """An output gradient, stochastically rounded on the affine grid of the whole batch.
+
+        Args:
+            grad: float32, samples along the leading axis.
+            bits: width.
+            key: of the random numbers.
+            scratch: see :func:`sw_model.quantizers.affine_values`.
+        """
+        if self.shard is None:
+            return affine_values(grad, bits, key=key, mode=self.floor, scratch=scratch)
+        grid = grid_from_range(*self.shard.extremes(grad), bits, key=key, mode=self.floor)
+        return fake_quantize(grad, grid, first=self.shard.first(grad))
+
+    def keeps(self, defect: str) -> bool:
+        """Whether a detail of the published code is kept."""
+        return defect in (DEFECTS if self.mode == "paper" else self.mode.split("+"))
+
+    @property
+    def floor(self) -> Mode:
+        """Mode of the quantizers, which decides the smallest scale."""
+        return "paper" if self.keeps("scale-floor") else "fixed"
+
+    @property
+    def input_gradient_axis(self) -> int:
+        """Axis of the weight along which the input gradient's grids lie: its own, or the forward product's."""
+        return 0 if self.keeps("weight-grid") else 1
 
 
 @dataclass
@@ -170,7 +212,7 @@ class QLayer(nn.Module):
             ValueError: if the input holds NaN or infinity.
         """
         if self.training:
-            low, span = extremes(x)
+            low, span = extremes(x) if self.run.shard is None else self.run.shard.extremes(x)
             self._note_range(low, span)
             return low, span
         if int(self.batches) == 0:
@@ -189,7 +231,7 @@ class QLayer(nn.Module):
         the first batch.
         """
         momentum = self.run.momentum
-        if self.run.mode == "fixed" and int(self.batches) == 0:
+        if int(self.batches) == 0 and not self.run.keeps("zero-start"):
             momentum = 0.0
         self.running_low.mul_(momentum).add_(low.to(self.running_low.device), alpha=1 - momentum)
         self.running_span.mul_(momentum).add_(span.to(self.running_span.device), alpha=1 - momentum)
@@ -198,7 +240,8 @@ class QLayer(nn.Module):
     def report(self, product: str, macs: int, a: int, b: int) -> None:
         """Tells the run's hook of a product: operands of ``a`` and ``b`` bits, 32 for unquantized."""
         if self.run.on_product is not None:
-            self.run.on_product(self.name, product, macs, a, b)
+            shard = self.run.shard
+            self.run.on_product(self.name, product, macs if shard is None else shard.whole(macs), a, b)
 
     def _product(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
         macs = geometry.batch * weight.numel() * math.prod(geometry.out_hw)
@@ -212,19 +255,31 @@ class QLayer(nn.Module):
         if not self.precision.quantized:
             return F.conv2d(x, weight, None, geometry.stride, geometry.padding, 1, groups)
         engine = self.run.engine
+        if self.run.quantizer != "affine":
+            return self._comparison(x, weight, geometry, groups)
         if engine is not None:
             if max(self.precision.widths) > 16:
                 raise ValueError(
                     f"layer {self.name} leaves an operand unquantized ({self.precision}), which an integer engine "
                     "cannot multiply; give all three operands 1..16 bits, or none"
                 )
-            if self.run.mode == "paper":
-                raise ValueError("mode 'paper' has the fast path only; use mode 'fixed' with an engine")
+            if self.run.mode != "fixed":
+                raise ValueError(f"mode {self.run.mode!r} has the fast path only; use mode 'fixed' with an engine")
             if self.run.gradient != "affine":
                 raise ValueError(f"gradient quantizer {self.run.gradient!r} has the fast path only; use 'affine'")
         call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key())
         result: Tensor = _QuantizedProduct.apply(x, weight, call)
         return result
+
+    def _comparison(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
+        """The product by one of the methods that FracTrain is compared with."""
+        if self.run.engine is not None:
+            raise ValueError(f"quantizer {self.run.quantizer!r} has the fast path only; use 'affine' with an engine")
+        p = self.precision
+        check_bits(self.run.quantizer, p.widths)
+        key = self.gradient_key()
+        call = Convolution(p.weight, p.activation, p.grad, geometry.stride, geometry.padding, groups, key)
+        return PRODUCTS[self.run.quantizer](x, weight, call)
 
 
 def _numpy(x: Tensor) -> np.ndarray:
@@ -237,23 +292,8 @@ def weight_operand(weight: Tensor, bits: int, axis: int) -> Operand:
     return Operand(grid, codes=_numpy(quantize(weight.detach(), grid, axis)).astype(np.int32))
 
 
-def _channel_geometry(g: ConvGeometry) -> ConvGeometry:
-    return ConvGeometry(g.batch, 1, 1, g.in_hw, g.kernel, g.stride, g.padding)
-
-
-def _channel(operand: Operand, axis: int, index: int) -> Operand:
-    """One channel of an operand with codes; per-channel grids shrink with it."""
-    assert operand.codes is not None
-    grid = operand.grid
-    if grid.scale.ndim:
-        grid = Grid(grid.bits, grid.signed, grid.scale[index : index + 1], grid.zero[index : index + 1], grid.key)
-    part = [slice(None)] * operand.codes.ndim
-    part[axis] = slice(index, index + 1)
-    return Operand(grid, codes=np.ascontiguousarray(operand.codes[tuple(part)]))
-
-
 def _tensor_operand(x: Tensor, grid: Grid, groups: int) -> Operand:
-    """Values for the engine to quantize; codes for a depthwise product, whose channels are separate calls and must not
+    """Values for the engine to quantize; codes for a depthwise product, whose channels are several calls and must not
     restart the element counter of stochastic rounding."""
     if groups == 1:
         return Operand(grid, values=_numpy(x))
@@ -269,29 +309,23 @@ class _QuantizedProduct(torch.autograd.Function):
         p, g, groups = call.precision, call.geometry, call.groups
         if p.activation:
             low, span = call.layer.activation_range(x.detach())
-            call.grid = grid_from_range(low, span, p.activation, mode=call.layer.run.mode)
+            call.grid = grid_from_range(low, span, p.activation, mode=call.layer.run.floor)
         if call.engine is None:
+            # oneDNN's convolutions of few channels take half the time with the channels last; what follows keeps that.
+            x = x.contiguous(memory_format=torch.channels_last)
             xq, kept = x, x
             if call.grid is not None:
                 xq, kept = quantize_and_keep(x, call.grid, "activation")
             wq = weight
             if p.weight:
-                grid = affine_grid(weight, p.weight, axis=0, mode=call.layer.run.mode)
-                wq = fake_quantize(weight, grid, 0)
+                wq = affine_values(weight, p.weight, axis=0, mode=call.layer.run.floor)
             ctx.save_for_backward(kept, weight)
             return F.conv2d(xq, wq, None, g.stride, g.padding, 1, groups)
         ctx.save_for_backward(x, weight)
         assert call.grid is not None
         a = _tensor_operand(x, call.grid, groups)
         w = weight_operand(weight, p.weight, 0)
-        if groups == 1:
-            y = call.engine.forward(a, w, g).real(a.grid, w.grid, 1)
-        else:
-            parts = []
-            for c in range(groups):
-                ac, wc = _channel(a, 1, c), _channel(w, 0, c)
-                parts.append(call.engine.forward(ac, wc, _channel_geometry(g)).real(ac.grid, wc.grid, 1))
-            y = np.concatenate(parts, axis=1)
+        y = product_sums(call.engine, "forward", a, w, g, groups).real(a.grid, w.grid, 1)
         return torch.from_numpy(y).to(x.device)
 
     @staticmethod
@@ -300,49 +334,37 @@ class _QuantizedProduct(torch.autograd.Function):
         kept, weight = ctx.saved_tensors
         need_x, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         p, g, groups = call.precision, call.geometry, call.groups
-        mode = call.layer.run.mode
-        grad = grad.contiguous()
+        mode = call.layer.run.floor
         if call.layer.run.gradient != "affine":
-            return *_statquant_gradients(call, kept, weight, grad, (need_x, need_w)), None
-        grid = affine_grid(grad, p.grad, key=call.key, mode=mode) if p.grad else None
-        last_grid, split = grid, p.weight_grad is not None and p.weight_grad != p.grad
-        if split:
-            # A key of its own: the two roundings of a bifurcated gradient are independent.
-            last_grid = (
-                affine_grid(grad, p.weight_grad, key=derive_key(call.key, 1), mode=mode) if p.weight_grad else None
-            )
-        dx = dw = None
+            return *_statquant_gradients(call, kept, weight, grad.contiguous(), (need_x, need_w)), None
+        split = p.weight_grad is not None and p.weight_grad != p.grad
+        # A key of its own: the two roundings of a bifurcated gradient are independent.
+        last_key = derive_key(call.key, 1) if split else call.key
         if call.engine is None:
-            gq = grad if grid is None else fake_quantize(grad, grid, None, "gradient")
+            grad = grad.contiguous(memory_format=torch.channels_last)
+            run = call.layer.run
+            gq = run.gradient_values(grad, p.grad, call.key, "gradient") if p.grad else grad
             last_gq = gq
             if split:
-                last_gq = grad if last_grid is None else fake_quantize(grad, last_grid)
+                last_gq = run.gradient_values(grad, p.weight_grad, last_key) if p.weight_grad else grad
             dx, dw = _fast_gradients(call, kept, weight, gq, last_gq, (need_x, need_w))
             return dx, dw, None
-        assert grid is not None and last_grid is not None and call.grid is not None
+        dx = dw = None
+        grad = grad.contiguous()
+        grid = affine_grid(grad, p.grad, key=call.key, mode=mode)
+        last_grid = grid
+        if split and p.weight_grad:
+            last_grid = affine_grid(grad, p.weight_grad, key=last_key, mode=mode)
+        assert call.grid is not None
         gradient = _tensor_operand(grad, grid, groups)
         last = _tensor_operand(grad, last_grid, groups) if split else gradient
         if need_x:
             w = weight_operand(weight, p.weight, 0 if groups > 1 else 1)
-            if groups == 1:
-                real = call.engine.input_gradient(gradient, w, g).real(grid, w.grid, 1)
-            else:
-                parts = []
-                for c in range(groups):
-                    gc, wc = _channel(gradient, 1, c), _channel(w, 0, c)
-                    parts.append(call.engine.input_gradient(gc, wc, _channel_geometry(g)).real(grid, wc.grid, 1))
-                real = np.concatenate(parts, axis=1)
+            real = product_sums(call.engine, "input_gradient", gradient, w, g, groups).real(grid, w.grid, 1)
             dx = torch.from_numpy(real).to(grad.device)
         if need_w:
             a = _tensor_operand(kept, call.grid, groups)
-            if groups == 1:
-                real = call.engine.weight_gradient(a, last, g).real(a.grid, last_grid)
-            else:
-                parts = []
-                for c in range(groups):
-                    ac, gc = _channel(a, 1, c), _channel(last, 1, c)
-                    parts.append(call.engine.weight_gradient(ac, gc, _channel_geometry(g)).real(a.grid, last_grid))
-                real = np.concatenate(parts, axis=0)
+            real = product_sums(call.engine, "weight_gradient", a, last, g, groups).real(a.grid, last_grid)
             dw = torch.from_numpy(real).to(grad.device)
         return dx, dw, None
 
@@ -351,13 +373,13 @@ def _fast_gradients(
     call: _Call, kept: Tensor, weight: Tensor, gq: Tensor, last_gq: Tensor, need: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Input and weight gradient from fake-quantized output gradients, in one call where both are the same."""
-    p, g, groups, mode = call.precision, call.geometry, call.groups, call.layer.run.mode
+    p, g, groups, mode = call.precision, call.geometry, call.groups, call.layer.run.floor
     need_x, need_w = need
     wq = weight
     if p.weight and need_x:
         # Depthwise weights (C, 1, kh, kw) have one input channel per row, so their axis is 0 either way.
-        axis = 0 if mode == "paper" or groups > 1 else 1
-        wq = fake_quantize(weight, affine_grid(weight, p.weight, axis=axis, mode=mode), axis)
+        axis = 0 if groups > 1 else call.layer.run.input_gradient_axis
+        wq = affine_values(weight, p.weight, axis=axis, mode=mode)
     xq = kept
     if call.grid is not None and need_w:
         xq = kept_values(kept, call.grid, "activation")

@@ -17,7 +17,7 @@ fake-quantized floats, and the exact one, which converts them to integers.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,17 +42,18 @@ def _as_int32(word: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-def random_units(count: int, key: int) -> Tensor:
-    """The uniform numbers ``u_i = (fmix32(i ^ key) >> 8) * 2**-24`` of elements 0 .. count-1, float32, shape (count,).
+def random_units(count: int, key: int, first: int = 0) -> Tensor:
+    """The uniform numbers ``u_i = (fmix32(i ^ key) >> 8) * 2**-24``, i from ``first``: float32, shape (count,).
 
     Torch's int32 multiplication wraps modulo 2**32 as the hash wants; its right shift is arithmetic, hence the masks.
     """
-    if count > 1 << 32:
-        raise ValueError(f"a tensor of {count} elements repeats its random numbers; split it below 2**32 elements")
-    if count > 1 << 31:
-        h = torch.arange(count, dtype=torch.int64).to(torch.int32)
+    end = first + count
+    if end > 1 << 32:
+        raise ValueError(f"a tensor of {end} elements repeats its random numbers; split it below 2**32 elements")
+    if end > 1 << 31:
+        h = torch.arange(first, end, dtype=torch.int64).to(torch.int32)
     else:
-        h = torch.arange(count, dtype=torch.int32)
+        h = torch.arange(first, end, dtype=torch.int32)
     h ^= _as_int32(key & _MASK32)
     h ^= (h >> 16).bitwise_and_(0xFFFF)
     h *= _as_int32(0x85EBCA6B)
@@ -89,6 +90,10 @@ def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"cannot choose a grid for an empty tensor of shape {tuple(x.shape)}; skip the product instead"
         )
+    if axis is None and fused.usable(x):
+        found = fused.minimum_and_range(x)
+        if found is not None:
+            return found
     if axis is None:
         lo, hi = torch.aminmax(x)
     else:
@@ -96,11 +101,16 @@ def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     lo, hi = flush(lo), flush(hi)
     span = hi - lo
     if not bool(torch.isfinite(span).all()):
-        raise ValueError(
-            f"a tensor of shape {tuple(x.shape)} holds NaN or infinity, or a range beyond float32 (min {lo.min():g}, "
-            f"max {hi.max():g}); training has diverged: lower the learning rate or raise the precision"
-        )
+        raise non_finite(x, lo, hi)
     return lo.cpu(), flush(span).cpu()
+
+
+def non_finite(x: Tensor, lo: Tensor, hi: Tensor) -> ValueError:
+    """The error about a tensor whose range is not finite."""
+    return ValueError(
+        f"a tensor of shape {tuple(x.shape)} holds NaN or infinity, or a range beyond float32 (min {lo.min():g}, "
+        f"max {hi.max():g}); training has diverged: lower the learning rate or raise the precision"
+    )
 
 
 def grid_from_range(lo: Tensor, span: Tensor, bits: int, *, key: int | None = None, mode: Mode = "fixed") -> Grid:
@@ -146,33 +156,23 @@ def _along(values: np.ndarray, ndim: int, axis: int | None, device: torch.device
     return torch.from_numpy(values).reshape(shape).to(device)
 
 
-def _may_meet_subnormals(grid: Grid) -> bool:
-    """Whether flushing subnormals can change a code on this grid, so that it must be done.
-
-    It cannot on an unsigned grid with 1/s <= 2**90 and a zero that is 0 or at least 2**-100 in magnitude: a subnormal
-    x - z gives t below 2**-36, which no rounding of t, nor of t + u with u a multiple of 2**-24, lifts off code 0; and
-    a subnormal x disappears in the rounding of x - z.
-    """
-    zero = np.abs(grid.zero)
-    return bool(grid.signed or (grid.scale < 2.0**-90).any() or ((zero != 0) & (zero < 2.0**-100)).any())
-
-
-def quantize(x: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
+def quantize(x: Tensor, grid: Grid, axis: int | None = None, first: int = 0) -> Tensor:
     """Codes of ``x`` on ``grid``: a new float32 tensor of the same shape that holds integers within ``grid.limits``.
+
+    ``first`` is the number of the first element in stochastic rounding, where ``x`` is a part of a larger tensor.
 
     Values outside the grid clamp to its ends (only evaluation, with its running ranges, has such values).  The caller
     vouches for finite input, as :func:`extremes` does for any grid taken from the tensor itself.
     """
     zero = _along(grid.zero, x.ndim, axis, x.device)
     reciprocal = _along(np.float32(1) / grid.scale, x.ndim, axis, x.device)
-    t = flush(flush(x) - zero) if _may_meet_subnormals(grid) else x - zero
-    t *= reciprocal
+    t = flush(flush(x) - zero).mul_(reciprocal)
     low, high = grid.limits
     if grid.key is None:
         t.round_()
     else:
         # A subnormal t needs no flushing here: adding it to a multiple of 2**-24 gives what zero gives.
-        t += random_units(t.numel(), grid.key).reshape(t.shape).to(t.device)
+        t += random_units(t.numel(), grid.key, first).reshape(t.shape).to(t.device)
         t.floor_()
     return t.clamp_(low, high)
 
@@ -184,19 +184,46 @@ def dequantize(codes: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
     return codes.to(torch.float32) * scale + zero
 
 
-def fake_quantize(x: Tensor, grid: Grid, axis: int | None = None, scratch: str | None = None) -> Tensor:
-    """``x`` moved to the nearest (or stochastically chosen) point of ``grid``, float32.
+def _fused(x: Tensor, grids: list[Grid]) -> bool:
+    """Whether the kernels can put a tensor on per-tensor grids."""
+    return fused.usable(x) and all(not grid.signed and grid.scale.ndim == 0 for grid in grids)
+
+
+def fake_quantize(x: Tensor, grid: Grid, axis: int | None = None, first: int = 0) -> Tensor:
+    """``x`` moved to the nearest (or stochastically chosen) point of ``grid``, float32; see :func:`quantize`."""
+    if _fused(x, [grid]):
+        table = fused.row_grids([grid])
+        table["first"] = first & _MASK32
+        return fused.quantize_rows(fused.dense(x), table, grid.key is not None)
+    return dequantize(quantize(x, grid, axis, first), grid, axis)
+
+
+def affine_values(
+    x: Tensor,
+    bits: int,
+    *,
+    axis: int | None = None,
+    key: int | None = None,
+    mode: Mode = "fixed",
+    scratch: str | None = None,
+) -> Tensor:
+    """``x`` on its own affine grid: ``fake_quantize(x, affine_grid(x, bits, ...), axis)`` in fewer passes.
 
     Args:
+        x, bits, axis, key, mode: see :func:`affine_grid`.
         scratch: name of the scratch memory that may hold the result, see :func:`sw_model.fused.scratch`.
     """
-    if not _may_meet_subnormals(grid) and fused.usable(x):
-        if grid.scale.ndim == 0:
-            out = None if scratch is None else fused.scratch(scratch, x.shape)
-            return fused.quantize_rows(x.contiguous(), fused.row_grids([grid]), grid.key is not None, None, out)
-        if axis is not None and grid.key is None:
-            rows = x.movedim(axis, 0).contiguous()
-            return fused.quantize_rows(rows, fused.channel_grids(grid), False).movedim(0, axis)
+    shape_fits = axis is None or (key is None and axis < 2 and x.ndim == 4)
+    if fused.usable(x) and shape_fits and x.numel() and 1 <= bits <= 16:
+        steps, floor = (1 << bits) - 1, float(SCALE_FLOOR[mode])
+        if axis is None:
+            values = fused.quantize_affine(fused.dense(x), steps, floor, key, scratch)
+        else:
+            values = fused.quantize_affine_channels(x, axis, steps, floor)
+        if values is not None:
+            return values
+    # Also the way to the error message of whatever the kernels refused.
+    grid = affine_grid(x, bits, axis=axis, key=key, mode=mode)
     return dequantize(quantize(x, grid, axis), grid, axis)
 
 
@@ -208,10 +235,10 @@ def quantize_and_keep(x: Tensor, grid: Grid, scratch: str | None = None) -> tupl
     if grid.bits > 8:
         values = fake_quantize(x, grid)
         return values, values
-    if not _may_meet_subnormals(grid) and fused.usable(x):
-        codes = torch.empty(x.shape, dtype=torch.uint8)
-        out = None if scratch is None else fused.scratch(scratch, x.shape)
-        return fused.quantize_rows(x.contiguous(), fused.row_grids([grid]), False, codes, out), codes
+    if _fused(x, [grid]):
+        x = fused.dense(x)
+        codes = torch.empty_like(x, dtype=torch.uint8)
+        return fused.quantize_rows(x, fused.row_grids([grid]), False, codes, scratch), codes
     exact = quantize(x, grid)
     return dequantize(exact, grid), exact.to(torch.uint8)
 
@@ -221,7 +248,7 @@ def kept_values(kept: Tensor, grid: Grid, scratch: str | None = None) -> Tensor:
     if kept.dtype != torch.uint8:
         return kept
     if kept.device.type == "cpu" and fused.library() is not None:
-        return fused.dequantize_codes(kept, grid, None if scratch is None else fused.scratch(scratch, kept.shape))
+        return fused.dequantize_codes(kept, grid, scratch)
     return dequantize(kept, grid)
 
 
@@ -232,27 +259,49 @@ def fake_quantize_groups(x: Tensor, groups: list[tuple[Tensor, Grid]], scratch: 
         x: float32.
         groups: (sample indices, per-tensor grid) pairs that together name every sample once.  Random numbers count the
             elements within a group, as if it were a tensor of its own.
+        scratch: name of the scratch memory that may hold the result, see :func:`sw_model.fused.scratch`.
     """
     grids = [grid for _, grid in groups]
     stochastic = grids[0].key is not None
-    if fused.usable(x) and not any(_may_meet_subnormals(grid) for grid in grids):
+    if _fused(x, grids):
         table = np.zeros(len(x), fused.ROW_GRID)
         length = x.numel() // len(x)
         for (index, _), record in zip(groups, fused.row_grids(grids), strict=True):
             rows = index.numpy()
             table[rows] = record
             table["first"][rows] = (np.arange(len(rows), dtype=np.uint64) * length).astype(np.uint32)
-        out = None if scratch is None else fused.scratch(scratch, x.shape)
-        return fused.quantize_rows(x.contiguous(), table, stochastic, None, out)
+        return fused.quantize_rows(fused.dense(x), table, stochastic, None, scratch)
     values = torch.empty_like(x)
     for index, grid in groups:
         values[index] = dequantize(quantize(x[index], grid), grid)
     return values
 
 
-def option_products(x: Tensor, weight: Tensor, grids: list[Grid]) -> Tensor:
-    """``sum weight[n] * Q_k(x)[n]`` for every sample n and per-tensor grid k rounded to nearest: float32 (N, K)."""
-    if fused.usable(x) and not any(_may_meet_subnormals(grid) for grid in grids):
-        return fused.option_products(x.detach().contiguous(), weight.detach().contiguous(), fused.row_grids(grids))
+def option_products(x: Tensor, weight: Tensor, grids: list[Grid], *, fast: bool = True) -> Tensor:
+    """``sum weight[n] * Q_k(x)[n]`` for every sample n and per-tensor grid k rounded to nearest: float32 (N, K).
+
+    Without ``fast`` the sum is one PyTorch operation, whose order :mod:`sw_model.reproducible` may settle.
+    """
+    if fast and _fused(x, grids):
+        x, weight = fused.dense(x.detach()), weight.detach()
+        if weight.stride() != x.stride():
+            weight = torch.empty_like(x).copy_(weight)
+        return fused.option_products(x, weight, fused.row_grids(grids))
     columns = [(weight * dequantize(quantize(x, grid), grid)).flatten(1).sum(1) for grid in grids]
     return torch.stack(columns, 1)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, estimate: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, grad
+
+
+def straight_through(value: Tensor, estimate: Tensor) -> Tensor:
+    """``value`` forward, to the bit (``value - estimate + estimate`` rounds), the gradient of ``estimate`` backward."""
+    result: Tensor = _StraightThrough.apply(value, estimate)
+    return result

@@ -9,8 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sw_model.layers import Precision
+from sw_model.baselines import PRODUCTS, check_bits
+from sw_model.gates import DEFECTS as GATE_DEFECTS
+from sw_model.layers import DEFECTS, Precision
 from sw_model.schedules import Cyclic, Indicator, Manual, Pfq, Schedule, Static
+from sw_model.statquant import QUANTIZERS
 
 
 class ConfigError(ValueError):
@@ -22,13 +25,18 @@ class TrainConfig:
     """Everything that determines a training run.  A recipe is a TOML file with these names as keys.
 
     Attributes:
-        data: "digits" or a path, see :func:`sw_model.data.load_data`; train_limit, test_limit: images used (0: all).
-        model, width, quantize_stem, quantize_head: see :func:`sw_model.models.build_model`.
+        data: "digits" or a path, see :func:`sw_model.data.load_data` and, for language models,
+            :func:`sw_model.text.load_text`; train_limit, test_limit: images (or sequences) used (0: all).
+        context, vocabulary: language models: words per sequence; entries of the vocabulary (0: all words).
+        model, width, quantize_stem, quantize_head: see :func:`sw_model.models.build_model`; transformer-small and -base:
+            :data:`sw_model.transformer.LAYOUT`.
         schedule: "static", "pfq", "cyclic", "manual" or "dfq" (gates; with several targets FracTrain).
         stages: bits (weight, activation, gradient[, gradient in the weight gradient]) of each stage; 0: float32.
         starts: manual schedule only: first epoch of each stage.
         eps, alpha, window, norm_epochs, deadlines: PFQ's indicator, see :class:`sw_model.schedules.Indicator`.
         options: gated training ("dfq"): (activation, gradient) widths that gates choose from; [0, 0] skips a block.
+        gate: gated training: "argmax" takes the likeliest option, "sample" draws one by its probability.  Options
+            [0, 0] and [32, 32] with sampling are E2-Train's selective layer update (SLU).
         weight_bits: gated training: width of the weights in gated blocks.
         targets: gated training: cost to aim at, percent of float32; several make FracTrain, which advances from one to
             the next by PFQ's indicator.  Ungated layers follow ``stages`` (one entry serves all targets).
@@ -36,12 +44,17 @@ class TrainConfig:
             term as a share of the task loss (0: none); see :func:`sw_model.gates.gated_loss`.
         low, high, cycles: cyclic schedule's widths and number of cycles; its gradient width is that of stages[0].
         epochs, batch: length of training and images per step.
-        lr, momentum, nesterov, weight_decay: SGD; weight decay applies to all parameters.
-        lr_schedule: "cosine" (to zero) or "steps" (times lr_decay at each of the milestones, shares of training).
+        optimizer: "sgd" (with momentum, nesterov) or "adam" (with betas, and weight decay apart from the gradient).
+        lr, weight_decay: of either; weight decay applies to all parameters.
+        lr_schedule: "cosine" (to zero), "steps" (times lr_decay at each of the milestones, shares of training) or
+            "inverse-sqrt" (lr * sqrt(warmup steps / step) after the warmup, which it needs).
         warmup: share of training over which the learning rate rises linearly.
         augment: whether training images are shifted (and flipped, where the data set allows).
-        mode: "fixed" or "paper" quantizer defects, see :class:`sw_model.layers.Run`.
-        gradient: quantizer of gradients, see :class:`sw_model.layers.Run`.
+        mode: "fixed", "paper" (the published quantizers' details), or some of these details by name, joined by "+": see
+            :data:`sw_model.layers.DEFECTS` and, for gated training, :data:`GATE_DEFECTS`.
+        quantizer: "affine", or a comparison method: "dorefa", "wageubn" or "mxint", see :mod:`sw_model.baselines`.
+        gradient: quantizer of gradients beside affine weights and activations, see :class:`sw_model.layers.Run`.
+        norm: "batch", or "range" for Banner et al.'s Range BN.
         seed: of everything random.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         eval_batch: images per evaluation step; 0 means ``batch``.
@@ -53,6 +66,8 @@ class TrainConfig:
     test_limit: int = 0
     model: str = "resnet-8"
     width: int = 8
+    context: int = 64
+    vocabulary: int = 0
     quantize_stem: bool = True
     quantize_head: bool = False
     schedule: str = "pfq"
@@ -64,6 +79,7 @@ class TrainConfig:
     norm_epochs: int = 10
     deadlines: tuple[int, ...] = ()
     options: tuple[tuple[int, ...], ...] = ()
+    gate: str = "argmax"
     weight_bits: int = 4
     targets: tuple[float, ...] = ()
     beta: float = 1e-3
@@ -74,9 +90,11 @@ class TrainConfig:
     cycles: int = 8
     epochs: int = 10
     batch: int = 64
+    optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
+    betas: tuple[float, ...] = (0.9, 0.98)
     weight_decay: float = 1e-4
     lr_schedule: str = "cosine"
     milestones: tuple[float, ...] = (0.5, 0.75)
@@ -84,14 +102,16 @@ class TrainConfig:
     warmup: float = 0.0
     augment: bool = True
     mode: str = "fixed"
+    quantizer: str = "affine"
     gradient: str = "affine"
+    norm: str = "batch"
     seed: int = 1
     eval_every: int = 1
     eval_batch: int = 0
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "eval_every", "width", "cycles", "window", "norm_epochs"):
+        for name in ("epochs", "batch", "eval_every", "width", "context", "cycles", "window", "norm_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
         for name in ("train_limit", "test_limit", "eval_batch", "checkpoint_every"):
@@ -99,9 +119,12 @@ class TrainConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)} must not be negative (0 means the default)")
         choices = {
             "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
-            "lr_schedule": ("cosine", "steps"),
-            "mode": ("fixed", "paper"),
-            "gradient": ("affine", "ptq", "psq", "bhq"),
+            "optimizer": ("sgd", "adam"),
+            "lr_schedule": ("cosine", "steps", "inverse-sqrt"),
+            "quantizer": ("affine", *PRODUCTS),
+            "gradient": ("affine", *QUANTIZERS),
+            "norm": ("batch", "range"),
+            "gate": ("argmax", "sample"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -118,10 +141,55 @@ class TrainConfig:
                 f"lr {self.lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, warmup {self.warmup}: need "
                 "lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1"
             )
+        self._check_mode()
+        self._check_quantizer()
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas {list(self.betas)} must be two numbers from 0 up to, but less than, 1")
+        if self.vocabulary < 0 or self.vocabulary in (1, 2):
+            raise ConfigError(f"vocabulary = {self.vocabulary} must be 0 (all words) or at least 3")
+        if self.lr_schedule == "inverse-sqrt" and not self.warmup:
+            raise ConfigError("lr_schedule 'inverse-sqrt' counts from the end of the warmup; set warmup above 0")
         try:
             self.make_schedule()
         except ConfigError:
             raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def _check_mode(self) -> None:
+        """Refuses names that are no details of the published code, or that this schedule does not have."""
+        known = (*DEFECTS, *GATE_DEFECTS) if self.schedule == "dfq" else DEFECTS
+        named = self.mode.split("+")
+        wrong = sorted(set(named) - set(known)) if self.mode not in ("fixed", "paper") else []
+        if wrong:
+            raise ConfigError(
+                f"mode = {self.mode!r} names {', '.join(map(repr, wrong))}; use 'fixed', 'paper', or {', '.join(known)} "
+                f"joined by '+' (schedule {self.schedule!r})"
+            )
+        if "norm-per-option" in named and "masked-noise" not in named:
+            raise ConfigError("mode: 'norm-per-option' comes with computing every option, so with 'masked-noise' too")
+
+    def _check_quantizer(self) -> None:
+        """Refuses what a comparison method cannot be combined with."""
+        if self.quantizer == "affine":
+            return
+        for name, allowed in (("gradient", "affine"), ("mode", "fixed")):
+            if getattr(self, name) != allowed:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} belongs to affine quantization; quantizer {self.quantizer!r} "
+                    f"brings its own: use {allowed!r}"
+                )
+        if self.schedule == "dfq":
+            raise ConfigError(f"gates mix grids of the affine quantizer; schedule 'dfq' excludes {self.quantizer!r}")
+        if self.quantizer == "dorefa" and (self.quantize_stem or self.quantize_head or self.model == "mobilenetv2"):
+            raise ConfigError(
+                "dorefa clips activations to 0..1, which suits what follows a ReLU: it leaves the first and the last "
+                "layer in float32 (quantize_stem = false, quantize_head = false) and has no linear bottlenecks "
+                f"(model {self.model!r})"
+            )
+        try:
+            for stage in self.stages:
+                check_bits(self.quantizer, Precision(*stage).widths)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -209,4 +277,6 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     if config.lr_schedule == "cosine":
         share = (position - config.warmup) / (1 - config.warmup)
         return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+    if config.lr_schedule == "inverse-sqrt":
+        return config.lr * math.sqrt(math.ceil(config.warmup * steps) / (step + 1))
     return config.lr * config.lr_decay ** sum(position >= milestone for milestone in config.milestones)

@@ -1,4 +1,5 @@
-"""A run's folder: settings, checkpoint, metrics, result and figure, each replaced atomically."""
+"""A run's folder: settings, checkpoint, metrics, precision used, result and figure, each replaced
+atomically, and the events that TensorBoard draws."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 
+from hw.computational_cost import RECORD
+from sw_model.metrics import Metric
 from sw_model.recipe import ConfigError, TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -97,12 +100,69 @@ class RunFolder:
         if self.path is not None:
             write_atomically(self.path / "metrics.csv", lambda p: _write_metrics(p, history))
 
-    def finish(self, summary: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    def write_schedule(self, record: str) -> None:
+        """Writes the precision that was really used so far, see :mod:`sw_model.run_schedule`."""
+        if self.path is not None:
+            write_atomically(self.path / RECORD, lambda p: write_text(p, record))
+
+    def finish(self, summary: dict[str, Any], history: list[dict[str, Any]], metric: Metric) -> None:
         """Writes the result and draws the curves."""
         if self.path is not None:
             write_atomically(self.path / "result.json", lambda p: write_text(p, json.dumps(summary, indent=1) + "\n"))
             if history:
-                draw_curves(history, self.path / "curves.png")
+                draw_curves(history, metric, self.path / "curves.png")
+
+
+class EventLog:
+    """TensorBoard's event files: loss and learning rate by step, the row of metrics by epoch.
+
+    Steps count from 1.  A log that goes on after ``step`` hides whatever was logged beyond it, so a run that was killed
+    and resumed shows every step once.
+
+    Args:
+        folder: where event files lie; None logs nothing.
+        step: steps done so far.
+    """
+
+    def __init__(self, folder: Path | None, step: int) -> None:
+        self._writer: Any = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second, so only runs with a folder pay
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def flush(self) -> None:
+        """Writes what has been logged, so that a checkpoint never knows more than the log."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def step(self, step: int, loss: float, lr: float) -> None:
+        """Takes a training step."""
+        if self._writer is not None:
+            self._writer.add_scalar("step/loss", loss, step)
+            self._writer.add_scalar("step/lr", lr, step)
+
+    def epoch(self, step: int, row: dict[str, Any]) -> None:
+        """Takes the metrics of an epoch that ended with ``step``."""
+        if self._writer is None:
+            return
+        values = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        if row["bits"] == "fp32":
+            values |= dict.fromkeys(_OPERANDS, 32)
+        elif row["bits"] != "gated":
+            values |= {name: int(bits) or 32 for name, bits in zip(_OPERANDS, row["bits"].split("/"), strict=True)}
+        for name, value in values.items():
+            self._writer.add_scalar(f"epoch/{name}", value, step)
+
+
+_OPERANDS = ("bits_weight", "bits_activation", "bits_gradient")
 
 
 def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
@@ -112,8 +172,8 @@ def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
         writer.writerows(history)
 
 
-def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Loss, accuracy and bits over epochs as one picture (PNG)."""
+def draw_curves(history: list[dict[str, Any]], metric: Metric, path: Path) -> None:
+    """Loss, metric and bits over epochs as one picture (PNG)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -125,9 +185,10 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     upper.set_ylabel("training loss")
     upper.grid(alpha=0.3)
     right = upper.twinx()
-    tested = [(row["epoch"], 100 * row["test_accuracy"]) for row in history if row["test_accuracy"] is not None]
-    right.plot(*zip(*tested, strict=True), color="tab:red", marker=".", label="test accuracy")
-    right.set_ylabel("test accuracy (%)")
+    column, factor = f"test_{metric.name}", 100 if metric.percent else 1
+    tested = [(row["epoch"], factor * row[column]) for row in history if row[column] is not None]
+    right.plot(*zip(*tested, strict=True), color="tab:red", marker=".", label=f"test {metric.name}")
+    right.set_ylabel(f"test {metric.name}" + (" (%)" if metric.percent else ""))
     upper.legend(handles=[*upper.lines, *right.lines], loc="center right")
     if history[0]["target"] is not None:
         lower.plot(epochs, [row["cp"] for row in history], marker=".", label="cost of the gates' choices")

@@ -9,25 +9,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from host.products import Engine
 from sw_model.cost import CostMeter, layer_macs, step_factor
-from sw_model.data import ImageSet, load_data
-from sw_model.gates import GatedResNet, gated_loss
-from sw_model.layers import Precision, Run, attach, set_precision
-from sw_model.models import CifarResNet, build_model
-from sw_model.quantizers import Mode
+from sw_model.data import ImageSet
+from sw_model.gates import Choice, GatedNetwork, gated_loss, way_of
+from sw_model.layers import Precision, Run, attach, quantized_layers, set_precision
+from sw_model.models import Backbone
+from sw_model.parallel import ALONE, Ranks, Shard, share_statistics
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
-from sw_model.run_folder import RunFolder
+from sw_model.reproducible import Reproducible
+from sw_model.run_folder import EventLog, RunFolder
+from sw_model.run_schedule import RunSchedule
 from sw_model.schedules import Pfq
+from sw_model.tasks import Task, evaluate, open_task
+from sw_model.text import TokenSet
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Step:
         epoch: from 0; step: within the epoch, from 0; global_step: within the training.
         stage: of the schedule; stage_step: steps since the stage began.
         precision: of this step.
-        images: in this step's batch.
+        images: inputs (images or sequences) in this step's batch.
         loss: mean training loss of the batch (None before the step is done).
     """
 
@@ -57,21 +60,23 @@ class Result:
     """What a training run has come to.
 
     Attributes:
-        test_accuracy: share of test images classified rightly at the end, 0..1.
-        best_accuracy: best of all evaluations.
-        history: one row per epoch: epoch, stage, bits, loss, train_accuracy, test_accuracy (or None), cp (percent, as
-            published: mean over samples and layers that the schedule governs), target, lr, cc, cc_full, seconds.
+        metric: what scores are: "accuracy" (share of test images classified rightly) or "perplexity".
+        test_score, best_score: at the end, and best of all evaluations; None if there was none.
+        history: one row per epoch: epoch, stage, bits, loss, train and test metric (the latter may be None), cp
+            (percent, as published: mean over samples and layers that the schedule governs), target, lr, cc, cc_full,
+            seconds.
         cc: computational cost, paper's count, in float32 MACs; cc_full: every product as it ran; cc_static: paper's
             count of the same images at 8/8/8.
         cp: cc as a percentage of float32 training.
-        images, steps: trained on in total.
+        images, steps: inputs (images or sequences) and steps trained on in total.
         finished: False if ``stop_after`` ended the run early.
         seconds: wall time of this call.
         counters: the engine's counters after the run (empty without an engine).
     """
 
-    test_accuracy: float
-    best_accuracy: float
+    metric: str
+    test_score: float | None
+    best_score: float | None
     history: list[dict[str, Any]]
     cc: float
     cc_full: float
@@ -83,21 +88,20 @@ class Result:
     seconds: float
     counters: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def test_accuracy(self) -> float:
+        """``test_score`` of a classifier that has been tested."""
+        return self._accuracy(self.test_score)
 
-@torch.no_grad()
-def evaluate(model: nn.Module, data: ImageSet, batch: int, on_batch: Callable[[int], None] | None = None) -> float:
-    """Share of test images that the model classifies rightly, in evaluation mode; the mode is restored."""
-    was_training = model.training
-    model.eval()
-    right = 0
-    try:
-        for x, y in data.test_batches(batch):
-            right += int((model(x).argmax(1) == y).sum())
-            if on_batch is not None:
-                on_batch(len(y))
-    finally:
-        model.train(was_training)
-    return right / len(data.test_labels)
+    @property
+    def best_accuracy(self) -> float:
+        """``best_score`` of a classifier that has been tested."""
+        return self._accuracy(self.best_score)
+
+    def _accuracy(self, score: float | None) -> float:
+        if self.metric != "accuracy" or score is None:
+            raise ValueError(f"no accuracy: the metric is {self.metric}, the score {score}")
+        return score
 
 
 class _Progress:
@@ -135,53 +139,90 @@ class _Progress:
             self._bar.console.print(text, highlight=False)
 
 
+def _check_engine(config: TrainConfig) -> None:
+    """Refuses recipes whose products no integer engine computes."""
+    for name, integers in (("quantizer", "affine"), ("gradient", "affine"), ("mode", "fixed")):
+        if getattr(config, name) != integers:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r} has the fast path only; integer engines compute {integers!r}"
+            )
+
+
+def build_network(config: TrainConfig, task: Task) -> tuple[nn.Module, GatedNetwork | None]:
+    """The initial network of a recipe, and the gated network around it if the recipe has gates.
+
+    Raises:
+        ConfigError: gates for a network that cannot have them.
+    """
+    model = task.build(config)
+    if config.schedule != "dfq":
+        return model, None
+    if not isinstance(model, Backbone):
+        raise ConfigError(f"gates govern networks of residual blocks, not {config.model}")
+    options = [(option[0], option[1]) for option in config.options]
+    choice: Choice = "sample" if config.gate == "sample" else "argmax"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        return model, GatedNetwork(model, options, config.weight_bits, way=way_of(config.mode), choice=choice)
+
+
+def _check_ranks(config: TrainConfig, task: Task, engine: bool, ranks: Ranks) -> None:
+    """Refuses what several processes cannot train together."""
+    if engine:
+        raise ConfigError("exact engines take the whole batch; train with one process, or on the fast path")
+    for name, shared in (("quantizer", "affine"), ("gradient", "affine"), ("norm", "batch")):
+        if getattr(config, name) != shared:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r} takes the whole batch; train with one process, or use {shared!r}"
+            )
+    if config.schedule == "dfq":
+        raise ConfigError("gates group the whole batch by its samples' options; train schedule 'dfq' with one process")
+    smallest = task.data.train_count % config.batch or min(config.batch, task.data.train_count)
+    if smallest < ranks.part.size:
+        raise ConfigError(
+            f"an epoch's last batch has {smallest} inputs, too few for {ranks.part.size} processes; change batch "
+            f"({config.batch}) or train_limit"
+        )
+
+
 class _Training:
     """State of a run between steps: all of it goes into the checkpoint."""
 
-    def __init__(self, config: TrainConfig, data: ImageSet) -> None:
-        self.config, self.data = config, data
-        self.model = build_model(
-            config.model,
-            len(data.classes),
-            data.image_shape,
-            width=config.width,
-            quantize_stem=config.quantize_stem,
-            quantize_head=config.quantize_head,
-            seed=config.seed,
-        )
+    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks) -> None:
+        self.config, self.task, self.ranks = config, task, ranks
+        base, self.gated = build_network(config, task)
+        self.model: nn.Module = base if self.gated is None else self.gated
+        if ranks.several:
+            share_statistics(self.model, ranks)
         self.schedule = config.make_schedule()
-        macs = layer_macs(self.model, data.image_shape)
-        self.gated: GatedResNet | None = None
-        if config.schedule == "dfq":
-            if not isinstance(self.model, CifarResNet):
-                raise ConfigError(f"gates exist for CIFAR ResNets (resnet-6n+2), not for {config.model}")
-            options = [(option[0], option[1]) for option in config.options]
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed + 1)
-                self.gated = GatedResNet(self.model, options, config.weight_bits)
-            self.model = self.gated
+        macs = layer_macs(base, task.example())
+        if self.gated is not None:
             macs = {f"base.{name}": count for name, count in macs.items()}
-        self.cost = CostMeter(macs)
+        depthwise = frozenset(n for n, m in quantized_layers(self.model) if getattr(m, "groups", 1) > 1)
+        self.cost = CostMeter(macs, depthwise)
+        trained = task.trained(config)
+        self.record = None if trained is None else RunSchedule(trained, macs, depthwise, self.gated is not None)
         self.run = attach(
             self.model,
             Run(
                 seed=config.seed,
-                mode=cast(Mode, config.mode),
+                mode=config.mode,
+                quantizer=config.quantizer,
                 gradient=config.gradient,
-                on_product=self.cost.on_product,
+                on_product=self._on_product,
             ),
         )
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-        )
+        self.optimizer = _optimizer(config, self.model.parameters())
         self.epoch, self.step, self.stage_step = 0, 0, 0
-        self.loss_sum, self.cp_sum, self.seen, self.right = 0.0, 0.0, 0, 0
+        self.loss_sum, self.cp_sum, self.score_sum, self.seen = 0.0, 0.0, 0.0, 0
         self.history: list[dict[str, Any]] = []
-        self.steps_per_epoch = data.train_steps(config.batch)
+        self.steps_per_epoch = task.data.train_steps(config.batch)
+
+    def _on_product(self, layer: str, product: str, macs: int, a: int, b: int) -> None:
+        if not self.cost.paused:
+            self.cost.on_product(layer, product, macs, a, b)
+            if self.record is not None:
+                self.record.on_product(layer, product, macs, a, b)
 
     @property
     def steps(self) -> int:
@@ -198,8 +239,9 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "cost": self.cost.state_dict(),
-            "position": [self.epoch, self.step, self.stage_step, self.seen, self.right],
-            "sums": [self.loss_sum, self.cp_sum],
+            "record": None if self.record is None else self.record.state_dict(),
+            "position": [self.epoch, self.step, self.stage_step, self.seen],
+            "sums": [self.loss_sum, self.cp_sum, self.score_sum],
             "history": self.history,
             "rng": torch.get_rng_state(),
         }
@@ -216,38 +258,77 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.cost.load_state_dict(state["cost"])
-        self.epoch, self.step, self.stage_step, self.seen, self.right = state["position"]
-        self.loss_sum, self.cp_sum = state["sums"]
+        if self.record is not None:
+            self.record.load_state_dict(state["record"])
+        self.epoch, self.step, self.stage_step, self.seen = state["position"]
+        self.loss_sum, self.cp_sum, self.score_sum = state["sums"]
         self.history = list(state["history"])
         torch.set_rng_state(state["rng"])
 
+    def batch_size(self) -> int:
+        """Inputs of the batch that comes next, over all processes."""
+        return min(self.config.batch, self.task.data.train_count - self.step * self.config.batch)
+
     def train_step(self, x: Tensor, y: Tensor, precision: Precision) -> float:
+        """Trains on this process's part of a batch; returns the loss of all of it."""
+        shard = Shard(self.ranks, self.batch_size())
+        self.run.shard = shard if self.ranks.several else None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.global_step, self.steps)
         set_precision(self.model, precision)
         self.run.step = self.global_step
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(x)
-        loss = F.cross_entropy(logits, y)
-        value = float(loss.detach())
+        output = self.model(x)
+        loss = self.task.loss(output, y)
+        score = self.task.score(output.detach(), y)
+        if self.ranks.several:
+            loss = loss * shard.share
+            sums = torch.stack([loss.detach().double(), torch.tensor(score, dtype=torch.float64)])
+            value, score = self.ranks.sum(sums).tolist()
+        else:
+            value = float(loss.detach())
         if self.gated is None:
             loss.backward()
-            self.cost.step(precision, len(y))
+            self.ranks.sum_gradients(self.model)
+            self.cost.step(precision, shard.total)
+            if self.record is not None:
+                self.record.step(precision, shard.total)
             cp = 100 * step_factor(precision) / 3
         else:
             config, cost = self.config, self.gated.cp()
             target = config.targets[self.schedule.stage]
             gated_loss(loss, cost, target, config.beta, band=config.band, cap=config.cap or None).backward()
-            self.cost.step_gated(self.gated.shares())
+            self.cost.step_gated(self.gated.shares(), precision)
+            if self.record is not None:
+                self.record.step(precision, len(y), self.gated.options, self.gated.choices())
             cp = float(cost.detach())
         self.optimizer.step()
         if not math.isfinite(value):
             raise RuntimeError(f"the loss is {value} at step {self.global_step}; lower lr ({self.config.lr})")
-        self.loss_sum += value * len(y)
-        self.cp_sum += cp * len(y)
-        self.seen += len(y)
-        self.right += int((logits.detach().argmax(1) == y).sum())
+        targets = shard.whole(y.numel())
+        self.loss_sum += value * targets
+        self.cp_sum += cp * targets
+        self.score_sum += score
+        self.seen += targets
         return value
+
+
+def _optimizer(config: TrainConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        betas = (config.betas[0], config.betas[1])
+        return torch.optim.AdamW(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+    )
+
+
+def _arithmetic(run: Run) -> AbstractContextManager[Any]:
+    """Where products are exact, so is everything around them: such a run is the same on any machine and as a job."""
+    return nullcontext() if run.engine is None else Reproducible()
 
 
 @contextmanager
@@ -267,10 +348,11 @@ def train(
     on_step: Callable[[Step], None] | None = None,
     engine_for_step: Callable[[Step], Engine | None] | None = None,
     evaluation_engine: Engine | Literal["same"] | None = "same",
-    data: ImageSet | None = None,
+    data: ImageSet | TokenSet | None = None,
     resume: bool = False,
     progress: bool = False,
     stop_after: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Trains a network as configured.
 
@@ -284,31 +366,35 @@ def train(
         data: data set, if not the one that ``config.data`` names.
         resume: continue from the run folder's checkpoint; the rest of the run is bit for bit what it would have been.
         progress: draw a progress bar.
+        ranks: the processes that train together, each calling this function; only the first writes files.
         stop_after: stop, with a checkpoint, once this many steps are done in total.
 
     Raises:
         ConfigError, DataError: before anything is written, if a choice is wrong or the data is unusable.
     """
     started = time.monotonic()
+    if engine is not None:
+        _check_engine(config)
     folder = RunFolder(out)
     saved = folder.saved(resume)
-    if data is None:
-        data = load_data(config.data, cache=None if out is None else out.parent / "cache")
-    data = data.limited(config.train_limit, config.test_limit)
-    if not config.augment:
-        data = replace(data, shift=0, flip=False)
-    state = _Training(config, data)
+    task = open_task(config, data, None if out is None else out.parent / "cache")
+    metric = task.metric
+    if ranks.several:
+        _check_ranks(config, task, engine is not None or engine_for_step is not None, ranks)
+    state = _Training(config, task, ranks)
     if saved is not None:
         state.load_state_dict(saved)
+    if not ranks.main:
+        folder, progress = RunFolder(None), False
     folder.begin(config)
     tester = engine if evaluation_engine == "same" else evaluation_engine
     stopped = False
     state.model.train()
-    with _Progress(progress, state.steps) as bar:
+    with _Progress(progress, state.steps) as bar, EventLog(folder.path, state.global_step) as events:
         while state.epoch < config.epochs and not stopped:
             epoch_started = time.monotonic()
             precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
-            for x, y in data.train_batches(config.batch, config.seed, state.epoch, state.step):
+            for x, y in task.data.train_batches(config.batch, config.seed, state.epoch, state.step, ranks.part):
                 if stop_after is not None and state.global_step >= stop_after:
                     stopped = True
                     break
@@ -320,12 +406,14 @@ def train(
                     state.schedule.stage,
                     state.stage_step,
                     precision,
-                    len(y),
+                    state.batch_size(),
                 )
                 state.run.engine = engine if engine_for_step is None else engine_for_step(now)
-                loss = state.train_step(x, y, precision)
+                with _arithmetic(state.run):
+                    loss = state.train_step(x, y, precision)
                 state.step += 1
                 state.stage_step += 1
+                events.step(state.global_step, loss, state.optimizer.param_groups[0]["lr"])
                 bar.at(
                     state.global_step,
                     f"epoch {state.epoch + 1} bits {precision} loss {state.loss_sum / state.seen:.3f}",
@@ -333,22 +421,23 @@ def train(
                 if on_step is not None:
                     on_step(replace(now, loss=loss))
                 if config.checkpoint_every and state.global_step % config.checkpoint_every == 0:
+                    events.flush()
                     folder.save(state.state_dict())
             if stopped:
                 break
-            accuracy = None
+            tested = None
             if (state.epoch + 1) % config.eval_every == 0 or state.epoch + 1 == config.epochs:
                 state.run.engine = tester
-                with _without_cost(state.cost):
-                    accuracy = evaluate(state.model, data, config.eval_batch or config.batch)
+                with _without_cost(state.cost), _arithmetic(state.run):
+                    tested = evaluate(state.model, task, config.eval_batch or config.batch, ranks)
             mean_loss = state.loss_sum / state.seen
-            row = {
+            row: dict[str, Any] = {
                 "epoch": state.epoch + 1,
                 "stage": state.schedule.stage,
                 "bits": str(precision) if state.gated is None else "gated",
                 "loss": mean_loss,
-                "train_accuracy": state.right / state.seen,
-                "test_accuracy": accuracy,
+                f"train_{metric.name}": metric.value(state.score_sum, state.seen),
+                f"test_{metric.name}": tested,
                 "cp": state.cp_sum / state.seen,
                 "target": config.targets[state.schedule.stage] if config.targets else None,
                 "lr": state.optimizer.param_groups[0]["lr"],
@@ -357,31 +446,38 @@ def train(
                 "seconds": round(time.monotonic() - epoch_started, 3),
             }
             state.history.append(row)
-            tested = "" if accuracy is None else f"  test {100 * accuracy:.2f} %"
+            events.epoch(state.global_step, row)
+            after = "" if tested is None else f"  test {metric.text(tested)}"
             bar.line(
                 f"epoch {row['epoch']:3d}  bits {row['bits']:>8}  cp {row['cp']:5.2f} %  loss {mean_loss:.4f}  "
-                f"train {100 * state.right / state.seen:.2f} %{tested}  {row['seconds']:.1f} s"
+                f"train {metric.text(row[f'train_{metric.name}'])}{after}  {row['seconds']:.1f} s"
             )
             if state.schedule.epoch_finished(state.epoch, mean_loss):
                 state.stage_step = 0
+            if state.record is not None:
+                state.record.finish_epoch()
             state.epoch += 1
-            state.step, state.seen, state.right = 0, 0, 0
-            state.loss_sum, state.cp_sum = 0.0, 0.0
+            state.step, state.seen = 0, 0
+            state.loss_sum, state.cp_sum, state.score_sum = 0.0, 0.0, 0.0
+            events.flush()
             folder.save(state.state_dict())
             folder.write_metrics(state.history)
+            if state.record is not None:
+                folder.write_schedule(state.record.to_json())
     if stopped:
         folder.save(state.state_dict())
     elif isinstance(state.schedule, Pfq):
         what = f"cost target {config.targets[state.schedule.stage]} %" if config.targets else ""
         state.schedule.warn_if_unfinished(config.epochs, what)
-    tested_rows = [row["test_accuracy"] for row in state.history if row["test_accuracy"] is not None]
+    scores = [row[f"test_{metric.name}"] for row in state.history if row[f"test_{metric.name}"] is not None]
     result = Result(
-        test_accuracy=tested_rows[-1] if tested_rows else 0.0,
-        best_accuracy=max(tested_rows, default=0.0),
+        metric=metric.name,
+        test_score=scores[-1] if scores else None,
+        best_score=metric.best(scores) if scores else None,
         history=state.history,
         cc=state.cost.paper,
         cc_full=state.cost.full_total,
-        cc_static=sum(state.cost.macs.values()) * step_factor(Precision(8, 8, 8)) * state.cost.images,
+        cc_static=state.cost.per_image(Precision(8, 8, 8)) * state.cost.images,
         cp=state.cost.cp,
         images=state.cost.images,
         steps=state.global_step,
@@ -389,5 +485,7 @@ def train(
         seconds=time.monotonic() - started,
         counters=dict(engine.meter.totals) if engine is not None else {},
     )
-    folder.finish({**asdict(result), "cost_by_layer": state.cost.full}, state.history)
+    if state.record is not None:
+        folder.write_schedule(state.record.to_json())
+    folder.finish({**asdict(result), "cost_by_layer": state.cost.full}, state.history, metric)
     return result

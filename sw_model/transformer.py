@@ -18,6 +18,9 @@ from host.products import ConvGeometry, Engine, Grid, Operand
 from sw_model.layers import QLayer, QLinear
 from sw_model.quantizers import affine_grid, fake_quantize, grid_from_range, quantize
 
+#: width, layers, heads, hidden units; "base" is that of Vaswani et al. 2017.
+LAYOUT = {"transformer-base": (512, 6, 8, 2048), "transformer-small": (128, 2, 4, 512)}
+
 
 class _Matmul(torch.autograd.Function):
     """``a @ b^T`` for a (B, T, d), b (B, S, d), all three operands of the products quantized."""
@@ -26,11 +29,11 @@ class _Matmul(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, layer: QMatmul) -> Tensor:
         p = layer.precision
         grids = [
-            grid_from_range(*holder.activation_range(x.detach()), p.activation, mode=layer.run.mode)
+            grid_from_range(*holder.activation_range(x.detach()), p.activation, mode=layer.run.floor)
             for holder, x in ((layer, a), (layer.right, b))
         ]
         ctx.grids, ctx.engine, ctx.bits = grids, layer.run.engine, p.grad
-        ctx.key, ctx.mode = layer.gradient_key(), layer.run.mode
+        ctx.key, ctx.mode, ctx.run = layer.gradient_key(), layer.run.floor, layer.run
         ctx.save_for_backward(a, b)
         if ctx.engine is None:
             return fake_quantize(a, grids[0]) @ fake_quantize(b, grids[1]).transpose(1, 2)
@@ -40,10 +43,10 @@ class _Matmul(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         a, b = ctx.saved_tensors
         grad = grad.contiguous()
-        grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.mode)
         if ctx.engine is None:
-            gq = fake_quantize(grad, grid)
+            gq = ctx.run.gradient_values(grad, ctx.bits, ctx.key)
             return gq @ fake_quantize(b, ctx.grids[1]), gq.transpose(1, 2) @ fake_quantize(a, ctx.grids[0]), None
+        grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.mode)
         da = _each(ctx.engine, "input_gradient", (grad, grid), (b, ctx.grids[1]), a.shape, b.shape)
         db = _each(ctx.engine, "weight_gradient", (a, ctx.grids[0]), (grad, grid), a.shape, b.shape)
         return da, db, None
@@ -89,6 +92,10 @@ class QMatmul(QLayer):
             self.report("weight_gradient", macs, activation, grad)
         if not self.precision.quantized:
             return a @ b.transpose(1, 2)
+        if self.run.quantizer != "affine":
+            raise ValueError(
+                f"layer {self.name} multiplies two activations, for which {self.run.quantizer!r} has no rule"
+            )
         if max(activation, grad) > 16:
             raise ValueError(f"layer {self.name} needs activation and gradient both quantized, not {self.precision}")
         result: Tensor = _Matmul.apply(a.contiguous(), b.contiguous(), self)
@@ -167,3 +174,25 @@ class TransformerLM(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
+
+
+def build_language_model(
+    name: str, vocabulary: int, context: int, *, quantize_head: bool = False, seed: int = 0
+) -> TransformerLM:
+    """A freshly initialised language model; the caller's random state is left as it was.
+
+    Args:
+        name: a key of :data:`LAYOUT`.
+        vocabulary, context: words, and words per sequence.
+        quantize_head: whether schedules apply to the output layer.
+        seed: initialisation.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name not in LAYOUT:
+        raise ValueError(f"unknown language model {name!r}; use one of {', '.join(LAYOUT)}")
+    width, layers, heads, hidden = LAYOUT[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TransformerLM(vocabulary, width, layers, heads, hidden, context, quantize_head=quantize_head)

@@ -28,15 +28,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from host.board.gates import Gates
 from host.board.operations import OPERATIONS, JobError
 
-FORMAT, VERSION = "fractrain-job", 1
+FORMAT, VERSION = "fractrain-job", 2
 MAX_FILE = 1 << 31  #: bytes of an archive, and of its members together
 MAX_MEMBERS = 8192
 MAX_JSON = 1 << 26
 MAX_NODES = 20_000
 MAX_ELEMENTS = 1 << 27  #: of one tensor
 MAX_GRAPH_ELEMENTS = 1 << 30  #: of all values of a graph
+MAX_OPERANDS = 256  #: of one node
 MAX_STEPS = 100_000_000
 
 Array = npt.NDArray[Any]
@@ -67,7 +69,8 @@ class Graph:
     Attributes:
         batch: images per step.
         nodes: in order of execution.
-        loss, logits: names of values; an evaluation graph has no loss.
+        loss, logits, cost: names of values; an evaluation graph has no loss, and only the training graph of a gated
+            network has a cost (percent of float32).
         gradients: parameter -> value that is its gradient.
         buffers: buffer -> value that replaces it.
     """
@@ -78,15 +81,17 @@ class Graph:
     loss: str | None
     gradients: Mapping[str, str]
     buffers: Mapping[str, str]
+    cost: str | None = None
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with quantized products: its name, its number (part of the random keys), and whether it stays float."""
+    """A layer with quantized products: its name, its number (part of the random keys), and its widths whenever the
+    schedule quantizes, if it does not follow the schedule (all 0: it stays float32)."""
 
     name: str
     index: int
-    keep_full: bool
+    fixed: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class Job:
         layers: by number.
         state: parameter and buffer name -> initial value.
         parameters: names in the optimizer's order.
+        gates: what the gates of a gated network choose from.
         train, evaluate: graphs by batch size.
         train_images, test_images: uint8 (N, C, H, W); train_labels, test_labels: int64 (N,).
         full_scale, mean, std, shift, flip: preparation of images, as in the software model's data sets.
@@ -108,6 +114,7 @@ class Job:
     layers: tuple[Layer, ...]
     state: Mapping[str, Array]
     parameters: tuple[str, ...]
+    gates: Gates | None
     train: Mapping[int, Graph]
     evaluate: Mapping[int, Graph]
     train_images: Array
@@ -331,12 +338,16 @@ def _integers(value: Any, what: str, low: int, high: int, most: int = 64) -> tup
 
 #: recipe key -> (type, least, greatest) or allowed words; lists of integers have the type list
 RECIPE: dict[str, tuple[Any, ...]] = {
-    "schedule": ("static", "pfq", "cyclic", "manual"),
+    "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
     "lr_schedule": ("cosine", "steps"),
     "stages": (list,),
     "starts": (list, 0, 1_000_000),
     "deadlines": (list, 0, 1_000_000),
     "milestones": (list,),
+    "targets": (list,),
+    "beta": (float, 0.0, 1e9),
+    "band": (float, 0.0, 1e9),
+    "cap": (float, 0.0, 1e9),
     "eps": (float, 0.0, 1e9),
     "alpha": (float, 1e-9, 1.0),
     "window": (int, 1, 100_000),
@@ -374,9 +385,9 @@ def _recipe(raw: Any) -> dict[str, Any]:
             if not isinstance(value, list) or not 1 <= len(value) <= 1000:
                 raise JobError("recipe: stages must be a list of 1 to 1000 precisions")
             value = tuple(_stage(stage) for stage in value)
-        elif key == "milestones":
+        elif key in ("milestones", "targets"):
             if not isinstance(value, list) or len(value) > 1000 or not all(_is_number(v) for v in value):
-                raise JobError("recipe: milestones must be a list of numbers")
+                raise JobError(f"recipe: {key} must be a list of numbers")
             value = tuple(float(v) for v in value)
         elif rule[0] is list:
             value = _integers(value, f"recipe: {key}", rule[1], rule[2], 1000)
@@ -424,8 +435,10 @@ def _graph(raw: Any, batch: int, training: bool, scope: dict[str, tuple[int, ...
         rule = OPERATIONS[op]
         inputs, outputs = _get(node, "in", list, where), _get(node, "out", list, where)
         shapes = _get(node, "shapes", list, where)
-        if len(inputs) != rule.inputs or len(outputs) != rule.outputs or len(shapes) != rule.outputs:
-            raise JobError(f"{where}: {op} takes {rule.inputs} operands and gives {rule.outputs} results")
+        fits = 1 <= len(inputs) <= MAX_OPERANDS if rule.inputs is None else len(inputs) == rule.inputs
+        if not fits or len(outputs) != rule.outputs or len(shapes) != rule.outputs:
+            wanted = f"1 to {MAX_OPERANDS}" if rule.inputs is None else rule.inputs
+            raise JobError(f"{where}: {op} takes {wanted} operands and gives {rule.outputs} results")
         for name in inputs:
             if not isinstance(name, str) or name not in known:
                 raise JobError(f"{where}: operand {name!r:.60} is not defined before")
@@ -468,6 +481,7 @@ def _graph(raw: Any, batch: int, training: bool, scope: dict[str, tuple[int, ...
         value("loss", ()) if training else None,
         gradients,
         table("buffers", {n.removeprefix("state:") for n in scope if n.startswith("state:")} - parameters),
+        value("cost", ()) if training and job["gates"] is not None else None,
     )
 
 
@@ -541,6 +555,7 @@ def build_job(members: Mapping[str, bytes], digest: str) -> Job:
     if not 0 <= shift <= min(height, width):
         raise JobError(f"data: shift {shift} is outside 0..{min(height, width)}")
     layers = _layers(document.get("layers"))
+    gates = _gates(document.get("gates"), recipe)
     state = {}
     for name, member in _mapping(document.get("state"), "state").items():
         if not _NAME.fullmatch(name) or ":" in name:
@@ -559,7 +574,7 @@ def build_job(members: Mapping[str, bytes], digest: str) -> Job:
         raise JobError(f"the recipe asks for more than {MAX_STEPS} steps")
     graphs: dict[str, dict[int, Graph]] = {"train": {}, "evaluate": {}}
     raw_graphs = _mapping(document.get("graphs"), "graphs")
-    facts = {"layers": layers, "parameters": parameters, "classes": classes}
+    facts = {"layers": layers, "parameters": parameters, "classes": classes, "gates": gates}
     for kind, found in graphs.items():
         table = _mapping(raw_graphs.get(kind), f"graphs: {kind}")
         wanted = _batch_sizes(counts[kind], batches[kind])
@@ -580,6 +595,7 @@ def build_job(members: Mapping[str, bytes], digest: str) -> Job:
         layers,
         state,
         tuple(parameters),
+        gates,
         graphs["train"],
         graphs["evaluate"],
         images["train"],
@@ -604,5 +620,22 @@ def _layers(raw: Any) -> tuple[Layer, ...]:
         name = _get(layer, "name", str, f"layer {i}")
         if not _NAME.fullmatch(name):
             raise JobError(f"layer {i}: {name!r:.60} is no name")
-        layers.append(Layer(name, i, _get(layer, "keep_full", bool, f"layer {i}")))
+        fixed = None if layer.get("fixed") is None else _stage(layer["fixed"])
+        layers.append(Layer(name, i, fixed))
     return tuple(layers)
+
+
+def _gates(raw: Any, recipe: dict[str, Any]) -> Gates | None:
+    if (raw is not None) != (recipe["schedule"] == "dfq"):
+        raise JobError("gates belong to schedule 'dfq', and it to them")
+    if raw is None:
+        return None
+    gates = _mapping(raw, "gates")
+    options = _get(gates, "options", list, "gates")
+    if not 2 <= len(options) <= 64:
+        raise JobError(f"gates choose among 2 to 64 options, not {len(options)}")
+    pairs = [_integers(option, "an option of the gates", 1, 16, 2) for option in options]
+    if any(len(pair) != 2 for pair in pairs):
+        raise JobError("an option of the gates is a pair of widths, activation and gradient")
+    (bits,) = _integers([gates.get("weight_bits")], "gates: weight_bits", 1, 16)
+    return Gates(tuple((a, g) for a, g in pairs), bits, recipe["beta"], recipe["band"], recipe["cap"])

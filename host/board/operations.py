@@ -1,7 +1,9 @@
 """The operations of a job's graphs, in NumPy.
 
-All values are float32 but labels (int64).  Reductions are formed in float64 and rounded once, where the training
-library does the same, so that results agree with it to the last bit or nearly so.
+All values are float32 but labels (int64).  Results do not depend on the machine's vector width: sums are formed in
+float64 in a fixed order (:func:`tree_sum`), transcendental functions and matrix products in float64, each rounded once;
+everything else is single float32 operations.  The software model computes the same with an exact engine
+(``sw_model/reproducible.py``), so that a job trains to the same bits as its recipe there.
 
 ==================== ========================================= ===================================================
 operation            operands                                  result
@@ -9,16 +11,34 @@ operation            operands                                  result
 product              x (N,I,H,W), w (O,I,kh,kw)                convolution, quantized at the layer's precision
 input_gradient       g (N,O,OH,OW), w, x                       its gradient by x
 weight_gradient      g, x, w                                   its gradient by w
+gated_product        x, w, choice (N,P)                        convolution, each sample at the bits that it chose
+gated_input_gradient g, w, x, choice                           its gradient by x
+gated_weight_gradient g, x, w, choice                          its gradient by w
+gated_mask_gradient  gradient by x, x, choice                  its gradient by the choice, for all options
+choice               probabilities (N,P)                       1 at the greatest of each row, 0 elsewhere
+cost_term            cost, task loss                           cost times its signed weight, see host/board/gates.py
+cost_term_gradient   g, cost, task loss                        its gradient by the cost
 batch_norm           x, weight, bias, mean, variance           y, batch mean, 1/std, new mean, new variance
 batch_norm_fixed     x, weight, bias, mean, variance           y with the running statistics
 batch_norm_gradient  g, x, weight, batch mean, 1/std           gradients by x, weight, bias
 relu                 x                                         max(x, 0)
 relu_gradient        g, y                                      g where y > 0, else 0
 add                  a, b                                      a + b, broadcast
+multiply             a, b                                      a * b, broadcast
 scale                a                                         a * factor
 divide               a                                         a / divisor
 reshape              a                                         the same elements in another shape
 expand               a                                         broadcast to another shape
+transpose            a                                         axes in another order
+slice                a                                         a range of one axis
+concatenate          a, ...                                    one after the other along an axis
+zeros                                                          zeros of a shape
+matmul               a (M,K), b (K,N) or (K,)                  matrix product
+affine               bias, a (M,K), b (K,N)                    matrix product plus a bias per column
+sigmoid, tanh        a                                         the function of every element
+sigmoid_gradient, tanh_gradient  g, y                          gradient by the operand, y the result
+softmax              a                                         along one axis
+softmax_gradient     g, y                                      gradient by the operand, y the result
 sum                  a                                         sum over axes, which stay with length 1 or go
 mean                 a                                         mean over axes, likewise
 fill                 a                                         a constant in a's shape
@@ -31,6 +51,7 @@ nll_gradient         g, y, labels, number                      gradient by y
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,9 +69,9 @@ class JobError(ValueError):
 
 @dataclass(frozen=True)
 class Operation:
-    """Number of operands and results, attributes with their ranges, and the function (None: done by the runtime)."""
+    """Number of operands (None: one or more) and results, attributes with their ranges, and the function (None: done by the runtime)."""
 
-    inputs: int
+    inputs: int | None
     outputs: int
     run: Callable[..., Any] | None
     attributes: Mapping[str, tuple[str, float, float]] = field(default_factory=dict)
@@ -60,17 +81,17 @@ def _column(values: Array) -> Array:
     return values.reshape(-1, 1, 1)
 
 
-def _affine(x: Array, factor: Array, offset: Array) -> Array:
-    """x * factor + offset per channel, rounded once as a fused multiply-add does."""
-    total = x.astype(np.float64)
-    total *= _column(factor)
-    total += _column(offset)
-    return total.astype(F32)
-
-
-def _fused(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c, rounded once."""
-    return (a.astype(np.float64) * b + c).astype(F32)
+def tree_sum(a: Array, axes: Sequence[int]) -> Array:
+    """Sum over axes in float64, in an order that is part of the definition: the two halves of the list are added
+    element by element, then the halves of that, until one is left (the middle element of an odd list waits)."""
+    kept = [i for i in range(a.ndim) if i not in axes]
+    rows = a.transpose(*axes, *kept).reshape(-1, *(a.shape[i] for i in kept)).astype(np.float64)
+    n = len(rows)
+    while n > 1:
+        half = (n + 1) // 2
+        rows[: n - half] += rows[half:n]
+        n = half
+    return np.asarray(rows[:1].sum(0))  # of one row, or of none
 
 
 def _image(x: Array, *parameters: Array) -> None:
@@ -86,26 +107,25 @@ def batch_norm(
     n = x.size // x.shape[1]
     if n < 2:
         raise JobError("batch norm in training needs more than one value per channel; use larger batches")
-    centre = x.mean((0, 2, 3), dtype=np.float64)
-    squares = np.square(x - _column(centre)).sum((0, 2, 3))
-    batch_mean = centre.astype(F32)
-    inverse = (1.0 / np.sqrt(_rounded(squares / n) + eps)).astype(F32)
-    y = _affine(x, inverse * weight, _fused(-batch_mean, inverse * weight, bias))
-    new_mean = (momentum * centre + (1 - momentum) * mean.astype(np.float64)).astype(F32)
+    exact = tree_sum(x, (0, 2, 3)) / n
+    batch_mean = exact.astype(F32)
+    squares = tree_sum(np.square(x - _column(batch_mean), dtype=np.float64), (0, 2, 3))
+    inverse = (1 / np.sqrt(squares / n + eps)).astype(F32)
+    new_mean = (momentum * exact + (1 - momentum) * mean.astype(np.float64)).astype(F32)
     new_variance = (momentum * squares / (n - 1) + (1 - momentum) * variance.astype(np.float64)).astype(F32)
-    return y, batch_mean, inverse, new_mean, new_variance
+    return _normalised(x, weight, bias, batch_mean, inverse), batch_mean, inverse, new_mean, new_variance
 
 
-def _rounded(values: Array) -> Array:
-    """Rounded to single precision, kept in double."""
-    return values.astype(F32).astype(np.float64)
+def _normalised(x: Array, weight: Array, bias: Array, mean: Array, inverse: Array) -> Array:
+    factor = inverse * weight
+    return np.asarray(x * _column(factor) + _column(bias - mean * factor))
 
 
 def batch_norm_fixed(x: Array, weight: Array, bias: Array, mean: Array, variance: Array, *, eps: float) -> Array:
     """Normalisation with running statistics."""
     _image(x, weight, bias, mean, variance)
-    inverse = (1.0 / np.sqrt(variance.astype(np.float64) + eps)).astype(F32)
-    return _affine(x, inverse * weight, _fused(-mean, inverse * weight, bias))
+    inverse = (1 / np.sqrt(variance.astype(np.float64) + eps)).astype(F32)
+    return _normalised(x, weight, bias, mean, inverse)
 
 
 def batch_norm_gradient(g: Array, x: Array, weight: Array, mean: Array, inverse: Array) -> tuple[Array, Array, Array]:
@@ -115,10 +135,10 @@ def batch_norm_gradient(g: Array, x: Array, weight: Array, mean: Array, inverse:
         raise JobError(f"batch norm's gradient {g.shape} differs from its input {x.shape}")
     n = x.size // x.shape[1]
     centred = x - _column(mean)
-    bias = g.sum((0, 2, 3), dtype=np.float64)
-    dot = (centred.astype(np.float64) * g).sum((0, 2, 3))
-    factor = (dot * inverse.astype(np.float64) ** 2 / n).astype(F32)
-    dx = (g - _column((bias / n).astype(F32)) - centred * _column(factor)) * _column(inverse) * _column(weight)
+    bias = tree_sum(g, (0, 2, 3))
+    dot = tree_sum(np.multiply(centred, g, dtype=np.float64), (0, 2, 3))
+    slope = (dot * np.square(inverse, dtype=np.float64) / n).astype(F32)
+    dx = (g - _column((bias / n).astype(F32)) - centred * _column(slope)) * _column(inverse * weight)
     return dx, (dot * inverse).astype(F32), bias.astype(F32)
 
 
@@ -128,24 +148,43 @@ def _axes(a: Array, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(axes)
 
 
+def _reduced(a: Array, axes: Sequence[int], keep: int, share: bool) -> Array:
+    total = tree_sum(a, _axes(a, axes))
+    if share:
+        total = total / math.prod(a.shape[i] for i in axes)
+    shape = [1 if i in axes else n for i, n in enumerate(a.shape)]
+    return np.asarray(total.reshape(shape) if keep else total, F32)
+
+
 def _total(a: Array, axes: Sequence[int], keep: int) -> Array:
-    return np.asarray(a.sum(_axes(a, axes), dtype=F32, keepdims=bool(keep)))
+    return _reduced(a, axes, keep, False)
 
 
 def _mean(a: Array, axes: Sequence[int], keep: int) -> Array:
-    count = F32(np.prod([a.shape[i] for i in _axes(a, axes)], dtype=np.int64))
-    return np.asarray(_total(a, axes, keep) / count)
+    return _reduced(a, axes, keep, True)
+
+
+def _softmax(a: Array, *, axis: int) -> Array:
+    _axes(a, (axis,))
+    powers = np.exp(a.astype(np.float64) - a.max(axis, keepdims=True))
+    return np.asarray(powers / powers.sum(axis, keepdims=True), F32)
+
+
+def _softmax_gradient(g: Array, y: Array, *, axis: int) -> Array:
+    _axes(g, (axis,))
+    product = np.multiply(g, y, dtype=np.float64)
+    return np.asarray(product - y * product.sum(axis, keepdims=True), F32)
 
 
 def _log_softmax(a: Array, *, axis: int) -> Array:
     _axes(a, (axis,))
-    moved = a - a.max(axis, keepdims=True)
-    return np.asarray(moved - np.log(np.exp(moved).sum(axis, keepdims=True, dtype=F32)))
+    moved = a.astype(np.float64) - a.max(axis, keepdims=True)
+    return np.asarray(moved - np.log(np.exp(moved).sum(axis, keepdims=True)), F32)
 
 
 def _log_softmax_gradient(g: Array, y: Array, *, axis: int) -> Array:
     _axes(g, (axis,))
-    return np.asarray(g - np.exp(y) * g.sum(axis, keepdims=True, dtype=F32))
+    return np.asarray(g - np.exp(y, dtype=np.float64) * g.sum(axis, keepdims=True, dtype=np.float64), F32)
 
 
 def _labels(y: Array, labels: Array) -> None:
@@ -158,7 +197,7 @@ def _labels(y: Array, labels: Array) -> None:
 def _nll(y: Array, labels: Array) -> tuple[Array, Array]:
     _labels(y, labels)
     count = F32(len(labels))
-    return np.asarray(-y[np.arange(len(labels)), labels].sum(dtype=F32) / count), np.asarray(count)
+    return np.asarray(-tree_sum(y[np.arange(len(labels)), labels], (0,)) / len(labels), F32), np.asarray(count)
 
 
 def _nll_gradient(g: Array, y: Array, labels: Array, count: Array) -> Array:
@@ -170,24 +209,82 @@ def _nll_gradient(g: Array, y: Array, labels: Array, count: Array) -> Array:
     return out
 
 
+def _slice(a: Array, *, axis: int, start: int, stop: int) -> Array:
+    _axes(a, (axis,))
+    return a[(slice(None),) * axis + (slice(start, stop),)]
+
+
+def _concatenate(*parts: Array, axis: int) -> Array:
+    _axes(parts[0], (axis,))
+    return np.concatenate(parts, axis)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return np.asarray(a.astype(np.float64) @ b.astype(np.float64), F32)
+
+
+def _affine(bias: Array, a: Array, b: Array) -> Array:
+    return np.asarray(a.astype(np.float64) @ b.astype(np.float64) + bias, F32)
+
+
+def _sigmoid(a: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-a.astype(np.float64))), F32)
+
+
+def _sigmoid_gradient(g: Array, y: Array) -> Array:
+    return np.asarray(g * ((1 - y.astype(np.float64)) * y), F32)
+
+
+def _tanh_gradient(g: Array, y: Array) -> Array:
+    return np.asarray(g * (1 - np.square(y, dtype=np.float64)), F32)
+
+
+def _choice(soft: Array) -> Array:
+    if soft.ndim != 2 or not soft.shape[1]:
+        raise JobError(f"a choice among probabilities of shape {soft.shape}; they are (samples, options)")
+    return np.eye(soft.shape[1], dtype=F32)[soft.argmax(1)]
+
+
 _AXIS = {"axis": ("int", 0, 7)}
 _AXES = {"axes": ("ints", 0, 7), "keep": ("int", 0, 1)}
-_PRODUCT = {"layer": ("int", 0, 9999), "stride": ("int", 1, 16), "padding": ("int", 0, 16)}
+_LAYER = {"layer": ("int", 0, 9999)}
+_GATED = {**_LAYER, "stride": ("int", 1, 16), "padding": ("int", 0, 16)}
+_PRODUCT = {**_GATED, "groups": ("int", 1, 1 << 20)}
 
 OPERATIONS: dict[str, Operation] = {
     "product": Operation(2, 1, None, _PRODUCT),
     "input_gradient": Operation(3, 1, None, _PRODUCT),
     "weight_gradient": Operation(3, 1, None, _PRODUCT),
+    "gated_product": Operation(3, 1, None, _GATED),
+    "gated_input_gradient": Operation(4, 1, None, _GATED),
+    "gated_weight_gradient": Operation(4, 1, None, _GATED),
+    "gated_mask_gradient": Operation(3, 1, None, _LAYER),
+    "choice": Operation(1, 1, _choice),
+    "cost_term": Operation(2, 1, None),
+    "cost_term_gradient": Operation(3, 1, None),
     "batch_norm": Operation(5, 5, batch_norm, {"momentum": ("float", 0, 1), "eps": ("float", 1e-12, 1)}),
     "batch_norm_fixed": Operation(5, 1, batch_norm_fixed, {"eps": ("float", 1e-12, 1)}),
     "batch_norm_gradient": Operation(5, 3, batch_norm_gradient),
     "relu": Operation(1, 1, lambda x: np.maximum(x, F32(0))),
     "relu_gradient": Operation(2, 1, lambda g, y: np.where(y > 0, g, F32(0))),
     "add": Operation(2, 1, lambda a, b: a + b),
+    "multiply": Operation(2, 1, lambda a, b: a * b),
     "scale": Operation(1, 1, lambda a, factor: a * F32(factor), {"factor": ("float", -1e9, 1e9)}),
     "divide": Operation(1, 1, lambda a, divisor: a / F32(divisor), {"divisor": ("float", 1e-9, 1e9)}),
     "reshape": Operation(1, 1, lambda a, shape: a.reshape(shape), {"shape": ("ints", 0, 1 << 30)}),
     "expand": Operation(1, 1, lambda a, shape: np.broadcast_to(a, shape), {"shape": ("ints", 0, 1 << 30)}),
+    "transpose": Operation(1, 1, lambda a, axes: a.transpose(axes), {"axes": ("ints", 0, 7)}),
+    "slice": Operation(1, 1, _slice, {**_AXIS, "start": ("int", 0, 1 << 30), "stop": ("int", 0, 1 << 30)}),
+    "concatenate": Operation(None, 1, _concatenate, _AXIS),
+    "zeros": Operation(0, 1, lambda shape: np.zeros(shape, F32), {"shape": ("ints", 0, 1 << 30)}),
+    "matmul": Operation(2, 1, _matmul),
+    "affine": Operation(3, 1, _affine),
+    "sigmoid": Operation(1, 1, _sigmoid),
+    "sigmoid_gradient": Operation(2, 1, _sigmoid_gradient),
+    "tanh": Operation(1, 1, lambda a: np.tanh(a.astype(np.float64)).astype(F32)),
+    "tanh_gradient": Operation(2, 1, _tanh_gradient),
+    "softmax": Operation(1, 1, _softmax, _AXIS),
+    "softmax_gradient": Operation(2, 1, _softmax_gradient, _AXIS),
     "sum": Operation(1, 1, _total, _AXES),
     "mean": Operation(1, 1, _mean, _AXES),
     "fill": Operation(1, 1, lambda a, value: np.full(a.shape, value, F32), {"value": ("float", -1e9, 1e9)}),
@@ -197,5 +294,32 @@ OPERATIONS: dict[str, Operation] = {
     "nll_gradient": Operation(4, 1, _nll_gradient),
 }
 
-#: operations whose operands are broadcast against each other; checked before they are run, so that nothing explodes
-BROADCAST = frozenset({"add", "relu_gradient", "log_softmax_gradient", "expand"})
+Shape = tuple[int, ...]
+
+
+def _matrix_shape(a: Shape, b: Shape) -> Shape:
+    if len(a) != 2 or len(b) not in (1, 2) or a[1] != b[0]:
+        raise JobError(f"a matrix product of {a} and {b}")
+    return a[0], *b[1:]
+
+
+def _affine_shape(bias: Shape, a: Shape, b: Shape) -> Shape:
+    shape = _matrix_shape(a, b)
+    if len(shape) != 2 or bias != shape[1:]:
+        raise JobError(f"a bias of {bias} for a matrix product of {a} and {b}")
+    return shape
+
+
+#: shape of the result by the operands' shapes, where a result may be larger than its operands; checked before an
+#: operation is run, so that nothing explodes
+RESULT_SHAPE: dict[str, Callable[..., Shape]] = {
+    **dict.fromkeys(
+        (
+            "add", "multiply", "relu_gradient", "log_softmax_gradient", "softmax_gradient", "sigmoid_gradient",
+            "tanh_gradient",
+        ),
+        np.broadcast_shapes,
+    ),
+    "matmul": _matrix_shape,
+    "affine": _affine_shape,
+}  # fmt: skip

@@ -5,13 +5,17 @@ The grids and keys are those of the software model, in single precision step by 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from host.board.gates import Gates, option_products
 from host.board.operations import JobError
 from host.engine import host_codes
+from host.grouped import product_sums
 from host.packing import flush
 from host.products import ConvGeometry, Engine, Grid, Meter, Operand, Sums, derive_key
 
@@ -65,14 +69,18 @@ def weight_operand(weight: Array, bits: int, axis: int) -> Operand:
 # -- convolutions -------------------------------------------------------------------------------------------------
 
 
-def geometry_of(x: tuple[int, ...], weight: tuple[int, ...], stride: int, padding: int) -> ConvGeometry:
-    """Geometry of a dense convolution.
+def geometry_of(
+    x: tuple[int, ...], weight: tuple[int, ...], stride: int, padding: int, groups: int = 1
+) -> ConvGeometry:
+    """Geometry of a convolution; its weights are (O, I/groups, kh, kw).
 
     Raises:
         JobError: shapes that do not fit each other, or an operand that would become too large.
     """
-    if len(x) != 4 or len(weight) != 4 or x[1] != weight[1] or 0 in x or 0 in weight:
-        raise JobError(f"a convolution of {x} with weights {weight}: need (N, I, H, W) and (O, I, kh, kw)")
+    if len(x) != 4 or len(weight) != 4 or x[1] != weight[1] * groups or 0 in x or 0 in weight:
+        raise JobError(f"a convolution of {x} with weights {weight}: need (N, I, H, W) and (O, I/groups, kh, kw)")
+    if weight[0] % groups:
+        raise JobError(f"weights {weight} do not divide into {groups} groups")
     g = ConvGeometry(x[0], x[1], weight[0], (x[2], x[3]), (weight[2], weight[3]), stride, padding)
     if min(g.out_hw) < 1 or max(g.kernel) > 64:
         raise JobError(f"a convolution of {x} with weights {weight}, stride {stride}, padding {padding} has no output")
@@ -105,6 +113,11 @@ def _fold(columns: Array, g: ConvGeometry) -> Array:
         for kx in range(g.kernel[1]):
             out[:, :, ky : ky + s * oh : s, kx : kx + s * ow : s] += columns[..., ky, kx].transpose(0, 3, 1, 2)
     return out[:, :, p : p + h, p : p + w]
+
+
+def _once(product: Callable[..., Array], a: Array, b: Array, g: ConvGeometry) -> Array:
+    """A float32 product, formed in float64 and rounded once."""
+    return product(a.astype(np.float64), b.astype(np.float64), g).astype(np.float32)
 
 
 def correlate(x: Array, weight: Array, g: ConvGeometry) -> Array:
@@ -208,10 +221,10 @@ class LayerState:
 
     def note(self, low: Array, span: Array, momentum: float) -> None:
         """Fold in a batch's range: ``r <- m * r + (1 - m) * new``, the first batch as it is."""
-        m = np.float32(momentum if self.batches else 0.0)
-        share = np.float64(np.float32(1.0 - (momentum if self.batches else 0.0)))
-        self.low = np.asarray((self.low * m).astype(np.float64) + share * low).astype(np.float32)
-        self.span = np.asarray((self.span * m).astype(np.float64) + share * span).astype(np.float32)
+        old = momentum if self.batches else 0.0
+        m, share = np.float32(old), np.float32(1.0 - old)
+        self.low = np.asarray(self.low * m + low * share)
+        self.span = np.asarray(self.span * m + span * share)
         self.batches += 1
 
 
@@ -221,35 +234,44 @@ class Products:
     Args:
         engine: multiplies codes.
         layers: running ranges by layer number.
-        keep_full: numbers of layers that stay float32.
+        fixed: layer number -> widths that it has whenever the schedule quantizes at all; all 0: it stays float32.
         seed: of the stochastic rounding.
         momentum: of the running ranges.
+        gates: of a gated network.
     """
 
     def __init__(
-        self, engine: Engine, layers: list[LayerState], keep_full: frozenset[int], seed: int, momentum: float
+        self,
+        engine: Engine,
+        layers: list[LayerState],
+        fixed: Mapping[int, tuple[int, ...]],
+        seed: int,
+        momentum: float,
+        gates: Gates | None = None,
     ) -> None:
-        self.engine, self.layers, self.keep_full = engine, layers, keep_full
+        self.engine, self.layers, self._fixed, self._gates = engine, layers, fixed, gates
         self._seed, self._momentum = seed, momentum
-        self._step, self._training = 0, False
+        self._step, self._training, self._target = 0, False, 0.0
         self.widths: tuple[int, ...] = (0, 0, 0)
-        self._activation: dict[int, Grid] = {}
-        self._gradient: dict[int, Grid] = {}
+        self._activation: dict[int, tuple[Array, Array]] = {}
+        self._gradient: dict[int, tuple[Array, Array]] = {}
 
-    def begin(self, widths: tuple[int, ...], step: int, training: bool) -> None:
-        """Start a step: precision, its number (part of the keys), and whether ranges are taken from the batch."""
-        self.widths, self._step, self._training = widths, step, training
+    def begin(self, widths: tuple[int, ...], step: int, training: bool, target: float = 0.0) -> None:
+        """Start a step: precision, its number (part of the keys), whether ranges are taken from the batch, and the
+        cost that gates aim at, percent of float32."""
+        self.widths, self._step, self._training, self._target = widths, step, training, target
         self._activation.clear()
         self._gradient.clear()
 
-    def _full(self, layer: int) -> bool:
-        return layer in self.keep_full or not any(self.widths)
+    def _widths(self, layer: int) -> tuple[int, ...]:
+        """Widths of a layer in this step, all 0 for float32."""
+        return self._fixed.get(layer, self.widths) if any(self.widths) else self.widths
 
-    def product(self, x: Array, weight: Array, *, layer: int, stride: int, padding: int) -> Array:
-        """Convolution of x with weight, float32."""
-        g = geometry_of(x.shape, weight.shape, stride, padding)
-        if self._full(layer):
-            return correlate(x, weight, g)
+    def _key(self, layer: int) -> int:
+        return derive_key(self._seed, self._step, layer, 0)
+
+    def _activation_range(self, x: Array, layer: int) -> tuple[Array, Array]:
+        """Minimum and range of a layer's input: of the batch in training, kept for its gradients; else the running ones."""
         state = self.layers[layer]
         low, span = extremes(x)
         if self._training:
@@ -260,43 +282,158 @@ class Products:
             raise JobError(f"layer {state.name} has not seen a training batch, so its range is unknown; train first")
         else:
             low, span = state.low, state.span
-        grid = grid_of(low, span, self.widths[1])
-        self._activation[layer] = grid
-        w = weight_operand(weight, self.widths[0], 0)
-        return self.engine.forward(Operand(grid, values=np.ascontiguousarray(x)), w, g).real(grid, w.grid, 1)
+        self._activation[layer] = low, span
+        return low, span
+
+    def _kept_range(self, layer: int) -> tuple[Array, Array]:
+        if layer not in self._activation:
+            raise JobError(f"layer {self.layers[layer].name} has a gradient without a product before it")
+        return self._activation[layer]
+
+    def _gradient_range(self, grad: Array, layer: int) -> tuple[Array, Array]:
+        if layer not in self._gradient:
+            self._gradient[layer] = extremes(grad)
+        return self._gradient[layer]
+
+    # -- one precision per layer ----------------------------------------------------------------------------------
+
+    def product(self, x: Array, weight: Array, *, layer: int, stride: int, padding: int, groups: int) -> Array:
+        """Convolution of x with weight, float32."""
+        g = geometry_of(x.shape, weight.shape, stride, padding, groups)
+        widths = self._widths(layer)
+        if not any(widths):
+            return _once(correlate, x, weight, self._dense(g, groups, layer))
+        grid = grid_of(*self._activation_range(x, layer), widths[1])
+        w = weight_operand(weight, widths[0], 0)
+        a = Operand(grid, values=np.ascontiguousarray(x))
+        return product_sums(self.engine, "forward", a, w, g, groups).real(grid, w.grid, 1)
+
+    def _dense(self, g: ConvGeometry, groups: int, layer: int) -> ConvGeometry:
+        if groups != 1:
+            raise JobError(f"layer {self.layers[layer].name} is a grouped convolution, which has no float32 form here")
+        return g
 
     def _gradient_operand(self, grad: Array, layer: int, last: bool) -> Operand:
         """The output gradient; with a width of its own in the weight gradient it is rounded independently."""
-        bits, key = self.widths[2], derive_key(self._seed, self._step, layer, 0)
-        if last and len(self.widths) == 4 and self.widths[3] != bits:
-            return Operand(grid_of(*extremes(grad), self.widths[3], derive_key(key, 1)), values=grad)
-        if layer not in self._gradient:
-            self._gradient[layer] = grid_of(*extremes(grad), bits, key)
-        return Operand(self._gradient[layer], values=grad)
+        widths, key = self._widths(layer), self._key(layer)
+        bits = widths[2]
+        if last and len(widths) == 4 and widths[3] != bits:
+            bits, key = widths[3], derive_key(key, 1)
+        values = np.ascontiguousarray(grad)
+        return Operand(grid_of(*self._gradient_range(values, layer), bits, key), values=values)
 
-    def input_gradient(self, grad: Array, weight: Array, x: Array, *, layer: int, stride: int, padding: int) -> Array:
+    def input_gradient(
+        self, grad: Array, weight: Array, x: Array, *, layer: int, stride: int, padding: int, groups: int
+    ) -> Array:
         """Gradient of the product by x, float32."""
-        g = self._checked(grad, x, weight, stride, padding)
-        if self._full(layer):
-            return correlate_back(grad, weight, g)
-        operand = self._gradient_operand(np.ascontiguousarray(grad), layer, last=False)
-        w = weight_operand(weight, self.widths[0], 1)
-        return self.engine.input_gradient(operand, w, g).real(operand.grid, w.grid, 1)
+        g = self._checked(grad, x, weight, stride, padding, groups)
+        widths = self._widths(layer)
+        if not any(widths):
+            return _once(correlate_back, grad, weight, self._dense(g, groups, layer))
+        operand = self._gradient_operand(grad, layer, last=False)
+        w = weight_operand(weight, widths[0], 0 if groups > 1 else 1)
+        return product_sums(self.engine, "input_gradient", operand, w, g, groups).real(operand.grid, w.grid, 1)
 
-    def weight_gradient(self, grad: Array, x: Array, weight: Array, *, layer: int, stride: int, padding: int) -> Array:
+    def weight_gradient(
+        self, grad: Array, x: Array, weight: Array, *, layer: int, stride: int, padding: int, groups: int
+    ) -> Array:
         """Gradient of the product by the weight, float32."""
-        g = self._checked(grad, x, weight, stride, padding)
-        if self._full(layer):
-            return correlate_weight(x, grad, g)
-        if layer not in self._activation:
-            raise JobError(f"layer {self.layers[layer].name} has a weight gradient without a product before it")
-        a = Operand(self._activation[layer], values=np.ascontiguousarray(x))
-        operand = self._gradient_operand(np.ascontiguousarray(grad), layer, last=True)
-        return self.engine.weight_gradient(a, operand, g).real(a.grid, operand.grid)
+        g = self._checked(grad, x, weight, stride, padding, groups)
+        widths = self._widths(layer)
+        if not any(widths):
+            return _once(correlate_weight, x, grad, self._dense(g, groups, layer))
+        a = Operand(grid_of(*self._kept_range(layer), widths[1]), values=np.ascontiguousarray(x))
+        operand = self._gradient_operand(grad, layer, last=True)
+        return product_sums(self.engine, "weight_gradient", a, operand, g, groups).real(a.grid, operand.grid)
 
     @staticmethod
-    def _checked(grad: Array, x: Array, weight: Array, stride: int, padding: int) -> ConvGeometry:
-        g = geometry_of(x.shape, weight.shape, stride, padding)
+    def _checked(grad: Array, x: Array, weight: Array, stride: int, padding: int, groups: int = 1) -> ConvGeometry:
+        g = geometry_of(x.shape, weight.shape, stride, padding, groups)
         if grad.shape != (g.batch, g.out_channels, *g.out_hw):
             raise JobError(f"an output gradient of {grad.shape} does not fit {x.shape} and weights {weight.shape}")
         return g
+
+    # -- one precision per sample ---------------------------------------------------------------------------------
+    #
+    # Samples that chose the same option are one product of the engine; options have random numbers of their own.
+
+    @property
+    def gates(self) -> Gates:
+        """Of this job.
+
+        Raises:
+            JobError: it has none.
+        """
+        if self._gates is None:
+            raise JobError("a gated operation in a job without gates")
+        return self._gates
+
+    def _activations(self, x: Array, index: Array, option: int, layer: int) -> Operand:
+        bits = self.gates.options[option][0]
+        return Operand(grid_of(*self._activation[layer], bits), values=np.ascontiguousarray(x[index]))
+
+    def _gradients(self, grad: Array, index: Array, option: int, layer: int) -> Operand:
+        key, bits = derive_key(self._key(layer), option), self.gates.options[option][1]
+        grid = grid_of(*self._gradient_range(grad, layer), bits, key)
+        return Operand(grid, values=np.ascontiguousarray(grad[index]))
+
+    def gated_product(
+        self, x: Array, weight: Array, mask: Array, *, layer: int, stride: int, padding: int
+    ) -> Array:  # fmt: skip
+        """Convolution of x with weight, each sample at the bits that it chose, float32."""
+        g, members = geometry_of(x.shape, weight.shape, stride, padding), self.gates.members(mask, len(x))
+        self._activation_range(x, layer)
+        w = weight_operand(weight, self.gates.weight_bits, 0)
+        y = np.empty((g.batch, g.out_channels, *g.out_hw), np.float32)
+        for option, index in members:
+            a = self._activations(x, index, option, layer)
+            y[index] = self.engine.forward(a, w, replace(g, batch=len(index))).real(a.grid, w.grid, 1)
+        return y
+
+    def gated_input_gradient(
+        self, grad: Array, weight: Array, x: Array, mask: Array, *, layer: int, stride: int, padding: int
+    ) -> Array:
+        """Gradient of the gated product by x, float32."""
+        g = self._checked(grad, x, weight, stride, padding)
+        w = weight_operand(weight, self.gates.weight_bits, 1)
+        dx = np.empty(x.shape, np.float32)
+        for option, index in self.gates.members(mask, len(x)):
+            d = self._gradients(grad, index, option, layer)
+            dx[index] = self.engine.input_gradient(d, w, replace(g, batch=len(index))).real(d.grid, w.grid, 1)
+        return dx
+
+    def gated_weight_gradient(
+        self, grad: Array, x: Array, weight: Array, mask: Array, *, layer: int, stride: int, padding: int
+    ) -> Array:
+        """Gradient of the gated product by the weight, float32."""
+        g = self._checked(grad, x, weight, stride, padding)
+        self._kept_range(layer)
+        dw = np.zeros(weight.shape, np.float32)
+        for option, index in self.gates.members(mask, len(x)):
+            a, d = self._activations(x, index, option, layer), self._gradients(grad, index, option, layer)
+            dw += self.engine.weight_gradient(a, d, replace(g, batch=len(index))).real(a.grid, d.grid)
+        return dw
+
+    def gated_mask_gradient(self, dx: Array, x: Array, mask: Array, *, layer: int) -> Array:
+        """Gradient of the gated product by the choice, float32 (N, P): that of the mixture of all options."""
+        self.gates.members(mask, len(x))
+        if dx.shape != x.shape:
+            raise JobError(f"a gradient of {dx.shape} for values of {x.shape}")
+        low, span = self._kept_range(layer)
+        return option_products(
+            np.ascontiguousarray(x), dx, [grid_of(low, span, bits) for bits, _ in self.gates.options]
+        )
+
+    def cost_term(self, cost: Array, task: Array) -> Array:
+        """The cost's term of the loss; see :meth:`host.board.gates.Gates.cost_factors`."""
+        for factor in self.gates.cost_factors(cost, task, self._target):
+            cost = np.asarray(cost * factor)
+        return cost
+
+    def cost_term_gradient(self, grad: Array, cost: Array, task: Array) -> Array:
+        """Its gradient by the cost."""
+        if grad.shape != ():
+            raise JobError("the gradient of a cost is one number")
+        for factor in reversed(self.gates.cost_factors(cost, task, self._target)):
+            grad = np.asarray(grad * factor)
+        return grad

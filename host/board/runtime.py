@@ -24,14 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from host.board.job import Graph, Job
-from host.board.operations import BROADCAST, OPERATIONS, JobError
+from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
 from host.board.products import LayerState, Products
 from host.board.schedule import learning_rate, make_schedule
 from host.products import Engine
 
 Array = npt.NDArray[Any]
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -87,19 +87,21 @@ def execute(graph: Graph, values: dict[str, Array], products: Products) -> dict[
     for i, node in enumerate(graph.nodes):
         for name in (*node.inputs, *node.outputs):
             last[name] = i
-    for name in (graph.logits, graph.loss or graph.logits, *graph.gradients.values(), *graph.buffers.values()):
+    for name in (
+        graph.logits,
+        graph.loss or graph.logits,
+        graph.cost or graph.logits,
+        *graph.gradients.values(),
+        *graph.buffers.values(),
+    ):
         last[name] = len(graph.nodes)
     for i, node in enumerate(graph.nodes):
         operands = [values[name] for name in node.inputs]
         try:
             wanted = node.shapes[0]
-            # an expansion goes to the shape that it names; the others to that of their operands
-            target = node.attributes["shape"] if node.op == "expand" else wanted
-            if tuple(target) != wanted or (
-                node.op in BROADCAST
-                and node.op != "expand"
-                and np.broadcast_shapes(*(o.shape for o in operands)) != wanted
-            ):
+            shape_of = RESULT_SHAPE.get(node.op)
+            given = tuple(node.attributes.get("shape", wanted)) if shape_of is None else wanted
+            if given != wanted or (shape_of is not None and shape_of(*(o.shape for o in operands)) != wanted):
                 raise JobError(f"operands {[o.shape for o in operands]} do not give {wanted}")
             if any(o.dtype.kind == "i" for o in operands) and not node.op.startswith("nll"):
                 raise JobError("labels are no operand of arithmetic")
@@ -132,12 +134,12 @@ class Training:
         self.state = {name: np.array(value) for name, value in job.state.items()}
         self.momentum: dict[str, Array] = {}
         self.layers = [LayerState(layer.name) for layer in job.layers]
-        full = frozenset(layer.index for layer in job.layers if layer.keep_full)
+        fixed = {layer.index: layer.fixed for layer in job.layers if layer.fixed is not None}
         recipe = job.recipe
-        self.products = Products(engine, self.layers, full, recipe["seed"], recipe["range_momentum"])
+        self.products = Products(engine, self.layers, fixed, recipe["seed"], recipe["range_momentum"], job.gates)
         self.schedule = make_schedule(recipe)
         self.epoch, self.step, self.seen, self.right = 0, 0, 0, 0
-        self.loss_sum = 0.0
+        self.loss_sum, self.cost_sum = 0.0, 0.0
         self.history: list[dict[str, Any]] = []
         self.steps_per_epoch = -(-len(job.train_labels) // recipe["batch"])
 
@@ -204,7 +206,7 @@ class Training:
         lr = learning_rate(recipe, at, self.steps)
         x, y = self.train_batch(self.epoch, self.step)
         graph = self.job.train[len(y)]
-        self.products.begin(widths, at, training=True)
+        self.products.begin(widths, at, training=True, target=self.schedule.target or 0.0)
         values = execute(graph, self._values(x, y), self.products)
         assert graph.loss is not None
         loss = float(values[graph.loss])
@@ -219,8 +221,18 @@ class Training:
         self.seen += len(y)
         self.right += right
         self.step += 1
-        bits = "/".join(map(str, widths)) if any(widths) else "fp32"
-        return {"step": at, "epoch": self.epoch, "bits": bits, "lr": lr, "loss": loss, "right": right, "images": len(y)}
+        line = {"step": at, "epoch": self.epoch, "bits": self.bits(widths), "lr": lr, "loss": loss, "right": right}
+        if graph.cost is not None:
+            cost = float(values[graph.cost])
+            line["cp"] = cost
+            self.cost_sum += cost * len(y)
+        return {**line, "images": len(y)}
+
+    def bits(self, widths: tuple[int, ...]) -> str:
+        """A step's precision for people."""
+        if self.job.gates is not None:
+            return "gated"
+        return "/".join(map(str, widths)) if any(widths) else "fp32"
 
     def _update(self, name: str, gradient: Array, lr: np.float32) -> None:
         """Stochastic gradient descent with momentum and weight decay, in single precision."""
@@ -258,7 +270,7 @@ class Training:
             "format": CHECKPOINT_FORMAT,
             "job": self.job.digest,
             "position": [self.epoch, self.step, self.seen, self.right],
-            "loss_sum": self.loss_sum,
+            "sums": [self.loss_sum, self.cost_sum],
             "history": self.history,
             "schedule": self.schedule.state(),
         }
@@ -288,7 +300,8 @@ class Training:
             if ranges.shape != (len(self.layers), 2) or batches.shape != (len(self.layers),):
                 raise ValueError("another number of layers")
             epoch, step, seen, right = (int(v) for v in rest["position"])
-            loss_sum, history = float(rest["loss_sum"]), list(rest["history"])
+            loss_sum, cost_sum = (float(v) for v in rest["sums"])
+            history = list(rest["history"])
             schedule = make_schedule(self.job.recipe)
             schedule.restore(rest["schedule"])
         except FileNotFoundError as e:
@@ -299,7 +312,7 @@ class Training:
             raise JobError(f"checkpoint {path} is broken ({e}); start again in another folder") from e
         self.state, self.momentum, self.schedule = state, momentum, schedule
         self.epoch, self.step, self.seen, self.right = epoch, step, seen, right
-        self.loss_sum, self.history = loss_sum, history
+        self.loss_sum, self.cost_sum, self.history = loss_sum, cost_sum, history
         for layer, (low, span), count in zip(self.layers, ranges, batches, strict=True):
             layer.low, layer.span, layer.batches = np.asarray(low), np.asarray(span), int(count)
 
@@ -387,10 +400,13 @@ def run_job(
             row = {
                 "epoch": training.epoch + 1,
                 "stage": training.schedule.stage,
-                "bits": "/".join(map(str, training.products.widths)),
+                "bits": training.bits(training.products.widths),
                 "loss": loss,
                 "train_accuracy": training.right / training.seen,
                 "test_accuracy": accuracy,
+                # of the gates' choices, percent of float32, and what they aimed at; None without gates
+                "cp": training.cost_sum / training.seen if job.gates is not None else None,
+                "target": training.schedule.target,
                 "seconds": round(time.monotonic() - epoch_begun, 3),
                 # of the whole board while programs ran; None where no sensor can be read
                 "energy_j": (engine.meter.totals["ENERGY_UJ"] - energy) / 1e6
@@ -402,7 +418,8 @@ def run_job(
                 on_line(row)
             training.schedule.epoch_finished(training.epoch, loss)
             training.epoch += 1
-            training.step, training.seen, training.right, training.loss_sum = 0, 0, 0, 0.0
+            training.step, training.seen, training.right = 0, 0, 0
+            training.loss_sum, training.cost_sum = 0.0, 0.0
             save()
             if out is not None:
                 text = io.StringIO(newline="")

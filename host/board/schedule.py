@@ -13,7 +13,7 @@ class Schedule:
     """One precision per step.
 
     Args:
-        recipe: the keys ``schedule``, ``stages``, ``starts``, ``deadlines``, ``eps``, ``alpha``, ``window``,
+        recipe: the keys ``schedule``, ``stages``, ``starts``, ``targets``, ``deadlines``, ``eps``, ``alpha``, ``window``,
             ``norm_epochs``, ``low``, ``high``, ``cycles`` of a job's recipe.
 
     Raises:
@@ -33,8 +33,13 @@ class Schedule:
             len(self.starts) != len(self.stages) or self.starts[0] or list(self.starts) != sorted(set(self.starts))
         ):
             raise ValueError(f"manual stages need as many rising starts from 0, not {list(self.starts)}")
+        self.targets: tuple[float, ...] = tuple(recipe["targets"])
+        if self.kind == "dfq":
+            self.stages = self.stages * len(self.targets) if len(self.stages) == 1 else self.stages
+            if not self.targets or len(self.stages) != len(self.targets):
+                raise ValueError(f"{len(self.targets)} targets need one stage or as many, not {len(self.stages)}")
         turns = len(self.stages) - 1
-        if self.kind == "pfq":
+        if self.kind in ("pfq", "dfq"):
             if self.window < 2:
                 raise ValueError(f"window = {self.window} must be at least 2")
             if self.deadlines and (len(self.deadlines) != turns or list(self.deadlines) != sorted(set(self.deadlines))):
@@ -57,15 +62,20 @@ class Schedule:
             self.stage = sum(start <= epoch for start in self.starts) - 1
         return self.stages[self.stage]
 
+    @property
+    def target(self) -> float | None:
+        """Cost that gates aim at now, percent of float32; None without gates."""
+        return self.targets[self.stage] if self.targets else None
+
     def epoch_finished(self, epoch: int, loss: float) -> None:
-        """Take an epoch's mean loss; PFQ may turn to its next stage.
+        """Take an epoch's mean loss; PFQ may turn to its next stage, FracTrain to its next target.
 
         Raises:
             ValueError: the loss is not finite.
         """
         if not math.isfinite(loss):
             raise ValueError(f"the loss of epoch {epoch} is {loss}; training has diverged: lower the learning rate")
-        if self.kind != "pfq":
+        if self.kind not in ("pfq", "dfq"):
             return
         if self.norm_count < self.norm_epochs:
             self.norm_sum += loss

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,6 +137,77 @@ def test_a_runs_own_choices_are_read(tmp_path: Path) -> None:
     path.write_text('{"stages": [{"epochs": 1}]}')
     with pytest.raises(ValueError, match="is not a schedule"):
         load_schedule(path)
+
+
+def record(tmp_path: Path, **changes: Any) -> Path:
+    """The record of a small run: blocks of stage 1 skipped by half of the samples, stem and classifier in float32."""
+    data = {
+        "gated": True,
+        "trained": {"model": "resnet-8", "classes": 10, "width": 4, "image": [1, 8, 8], "samples": 100, "batch": 20},
+        "fixed": {},
+        "uncounted": ["stem", "fc"],
+        "stages": [
+            {
+                "epochs": 2,
+                "options": [[1, [8, 8, 8, 16]]],
+                "layers": {f"stage1.0.conv{n}": [[0.5, [0, 0, 0]], [0.5, [4, 3, 6]]] for n in (1, 2)},
+                "ran": {name: [[1, [32, 32, 32]]] for name in ("stem", "fc")},
+            }
+        ],
+    }
+    (tmp_path / "schedule.json").write_text(json.dumps(data | changes))
+    return tmp_path
+
+
+def test_a_record_says_what_ran_and_what_counts(tmp_path: Path) -> None:
+    schedule = load_schedule(record(tmp_path))
+    assert schedule.trained is not None and schedule.recorded
+    shapes = schedule.trained.shapes()
+    schedule.check(shapes, "resnet-8")
+    stem, fc, skipped = shapes[0].macs, shapes[-1].macs, 2 * shapes[1].macs
+    rest = sum(s.macs for s in shapes) - stem - fc - skipped
+    per_mac, option = (64 + 64 + 128) / 1024, (12 + 24 + 18) / 1024  # a gradient of 8 bits, and of 16
+    paper = computational_cost(shapes, schedule, 100, "paper").per_sample
+    assert paper == pytest.approx([rest * per_mac + skipped * option / 2])
+    full = computational_cost(shapes, schedule, 100, "full").per_sample
+    assert full == pytest.approx([paper[0] + 2 * stem + 3 * fc])  # the first layer has no input gradient
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": [{"epochs": 1, "options": [[1, [4, 0, 6]]]}]}, r"\[4, 0, 6, 0\] of all layers do not exist"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 33]]]}]}, "do not exist"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "ran": {"fc": []}}]}, "of fc do not sum to one"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "runs": {}}]}, "unknown keys runs"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8.5, 8]]]}]}, "is not a schedule"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8]]]}]}, "is not a schedule"),
+        ({"stages": [{"epochs": 1, "options": [["x", [8, 8, 8]]]}]}, "could not convert"),
+        ({"stages": [{"epochs": float("nan"), "options": [[1, [8, 8, 8]]]}]}, "nan epochs"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "ran": r} if r == {} else
+                     {"epochs": 1, "options": [[1, [8, 8, 8]]]} for r in ({}, None)]}, "give it to all or none"),
+        ({"trained": {"model": "resnet-8"}}, "is not a schedule"),
+        ({"trained": {"model": "resnet-8", "classes": 0, "width": 4, "image": [1, 8, 8], "samples": 1, "batch": 1}},
+         "classes of a run is 0"),
+        ({"trained": {"model": "resnet-8", "classes": 2, "width": 4, "image": [8, 8], "samples": 1, "batch": 1}},
+         "image of a run"),
+        ({"extra": 1}, "unknown keys extra"),
+    ],
+)  # fmt: skip
+def test_damaged_records_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_schedule(record(tmp_path, **changes))
+
+
+def test_folders_without_a_record_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path.name} has no schedule.json"):
+        load_schedule(tmp_path)
+
+
+def test_layers_of_another_network_are_named(tmp_path: Path) -> None:
+    schedule = load_schedule(record(tmp_path))
+    with pytest.raises(ValueError, match="mobilenetv2 does not have: stage1"):
+        schedule.check(network("mobilenetv2"), "mobilenetv2")
 
 
 def test_bitfusion_follows_the_schedule() -> None:

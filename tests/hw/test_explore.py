@@ -190,3 +190,38 @@ def test_command(small: Request, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert command(*words, "--max-bram", "0.5") == 2
     assert "no design fits" in capsys.readouterr().err
     assert command(*words[:-1], "0") == 2
+
+
+def test_two_memories_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two fabrics wait for the processor's DDR, and no longer with the second one."""
+    monkeypatch.setattr("hw.explore.candidates", lambda request: [(load_design("zc706"), 2)])
+    words = ["explore", "--part", "xc7z045", "--model", "resnet8", "--bits", "4,3,6", "--jobs", "1", "--memory"]
+    assert command(*words, "ps", "ps+pl", "--json", "--out", str(tmp_path)) == 0
+    printed = capsys.readouterr()
+    one, two = json.loads(printed.out)
+    assert one["seconds_per_sample"] > two["seconds_per_sample"]
+    assert "unverified" in two["title"] and "unverified" not in one["title"]
+    assert "no board" in printed.err
+    assert (tmp_path / "ps" / "best.toml").exists() and (tmp_path / "ps+pl" / "best.toml").exists()
+    assert command(*words, "ps", "ps+pl") == 0
+    saved = 100 * (1 - two["seconds_per_sample"] / one["seconds_per_sample"])
+    assert f"takes {saved:.1f} % less time" in capsys.readouterr().out
+    assert command(*words, "ps", "ps") == 2
+    assert command("explore", "--part", "xc7z020", *words[3:], "ps", "ps+pl") == 2
+    assert "has no DDR beside" in capsys.readouterr().err
+
+
+def test_a_run_can_be_explored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hw.explore.candidates", lambda request: [(load_design("zc706"), 1)])
+    trained = {"model": "resnet-8", "classes": 10, "width": 16, "image": [3, 32, 32], "samples": 50, "batch": 64}
+    stage = {"epochs": 1, "options": [[0.5, [0, 0, 0]], [0.5, [4, 3, 6]]], "ran": {}}
+    (tmp_path / "schedule.json").write_text(json.dumps({"stages": [stage], "trained": trained}))
+    words = ["--part", "xc7z045", "--jobs", "1", "--json"]
+    assert command("explore", "--schedule", str(tmp_path), *words) == 0
+    half = json.loads(capsys.readouterr().out)["seconds_per_sample"]
+    assert command("explore", "--model", "resnet8", "--bits", "4,3,6", "--batch", "64", *words) == 0
+    assert half == pytest.approx(json.loads(capsys.readouterr().out)["seconds_per_sample"] / 2)

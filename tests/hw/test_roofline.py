@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hw.computational_cost import static
+from hw.computational_cost import load_schedule, static
+from hw.computational_cost import mean_work as layer_work
 from hw.cost_commands import register
 from hw.design import load_design
 from hw.explore import Request, evaluate, explore, mean_work
-from hw.fabric_cost import MEMORY, PL_MEMORY, STREAMS, FabricMachine, bandwidth
+from hw.fabric_cost import MEMORY, PL_MEMORY, STEPS, STREAMS, FabricMachine, bandwidth, training_step
 from hw.layers import Bits, ConvShape, resnet_cifar
-from hw.roofline import CAUSES, points, roofs, shares
+from hw.roofline import CAUSES, mean_points, mean_shares, points, roofs, shares, spans
 
 DESIGN = load_design("zc706")
 BITS = Bits(4, 3, 6)
@@ -176,3 +177,124 @@ def test_impossible_reports(
 ) -> None:
     assert command("report", "roofline", "--model", "resnet8", "--out", str(tmp_path), *options) == 2
     assert message in capsys.readouterr().err
+
+
+# -- runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Folder with the record of two stages: the first skips a block at times, stem and classifier are in float32."""
+    whole, exact = [[1.0, [4, 3, 6]]], {name: [[1.0, [32, 32, 32]]] for name in ("stem", "fc")}
+    skipping = {f"stage1.0.conv{n}": [[0.5, [0, 0, 0]], [0.5, [4, 4, 8]]] for n in (1, 2)}
+    stages = [
+        {"epochs": 1.0, "options": whole, "layers": skipping, "ran": exact},
+        {"epochs": 3.0, "options": [[1.0, [8, 8, 8, 16]]], "layers": {}, "ran": exact},
+    ]
+    trained = {"model": "resnet-8", "classes": 10, "width": 16, "image": [3, 32, 32], "samples": 50, "batch": 128}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "schedule.json").write_text(json.dumps({"stages": stages, "trained": trained, "fixed": {}}))
+    return folder
+
+
+def test_time_of_a_run_is_that_of_its_stages(run: Path) -> None:
+    schedule = load_schedule(run)
+    first, second = spans(MACHINE, NETWORK, schedule)
+    exact = [s for s in NETWORK if s.name in ("stem", "fc")]
+    quantized = [s for s in NETWORK if s not in exact]
+    in_float = sum(c.seconds for s in exact for c in MACHINE.products(s, Bits(32, 32, 32)).values())
+    skipped = [s for s in quantized if s.name.startswith("stage1")]
+    always = [s for s in quantized if s not in skipped]
+    expected = in_float + MACHINE.cost(always, BITS).seconds + MACHINE.cost(skipped, Bits(4, 4, 8)).seconds / 2
+    assert sum(first.products.values()) == pytest.approx(expected)
+    assert first.products["host"] == pytest.approx(in_float)
+    assert sum(second.products.values()) == pytest.approx(in_float + MACHINE.cost(quantized, Bits(8, 8, 8, 16)).seconds)
+    for kind in STEPS:
+        step = training_step(MACHINE, quantized, Bits(8, 8, 8, 16), kind).seconds
+        step += training_step(MACHINE, exact, Bits(32, 32, 32), kind).seconds
+        assert sum(getattr(second, kind).values()) == pytest.approx(step)
+
+
+def test_points_of_a_run_are_means(run: Path) -> None:
+    schedule = load_schedule(run)
+    work = layer_work(NETWORK, schedule, "full")
+    found = {(p.layer, p.product): p for p in mean_points(MACHINE, work, "run")}
+    assert {layer for layer, _ in found} == {s.name for s in NETWORK} - {"stem", "fc"}  # those are the host's
+    point = found["stage1.0.conv1", "forward"]
+    shape = next(s for s in NETWORK if s.name == "stage1.0.conv1")
+    assert point.macs == pytest.approx(shape.macs * (0.25 * 0.5 + 0.75))
+    assert point.binary_macs == pytest.approx(shape.macs * (0.25 * 0.5 * 16 + 0.75 * 64))
+    assert point.pairs == pytest.approx(point.binary_macs / point.macs)
+    ends = [MACHINE.products(shape, bits)["forward"].seconds for bits in (Bits(4, 4, 8), Bits(8, 8, 8, 16))]
+    assert point.seconds == pytest.approx(0.25 * 0.5 * ends[0] + 0.75 * ends[1])
+    times = {s.layer: sum(s.seconds.values()) for s in mean_shares(MACHINE, work, "run")}
+    assert times["stage1.0.conv1"] == pytest.approx(sum(p.seconds for p in found.values() if p.layer == shape.name))
+    assert times["fc"] > 0
+
+
+def test_the_report_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report"
+    options = ("report", "roofline", "--run", str(run), "--memory", "ps+pl", "--out", str(out))
+    assert command(*options) == 0
+    printed = capsys.readouterr()
+    files = [Path(line) for line in printed.out.split()]
+    assert [f.name for f in files] == [
+        f"{kind}-zc706.{end}" for kind in ("roofline", "time", "epochs") for end in ("svg", "csv")
+    ]  # fmt: skip
+    assert "unverified" in printed.err
+    before = [f.read_bytes() for f in files]
+    with files[5].open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(float(r["first_epoch"]), float(r["epochs"])) for r in rows] == [(0, 1), (1, 3)]
+    assert float(rows[0]["products_host_us"]) > 0
+    assert command(*options) == 0
+    assert before == [f.read_bytes() for f in files]
+
+
+def test_a_run_brings_its_network_samples_and_batch(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("cost", "--schedule", str(run), "--machine", "zc706", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["model"], result["samples_per_epoch"], result["batch"], result["count"]) == (
+        "resnet-8", 50, 128, "full"
+    )  # fmt: skip
+    whole = result["whole_training"]
+    assert whole["cc"] == whole["cc_full"] != whole["cc_paper"]
+    (first, second), samples = spans(MACHINE, NETWORK, load_schedule(run)), 50
+    seconds = samples * (sum(first.products.values()) + 3 * sum(second.products.values()))
+    assert whole["latency_min"] == pytest.approx(seconds / 60)
+    assert command("cost", "--schedule", str(run / "schedule.json"), "--machine", "bitfusion", "--batch", "4") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model", "mobilenetv2"), "mobilenetv2 does not have"),
+        (("--model", "resnet-20", "--epochs", "3"), "states its own epochs"),
+        (("--batch", "0"), "batch of 0"),
+    ],
+)
+def test_impossible_costs_of_a_run(
+    options: tuple[str, ...], message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("cost", "--schedule", str(run), *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_must_be_named_somewhere(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads((run / "schedule.json").read_text())
+    del data["trained"]
+    (run / "schedule.json").write_text(json.dumps(data))
+    for words in (("cost", "--bits", "8,8,8"), ("cost", "--schedule", str(run))):
+        assert command(*words) == 2
+        assert "--model" in capsys.readouterr().err
+
+
+def test_layers_that_every_sample_skips_cost_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads((run / "schedule.json").read_text())
+    data["stages"] = [data["stages"][0] | {"layers": {"stage1.0.conv1": [[1, [0, 0, 0]]]}}]
+    (run / "schedule.json").write_text(json.dumps(data))
+    assert command("cost", "--schedule", str(run), "--machine", "zc706", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["per_sample_layers"]
+    skipped = [r for r in rows if r["layer"] == "stage1.0.conv1"]
+    assert len(skipped) == 3 and all(r["cc"] == r["time_us"] == r["dram_bytes"] == 0 for r in skipped)

@@ -202,3 +202,60 @@ def test_groups_equal_separate_tensors_with_and_without_kernels(
     assert torch.equal(Q.fake_quantize_groups(x, groups), mixed)
     if sums is not None:
         assert torch.allclose(Q.option_products(x, weight, [g for _, g in groups]), sums, rtol=1e-4, atol=1e-4)
+
+
+def in_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
+    if layout == "strided":
+        return torch.stack([x, x], -1)[..., 0]
+    return x.contiguous(memory_format=torch.channels_last if layout == "channels last" else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("layout", ["C order", "channels last", "strided"])
+@pytest.mark.parametrize("shape", [(3, 5, 37, 23), (2, 64, 16, 16)])
+@pytest.mark.parametrize("key", [None, 99])
+@pytest.mark.parametrize("compiler", [True, False])
+def test_values_depend_on_neither_layout_nor_threads_nor_kernels(
+    layout: str, shape: tuple[int, ...], key: int | None, compiler: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x[0, 1, 2, :3] = torch.tensor([1e-40, -1e-42, 0.0])  # subnormal numbers count as zero
+    grid = Q.affine_grid(x, 5, key=key)
+    wanted = Q.dequantize(Q.quantize(x, grid), grid)
+    members = [
+        (torch.tensor([1]), Q.affine_grid(x, 3, key=key)),
+        (torch.tensor([i for i in range(len(x)) if i != 1]), grid),
+    ]
+    mixed = torch.empty_like(x)
+    for index, own in members:
+        mixed[index] = Q.dequantize(Q.quantize(x[index], own), own)
+    if not compiler:
+        monkeypatch.setattr(Q.fused, "library", lambda: None)
+    there = in_layout(x, layout)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(Q.affine_values(there, 5, key=key), wanted)
+            assert torch.equal(Q.fake_quantize(there, grid), wanted)
+            assert torch.equal(Q.fake_quantize_groups(there, members), mixed)
+            assert Q.extremes(there) == (x.min(), x.max() - x.min())
+            if key is None:
+                values, kept = Q.quantize_and_keep(there, grid, "values")
+                assert torch.equal(values, wanted)
+                assert torch.equal(Q.kept_values(kept, grid, "values"), wanted)
+                for axis in (0, 1):
+                    channels = Q.affine_grid(x, 4, axis=axis)
+                    expected = Q.dequantize(Q.quantize(x, channels, axis), channels, axis)
+                    assert torch.equal(Q.affine_values(there, 4, axis=axis), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3.4e38])
+@pytest.mark.parametrize("place", [0, 70])
+def test_values_of_unusable_tensors_are_refused(axis: int | None, bad: float, place: int) -> None:
+    x = torch.full((2, 40, 1, 1), -3.4e38)
+    x.view(-1)[place] = bad
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        Q.affine_values(x, 4, axis=axis)

@@ -148,7 +148,7 @@ def test_digits_recipe_learns() -> None:
     assert result.cc < 0.65 * result.cc_static
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.toml")), ids=lambda p: p.stem)
 def test_every_recipe_is_valid(path: Path) -> None:
     config = TrainConfig.from_recipe(path)
     assert TrainConfig.from_mapping(__import__("tomllib").loads(config.to_toml())) == config
@@ -175,6 +175,12 @@ def test_learning_rate_shapes() -> None:
         ({"schedule": "static"}, "one stage"),
         ({"deadlines": [3]}, "rising"),
         ({"data": 5}, "str"),
+        ({"mode": "papr"}, "'papr'; use 'fixed'"),
+        ({"mode": "scale-floor+masked-noise"}, "'masked-noise'"),
+        (
+            {"schedule": "dfq", "targets": [3.0], "options": [[3, 6], [4, 8]], "mode": "norm-per-option"},
+            "comes with computing every option",
+        ),
     ],
 )
 def test_wrong_recipes_are_refused(values: dict[str, Any], text: str) -> None:
@@ -233,11 +239,11 @@ def test_reference_device_trains_to_the_same_bits_as_software(tmp_path: Path) ->
 
 
 def test_benchmarks_measure_all_variants(capsys: pytest.CaptureFixture[str]) -> None:
-    from sw_model.benchmarks import bench_quantizers, bench_training, print_quantizers, print_training
+    from sw_model.benchmarks import VARIANTS, bench_quantizers, bench_training, print_quantizers, print_training
     from sw_model.data import load_data
 
-    report = bench_training(depth=8, batch=4, threads=1, rounds=1, variants=("fp32", "gated"))
-    for variant in ("fp32", "gated"):
+    report = bench_training(depth=8, batch=4, threads=1, rounds=1)
+    for variant in VARIANTS:
         assert report[variant]["time_ratio"] > 0 and report[variant]["peak_memory_mb"] > 50
     noise = bench_quantizers(load_data("digits"), width=4, batch=16, warmup_steps=12, rounds=12, bits=(4,))["bits"][4]
     assert noise["variance"]["bhq"] < noise["variance"]["psq"] < noise["variance"]["ptq"]

@@ -1,0 +1,159 @@
+"""Float arithmetic of a training step that does not depend on the machine: what surrounds the exact products.
+
+PyTorch's kernels add float32 in an order that follows the vector width and the number of threads, fuse products with
+sums where the processor can, and have exponentials of their own.  Training at few bits is chaotic: one last bit turns
+one code, and two runs part.  Inside :class:`Reproducible`, sums are formed in float64 in a fixed order, transcendental
+functions and matrix products in float64, each rounded once; everything else takes single float32 operations.  The
+board's runtime (:mod:`host.board.operations`) states the same arithmetic in NumPy, so that a run with an exact engine is
+the same on every machine, and the same as its job.
+
+A dispatch mode sees the operations of the backward pass and of the optimizer too, which is why no layer has to know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+
+#: formed in float64 from float32 operands, each result rounded once
+_ONCE = {
+    _aten.convolution.default,
+    _aten.convolution_backward.default,
+    _aten.addmm.default,
+    _aten.mm.default,
+    _aten.mv.default,
+    _aten._softmax.default,
+    _aten._softmax_backward_data.default,
+    _aten._log_softmax.default,
+    _aten._log_softmax_backward_data.default,
+    _aten.nll_loss_forward.default,
+    _aten.nll_loss_backward.default,
+    _aten.sigmoid.default,
+    _aten.sigmoid_backward.default,
+    _aten.tanh.default,
+    _aten.tanh_backward.default,
+}
+_IN_PLACE = {_aten.sigmoid_.default: _aten.sigmoid.default, _aten.tanh_.default: _aten.tanh.default}
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype == torch.float32 else value
+    return torch.float64 if value is torch.float32 else value
+
+
+def _narrowed(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float64 else value
+
+
+def _once(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not any(isinstance(a, Tensor) and a.dtype == torch.float32 for a in args):
+        return func(*args, **kwargs)  # the exact engine's sums, which float32 would not hold
+    found = func(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
+    return tuple(map(_narrowed, found)) if isinstance(found, tuple) else _narrowed(found)
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.reshape(-1, 1, 1)
+
+
+def tree_sum(a: Tensor, axes: Sequence[int]) -> Tensor:
+    """As :func:`host.board.operations.tree_sum`: float64 sums over axes, in an order that is part of the definition."""
+    kept = [i for i in range(a.ndim) if i not in axes]
+    rows = a.permute(*axes, *kept).reshape(-1, *(a.shape[i] for i in kept)).to(torch.float64, copy=True)
+    n = len(rows)
+    while n > 1:
+        half = (n + 1) // 2
+        rows[: n - half] += rows[half:n]
+        n = half
+    return rows[:1].sum(0)
+
+
+def _reduced(func: Any, a: Tensor, axes: Sequence[int] | None, keep: bool = False, **kwargs: Any) -> Tensor:
+    """A sum or mean of float32; other types take PyTorch's."""
+    if a.dtype != torch.float32 or any(v is not None for v in kwargs.values()):
+        return cast(Tensor, func(a, axes, keep, **kwargs))
+    reduced = [i % a.ndim for i in axes] if axes else list(range(a.ndim))
+    total = tree_sum(a, reduced)
+    if func is _aten.mean.dim:
+        total = total / math.prod(a.shape[i] for i in reduced)
+    return (total.reshape([1 if i in reduced else n for i, n in enumerate(a.shape)]) if keep else total).float()
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`host.board.operations.batch_norm`; updates the running statistics in place."""
+    if training:
+        n = x.numel() // x.shape[1]
+        exact = tree_sum(x, (0, 2, 3)) / n
+        batch_mean = exact.float()
+        squares = tree_sum((x - _column(batch_mean)).double().square(), (0, 2, 3))
+        inverse = (1 / (squares / n + eps).sqrt()).float()
+        mean.copy_(momentum * exact + (1 - momentum) * mean.double())
+        variance.copy_(momentum * squares / (n - 1) + (1 - momentum) * variance.double())
+    else:
+        batch_mean, inverse = mean, (1 / (variance.double() + eps).sqrt()).float()
+    factor = inverse * weight
+    y = x * _column(factor) + _column(bias - batch_mean * factor)
+    return y, batch_mean.clone(), inverse
+
+
+def _batch_norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, running_mean: Tensor, running_variance: Tensor, mean: Tensor,
+    inverse: Tensor, training: bool, eps: float, mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As :func:`host.board.operations.batch_norm_gradient`."""
+    if not training:
+        raise ValueError("no gradient through a normalisation with running statistics; call .train()")
+    n = x.numel() // x.shape[1]
+    centred = x - _column(mean)
+    bias = tree_sum(grad, (0, 2, 3))
+    dot = tree_sum(centred.double() * grad.double(), (0, 2, 3))
+    slope = (dot * inverse.double().square() / n).float()
+    dx = (grad - _column((bias / n).float()) - centred * _column(slope)) * _column(inverse * weight)
+    return dx, (dot * inverse.double()).float(), bias.float()
+
+
+def _sum_of_two(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``a + alpha * b`` with the product rounded, where the kernel would fuse it with the sum."""
+    alpha = kwargs.get("alpha", 1)
+    if alpha == 1 or not isinstance(args[1], Tensor) or not args[1].is_floating_point():
+        return func(*args, **kwargs)
+    return func(args[0], args[1] * alpha)
+
+
+_OWN: dict[Any, Callable[..., Any]] = {
+    _aten.native_batch_norm.default: _batch_norm,
+    _aten.native_batch_norm_backward.default: _batch_norm_backward,
+    _aten.sum.dim_IntList: partial(_reduced, _aten.sum.dim_IntList),
+    _aten.mean.dim: partial(_reduced, _aten.mean.dim),
+    _aten.sum.default: partial(_reduced, _aten.sum.dim_IntList, axes=None),
+    _aten.mean.default: partial(_reduced, _aten.mean.dim, axes=None),
+}
+
+
+class Reproducible(TorchDispatchMode):
+    """Makes the float operations inside it those of the board; see the module's docstring."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ONCE:
+            return _once(func, args, kwargs)
+        if func in _OWN:
+            return _OWN[func](*args, **kwargs)
+        if func in _IN_PLACE:
+            return args[0].copy_(_once(_IN_PLACE[func], args, kwargs))
+        if func in (_aten.add.Tensor, _aten.add_.Tensor):
+            return _sum_of_two(func, args, kwargs)
+        return func(*args, **kwargs)

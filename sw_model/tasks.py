@@ -1,0 +1,186 @@
+"""What a network is trained to do: classify images, or predict the next word.
+
+A task ties data, network, loss and metric together, so that the training loop knows none of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hw.computational_cost import Trained
+from sw_model.data import WHOLE, ImageSet, Part, load_data
+from sw_model.metrics import ACCURACY, PERPLEXITY, Metric
+from sw_model.models import build_model
+from sw_model.parallel import ALONE, Ranks
+from sw_model.recipe import ConfigError, TrainConfig
+from sw_model.text import TokenSet, load_text
+from sw_model.transformer import build_language_model
+
+
+class Samples(Protocol):
+    """Training and test batches, each a function of (seed, epoch, batch index)."""
+
+    @property
+    def train_count(self) -> int: ...
+
+    def train_steps(self, batch: int) -> int: ...
+
+    def train_batches(
+        self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def test_batches(self, batch: int, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+class Task(Protocol):
+    """What the training loop asks of a task.  ``target`` is the second of a batch's tensors."""
+
+    @property
+    def metric(self) -> Metric: ...
+
+    @property
+    def data(self) -> Samples: ...
+
+    def example(self) -> Tensor:
+        """A batch of one input, to count operations with."""
+        ...
+
+    def build(self, config: TrainConfig) -> nn.Module:
+        """A freshly initialised network."""
+        ...
+
+    def trained(self, config: TrainConfig) -> Trained | None:
+        """The run as ``hw.layers`` describes it; None if it does not know the network."""
+        ...
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean over all targets of the batch."""
+        ...
+
+    def score(self, output: Tensor, target: Tensor) -> float:
+        """What the metric is made of, summed over all targets of the batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One label per image."""
+
+    data: ImageSet
+    metric: Metric = ACCURACY
+
+    def example(self) -> Tensor:
+        return torch.zeros(1, *self.data.image_shape)
+
+    def build(self, config: TrainConfig) -> nn.Module:
+        model = build_model(
+            config.model,
+            len(self.data.classes),
+            self.data.image_shape,
+            width=config.width,
+            quantize_stem=config.quantize_stem,
+            quantize_head=config.quantize_head,
+            norm=config.norm,
+            seed=config.seed,
+        )
+        if config.norm == "range":
+            self._try_smallest_batch(model, config.batch)
+        return model
+
+    def _try_smallest_batch(self, model: nn.Module, batch: int) -> None:
+        """Refuses batches that Range BN cannot estimate a deviation from, before training comes upon them."""
+        count = self.data.train_count
+        smallest = count % batch or min(batch, count)
+        try:
+            copy.deepcopy(model)(torch.zeros(smallest, *self.data.image_shape))
+        except ValueError as error:
+            raise ConfigError(f"batches of {smallest} images are too small: {error}") from error
+
+    def trained(self, config: TrainConfig) -> Trained:
+        data = self.data
+        classes, count = len(data.classes), data.train_count
+        return Trained(config.model, classes, config.width, data.image_shape, count, config.batch)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target)
+
+    def score(self, output: Tensor, target: Tensor) -> float:
+        return float((output.argmax(1) == target).sum())
+
+
+@dataclass(frozen=True)
+class LanguageModelling:
+    """The next word at every place of a sequence."""
+
+    data: TokenSet
+    metric: Metric = PERPLEXITY
+
+    def example(self) -> Tensor:
+        return torch.zeros(1, self.data.context, dtype=torch.int64)
+
+    def build(self, config: TrainConfig) -> nn.Module:
+        if config.norm != "batch":
+            raise ConfigError(f"norm = {config.norm!r} replaces batch normalisation, which {config.model} has none of")
+        words = len(self.data.vocabulary)
+        return build_language_model(
+            config.model, words, self.data.context, quantize_head=config.quantize_head, seed=config.seed
+        )
+
+    def trained(self, config: TrainConfig) -> None:
+        return None
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output.flatten(0, 1), target.flatten())
+
+    def score(self, output: Tensor, target: Tensor) -> float:
+        return float(self.loss(output, target)) * target.numel()
+
+
+_Set = TypeVar("_Set", ImageSet, TokenSet)
+
+
+def open_task(config: TrainConfig, data: ImageSet | TokenSet | None = None, cache: Path | None = None) -> Task:
+    """The task of a recipe on its data (or on ``data``), limited and augmented as it says.
+
+    Raises:
+        ConfigError, DataError: if the model does not suit the data, or the data is unusable.
+    """
+
+    def configured(data: _Set) -> _Set:
+        data = data.limited(config.train_limit, config.test_limit)
+        return data if config.augment else data.unaugmented()
+
+    text = config.model.startswith("transformer")
+    if data is None:
+        data = load_text(config.data, config.context, config.vocabulary) if text else load_data(config.data, cache)
+    if isinstance(data, TokenSet):
+        if not text:
+            raise ConfigError(f"model {config.model!r} takes images, not text; use transformer-small or -base")
+        return LanguageModelling(configured(data))
+    if text:
+        raise ConfigError(f"model {config.model!r} takes text, not images")
+    return Classification(configured(data))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, task: Task, batch: int, ranks: Ranks = ALONE) -> float:
+    """The metric of the test data, in evaluation mode; the mode is restored."""
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    try:
+        for x, y in task.data.test_batches(batch, ranks.part):
+            total += task.score(model(x), y)
+            count += y.numel()
+    finally:
+        model.train(was_training)
+    sums = ranks.sum(torch.tensor([total, count], dtype=torch.float64))
+    return task.metric.value(float(sums[0]), int(sums[1]))
