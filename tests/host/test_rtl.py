@@ -183,7 +183,9 @@ MUTANTS = [
     Mutant("epilogue", "(rounded_q[p] ^ {VW{negative}}) & beyond3_q", "rounded_q[p] & beyond3_q"),
     Mutant("rounding", "mix1_q ^ (mix1_q >> 13)", "mix1_q ^ (mix1_q >> 12)"),
     Mutant("rounding", "segment_d + image_stride_i", "pixel_d + image_stride_i"),
-    Mutant("statistics", "32'(count_q >> 1) * WIDTH + s < 32'(pixels_i)", "32'(count_q >> 1) * WIDTH + s <= 32'(pixels_i)"),
+    Mutant(
+        "statistics", "32'(count_q >> 1) * WIDTH + s < 32'(pixels_i)", "32'(count_q >> 1) * WIDTH + s <= 32'(pixels_i)"
+    ),
     Mutant("statistics", "{{3{y[31]}}, y[31:17]}", "{3'd0, y[31:17]}"),
     Mutant("statistics", "read_q.least < total.least", "read_q.least > total.least"),
     Mutant("float_output", "infinite_q[ADD-1]", "infinite_q[0]"),
