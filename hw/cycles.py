@@ -22,7 +22,7 @@ SETUP_CYCLES = 5  #: from the head of the queue to the first step
 ARRAY_CYCLES = 8  #: from a tile's last step to its first value in the drain
 DRAIN_CYCLES = 1  #: from the last value to permission for the next tile to end
 STREAMING_CYCLES = {Opcode.WGRAD: 0, Opcode.CONV: 3}  #: the same when the rest of a tile is sure to leave in time
-STATISTICS_CYCLES = 8  #: per channel and tile: four quarters of the pixels, two cycles each
+STATISTICS_CYCLES = 2  #: per channel, tile and as many pixels as statistics are taken of together
 ROUNDING_CYCLES = 6  #: per channel and tile of stochastic codes, beside those that make the random words
 OUTPUT_CYCLES = 6  #: from a tile's last value to its first word
 TRAILER_CYCLES = 8
@@ -130,7 +130,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
                 if flags & Flag.STOCHASTIC:
                     drained *= lanes // design.rounding_lanes + ROUNDING_CYCLES
             elif form == OutputFormat.STATISTICS:
-                sent, drained = 4 * c * p["out_groups"], STATISTICS_CYCLES * values
+                sent, drained = 4 * c * p["out_groups"], STATISTICS_CYCLES * lanes // design.statistics_lanes * values
             else:
                 per_channel = lanes if form == OutputFormat.INT64 else lanes // 2
                 sent = per_channel * (c * tiles + (images * rows if flags & Flag.A_SUM else 0))

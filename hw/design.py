@@ -70,6 +70,7 @@ class Design:
         depth_epilogue: output channels whose epilogue parameters fit.
         accumulators: "dsp" or "lut", where the array accumulates.
         rounding_lanes: random words that the epilogue makes per cycle for stochastic rounding; 0 leaves the unit out.
+        statistics_lanes: pixels whose statistics the epilogue takes together, in two cycles.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Design:
     depth_epilogue: int
     accumulators: str = "dsp"
     rounding_lanes: int = 0
+    statistics_lanes: int = 4
 
     def __post_init__(self) -> None:
         def refuse(what: str, remedy: str) -> None:
@@ -105,6 +107,8 @@ class Design:
             )
         if self.rounding_lanes not in (0, 1, 2, 4, 8):
             refuse(f"rounding_lanes = {self.rounding_lanes}", "use 0, 1, 2, 4 or 8")
+        if self.statistics_lanes not in (4, 8, 16, 32) or self.statistics_lanes > self.lanes:
+            refuse(f"statistics_lanes = {self.statistics_lanes}", f"use 4, 8, 16 or 32, and at most {self.lanes}")
         if not 10 <= self.clock_mhz <= 500:
             refuse(f"clock_mhz = {self.clock_mhz}", "use 10 to 500")
         if self.bram36 > PARTS[self.part].bram36:

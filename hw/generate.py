@@ -44,6 +44,7 @@ def parameters(design: Design) -> list[dict[str, Any]]:
         ("DEPTH_EPILOGUE", design.depth_epilogue, "entries of the epilogue memory"),
         ("DSP_ACCUMULATORS", int(design.accumulators == "dsp"), "1: the array accumulates in DSP slices"),
         ("ROUNDING_LANES", design.rounding_lanes, "random words of the stochastic epilogue per cycle, 0: none"),
+        ("STATISTICS_LANES", design.statistics_lanes, "pixels whose statistics are taken together"),
         ("ROW_BITS", design.lanes * design.channels, "bits of a row word"),
         ("WEIGHT_BITS", design.channels * design.dot_bits, "bits of a weight word, padding left out"),
         ("ROW_WORDS", design.row_words, "R, 64-bit words of a row word"),

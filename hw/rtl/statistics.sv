@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sum, sum of squares, minimum and maximum of every output channel over a packet, C/2 pixels at a time.
-// A square takes two cycles, for a multiplier has 18 bits on one side: y * y = y * low + (y * high << 17).
+// Sum, sum of squares, minimum and maximum of every output channel over a packet, STATISTICS_LANES pixels at a time.
+// A square takes two cycles, for a multiplier has 18 bits on one side: y * y = y * low + (y * high << 17).  Sum and
+// extremes have one cycle for either half of the pixels.
 `default_nettype none
 
 module statistics
@@ -24,10 +25,13 @@ module statistics
     input  wire                       send_i,
     output logic [63:0]               word_o
 );
-  localparam int unsigned WIDTH = CHANNELS / 2;      // pixels at a time
+  localparam int unsigned WIDTH = STATISTICS_LANES;
+  localparam int unsigned HALF = WIDTH / 2;
   localparam int unsigned STEPS = LANES / WIDTH;
+  if (WIDTH < 4 || WIDTH > LANES || LANES % WIDTH != 0) begin : gen_check
+    $error("statistics: STATISTICS_LANES = %0d must be 4 or more and divide LANES = %0d", WIDTH, LANES);
+  end
   localparam int unsigned KW = $clog2(2 * STEPS);
-  localparam logic signed [31:0] LEAST = 32'sh8000_0000, MOST = 32'sh7FFF_FFFF;
 
   typedef struct packed {
     logic signed [SUM_BITS-1:0] sum;
@@ -53,7 +57,7 @@ module statistics
     logic          last;
     logic [EW-1:0] channel;
   } tag_t;
-  localparam int unsigned TAGS = 4;
+  localparam int unsigned TAGS = 5;
   tag_t              tag_d;
   tag_t [TAGS-1:0]   tag_q;
   always_comb begin
@@ -65,18 +69,33 @@ module statistics
     tag_d.last    = last_i;
     tag_d.channel = channel_i;
   end
-  logic signed [WIDTH-1:0][31:0] y1_q, least1_q, most1_q;
-  logic signed [WIDTH-1:0][17:0] half1_q;
+  // Minimum and maximum of some pixels, if any of them counts; pixels that count come before those that do not.
+  typedef struct packed {
+    logic               counts;
+    logic signed [31:0] least;
+    logic signed [31:0] most;
+  } extremes_t;
+  function automatic extremes_t either(input extremes_t x, input extremes_t y);
+    either.counts = x.counts;
+    either.least  = y.counts && y.least < x.least ? y.least : x.least;
+    either.most   = y.counts && y.most > x.most ? y.most : x.most;
+  endfunction
+
+  logic [WIDTH-1:0][31:0]  y1_q;
+  logic [WIDTH-1:0][17:0]  half1_q;
+  extremes_t [HALF-1:0]    extremes1_q;
   always_ff @(posedge clk_i) begin
     if (take) count_q <= done_o ? '0 : count_q + KW'(1);
     tag_q <= {tag_q[TAGS-2:0], tag_d};
     for (int unsigned s = 0; s < WIDTH; s++) begin
       automatic logic [31:0] y = lane_i[32'(count_q >> 1)*WIDTH+s];
       automatic logic counts = 32'(count_q >> 1) * WIDTH + s < 32'(pixels_i);
-      y1_q[s]     <= counts ? y : '0;
-      least1_q[s] <= counts ? y : MOST;
-      most1_q[s]  <= counts ? y : LEAST;
-      half1_q[s]  <= !counts ? '0 : count_q[0] ? {{3{y[31]}}, y[31:17]} : {1'b0, y[16:0]};
+      y1_q[s]    <= counts ? y : '0;
+      half1_q[s] <= !counts ? '0 : count_q[0] ? {{3{y[31]}}, y[31:17]} : {1'b0, y[16:0]};
+    end
+    for (int unsigned s = 0; s < HALF; s++) begin
+      automatic logic [31:0] place = 32'(count_q >> 1) * WIDTH + 32'(count_q[0]) * HALF + s;
+      extremes1_q[s] <= {place < 32'(pixels_i), {2{lane_i[($clog2(LANES))'(place)]}}};
     end
     if (rst_i) begin
       count_q <= '0;
@@ -84,69 +103,83 @@ module statistics
     end
   end
 
-  // ---- 2: products, pairs ---------------------------------------------------------------------------------------------
-  logic signed [WIDTH-1:0][49:0]   product2_q;
-  logic signed [WIDTH/2-1:0][31:0] least2_q, most2_q;
-  logic signed [34:0]              sum2_q;
+  // ---- 2: products; pairs ---------------------------------------------------------------------------------------------
+  localparam int unsigned PAIRS = HALF / 2;
+  logic [WIDTH-1:0][49:0]  product2_q;
+  extremes_t [PAIRS-1:0]   extremes2_q;
+  logic [PAIRS-1:0][32:0]  sum2_q;
   always_ff @(posedge clk_i) begin
-    automatic logic signed [34:0] sum = '0;
-    for (int unsigned s = 0; s < WIDTH; s++) begin
-      product2_q[s] <= 50'($signed(y1_q[s])) * 50'($signed(half1_q[s]));
-      sum = sum + 35'($signed(y1_q[s]));
-    end
-    sum2_q <= sum;
-    for (int unsigned s = 0; s < WIDTH / 2; s++) begin
-      least2_q[s] <= $signed(least1_q[2*s]) < $signed(least1_q[2*s+1]) ? least1_q[2*s] : least1_q[2*s+1];
-      most2_q[s]  <= $signed(most1_q[2*s]) > $signed(most1_q[2*s+1]) ? most1_q[2*s] : most1_q[2*s+1];
+    for (int unsigned s = 0; s < WIDTH; s++) product2_q[s] <= 50'($signed(y1_q[s])) * 50'($signed(half1_q[s]));
+    for (int unsigned s = 0; s < PAIRS; s++) begin
+      extremes2_q[s] <= either(extremes1_q[2*s], extremes1_q[2*s+1]);
+      sum2_q[s] <= (extremes1_q[2*s].counts ? 33'(extremes1_q[2*s].least) : '0)
+                 + (extremes1_q[2*s+1].counts ? 33'(extremes1_q[2*s+1].least) : '0);
     end
   end
 
-  // ---- 3: sums of this cycle's pixels -----------------------------------------------------------------------------------
-  logic signed [52:0] products3_q;
-  logic signed [31:0] least3_q, most3_q;
-  logic signed [34:0] sum3_q;
+  // ---- 3: fours, at most, of what is left ----------------------------------------------------------------------------
+  localparam int unsigned QUADS = WIDTH / 4, FEW = PAIRS < 4 ? PAIRS : 4;
+  logic [QUADS-1:0][51:0]       products3_q;
+  extremes_t [PAIRS/FEW-1:0]    extremes3_q;
+  logic [PAIRS/FEW-1:0][34:0]   sum3_q;
   always_ff @(posedge clk_i) begin
-    automatic logic signed [52:0] products = '0;
-    automatic logic signed [31:0] least = MOST, most = LEAST;
-    for (int unsigned s = 0; s < WIDTH; s++) products = products + 53'($signed(product2_q[s]));
-    for (int unsigned s = 0; s < WIDTH / 2; s++) begin
-      if ($signed(least2_q[s]) < least) least = least2_q[s];
-      if ($signed(most2_q[s]) > most) most = most2_q[s];
-    end
-    products3_q <= products;
-    least3_q    <= least;
-    most3_q     <= most;
-    sum3_q      <= sum2_q;
-  end
-
-  // ---- 4: over the channel's tile -----------------------------------------------------------------------------------------
-  logic signed [72:0] squares4_q;
-  logic signed [37:0] sum4_q;
-  logic signed [31:0] least4_q, most4_q;
-  always_ff @(posedge clk_i)
-    if (tag_q[2].valid) begin
-      squares4_q <= (tag_q[2].begins ? '0 : squares4_q)
-                  + (tag_q[2].high ? {{3{products3_q[52]}}, products3_q, 17'd0} : 73'(products3_q));
-      if (!tag_q[2].high) begin
-        sum4_q   <= (tag_q[2].begins ? '0 : sum4_q) + 38'(sum3_q);
-        least4_q <= !tag_q[2].begins && least4_q < least3_q ? least4_q : least3_q;
-        most4_q  <= !tag_q[2].begins && most4_q > most3_q ? most4_q : most3_q;
+    for (int unsigned s = 0; s < QUADS; s++)
+      products3_q[s] <= (52'($signed(product2_q[4*s])) + 52'($signed(product2_q[4*s+1])))
+                      + (52'($signed(product2_q[4*s+2])) + 52'($signed(product2_q[4*s+3])));
+    for (int unsigned s = 0; s < PAIRS / FEW; s++) begin
+      automatic extremes_t     pair = extremes2_q[s*FEW], other = extremes2_q[s*FEW+FEW/2];
+      automatic logic signed [34:0] sum = 35'($signed(sum2_q[s*FEW]));
+      if (FEW == 4) begin
+        pair  = either(pair, extremes2_q[s*FEW+1]);
+        other = either(other, extremes2_q[s*FEW+FEW-1]);
       end
+      extremes3_q[s] <= FEW == 1 ? pair : either(pair, other);
+      for (int unsigned k = 1; k < FEW; k++) sum = sum + 35'($signed(sum2_q[s*FEW+k]));
+      sum3_q[s] <= sum;
+    end
+  end
+
+  // ---- 4: one of everything --------------------------------------------------------------------------------------------
+  logic signed [54:0] products4_q;
+  extremes_t          extremes4_q;
+  logic signed [36:0] sum4_q;
+  always_ff @(posedge clk_i) begin
+    automatic logic signed [54:0] products = '0;
+    automatic logic signed [36:0] sum = '0;
+    automatic extremes_t          extremes = extremes3_q[0];
+    for (int unsigned s = 0; s < QUADS; s++) products = products + 55'($signed(products3_q[s]));
+    for (int unsigned s = 0; s < PAIRS / FEW; s++) sum = sum + 37'($signed(sum3_q[s]));
+    for (int unsigned s = 1; s < PAIRS / FEW; s++) extremes = either(extremes, extremes3_q[s]);
+    products4_q <= products;
+    sum4_q      <= sum;
+    extremes4_q <= extremes;
+  end
+
+  // ---- 5: over the channel's tile ---------------------------------------------------------------------------------------
+  logic signed [72:0] squares5_q;
+  logic signed [37:0] sum5_q;
+  extremes_t          extremes5_q;
+  always_ff @(posedge clk_i)
+    if (tag_q[3].valid) begin
+      squares5_q  <= (tag_q[3].begins ? '0 : squares5_q)
+                   + (tag_q[3].high ? {products4_q[54], products4_q, 17'd0} : 73'(products4_q));
+      sum5_q      <= (tag_q[3].begins ? '0 : sum5_q) + 38'(sum4_q);
+      extremes5_q <= tag_q[3].begins ? extremes4_q : either(extremes5_q, extremes4_q);
     end
 
-  // ---- 5: over the packet ---------------------------------------------------------------------------------------------
+  // ---- 6: over the packet ---------------------------------------------------------------------------------------------
   (* ram_style = "block" *) logic [$bits(record_t)-1:0] memory[MAX_OUT_GROUPS*CHANNELS];
   record_t       read_q, total;
   logic [EW-1:0] send_q, last_q, read_address;
   logic          add;
-  assign read_address = state_q == GATHER ? tag_q[2].channel : send_q;
-  assign add = tag_q[3].valid && tag_q[3].ends;
+  assign read_address = state_q == GATHER ? tag_q[3].channel : send_q;
+  assign add = tag_q[4].valid && tag_q[4].ends;
   always_comb begin
-    total.sum     = SUM_BITS'(sum4_q);
-    total.squares = SQUARE_BITS'($unsigned(squares4_q));
-    total.least   = least4_q;
-    total.most    = most4_q;
-    if (!tag_q[3].first) begin
+    total.sum     = SUM_BITS'(sum5_q);
+    total.squares = SQUARE_BITS'($unsigned(squares5_q));
+    total.least   = extremes5_q.least;
+    total.most    = extremes5_q.most;
+    if (!tag_q[4].first) begin
       total.sum     = total.sum + read_q.sum;
       total.squares = total.squares + read_q.squares;
       if (read_q.least < total.least) total.least = read_q.least;
@@ -155,12 +188,13 @@ module statistics
   end
   always_ff @(posedge clk_i) begin
     read_q <= memory[read_address];
-    if (add) memory[tag_q[3].channel] <= total;
+    if (add) memory[tag_q[4].channel] <= total;
   end
 
   // ---- results ----------------------------------------------------------------------------------------------------------
   logic [1:0] word_q;
-  assign busy_o = closing_q || state_q != GATHER || tag_q[0].valid || tag_q[1].valid || tag_q[2].valid || tag_q[3].valid;
+  assign busy_o = closing_q || state_q != GATHER || tag_q[0].valid || tag_q[1].valid || tag_q[2].valid || tag_q[3].valid
+               || tag_q[4].valid;
   assign ready_o = state_q == SEND;
   always_comb
     unique case (word_q)
@@ -173,10 +207,10 @@ module statistics
     if (done_o && last_i) closing_q <= 1'b1;
     unique case (state_q)
       GATHER:
-        if (add && tag_q[3].last) begin
+        if (add && tag_q[4].last) begin
           state_q <= FETCH;
           send_q  <= '0;
-          last_q  <= tag_q[3].channel;
+          last_q  <= tag_q[4].channel;
           word_q  <= '0;
         end
       FETCH: state_q <= SEND;
