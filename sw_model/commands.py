@@ -32,6 +32,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     train.add_argument("--design", default="sim-small", help="design of the fabric (default: %(default)s)")
     train.add_argument("--data", help="'digits', or a path: CIFAR-10/100, class folders (or a zip of them), WikiText")
+    train.add_argument("--init", help="start from the weights of this run folder or checkpoint")
     train.add_argument(
         "--model", help="resnet-8, resnet-38, resnet-74, ..., resnet-18, resnet-34, mobilenetv2, transformer-base"
     )
@@ -122,7 +123,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    names = ("data", "model", "width", "epochs", "batch", "lr", "seed", "mode", "train_limit", "test_limit")
+    names = ("data", "init", "model", "width", "epochs", "batch", "lr", "seed", "mode", "train_limit", "test_limit")
     overrides: dict[str, Any] = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
     out: Path = arguments.resume or arguments.out or Path("runs/train")
     try:

@@ -45,6 +45,7 @@ class Part(NamedTuple):
 
 
 WHOLE = Part()
+SUBSETS = ("all", "first-classes", "second-classes", "first-samples", "second-samples")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,45 @@ class ImageSet:
             test_images=test_images,
             test_labels=test_labels,
         )
+
+    def subset(self, name: str) -> ImageSet:
+        """Half of the data set, as adaptation and fine-tuning use it.
+
+        Args:
+            name: "all"; "first-classes" or "second-classes" (of both parts, numbered anew from 0); or "first-samples"
+                or "second-samples": half of every class's training images by a fixed permutation, all test images.
+
+        Raises:
+            DataError: if there are too few classes, or images of one.
+        """
+        if name == "all":
+            return self
+        if name not in SUBSETS:
+            raise DataError(f"subset {name!r} is unknown; use one of {', '.join(SUBSETS)}")
+        second = name.startswith("second")
+        if name.endswith("classes"):
+            half = len(self.classes) // 2
+            low, high = (half, len(self.classes)) if second else (0, half)
+            train, test = ((low <= labels) & (labels < high) for labels in (self.train_labels, self.test_labels))
+            if not train.any() or not test.any():
+                raise DataError(f"subset {name!r} of {len(self.classes)} classes holds no images")
+            return replace(
+                self,
+                train_images=self.train_images[train],
+                train_labels=self.train_labels[train] - low,
+                test_images=self.test_images[test],
+                test_labels=self.test_labels[test] - low,
+                classes=self.classes[low:high],
+            )
+        order = np.random.default_rng(20201206).permutation(len(self.train_labels))
+        chosen = np.zeros(len(order), dtype=bool)
+        for label, title in enumerate(self.classes):
+            members = order[self.train_labels[order] == label]
+            half = len(members) // 2
+            if not half:
+                raise DataError(f"subset {name!r} needs two training images of every class; {title} has {len(members)}")
+            chosen[members[half:] if second else members[:half]] = True
+        return replace(self, train_images=self.train_images[chosen], train_labels=self.train_labels[chosen])
 
     def unaugmented(self) -> ImageSet:
         """The same images, shown as they are."""

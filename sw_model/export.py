@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ from torch.nn import functional as F
 from host.board.job import RECIPE, write_job
 from host.board.operations import OPERATIONS
 from host.products import ConvGeometry
-from sw_model.data import ImageSet, load_data
+from sw_model.data import ImageSet
 from sw_model.gates import GatedNetwork
 from sw_model.layers import DEPTHWISE, QConv2d, Run, quantized_layers
 from sw_model.models import Convolve, plain
 from sw_model.recipe import ConfigError, TrainConfig
-from sw_model.tasks import Classification
+from sw_model.tasks import Classification, open_task
 from sw_model.training import build_network
 
 
@@ -492,6 +491,7 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
         )
     supported = {
         "mode": "fixed", "quantizer": "affine", "gradient": "affine", "norm": "batch", "optimizer": "sgd", "gate": "argmax",
+        "init": "",
     }  # fmt: skip
     for key, value in supported.items():
         if getattr(config, key) != value:
@@ -538,12 +538,11 @@ def export_job(config: TrainConfig, path: Path, data: ImageSet | None = None) ->
     recipe = _recipe(config)
     if not path.parent.is_dir():
         raise ConfigError(f"folder {path.parent} does not exist; make it or choose another path with --out")
-    if data is None:
-        data = load_data(config.data)
-    data = data.limited(config.train_limit, config.test_limit)
-    if not config.augment:
-        data = replace(data, shift=0, flip=False)
-    base, gated = build_network(config, Classification(data))
+    task = open_task(config, data)
+    if not isinstance(task, Classification):
+        raise ExportError(f"model {config.model} reads text, for which jobs have no form; use a network for images")
+    data = task.data
+    base, gated = build_network(config, task)
     model = base if gated is None else gated
     layers = [{"name": name, "fixed": _fixed(model, name, layer)} for name, layer in quantized_layers(model)]
     graphs: dict[str, dict[str, Any]] = {"train": {}, "evaluate": {}}

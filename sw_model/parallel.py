@@ -4,6 +4,11 @@ The result is that of one process up to the order of float32 sums.  What a layer
 activations and gradients, statistics of batch normalisation, the number of an element in stochastic rounding - is that
 of the global batch, so every code lies on the same grid and draws the same random number as in one process.  A rank's
 loss is its share of the global mean; gradients are added up.
+
+Quantized gradients amplify the last bits of a sum: a code on the border falls to the other side, and the layers below
+follow.  ResNet-8 on digits at 8/8/8 is 3e-5 from one process in its weights after one step and 0.03 after three; one
+process whose initial weights are moved by one part in 10**7 comes as far from itself (3e-5 to 6e-5, and 0.04 to 0.06).
+Without quantization the distance after three steps is 2e-7.
 """
 
 from __future__ import annotations

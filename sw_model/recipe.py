@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sw_model.baselines import PRODUCTS, check_bits
+from sw_model.data import SUBSETS
 from sw_model.gates import DEFECTS as GATE_DEFECTS
 from sw_model.layers import DEFECTS, Precision
 from sw_model.schedules import Cyclic, Indicator, Manual, Pfq, Schedule, Static
@@ -27,6 +28,9 @@ class TrainConfig:
     Attributes:
         data: "digits" or a path, see :func:`sw_model.data.load_data` and, for language models,
             :func:`sw_model.text.load_text`; train_limit, test_limit: images (or sequences) used (0: all).
+        subset: images only: "all" or half of the data set, see :meth:`sw_model.data.ImageSet.subset`.
+        init: run folder or checkpoint whose weights training starts from ("": random ones), see
+            :func:`sw_model.pretrained.load_pretrained`; of a relative path, from the working directory.
         context, vocabulary: language models: words per sequence; entries of the vocabulary (0: all words).
         model, width, quantize_stem, quantize_head: see :func:`sw_model.models.build_model`; transformer-small and -base:
             :data:`sw_model.transformer.LAYOUT`.
@@ -64,6 +68,8 @@ class TrainConfig:
     data: str = "digits"
     train_limit: int = 0
     test_limit: int = 0
+    subset: str = "all"
+    init: str = ""
     model: str = "resnet-8"
     width: int = 8
     context: int = 64
@@ -125,6 +131,7 @@ class TrainConfig:
             "gradient": ("affine", *QUANTIZERS),
             "norm": ("batch", "range"),
             "gate": ("argmax", "sample"),
+            "subset": SUBSETS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

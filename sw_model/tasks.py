@@ -162,12 +162,14 @@ def open_task(config: TrainConfig, data: ImageSet | TokenSet | None = None, cach
     if data is None:
         data = load_text(config.data, config.context, config.vocabulary) if text else load_data(config.data, cache)
     if isinstance(data, TokenSet):
+        if config.subset != "all":
+            raise ConfigError(f"subset = {config.subset!r} divides the classes of images; text has none")
         if not text:
             raise ConfigError(f"model {config.model!r} takes images, not text; use transformer-small or -base")
         return LanguageModelling(configured(data))
     if text:
         raise ConfigError(f"model {config.model!r} takes text, not images")
-    return Classification(configured(data))
+    return Classification(configured(data.subset(config.subset)))
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from sw_model.gates import Choice, GatedNetwork, gated_loss, way_of
 from sw_model.layers import Precision, Run, attach, quantized_layers, set_precision
 from sw_model.models import Backbone
 from sw_model.parallel import ALONE, Ranks, Shard, share_statistics
+from sw_model.pretrained import load_pretrained
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.reproducible import Reproducible
 from sw_model.run_folder import EventLog, RunFolder
@@ -148,13 +149,19 @@ def _check_engine(config: TrainConfig) -> None:
             )
 
 
-def build_network(config: TrainConfig, task: Task) -> tuple[nn.Module, GatedNetwork | None]:
+def build_network(config: TrainConfig, task: Task, *, pretrained: bool = True) -> tuple[nn.Module, GatedNetwork | None]:
     """The initial network of a recipe, and the gated network around it if the recipe has gates.
 
+    Args:
+        config, task: the recipe and its task.
+        pretrained: whether to load the weights that ``config.init`` names; a resumed run has better ones.
+
     Raises:
-        ConfigError: gates for a network that cannot have them.
+        ConfigError: gates for a network that cannot have them; weights that do not fit.
     """
     model = task.build(config)
+    if config.init and pretrained:
+        load_pretrained(model, Path(config.init).expanduser())
     if config.schedule != "dfq":
         return model, None
     if not isinstance(model, Backbone):
@@ -188,9 +195,9 @@ def _check_ranks(config: TrainConfig, task: Task, engine: bool, ranks: Ranks) ->
 class _Training:
     """State of a run between steps: all of it goes into the checkpoint."""
 
-    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks) -> None:
+    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks, *, pretrained: bool = True) -> None:
         self.config, self.task, self.ranks = config, task, ranks
-        base, self.gated = build_network(config, task)
+        base, self.gated = build_network(config, task, pretrained=pretrained)
         self.model: nn.Module = base if self.gated is None else self.gated
         if ranks.several:
             share_statistics(self.model, ranks)
@@ -381,7 +388,7 @@ def train(
     metric = task.metric
     if ranks.several:
         _check_ranks(config, task, engine is not None or engine_for_step is not None, ranks)
-    state = _Training(config, task, ranks)
+    state = _Training(config, task, ranks, pretrained=saved is None)
     if saved is not None:
         state.load_state_dict(saved)
     if not ranks.main:

@@ -18,9 +18,10 @@ from host.device import Result
 from hw.contract import REGISTER, TRAILER_MAGIC, VERSION
 from hw.design import Design
 
-_BASES = {"fabric": 0x4000_0000, "dma_in0": 0x4040_0000, "dma_in1": 0x4041_0000, "dma_result": 0x4042_0000}
+BASES = {"fabric": 0x4000_0000, "dma_in0": 0x4040_0000, "dma_in1": 0x4041_0000, "dma_result": 0x4042_0000}
 _GPIO = 0x4120_0000
 _AFI = 0xF800_8000
+BLOCKS = {**BASES, "fabric_reset": _GPIO}  #: block -> address of its registers
 
 
 class Buffer(np.ndarray):
@@ -72,7 +73,7 @@ class Board:
         self._next = 0x1000_0000
         self._fabric: dict[int, int] = {}
         self._started = False
-        self._dma = {name: dict.fromkeys((0x00, 0x04, 0x18, 0x1C, 0x28), 0) for name in _BASES if name != "fabric"}
+        self._dma = {name: dict.fromkeys((0x00, 0x04, 0x18, 0x1C, 0x28), 0) for name in BASES if name != "fabric"}
         self._armed: set[str] = set()
         for registers in self._dma.values():
             registers[0x04] = 1
@@ -94,7 +95,7 @@ class Board:
                 common = {"c_sg_length_width": str(board.length_width), "C_INCLUDE_SG": "0"}
                 width = str(board.stream_width)
                 self.ip_dict: dict[str, Any] = {
-                    name: {"phys_addr": base, "addr_range": 0x10000, "parameters": {}} for name, base in _BASES.items()
+                    name: {"phys_addr": base, "addr_range": 0x10000, "parameters": {}} for name, base in BASES.items()
                 }
                 for name in ("dma_in0", "dma_in1"):
                     self.ip_dict[name]["parameters"] = {**common, "c_m_axis_mm2s_tdata_width": width}
@@ -164,7 +165,7 @@ class Board:
 
     @staticmethod
     def _decode(address: int) -> tuple[str, int]:
-        for name, base in {**_BASES, "fabric_reset": _GPIO}.items():
+        for name, base in BLOCKS.items():
             if base <= address < base + 0x10000:
                 return name, address - base
         raise AssertionError(f"nothing answers at {address:#x}")

@@ -399,6 +399,7 @@ def test_recipes_that_a_job_cannot_express(tmp_path: Path) -> None:
         ({"mode": "paper"}, "mode = 'paper'"),
         ({"quantizer": "wageubn"}, "quantizer = 'wageubn'"),
         ({"norm": "range"}, "norm = 'range'"),
+        ({"init": "runs/earlier"}, "init = 'runs/earlier'"),
         ({"schedule": "static", "stages": ((0, 8, 8),), "deadlines": ()}, "mixes integers and float32"),
         ({"train_limit": 65, "batch": 32}, "last batch of one"),
     ):
