@@ -248,8 +248,7 @@ def _print_table(result: Mapping[str, Any]) -> None:
     if "latency_ms" in result["per_sample"]:
         print(f"per sample: latency {result['per_sample']['latency_ms']:.4g} ms")
     for step, parts in result.get("full_step", {}).items():
-        note = ", sums in the epilogue that the RTL does not have yet" if step == "recompute" else ""
-        print(f"full step, {step} (host estimated{note}): " + ", ".join(f"{k} {_show(v)}" for k, v in parts.items()))
+        print(f"full step, {step} (host estimated): " + ", ".join(f"{k} {_show(v)}" for k, v in parts.items()))
     print("whole training: " + ", ".join(f"{key} {_show(value)}" for key, value in result["whole_training"].items()))
 
 

@@ -335,12 +335,13 @@ def _virtual(design: Design, shape: ConvShape, images: int) -> int:
 def _alone(
     design: Design, shape: ConvShape, images: int, bits: Bits, product: str, codes: bool, free: Collection[str]
 ) -> _Work:
-    """One product as programs of its own."""
+    """One product as programs of its own; "statistics" is the output's statistics without the output."""
     work = _Work()
-    for count, part, whole in _parts(design, shape, bits, product, codes):
+    statistics = product == "statistics"
+    for count, part, whole in _parts(design, shape, bits, "forward" if statistics else product, codes):
         n = _virtual(design, part, images)
-        if product == "forward":
-            packets = forward(design, part, bits, n, whole)
+        if product == "forward" or statistics:  # partial sums leave as integers: they have no statistics yet
+            packets = forward(design, part, bits, n, whole, statistics and whole)
         else:
             packets = backward(design, part, bits, n, whole, products=(product,))
         work += _program(design, packets, free).times(count)
@@ -380,6 +381,15 @@ def _counts(
         for p, one in work.items():
             counts[p] += one.times(runs)
     return counts
+
+
+@lru_cache(maxsize=1 << 14)
+def _statistics_counts(design: Design, shape: ConvShape, bits: Bits, batch: int) -> _Work:
+    """Counts of a pass over a whole batch that leaves nothing but the statistics of the output."""
+    work = _Work()
+    for runs, piece, images in lowered_pieces(design, shape, batch):
+        work += _alone(design, piece, images, bits, "statistics", True, ()).times(runs)
+    return work
 
 
 @lru_cache(maxsize=4096)
@@ -444,6 +454,20 @@ class FabricMachine:
             seconds, energy,
         )  # fmt: skip
 
+    def statistics(self, shape: ConvShape, bits: Bits) -> FabricCost:
+        """Cost, for one sample of a batch, of the channel sums of a layer's output and of its squares, output dropped.
+
+        Args:
+            shape, bits: the layer and its widths, which the fabric has.
+
+        Raises:
+            WorkloadError: not even one group of channels fits the buffers.
+        """
+        per_fabric = max(1, -(-self.batch // self.fabrics))
+        plain = replace(shape, name="statistics")
+        work = _statistics_counts(_geometry(self.design), plain, bits, per_fabric)
+        return self._cost(work.times(1 / per_fabric), 0.0, "forward")
+
     def products(
         self, shape: ConvShape, bits: Bits, codes: bool = True, free: tuple[str, ...] = ()
     ) -> dict[str, FabricCost]:
@@ -505,7 +529,7 @@ def paper_fabric(machine: FabricMachine) -> Fabric:
         {
             "results as 32-bit sums": lambda s, b: machine.cost(s, b, codes=False).seconds * machine.clock_hz,
             "full step, stored sums": lambda s, b: machine.step_cycles(s, b, "plain"),
-            "full step, recomputed sums (projected)": lambda s, b: machine.step_cycles(s, b, "recompute"),
+            "full step, recomputed sums": lambda s, b: machine.step_cycles(s, b, "recompute"),
         },
     )
 
@@ -543,8 +567,8 @@ def training_step(
     - ``plain``: sums leave as integers.  The host reads them for the statistics, then to normalise and write codes;
       backward it reads gradient and sums for the two channel sums, then once more to write the gradient's codes.
     - ``recompute``: the convolution runs twice, first for the channel sums of y and y^2, then with scale and shift
-      applied on the way out, as codes.  Backward reads codes in both passes.  The first pass needs sums in the epilogue
-      that **the RTL does not have yet**; its cycles are taken to be those of the second, and nothing is stored.
+      applied on the way out, as codes.  Backward reads codes in both passes.  The RTL has both passes; no driver puts
+      them together yet.
 
     Layers without normalisation (fully connected, attention) are only quantized, once in each direction.
 
@@ -578,13 +602,10 @@ def training_step(
                 host["backward sums"] += passes(n, 8)
             host["backward and quantize"] += passes(n, (8 if normalised else 4) + gradient)
         elif normalised:
-            once = products["forward"]
-            silent = replace(
-                once, macs=0.0, write_bytes=0.0,
-                seconds=max(once.cycles / machine.clock_hz, once.read_bytes / machine.memory),
-                energy_j=once.energy_j - 8e-12 * once.write_bytes * machine.energy.dram_pj,
-            )  # fmt: skip
-            fabric += silent
+            if max(bits.a, bits.w) <= MAX_BITS:
+                fabric += machine.statistics(shape, bits)
+            else:  # the host computes the product, and adds up as it goes
+                fabric += replace(products["forward"], macs=0.0)
             host["backward sums"] += passes(n, codes + gradient)
             host["backward and quantize"] += passes(n, codes + 2 * gradient)
         if shape.kind != "attention":

@@ -412,7 +412,7 @@ def draw_spans(listed: Sequence[Span], samples: int, path: Path, title: str) -> 
         (
             "products alone, results as codes",
             "whole step, sums stored for the host to normalise",
-            "whole step, sums in the epilogue (projected: the RTL does not have them yet)",
+            "whole step, statistics in a pass of their own",
         ),
         strict=True,
     ):

@@ -194,13 +194,16 @@ def _fits(name: str, need: int, depth: int, buffer: str) -> None:
         raise WorkloadError(f"layer {name}: buffer {buffer} needs {need} of {depth} addresses; choose a deeper design")
 
 
-def forward(design: Design, shape: ConvShape, bits: Bits, images: int, codes: bool = True) -> Iterator[Packet]:
-    """Packets of the output of ``images`` virtual images, END included."""
+def forward(
+    design: Design, shape: ConvShape, bits: Bits, images: int, codes: bool = True, statistics: bool = False
+) -> Iterator[Packet]:
+    """Packets of the output of ``images`` virtual images, END included, or of its channels' statistics alone."""
     m = lower(design, shape)
     groups, size = m.forward_groups, m.forward_addresses(bits.a)
     _fits(shape.name, size * 2, design.depth_a, "A")
     weights = groups * m.out_groups * bits.w
     _fits(shape.name, weights, design.depth_w, "W")
+    codes = codes and not statistics
     if codes:
         yield _epilogue(design, m.out_groups)
     yield _weights(design, weights, 0)
@@ -208,6 +211,8 @@ def forward(design: Design, shape: ConvShape, bits: Bits, images: int, codes: bo
         base = v % 2 * size
         yield _load(design, Target.A, m.forward_rows, groups, bits.a, 1, base)
         conv = _conv(m, groups, m.out_groups, bits.a, bits.w, False, 1, base, 0, bits.a if codes else 0)
+        if statistics:
+            conv |= {"format": OutputFormat.STATISTICS, "pixels": m.side * shape.out_hw[1]}
         yield {**conv, "flags": conv["flags"] | (Flag.STRIDE_2 if m.stride_2 else 0)}
     yield {"opcode": Opcode.END}
 
