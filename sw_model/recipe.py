@@ -26,9 +26,9 @@ class TrainConfig:
     """Everything that determines a training run.  A recipe is a TOML file with these names as keys.
 
     Attributes:
-        data: "digits" or a path, see :func:`sw_model.data.load_data` and, for language models,
+        data: "digits" or a path, see :func:`sw_model.image_folders.open_images` and, for language models,
             :func:`sw_model.text.load_text`; train_limit, test_limit: images (or sequences) used (0: all).
-        subset: images only: "all" or half of the data set, see :meth:`sw_model.data.ImageSet.subset`.
+        subset: images only: "all" or half of the data set, see :func:`sw_model.data.half_of`.
         init: run folder or checkpoint whose weights training starts from ("": random ones), see
             :func:`sw_model.pretrained.load_pretrained`; of a relative path, from the working directory.
         context, vocabulary: language models: words per sequence; entries of the vocabulary (0: all words).

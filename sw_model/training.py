@@ -21,6 +21,7 @@ from host.products import Engine
 from sw_model.cost import CostMeter, layer_macs, step_factor
 from sw_model.data import ImageSet
 from sw_model.gates import Choice, GatedNetwork, gated_loss, way_of
+from sw_model.image_folders import FolderSet
 from sw_model.layers import Precision, Run, attach, quantized_layers, set_precision
 from sw_model.models import Backbone
 from sw_model.parallel import ALONE, Ranks, Shard, share_statistics
@@ -355,7 +356,7 @@ def train(
     on_step: Callable[[Step], None] | None = None,
     engine_for_step: Callable[[Step], Engine | None] | None = None,
     evaluation_engine: Engine | Literal["same"] | None = "same",
-    data: ImageSet | TokenSet | None = None,
+    data: ImageSet | FolderSet | TokenSet | None = None,
     resume: bool = False,
     progress: bool = False,
     stop_after: int | None = None,
