@@ -67,6 +67,7 @@ class CostMeter:
     Attributes:
         macs: per image and product, by layer, for the paper's count.
         depthwise: layers that keep ``DEPTHWISE`` in the paper's count whenever the others are quantized.
+        attention: layers that multiply two activations, so that the second has the activation's width.
         paper: CC of the paper's count so far, in float32 MACs.
         full: cost by layer and product so far, in float32 MACs; fed by :meth:`on_product`.
         images: training images so far.
@@ -74,6 +75,7 @@ class CostMeter:
 
     macs: dict[str, int]
     depthwise: frozenset[str] = frozenset()
+    attention: frozenset[str] = frozenset()
     paper: float = 0.0
     full: dict[str, dict[str, float]] = field(default_factory=dict)
     images: int = 0
@@ -94,7 +96,11 @@ class CostMeter:
         """Cost of training on one image at ``precision`` in the paper's count."""
         whole = sum(self.macs.values())
         own = sum(self.macs[name] for name in self.depthwise) if precision.quantized else 0
-        return (whole - own) * step_factor(precision) + own * step_factor(DEPTHWISE)
+        both = sum(self.macs[name] for name in self.attention)
+        _, a, g, _ = precision.widths
+        attention = Precision(a, a, g)
+        rest = whole - own - both
+        return rest * step_factor(precision) + own * step_factor(DEPTHWISE) + both * step_factor(attention)
 
     def step_gated(self, shares: dict[str, Tensor], precision: Precision) -> None:
         """Counts one training step in which every gated block's layers cost a share of float32 that varies by sample.

@@ -33,7 +33,7 @@ class TrainConfig:
             :func:`sw_model.pretrained.load_pretrained`; of a relative path, from the working directory.
         context, vocabulary: language models: words per sequence; entries of the vocabulary (0: all words).
         model, width, quantize_stem, quantize_head: see :func:`sw_model.models.build_model`; transformer-small and -base:
-            :data:`sw_model.transformer.LAYOUT`.
+            :data:`hw.layers.TRANSFORMERS`.
         schedule: "static", "pfq", "cyclic", "manual" or "dfq" (gates; with several targets FracTrain).
         stages: bits (weight, activation, gradient[, gradient in the weight gradient]) of each stage; 0: float32.
         starts: manual schedule only: first epoch of each stage.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hw.computational_cost import Trained
+from hw.layers import TRANSFORMERS
 from sw_model.data import WHOLE, ImageSet, Part
 from sw_model.image_folders import FolderSet, open_images
 from sw_model.metrics import ACCURACY, PERPLEXITY, Metric
@@ -58,8 +59,8 @@ class Task(Protocol):
         """A freshly initialised network."""
         ...
 
-    def trained(self, config: TrainConfig) -> Trained | None:
-        """The run as ``hw.layers`` describes it; None if it does not know the network."""
+    def trained(self, config: TrainConfig) -> Trained:
+        """The run as ``hw.layers`` describes it."""
         ...
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -135,8 +136,10 @@ class LanguageModelling:
             config.model, words, self.data.context, quantize_head=config.quantize_head, seed=config.seed
         )
 
-    def trained(self, config: TrainConfig) -> None:
-        return None
+    def trained(self, config: TrainConfig) -> Trained:
+        data, width = self.data, TRANSFORMERS[config.model].width
+        words = len(data.vocabulary)
+        return Trained(config.model, words, width, (data.context,), data.train_count, config.batch)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output.flatten(0, 1), target.flatten())

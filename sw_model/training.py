@@ -33,6 +33,7 @@ from sw_model.run_schedule import RunSchedule
 from sw_model.schedules import Pfq
 from sw_model.tasks import Task, evaluate, open_task
 from sw_model.text import TokenSet
+from sw_model.transformer import QMatmul
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,9 @@ class _Training:
         if self.gated is not None:
             macs = {f"base.{name}": count for name, count in macs.items()}
         depthwise = frozenset(n for n, m in quantized_layers(self.model) if getattr(m, "groups", 1) > 1)
-        self.cost = CostMeter(macs, depthwise)
-        trained = task.trained(config)
-        self.record = None if trained is None else RunSchedule(trained, macs, depthwise, self.gated is not None)
+        attention = frozenset(n for n, m in quantized_layers(self.model) if isinstance(m, QMatmul))
+        self.cost = CostMeter(macs, depthwise, attention)
+        self.record = RunSchedule(task.trained(config), macs, depthwise, self.gated is not None)
         self.run = attach(
             self.model,
             Run(
@@ -229,8 +230,7 @@ class _Training:
     def _on_product(self, layer: str, product: str, macs: int, a: int, b: int) -> None:
         if not self.cost.paused:
             self.cost.on_product(layer, product, macs, a, b)
-            if self.record is not None:
-                self.record.on_product(layer, product, macs, a, b)
+            self.record.on_product(layer, product, macs, a, b)
 
     @property
     def steps(self) -> int:
@@ -247,7 +247,7 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "cost": self.cost.state_dict(),
-            "record": None if self.record is None else self.record.state_dict(),
+            "record": self.record.state_dict(),
             "position": [self.epoch, self.step, self.stage_step, self.seen],
             "sums": [self.loss_sum, self.cp_sum, self.score_sum],
             "history": self.history,
@@ -266,8 +266,7 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.cost.load_state_dict(state["cost"])
-        if self.record is not None:
-            self.record.load_state_dict(state["record"])
+        self.record.load_state_dict(state["record"])
         self.epoch, self.step, self.stage_step, self.seen = state["position"]
         self.loss_sum, self.cp_sum, self.score_sum = state["sums"]
         self.history = list(state["history"])
@@ -299,16 +298,14 @@ class _Training:
             loss.backward()
             self.ranks.sum_gradients(self.model)
             self.cost.step(precision, shard.total)
-            if self.record is not None:
-                self.record.step(precision, shard.total)
+            self.record.step(precision, shard.total)
             cp = 100 * step_factor(precision) / 3
         else:
             config, cost = self.config, self.gated.cp()
             target = config.targets[self.schedule.stage]
             gated_loss(loss, cost, target, config.beta, band=config.band, cap=config.cap or None).backward()
             self.cost.step_gated(self.gated.shares(), precision)
-            if self.record is not None:
-                self.record.step(precision, len(y), self.gated.options, self.gated.choices())
+            self.record.step(precision, len(y), self.gated.options, self.gated.choices())
             cp = float(cost.detach())
         self.optimizer.step()
         if not math.isfinite(value):
@@ -462,16 +459,14 @@ def train(
             )
             if state.schedule.epoch_finished(state.epoch, mean_loss):
                 state.stage_step = 0
-            if state.record is not None:
-                state.record.finish_epoch()
+            state.record.finish_epoch()
             state.epoch += 1
             state.step, state.seen = 0, 0
             state.loss_sum, state.cp_sum, state.score_sum = 0.0, 0.0, 0.0
             events.flush()
             folder.save(state.state_dict())
             folder.write_metrics(state.history)
-            if state.record is not None:
-                folder.write_schedule(state.record.to_json())
+            folder.write_schedule(state.record.to_json())
     if stopped:
         folder.save(state.state_dict())
     elif isinstance(state.schedule, Pfq):
@@ -493,7 +488,6 @@ def train(
         seconds=time.monotonic() - started,
         counters=dict(engine.meter.totals) if engine is not None else {},
     )
-    if state.record is not None:
-        folder.write_schedule(state.record.to_json())
+    folder.write_schedule(state.record.to_json())
     folder.finish({**asdict(result), "cost_by_layer": state.cost.full}, state.history, metric)
     return result

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from host.products import ConvGeometry, Engine, Grid, Operand
+from hw.layers import TRANSFORMERS
 from sw_model.layers import QLayer, QLinear
 from sw_model.quantizers import affine_grid, fake_quantize, grid_from_range, quantize
-
-#: width, layers, heads, hidden units; "base" is that of Vaswani et al. 2017.
-LAYOUT = {"transformer-base": (512, 6, 8, 2048), "transformer-small": (128, 2, 4, 512)}
 
 
 class _Matmul(torch.autograd.Function):
@@ -182,7 +180,7 @@ def build_language_model(
     """A freshly initialised language model; the caller's random state is left as it was.
 
     Args:
-        name: a key of :data:`LAYOUT`.
+        name: a key of :data:`hw.layers.TRANSFORMERS`.
         vocabulary, context: words, and words per sequence.
         quantize_head: whether schedules apply to the output layer.
         seed: initialisation.
@@ -190,9 +188,9 @@ def build_language_model(
     Raises:
         ValueError: if the name is unknown.
     """
-    if name not in LAYOUT:
-        raise ValueError(f"unknown language model {name!r}; use one of {', '.join(LAYOUT)}")
-    width, layers, heads, hidden = LAYOUT[name]
+    if name not in TRANSFORMERS:
+        raise ValueError(f"unknown language model {name!r}; use one of {', '.join(TRANSFORMERS)}")
+    width, layers, heads, hidden = TRANSFORMERS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TransformerLM(vocabulary, width, layers, heads, hidden, context, quantize_head=quantize_head)
