@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sw_model.layers import DEPTHWISE, FULL, Precision, Run, attach, quantized_layers
+from sw_model.layers import DEPTHWISE, FULL, Precision, Run, quantized_layers
 
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 
@@ -43,19 +43,18 @@ def layer_macs(model: nn.Module, example: Tensor | tuple[int, int, int]) -> dict
     def note(layer: str, product: str, macs: int, a: int, b: int) -> None:
         found[layer] = found.get(layer, 0) + macs
 
-    layers = list(quantized_layers(model))
-    before = [(layer, layer.run, layer.name, layer.index, layer.precision) for _, layer in layers]
+    layers, run = list(quantized_layers(model)), Run(on_product=note)
+    before = [(layer, layer.run, layer.name, layer.precision) for _, layer in layers]
     was_training = model.training
     try:
         model.eval()
-        for _, layer in layers:
-            layer.precision = FULL
-        attach(model, Run(on_product=note))
+        for name, layer in layers:
+            layer.run, layer.name, layer.precision = run, name, FULL
         device = next(model.parameters()).device
         model(example.to(device) if isinstance(example, Tensor) else torch.zeros(1, *example, device=device))
     finally:
-        for layer, run, name, index, precision in before:
-            layer.run, layer.name, layer.index, layer.precision = run, name, index, precision
+        for layer, run, name, precision in before:
+            layer.run, layer.name, layer.precision = run, name, precision
         model.train(was_training)
     return found
 

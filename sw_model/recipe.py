@@ -32,6 +32,8 @@ class TrainConfig:
         init: run folder or checkpoint whose weights training starts from ("": random ones), see
             :func:`sw_model.pretrained.load_pretrained`; of a relative path, from the working directory.
         context, vocabulary: language models: words per sequence; entries of the vocabulary (0: all words).
+        dropout: language models: probability, by default that of Vaswani et al.'s base model, see
+            :class:`sw_model.transformer.TransformerLM`.
         model, width, quantize_stem, quantize_head: see :func:`sw_model.models.build_model`; transformer-small and -base:
             :data:`hw.layers.TRANSFORMERS`.
         schedule: "static", "pfq", "cyclic", "manual" or "dfq" (gates; with several targets FracTrain).
@@ -74,6 +76,7 @@ class TrainConfig:
     width: int = 8
     context: int = 64
     vocabulary: int = 0
+    dropout: float = 0.1
     quantize_stem: bool = True
     quantize_head: bool = False
     schedule: str = "pfq"
@@ -148,6 +151,8 @@ class TrainConfig:
                 f"lr {self.lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, warmup {self.warmup}: need "
                 "lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1"
             )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout = {self.dropout} must be from 0 up to, but less than, 1")
         self._check_mode()
         self._check_quantizer()
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -133,7 +133,12 @@ class LanguageModelling:
             raise ConfigError(f"norm = {config.norm!r} replaces batch normalisation, which {config.model} has none of")
         words = len(self.data.vocabulary)
         return build_language_model(
-            config.model, words, self.data.context, quantize_head=config.quantize_head, seed=config.seed
+            config.model,
+            words,
+            self.data.context,
+            dropout=config.dropout,
+            quantize_head=config.quantize_head,
+            seed=config.seed,
         )
 
     def trained(self, config: TrainConfig) -> Trained:

@@ -135,7 +135,7 @@ def test_perplexity_of_a_network_that_knows_nothing_is_the_size_of_the_vocabular
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_resumed_language_model_is_the_same_to_the_bit(folder: Path, tmp_path: Path, exact: bool) -> None:
-    config = replace(settings(folder), train_limit=10, test_limit=2, batch=4)
+    config = replace(settings(folder), train_limit=10, test_limit=2, batch=4, dropout=0.2)
     engine = SoftwareEngine() if exact else None
     train(config, engine, out=tmp_path / "whole")
     for stop in (2, 5):
@@ -149,6 +149,6 @@ def test_inverse_square_root_rate_peaks_at_the_end_of_the_warmup() -> None:
     config = TrainConfig(lr=0.1, lr_schedule="inverse-sqrt", warmup=0.1)
     rates = [learning_rate(config, step, 100) for step in range(100)]
     assert max(rates) == rates[9] == pytest.approx(0.1) and rates[39] == pytest.approx(0.05)
-    for wrong in ({"warmup": 0.0}, {"betas": [0.9]}, {"vocabulary": 2}, {"optimizer": "lion"}):
+    for wrong in ({"warmup": 0.0}, {"betas": [0.9]}, {"vocabulary": 2}, {"optimizer": "lion"}, {"dropout": 1.0}):
         with pytest.raises(ConfigError):
             TrainConfig.from_mapping({"lr_schedule": "inverse-sqrt", "warmup": 0.1, **wrong})
