@@ -398,7 +398,9 @@ def train(
     with _Progress(progress, state.steps) as bar, EventLog(folder.path, state.global_step) as events:
         while state.epoch < config.epochs and not stopped:
             epoch_started = time.monotonic()
-            precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
+            # A run resumed at the end of an epoch is tested at the precision of the step before.
+            precision = state.schedule.precision(state.epoch, state.global_step - (state.step > 0), state.steps)
+            set_precision(state.model, precision)
             for x, y in task.data.train_batches(config.batch, config.seed, state.epoch, state.step, ranks.part):
                 if stop_after is not None and state.global_step >= stop_after:
                     stopped = True
