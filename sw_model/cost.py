@@ -64,7 +64,7 @@ class CostMeter:
     """Adds up cost during training.
 
     Attributes:
-        macs: per image and product, by layer, for the paper's count.
+        macs: per image and product, by layer that the paper's count has.
         depthwise: layers that keep ``DEPTHWISE`` in the paper's count whenever the others are quantized.
         attention: layers that multiply two activations, so that the second has the activation's width.
         paper: CC of the paper's count so far, in float32 MACs.

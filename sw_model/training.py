@@ -29,7 +29,7 @@ from sw_model.pretrained import load_pretrained
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.reproducible import Reproducible
 from sw_model.run_folder import EventLog, RunFolder
-from sw_model.run_schedule import RunSchedule
+from sw_model.run_schedule import GATED, RunSchedule
 from sw_model.schedules import Pfq
 from sw_model.tasks import Task, evaluate, open_task
 from sw_model.text import TokenSet
@@ -70,7 +70,8 @@ class Result:
             seconds.
         cc: computational cost, paper's count, in float32 MACs; cc_full: every product as it ran; cc_static: paper's
             count of the same images at 8/8/8.
-        cp: cc as a percentage of float32 training.
+        cp: cc as a percentage of float32 training.  The paper's count of a gated run is that of the gated blocks, in
+            ``cc``, ``cc_static`` and ``cp`` alike.
         images, steps: inputs (images or sequences) and steps trained on in total.
         finished: False if ``stop_after`` ended the run early.
         seconds: wall time of this call.
@@ -206,10 +207,12 @@ class _Training:
         self.schedule = config.make_schedule()
         macs = layer_macs(base, task.example())
         if self.gated is not None:
-            macs = {f"base.{name}": count for name, count in macs.items()}
+            macs = {f"{GATED}{name}": count for name, count in macs.items()}
         depthwise = frozenset(n for n, m in quantized_layers(self.model) if getattr(m, "groups", 1) > 1)
         attention = frozenset(n for n, m in quantized_layers(self.model) if isinstance(m, QMatmul))
-        self.cost = CostMeter(macs, depthwise, attention)
+        # The published cost of a gated network is that of its blocks.
+        counted = {n: count for n, count in macs.items() if self.gated is None or n.startswith(f"{GATED}blocks.")}
+        self.cost = CostMeter(counted, depthwise, attention)
         self.record = RunSchedule(task.trained(config), macs, depthwise, self.gated is not None)
         self.run = attach(
             self.model,
