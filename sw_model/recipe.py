@@ -183,6 +183,12 @@ class TrainConfig:
 
     def _check_quantizer(self) -> None:
         """Refuses what a comparison method cannot be combined with."""
+        for name in ("quantizer", "gradient"):
+            if self.schedule == "dfq" and getattr(self, name) != "affine":
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r}: gates mix the grids of affine quantizers only; use {name} "
+                    "'affine' with schedule 'dfq'"
+                )
         if self.quantizer == "affine":
             return
         for name, allowed in (("gradient", "affine"), ("mode", "fixed")):
@@ -191,8 +197,6 @@ class TrainConfig:
                     f"{name} = {getattr(self, name)!r} belongs to affine quantization; quantizer {self.quantizer!r} "
                     f"brings its own: use {allowed!r}"
                 )
-        if self.schedule == "dfq":
-            raise ConfigError(f"gates mix grids of the affine quantizer; schedule 'dfq' excludes {self.quantizer!r}")
         if self.quantizer == "dorefa" and (self.quantize_stem or self.quantize_head or self.model == "mobilenetv2"):
             raise ConfigError(
                 "dorefa clips activations to 0..1, which suits what follows a ReLU: it leaves the first and the last "
