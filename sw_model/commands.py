@@ -130,7 +130,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     out: Path = arguments.resume or arguments.out or Path("runs/train")
     try:
         if arguments.bits is not None:
-            overrides |= {"schedule": "static", "stages": [_parse_bits(arguments.bits)]}
+            stages = [_parse_bits(arguments.bits)]
+            overrides |= {"schedule": "static", "stages": stages, "options": [], "targets": []}
         if arguments.resume is not None:
             if overrides or arguments.recipe or arguments.out:
                 raise ValueError("--resume takes the settings of the run; leave out every other setting")

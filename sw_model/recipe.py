@@ -212,6 +212,8 @@ class TrainConfig:
     def make_schedule(self) -> Schedule:
         """A fresh schedule as configured."""
         stages = [Precision(*stage) for stage in self.stages]
+        if self.schedule != "dfq" and (self.options or self.targets):
+            raise ConfigError(f"options and targets belong to schedule 'dfq', not {self.schedule!r}; leave them out")
         if self.schedule == "static":
             if len(stages) != 1:
                 raise ConfigError(f"a static schedule has one stage, not {len(stages)}")
@@ -225,8 +227,6 @@ class TrainConfig:
             stages = stages * len(self.targets) if len(stages) == 1 else stages
             if len(stages) != len(self.targets):
                 raise ConfigError(f"{len(self.targets)} targets need one stage or as many, not {len(stages)}")
-        elif self.options or self.targets:
-            raise ConfigError(f"options and targets belong to schedule 'dfq', not {self.schedule!r}")
         if self.schedule == "cyclic":
             return Cyclic(self.low, self.high, stages[0].grad, self.cycles)
         if self.schedule == "manual":

@@ -192,6 +192,7 @@ def test_learning_rate_shapes() -> None:
         ({"stages": [[3, 3]]}, "3 or 4 widths"),
         ({"stages": [[3, 3, 40]]}, "grad bits"),
         ({"schedule": "static"}, "one stage"),
+        ({"schedule": "static", "stages": [[8, 8, 8]], "targets": [3.0]}, "belong to schedule 'dfq'"),
         ({"deadlines": [3]}, "rising"),
         ({"data": 5}, "str"),
         ({"mode": "papr"}, "'papr'; use 'fixed'"),
@@ -246,6 +247,10 @@ def test_command_line_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
     assert run("--data", str(tmp_path / "none"), "--out", str(tmp_path / "no")) == 2
     assert "existing path" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+    gated = str(RECIPES / "digits-fractrain.toml")
+    assert run("--recipe", gated, *small, "--out", str(tmp_path / "static"), "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["cp"] == pytest.approx(6.25) and result["history"][0]["target"] is None
 
 
 def test_reference_device_trains_to_the_same_bits_as_software(tmp_path: Path) -> None:
