@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_words_are_numbered_by_frequency_and_lines_end(folder: Path) -> None:
     assert data.vocabulary[int(data.test_tokens[1])] == "<unk>", "'bird' is not in the training text"
     small = load_text(str(folder), 8, vocabulary=4)
     assert small.vocabulary == data.vocabulary[:4] and small.train_tokens.max() == 3
+
+
+def test_only_a_line_feed_ends_a_line(folder: Path) -> None:
+    (folder / "test.txt").write_text("the cat\x0bsat\u2028on\x85the mat", encoding="utf-8")
+    data = load_text(str(folder), 4)
+    assert [data.vocabulary[i] for i in data.test_tokens] == ["the", "cat", "sat", "on", "the", "mat", "<eos>"]
+
+
+def test_a_long_text_is_read_in_little_more_memory_than_its_numbers(tmp_path: Path) -> None:
+    """WikiText-103 has 10**8 words: as many strings would take 6 GB."""
+    words = 300_000
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text(f"{'some words on a line ' * 20}\n" * (words // 101), encoding="utf-8")
+    tracemalloc.start()
+    data = load_text(str(tmp_path), 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * (data.train_tokens.nbytes + data.test_tokens.nbytes)
 
 
 def test_batches_hold_contiguous_text_and_every_test_word_is_predicted_once(folder: Path) -> None:
