@@ -45,15 +45,15 @@ class Trained:
     """What a run has trained, for the defaults of its cost.
 
     Attributes:
-        model, classes, width, image: see ``hw.layers.network``.
-        samples: of an epoch.
+        model, classes, width, image: see ``hw.layers.network``; ``image`` is the shape of any sample.
+        samples: of an epoch: images, or sequences of a text.
         batch: samples per step.
     """
 
     model: str
     classes: int
     width: int
-    image: tuple[int, int, int]
+    image: tuple[int, ...]
     samples: int
     batch: int
 
@@ -61,8 +61,8 @@ class Trained:
         for name in ("classes", "width", "samples", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of a run is {getattr(self, name)}; it is at least 1")
-        if len(self.image) != 3 or min(self.image) < 1:
-            raise ValueError(f"image of a run is {list(self.image)}; it is [channels, height, width]")
+        if len(self.image) not in (1, 3) or min(self.image) < 1:
+            raise ValueError(f"image of a run is {list(self.image)}; it is [channels, height, width], or [tokens]")
 
     def shapes(self) -> list[ConvShape]:
         """The network, layer by layer.
@@ -297,7 +297,7 @@ def load_schedule(path: Path) -> Schedule:
         {"name": "...", "gated": false,
          "stages": [{"epochs": 2, "options": mixture, "layers": {layer: mixture}, "ran": {layer: mixture}}],
          "fixed": {kind: widths}, "uncounted": [layer, ...],
-         "trained": {"model", "classes", "width", "image": [channels, height, width], "samples", "batch"}}
+         "trained": {"model", "classes", "width", "image": [channels, height, width] or [tokens], "samples", "batch"}}
 
     A mixture is ``[[share, widths], ...]`` over the samples of the stage.  Widths are ``[w, a, g]``, or with a fourth
     number for a gradient that is quantized to another width for the weight gradient; 32 stands for float32, and
@@ -347,7 +347,7 @@ def load_schedule(path: Path) -> Schedule:
         if row := data.get("trained"):
             image = tuple(index(n) for n in row["image"])
             counts = {name: index(row[name]) for name in ("classes", "width", "samples", "batch")}
-            trained = Trained(str(row["model"]), image=image, **counts)  # type: ignore[arg-type]  # checks its length
+            trained = Trained(str(row["model"]), image=image, **counts)
         name, uncounted = str(data.get("name", folder.name)), frozenset(map(str, data.get("uncounted", ())))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(

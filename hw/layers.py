@@ -122,14 +122,13 @@ class ConvShape:
     def operands(self, bits: Bits) -> dict[str, tuple[int, int]]:
         """Bit widths of the two operands of each product, streamed operand first.
 
-        The second operand of attention is itself an activation, so the weights' width does not occur there.
+        The second operand of attention is itself an activation, so neither the weights' width nor that of a gradient for
+        weights occurs there.
         """
-        w = bits.a if self.kind == "attention" else bits.w
-        return {
-            "forward": (bits.a, w),
-            "input_gradient": (bits.g, w),
-            "weight_gradient": (bits.a, bits.weight_g or bits.g),
-        }
+        attention = self.kind == "attention"
+        w = bits.a if attention else bits.w
+        last = bits.g if attention else bits.weight_g or bits.g
+        return {"forward": (bits.a, w), "input_gradient": (bits.g, w), "weight_gradient": (bits.a, last)}
 
     @property
     def inputs(self) -> int:
@@ -249,6 +248,22 @@ def mobilenetv2_cifar(classes: int = 10, size: tuple[int, int] = (32, 32)) -> li
     return shapes
 
 
+class TransformerLayout(NamedTuple):
+    """Sizes of a Transformer: width of its activations, layers, heads of attention, hidden units of a layer."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+
+
+#: Language models by name; "base" has the sizes of Vaswani et al. 2017.
+TRANSFORMERS = {
+    "transformer-base": TransformerLayout(512, 6, 8, 2048),
+    "transformer-small": TransformerLayout(128, 2, 4, 512),
+}
+
+
 def transformer_lm(
     layers: int = 6,
     width: int = 512,
@@ -257,7 +272,7 @@ def transformer_lm(
     tokens: int = 512,
     vocabulary: int | None = None,
 ) -> list[ConvShape]:
-    """Matrix products of a decoder-only Transformer-base language model, for one sequence of ``tokens`` tokens.
+    """Matrix products of a decoder-only Transformer language model, for one sequence of ``tokens`` tokens.
 
     Attention is counted over the full square of positions, as dense hardware computes it before masking.
 
@@ -289,7 +304,7 @@ def transformer_lm(
 
 MODELS = (
     "resnet38", "resnet74", "mobilenetv2", "resnet18", "resnet34", "resnet8", "resnet20", "resnet32", "resnet56",
-    "resnet110", "transformer",
+    "resnet110", "transformer", "transformer-small",
 )  # fmt: skip
 
 
@@ -298,16 +313,18 @@ def network(
     classes: int | None = None,
     *,
     width: int | None = None,
-    image: tuple[int, int, int] | None = None,
+    image: tuple[int, ...] | None = None,
 ) -> list[ConvShape]:
     """Layer list of a model by name.
 
     Args:
-        model: one of ``MODELS``; ``resnetD`` for any other D = 6n+2 is a CIFAR ResNet too.
-        classes: outputs of the classifier; 1000 for ResNet-18 and ResNet-34, 10 otherwise; not used by the transformer.
+        model: one of ``MODELS``; ``resnetD`` for any other D = 6n+2 is a CIFAR ResNet too, "transformer" is short for
+            "transformer-base".
+        classes: outputs of the classifier; 1000 for ResNet-18 and ResNet-34, 10 otherwise.  Of a transformer, words of
+            the vocabulary; without them the output projection is left out.
         width: channels of the first stage of a CIFAR ResNet, 16 by default; others do not have it.
         image: channels, height and width of the input; by default 3 x 32 x 32, or 3 x 224 x 224 for ResNet-18 and
-            ResNet-34.
+            ResNet-34.  Of a transformer, (tokens,), 512 by default.
 
     Raises:
         ValueError: unknown model, or a width or an image that the model does not take.
@@ -315,12 +332,17 @@ def network(
     key = model.lower().replace("-", "").replace("_", "")
     digits = key.removeprefix("resnet")
     imagenet = key in ("resnet18", "resnet34")
+    layouts = {name.replace("-", ""): sizes for name, sizes in TRANSFORMERS.items()}
+    layout = layouts.get("transformerbase" if key == "transformer" else key)
+    if image is not None and len(image) != (3 if layout is None else 1):
+        wanted = "images: (channels, height, width)" if layout is None else "text: (tokens,)"
+        raise ValueError(f"{model} takes {wanted}, not {image}")
+    if layout is not None:
+        (tokens,) = image or (512,)
+        return transformer_lm(layout.layers, layout.width, layout.heads, layout.hidden, tokens, classes or None)
     if key.startswith("resnet") and digits.isdigit() and not imagenet:
-        return resnet_cifar(int(digits), classes or 10, width or 16, image or (3, 32, 32))
-    if key == "transformer":
-        if image is not None:
-            raise ValueError(f"a transformer takes tokens, not images of {image}; leave out the image")
-        return transformer_lm()
+        channels, *size = image or (3, 32, 32)
+        return resnet_cifar(int(digits), classes or 10, width or 16, (channels, size[0], size[1]))
     if not imagenet and key != "mobilenetv2":
         raise ValueError(f"model {model!r} is unknown; use one of {', '.join(MODELS)}")
     side = 224 if imagenet else 32

@@ -31,7 +31,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "software, or the fabric as NumPy reference, compiled HLS or simulated RTL (default: %(default)s)",
     )
     train.add_argument("--design", default="sim-small", help="design of the fabric (default: %(default)s)")
-    train.add_argument("--data", help="'digits', or a path: CIFAR-10/100, class folders (or a zip of them), WikiText")
+    train.add_argument(
+        "--data", help="'digits', or a path: CIFAR-10/100, class folders (or a zip of them), ImageNet, WikiText"
+    )
     train.add_argument("--init", help="start from the weights of this run folder or checkpoint")
     train.add_argument(
         "--model", help="resnet-8, resnet-38, resnet-74, ..., resnet-18, resnet-34, mobilenetv2, transformer-base"
@@ -128,7 +130,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     out: Path = arguments.resume or arguments.out or Path("runs/train")
     try:
         if arguments.bits is not None:
-            overrides |= {"schedule": "static", "stages": [_parse_bits(arguments.bits)]}
+            stages = [_parse_bits(arguments.bits)]
+            overrides |= {"schedule": "static", "stages": stages, "options": [], "targets": []}
         if arguments.resume is not None:
             if overrides or arguments.recipe or arguments.out:
                 raise ValueError("--resume takes the settings of the run; leave out every other setting")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sw_model.layers import DEPTHWISE, FULL, Precision, Run, attach, quantized_layers
+from sw_model.layers import DEPTHWISE, FULL, Precision, Run, quantized_layers
 
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 
@@ -43,19 +43,18 @@ def layer_macs(model: nn.Module, example: Tensor | tuple[int, int, int]) -> dict
     def note(layer: str, product: str, macs: int, a: int, b: int) -> None:
         found[layer] = found.get(layer, 0) + macs
 
-    layers = list(quantized_layers(model))
-    before = [(layer, layer.run, layer.name, layer.index, layer.precision) for _, layer in layers]
+    layers, run = list(quantized_layers(model)), Run(on_product=note)
+    before = [(layer, layer.run, layer.name, layer.precision) for _, layer in layers]
     was_training = model.training
     try:
         model.eval()
-        for _, layer in layers:
-            layer.precision = FULL
-        attach(model, Run(on_product=note))
+        for name, layer in layers:
+            layer.run, layer.name, layer.precision = run, name, FULL
         device = next(model.parameters()).device
         model(example.to(device) if isinstance(example, Tensor) else torch.zeros(1, *example, device=device))
     finally:
-        for layer, run, name, index, precision in before:
-            layer.run, layer.name, layer.index, layer.precision = run, name, index, precision
+        for layer, run, name, precision in before:
+            layer.run, layer.name, layer.precision = run, name, precision
         model.train(was_training)
     return found
 
@@ -65,8 +64,9 @@ class CostMeter:
     """Adds up cost during training.
 
     Attributes:
-        macs: per image and product, by layer, for the paper's count.
+        macs: per image and product, by layer that the paper's count has.
         depthwise: layers that keep ``DEPTHWISE`` in the paper's count whenever the others are quantized.
+        attention: layers that multiply two activations, so that the second has the activation's width.
         paper: CC of the paper's count so far, in float32 MACs.
         full: cost by layer and product so far, in float32 MACs; fed by :meth:`on_product`.
         images: training images so far.
@@ -74,6 +74,7 @@ class CostMeter:
 
     macs: dict[str, int]
     depthwise: frozenset[str] = frozenset()
+    attention: frozenset[str] = frozenset()
     paper: float = 0.0
     full: dict[str, dict[str, float]] = field(default_factory=dict)
     images: int = 0
@@ -94,7 +95,11 @@ class CostMeter:
         """Cost of training on one image at ``precision`` in the paper's count."""
         whole = sum(self.macs.values())
         own = sum(self.macs[name] for name in self.depthwise) if precision.quantized else 0
-        return (whole - own) * step_factor(precision) + own * step_factor(DEPTHWISE)
+        both = sum(self.macs[name] for name in self.attention)
+        _, a, g, _ = precision.widths
+        attention = Precision(a, a, g)
+        rest = whole - own - both
+        return rest * step_factor(precision) + own * step_factor(DEPTHWISE) + both * step_factor(attention)
 
     def step_gated(self, shares: dict[str, Tensor], precision: Precision) -> None:
         """Counts one training step in which every gated block's layers cost a share of float32 that varies by sample.

@@ -13,7 +13,7 @@ import pickle
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,69 @@ class Part(NamedTuple):
 
 WHOLE = Part()
 SUBSETS = ("all", "first-classes", "second-classes", "first-samples", "second-samples")
+
+
+#: Which images of a data set; a slice copies none of them.
+Indices = np.ndarray | slice
+
+
+class Half(NamedTuple):
+    """A part of a data set.
+
+    Attributes:
+        train, test: of its images, in order.
+        classes: numbers of its classes.
+    """
+
+    train: Indices
+    test: Indices
+    classes: range
+
+
+def half_of(name: str, classes: Sequence[str], train_labels: np.ndarray, test_labels: np.ndarray) -> Half:
+    """Half of a data set, as adaptation and fine-tuning use it.
+
+    Args:
+        name: "first-classes" or "second-classes" (of both parts, to be numbered anew from 0); or "first-samples" or
+            "second-samples": half of every class's training images by a fixed permutation, all test images.
+        classes: names.
+        train_labels, test_labels: class numbers, (N,).
+
+    Raises:
+        DataError: if there are too few classes, or images of one.
+    """
+    if name not in SUBSETS[1:]:
+        raise DataError(f"subset {name!r} is unknown; use one of {', '.join(SUBSETS)}")
+    second = name.startswith("second")
+    if name.endswith("classes"):
+        middle = len(classes) // 2
+        low, high = (middle, len(classes)) if second else (0, middle)
+        train, test = (np.flatnonzero((low <= labels) & (labels < high)) for labels in (train_labels, test_labels))
+        if not len(train) or not len(test):
+            raise DataError(f"subset {name!r} of {len(classes)} classes holds no images")
+        return Half(train, test, range(low, high))
+    order = np.random.default_rng(20201206).permutation(len(train_labels))
+    chosen = []
+    for label, title in enumerate(classes):
+        members = order[train_labels[order] == label]
+        middle = len(members) // 2
+        if not middle:
+            raise DataError(f"subset {name!r} needs two training images of every class; {title} has {len(members)}")
+        chosen.append(members[middle:] if second else members[:middle])
+    return Half(np.sort(np.concatenate(chosen)), slice(None), range(len(classes)))
+
+
+def fixed_sample(count: int, limit: int) -> Indices:
+    """The first ``limit`` (0: all) of ``count`` images in a fixed shuffle, in order."""
+    if not limit or limit >= count:
+        return slice(None)
+    return np.sort(np.random.default_rng(0).permutation(count)[:limit])
+
+
+def normalised(images: np.ndarray, full_scale: float, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 images (N, C, H, W) scaled to 0..1, less the mean, over the deviation of each channel: float32."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).div_(full_scale)
+    return x.sub_(torch.tensor(mean).reshape(-1, 1, 1)).div_(torch.tensor(std).reshape(-1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -81,71 +144,33 @@ class ImageSet:
 
     def limited(self, train: int = 0, test: int = 0) -> ImageSet:
         """The first ``train`` and ``test`` images (0: all) of a fixed shuffle, the same for every run."""
-
-        def cut(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-            if not count or count >= len(labels):
-                return images, labels
-            chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:count])
-            return images[chosen], labels[chosen]
-
-        train_images, train_labels = cut(self.train_images, self.train_labels, train)
-        test_images, test_labels = cut(self.test_images, self.test_labels, test)
-        return replace(
-            self,
-            train_images=train_images,
-            train_labels=train_labels,
-            test_images=test_images,
-            test_labels=test_labels,
-        )
+        return self._only(fixed_sample(len(self.train_labels), train), fixed_sample(len(self.test_labels), test))
 
     def subset(self, name: str) -> ImageSet:
-        """Half of the data set, as adaptation and fine-tuning use it.
-
-        Args:
-            name: "all"; "first-classes" or "second-classes" (of both parts, numbered anew from 0); or "first-samples"
-                or "second-samples": half of every class's training images by a fixed permutation, all test images.
-
-        Raises:
-            DataError: if there are too few classes, or images of one.
-        """
+        """Half of the data set, as adaptation and fine-tuning use it; see :func:`half_of`; "all" is the whole."""
         if name == "all":
             return self
-        if name not in SUBSETS:
-            raise DataError(f"subset {name!r} is unknown; use one of {', '.join(SUBSETS)}")
-        second = name.startswith("second")
-        if name.endswith("classes"):
-            half = len(self.classes) // 2
-            low, high = (half, len(self.classes)) if second else (0, half)
-            train, test = ((low <= labels) & (labels < high) for labels in (self.train_labels, self.test_labels))
-            if not train.any() or not test.any():
-                raise DataError(f"subset {name!r} of {len(self.classes)} classes holds no images")
-            return replace(
-                self,
-                train_images=self.train_images[train],
-                train_labels=self.train_labels[train] - low,
-                test_images=self.test_images[test],
-                test_labels=self.test_labels[test] - low,
-                classes=self.classes[low:high],
-            )
-        order = np.random.default_rng(20201206).permutation(len(self.train_labels))
-        chosen = np.zeros(len(order), dtype=bool)
-        for label, title in enumerate(self.classes):
-            members = order[self.train_labels[order] == label]
-            half = len(members) // 2
-            if not half:
-                raise DataError(f"subset {name!r} needs two training images of every class; {title} has {len(members)}")
-            chosen[members[half:] if second else members[:half]] = True
-        return replace(self, train_images=self.train_images[chosen], train_labels=self.train_labels[chosen])
+        half = half_of(name, self.classes, self.train_labels, self.test_labels)
+        return self._only(half.train, half.test, half.classes)
+
+    def _only(self, train: Indices, test: Indices, classes: range | None = None) -> ImageSet:
+        """The images at these indices, and of the classes these, numbered anew."""
+        kept = range(len(self.classes)) if classes is None else classes
+        return replace(
+            self,
+            train_images=self.train_images[train],
+            train_labels=self.train_labels[train] - kept.start,
+            test_images=self.test_images[test],
+            test_labels=self.test_labels[test] - kept.start,
+            classes=self.classes[kept.start : kept.stop],
+        )
 
     def unaugmented(self) -> ImageSet:
         """The same images, shown as they are."""
         return replace(self, shift=0, flip=False)
 
     def _normalise(self, images: np.ndarray) -> Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).div_(self.full_scale)
-        mean = torch.tensor(self.mean).reshape(-1, 1, 1)
-        std = torch.tensor(self.std).reshape(-1, 1, 1)
-        return x.sub_(mean).div_(std)
+        return normalised(images, self.full_scale, self.mean, self.std)
 
     @property
     def train_count(self) -> int:

@@ -541,6 +541,11 @@ def export_job(config: TrainConfig, path: Path, data: ImageSet | None = None) ->
     task = open_task(config, data)
     if not isinstance(task, Classification):
         raise ExportError(f"model {config.model} reads text, for which jobs have no form; use a network for images")
+    if not isinstance(task.data, ImageSet):
+        raise ExportError(
+            f"a job holds its images, and those of {task.data.root} are decoded as training goes; give images of equal size "
+            "in class folders train/ and test/"
+        )
     data = task.data
     base, gated = build_network(config, task)
     model = base if gated is None else gated

@@ -44,6 +44,7 @@ from sw_model.quantizers import (
     kept_values,
     quantize,
     quantize_and_keep,
+    random_units,
 )
 from sw_model.statquant import QUANTIZERS
 
@@ -492,10 +493,40 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QLayer]]:
             yield name, module
 
 
+class Dropout(nn.Module):
+    """Sets elements to zero at random in training, and divides the others by the share that is left.
+
+    Which ones is a function of (seed, step, number of this module, place in the global batch): a resumed run drops the
+    same ones, and so do several processes.  Samples lie along the leading axis.
+
+    Args:
+        share: probability of an element's being dropped, from 0 up to, but less than, 1.
+    """
+
+    KEY = 1 << 32  #: in the place of a layer's salt, larger than any
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.index, self.run = share, 0, Run()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.share:
+            return x
+        key = derive_key(self.run.seed, self.run.step, self.index, self.KEY)
+        first = 0 if self.run.shard is None else self.run.shard.first(x)
+        kept = random_units(x.numel(), key, first).reshape(x.shape) >= self.share
+        return x * kept.to(x).div_(1 - self.share)
+
+    def extra_repr(self) -> str:
+        return f"{self.share}"
+
+
 def attach(model: nn.Module, run: Run) -> Run:
-    """Makes all quantized layers of a model share ``run``, and names and numbers them; returns ``run``."""
+    """Makes all quantized layers and dropouts of a model share ``run``, names and numbers them; returns ``run``."""
     for index, (name, layer) in enumerate(quantized_layers(model)):
         layer.run, layer.name, layer.index = run, name, index
+    for index, dropout in enumerate(module for module in model.modules() if isinstance(module, Dropout)):
+        dropout.run, dropout.index = run, index
     return run
 
 

@@ -123,7 +123,7 @@ class Shard:
         """Minimum and range of the global tensor of which ``x`` is a part; see ``sw_model.quantizers.extremes``."""
         low, high = torch.aminmax(x.detach())
         # A reduction may lose NaN, infinity survives; so all processes refuse what one of them meets.
-        found = torch.stack([low, -high]).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+        found = torch.stack([low, -high]).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         low, high = self.ranks.least(found).mul(torch.tensor([1.0, -1.0])).unbind()
         low, high = flush(low), flush(high)
         span = high - low

@@ -26,14 +26,16 @@ class TrainConfig:
     """Everything that determines a training run.  A recipe is a TOML file with these names as keys.
 
     Attributes:
-        data: "digits" or a path, see :func:`sw_model.data.load_data` and, for language models,
+        data: "digits" or a path, see :func:`sw_model.image_folders.open_images` and, for language models,
             :func:`sw_model.text.load_text`; train_limit, test_limit: images (or sequences) used (0: all).
-        subset: images only: "all" or half of the data set, see :meth:`sw_model.data.ImageSet.subset`.
+        subset: images only: "all" or half of the data set, see :func:`sw_model.data.half_of`.
         init: run folder or checkpoint whose weights training starts from ("": random ones), see
             :func:`sw_model.pretrained.load_pretrained`; of a relative path, from the working directory.
         context, vocabulary: language models: words per sequence; entries of the vocabulary (0: all words).
+        dropout: language models: probability, by default that of Vaswani et al.'s base model, see
+            :class:`sw_model.transformer.TransformerLM`.
         model, width, quantize_stem, quantize_head: see :func:`sw_model.models.build_model`; transformer-small and -base:
-            :data:`sw_model.transformer.LAYOUT`.
+            :data:`hw.layers.TRANSFORMERS`.
         schedule: "static", "pfq", "cyclic", "manual" or "dfq" (gates; with several targets FracTrain).
         stages: bits (weight, activation, gradient[, gradient in the weight gradient]) of each stage; 0: float32.
         starts: manual schedule only: first epoch of each stage.
@@ -74,6 +76,7 @@ class TrainConfig:
     width: int = 8
     context: int = 64
     vocabulary: int = 0
+    dropout: float = 0.1
     quantize_stem: bool = True
     quantize_head: bool = False
     schedule: str = "pfq"
@@ -148,6 +151,8 @@ class TrainConfig:
                 f"lr {self.lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, warmup {self.warmup}: need "
                 "lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1"
             )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout = {self.dropout} must be from 0 up to, but less than, 1")
         self._check_mode()
         self._check_quantizer()
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -178,6 +183,12 @@ class TrainConfig:
 
     def _check_quantizer(self) -> None:
         """Refuses what a comparison method cannot be combined with."""
+        for name in ("quantizer", "gradient"):
+            if self.schedule == "dfq" and getattr(self, name) != "affine":
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r}: gates mix the grids of affine quantizers only; use {name} "
+                    "'affine' with schedule 'dfq'"
+                )
         if self.quantizer == "affine":
             return
         for name, allowed in (("gradient", "affine"), ("mode", "fixed")):
@@ -186,8 +197,6 @@ class TrainConfig:
                     f"{name} = {getattr(self, name)!r} belongs to affine quantization; quantizer {self.quantizer!r} "
                     f"brings its own: use {allowed!r}"
                 )
-        if self.schedule == "dfq":
-            raise ConfigError(f"gates mix grids of the affine quantizer; schedule 'dfq' excludes {self.quantizer!r}")
         if self.quantizer == "dorefa" and (self.quantize_stem or self.quantize_head or self.model == "mobilenetv2"):
             raise ConfigError(
                 "dorefa clips activations to 0..1, which suits what follows a ReLU: it leaves the first and the last "
@@ -203,6 +212,8 @@ class TrainConfig:
     def make_schedule(self) -> Schedule:
         """A fresh schedule as configured."""
         stages = [Precision(*stage) for stage in self.stages]
+        if self.schedule != "dfq" and (self.options or self.targets):
+            raise ConfigError(f"options and targets belong to schedule 'dfq', not {self.schedule!r}; leave them out")
         if self.schedule == "static":
             if len(stages) != 1:
                 raise ConfigError(f"a static schedule has one stage, not {len(stages)}")
@@ -216,8 +227,6 @@ class TrainConfig:
             stages = stages * len(self.targets) if len(stages) == 1 else stages
             if len(stages) != len(self.targets):
                 raise ConfigError(f"{len(self.targets)} targets need one stage or as many, not {len(stages)}")
-        elif self.options or self.targets:
-            raise ConfigError(f"options and targets belong to schedule 'dfq', not {self.schedule!r}")
         if self.schedule == "cyclic":
             return Cyclic(self.low, self.high, stages[0].grad, self.cycles)
         if self.schedule == "manual":

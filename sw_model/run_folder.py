@@ -154,15 +154,17 @@ class EventLog:
         if self._writer is None:
             return
         values = {name: value for name, value in row.items() if isinstance(value, int | float)}
-        if row["bits"] == "fp32":
-            values |= dict.fromkeys(_OPERANDS, 32)
-        elif row["bits"] != "gated":
-            values |= {name: int(bits) or 32 for name, bits in zip(_OPERANDS, row["bits"].split("/"), strict=True)}
+        values |= {f"bits_{name}": bits for name, bits in _widths(row).items()}
         for name, value in values.items():
             self._writer.add_scalar(f"epoch/{name}", value, step)
 
 
-_OPERANDS = ("bits_weight", "bits_activation", "bits_gradient")
+def _widths(row: dict[str, Any]) -> dict[str, int]:
+    """Bits of an epoch by operand, 32 for float32; none where gates choose them."""
+    if row["bits"] == "gated":
+        return {}
+    bits = (0, 0, 0) if row["bits"] == "fp32" else map(int, row["bits"].split("/"))
+    return {name: width or 32 for name, width in zip(("weight", "activation", "gradient"), bits, strict=True)}
 
 
 def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
@@ -196,10 +198,10 @@ def draw_curves(history: list[dict[str, Any]], metric: Metric, path: Path) -> No
         lower.set_ylabel("% of float32")
     else:
         lower.set_ylabel("bits")
-        for position, name in enumerate(("weight", "activation", "gradient")):
-            bits = [32 if row["bits"] == "fp32" else int(row["bits"].split("/")[position]) for row in history]
+        for position, name in enumerate(_widths(history[0])):
             # Equal widths would hide one another, so the lines are set apart a little.
-            lower.step(epochs, [b + 0.06 * (position - 1) for b in bits], where="mid", label=name)
+            bits = [_widths(row)[name] + 0.06 * (position - 1) for row in history]
+            lower.step(epochs, bits, where="mid", label=name)
     lower.set_xlabel("epoch")
     lower.legend(loc="lower right")
     lower.grid(alpha=0.3)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hw.computational_cost import SKIP, Trained
-from hw.layers import Bits
+from hw.layers import TRANSFORMERS, Bits
 from sw_model.layers import DEPTHWISE, Precision
 from sw_model.models import IMAGENET_LAYOUT, CifarMobileNetV2
 
@@ -31,22 +31,25 @@ def widths(precision: Precision) -> Bits:
 
 
 def layer_name(model: str, software: str) -> str:
-    """Name in ``hw.layers`` of a layer of ``sw_model.models``.
+    """Name in ``hw.layers`` of a layer of ``sw_model.models`` or ``sw_model.transformer``.
 
     Args:
-        model: as for ``build_model``.
+        model: as for ``build_model`` or ``build_language_model``.
         software: name of the module, gated or not.
 
     Raises:
         ValueError: a layer that is neither in a block nor stem, head or last convolution.
     """
-    name = software.removeprefix(GATED)
-    fixed = {"stem": "stem", "head": "fc", "last": "head"}
+    name, text = software.removeprefix(GATED), model in TRANSFORMERS
+    fixed = {"head": "logits"} if text else {"stem": "stem", "head": "fc", "last": "head"}
     if name in fixed:
         return fixed[name]
     block, _, part = name.removeprefix("blocks.").partition(".")
     if not name.startswith("blocks.") or not part:
         raise ValueError(f"layer {software!r} of {model} has no counterpart in hw.layers; name it there")
+    if text:
+        other = {"attention.mixture": "context", "up": "expand", "down": "contract"}
+        return f"layer{block}.{other.get(part, part.removeprefix('attention.'))}"
     left, stage = int(block), 1
     for count in _stage_blocks(model):
         if left < count:

@@ -9,14 +9,16 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hw.computational_cost import Trained
-from sw_model.data import WHOLE, ImageSet, Part, load_data
+from hw.layers import TRANSFORMERS
+from sw_model.data import WHOLE, ImageSet, Part
+from sw_model.image_folders import FolderSet, open_images
 from sw_model.metrics import ACCURACY, PERPLEXITY, Metric
 from sw_model.models import build_model
 from sw_model.parallel import ALONE, Ranks
@@ -57,8 +59,8 @@ class Task(Protocol):
         """A freshly initialised network."""
         ...
 
-    def trained(self, config: TrainConfig) -> Trained | None:
-        """The run as ``hw.layers`` describes it; None if it does not know the network."""
+    def trained(self, config: TrainConfig) -> Trained:
+        """The run as ``hw.layers`` describes it."""
         ...
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class Task(Protocol):
 class Classification:
     """One label per image."""
 
-    data: ImageSet
+    data: ImageSet | FolderSet
     metric: Metric = ACCURACY
 
     def example(self) -> Tensor:
@@ -131,11 +133,18 @@ class LanguageModelling:
             raise ConfigError(f"norm = {config.norm!r} replaces batch normalisation, which {config.model} has none of")
         words = len(self.data.vocabulary)
         return build_language_model(
-            config.model, words, self.data.context, quantize_head=config.quantize_head, seed=config.seed
+            config.model,
+            words,
+            self.data.context,
+            dropout=config.dropout,
+            quantize_head=config.quantize_head,
+            seed=config.seed,
         )
 
-    def trained(self, config: TrainConfig) -> None:
-        return None
+    def trained(self, config: TrainConfig) -> Trained:
+        data, width = self.data, TRANSFORMERS[config.model].width
+        words = len(data.vocabulary)
+        return Trained(config.model, words, width, (data.context,), data.train_count, config.batch)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output.flatten(0, 1), target.flatten())
@@ -144,32 +153,31 @@ class LanguageModelling:
         return float(self.loss(output, target)) * target.numel()
 
 
-_Set = TypeVar("_Set", ImageSet, TokenSet)
-
-
-def open_task(config: TrainConfig, data: ImageSet | TokenSet | None = None, cache: Path | None = None) -> Task:
+def open_task(
+    config: TrainConfig, data: ImageSet | FolderSet | TokenSet | None = None, cache: Path | None = None
+) -> Task:
     """The task of a recipe on its data (or on ``data``), limited and augmented as it says.
 
     Raises:
         ConfigError, DataError: if the model does not suit the data, or the data is unusable.
     """
 
-    def configured(data: _Set) -> _Set:
-        data = data.limited(config.train_limit, config.test_limit)
-        return data if config.augment else data.unaugmented()
-
     text = config.model.startswith("transformer")
     if data is None:
-        data = load_text(config.data, config.context, config.vocabulary) if text else load_data(config.data, cache)
+        data = load_text(config.data, config.context, config.vocabulary) if text else open_images(config.data, cache)
     if isinstance(data, TokenSet):
         if config.subset != "all":
             raise ConfigError(f"subset = {config.subset!r} divides the classes of images; text has none")
         if not text:
             raise ConfigError(f"model {config.model!r} takes images, not text; use transformer-small or -base")
-        return LanguageModelling(configured(data))
-    if text:
+    elif text:
         raise ConfigError(f"model {config.model!r} takes text, not images")
-    return Classification(configured(data.subset(config.subset)))
+    else:
+        data = data.subset(config.subset)
+    data = data.limited(config.train_limit, config.test_limit)
+    if not config.augment:
+        data = data.unaugmented()
+    return LanguageModelling(data) if isinstance(data, TokenSet) else Classification(data)
 
 
 @torch.no_grad()

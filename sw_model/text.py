@@ -8,7 +8,6 @@ between runs with the same vocabulary.
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,22 +138,37 @@ def load_text(source: str, context: int, vocabulary: int = 0) -> TokenSet:
         raise DataError(f"{folder} lacks a training or a test text; it needs {wanted} (valid may stand in for one)")
     if files["train"] is None:
         warnings.warn(f"{folder} has no training text: training on the validation text, {train.name}", stacklevel=2)
-    words = {path: _words(path) for path in (train, test)}
-    counts = Counter(words[train])
+    texts = {path: _read(path) for path in (train, test)}
+    tokens, words = texts[train]
+    counts = dict(zip(words, np.bincount(tokens).tolist(), strict=True))
     # Frequency, then spelling: the numbers do not depend on the order of the text.
-    ranked = sorted((w for w in counts if w not in (UNKNOWN, END)), key=lambda w: (-counts[w], w))
+    ranked = sorted((w for w in words if w not in (UNKNOWN, END)), key=lambda w: (-counts[w], w))
     entries = (UNKNOWN, END, *(ranked[: vocabulary - 2] if vocabulary else ranked))
     numbers = {word: number for number, word in enumerate(entries)}
-    coded = {path: np.array([numbers.get(w, 0) for w in text], dtype=np.int64) for path, text in words.items()}
+    coded = {
+        path: np.array([numbers.get(w, 0) for w in words], dtype=np.int64)[tokens]
+        for path, (tokens, words) in texts.items()
+    }
     return TokenSet(coded[train], coded[test], entries, context)
 
 
-def _words(path: Path) -> list[str]:
+def _read(path: Path) -> tuple[np.ndarray, list[str]]:
+    """A text as numbers, int64, and the words that they stand for, in the order of their first occurrence.
+
+    As strings the words of WikiText-103 would take 6 GB, so they are never all there.
+    """
+    numbers: dict[str, int] = {}
+
+    def occurrences() -> Iterator[int]:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                for word in (*line.split(), END):
+                    yield numbers.setdefault(word, len(numbers))
+
     try:
-        text = path.read_text(encoding="utf-8")
+        tokens = np.fromiter(occurrences(), np.int64)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}); unpack it again") from error
-    words = [word for line in text.splitlines() for word in (*line.split(), END)]
-    if not words:
+    if not len(tokens):
         raise DataError(f"{path} is empty; download it again")
-    return words
+    return tokens, list(numbers)

@@ -21,6 +21,7 @@ from host.products import Engine
 from sw_model.cost import CostMeter, layer_macs, step_factor
 from sw_model.data import ImageSet
 from sw_model.gates import Choice, GatedNetwork, gated_loss, way_of
+from sw_model.image_folders import FolderSet
 from sw_model.layers import Precision, Run, attach, quantized_layers, set_precision
 from sw_model.models import Backbone
 from sw_model.parallel import ALONE, Ranks, Shard, share_statistics
@@ -28,10 +29,11 @@ from sw_model.pretrained import load_pretrained
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.reproducible import Reproducible
 from sw_model.run_folder import EventLog, RunFolder
-from sw_model.run_schedule import RunSchedule
+from sw_model.run_schedule import GATED, RunSchedule
 from sw_model.schedules import Pfq
 from sw_model.tasks import Task, evaluate, open_task
 from sw_model.text import TokenSet
+from sw_model.transformer import QMatmul
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class Result:
             seconds.
         cc: computational cost, paper's count, in float32 MACs; cc_full: every product as it ran; cc_static: paper's
             count of the same images at 8/8/8.
-        cp: cc as a percentage of float32 training.
+        cp: cc as a percentage of float32 training.  The paper's count of a gated run is that of the gated blocks, in
+            ``cc``, ``cc_static`` and ``cp`` alike.
         images, steps: inputs (images or sequences) and steps trained on in total.
         finished: False if ``stop_after`` ended the run early.
         seconds: wall time of this call.
@@ -204,11 +207,13 @@ class _Training:
         self.schedule = config.make_schedule()
         macs = layer_macs(base, task.example())
         if self.gated is not None:
-            macs = {f"base.{name}": count for name, count in macs.items()}
+            macs = {f"{GATED}{name}": count for name, count in macs.items()}
         depthwise = frozenset(n for n, m in quantized_layers(self.model) if getattr(m, "groups", 1) > 1)
-        self.cost = CostMeter(macs, depthwise)
-        trained = task.trained(config)
-        self.record = None if trained is None else RunSchedule(trained, macs, depthwise, self.gated is not None)
+        attention = frozenset(n for n, m in quantized_layers(self.model) if isinstance(m, QMatmul))
+        # The published cost of a gated network is that of its blocks.
+        counted = {n: count for n, count in macs.items() if self.gated is None or n.startswith(f"{GATED}blocks.")}
+        self.cost = CostMeter(counted, depthwise, attention)
+        self.record = RunSchedule(task.trained(config), macs, depthwise, self.gated is not None)
         self.run = attach(
             self.model,
             Run(
@@ -228,8 +233,7 @@ class _Training:
     def _on_product(self, layer: str, product: str, macs: int, a: int, b: int) -> None:
         if not self.cost.paused:
             self.cost.on_product(layer, product, macs, a, b)
-            if self.record is not None:
-                self.record.on_product(layer, product, macs, a, b)
+            self.record.on_product(layer, product, macs, a, b)
 
     @property
     def steps(self) -> int:
@@ -246,7 +250,7 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "cost": self.cost.state_dict(),
-            "record": None if self.record is None else self.record.state_dict(),
+            "record": self.record.state_dict(),
             "position": [self.epoch, self.step, self.stage_step, self.seen],
             "sums": [self.loss_sum, self.cp_sum, self.score_sum],
             "history": self.history,
@@ -265,8 +269,7 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.cost.load_state_dict(state["cost"])
-        if self.record is not None:
-            self.record.load_state_dict(state["record"])
+        self.record.load_state_dict(state["record"])
         self.epoch, self.step, self.stage_step, self.seen = state["position"]
         self.loss_sum, self.cp_sum, self.score_sum = state["sums"]
         self.history = list(state["history"])
@@ -298,16 +301,14 @@ class _Training:
             loss.backward()
             self.ranks.sum_gradients(self.model)
             self.cost.step(precision, shard.total)
-            if self.record is not None:
-                self.record.step(precision, shard.total)
+            self.record.step(precision, shard.total)
             cp = 100 * step_factor(precision) / 3
         else:
             config, cost = self.config, self.gated.cp()
             target = config.targets[self.schedule.stage]
             gated_loss(loss, cost, target, config.beta, band=config.band, cap=config.cap or None).backward()
             self.cost.step_gated(self.gated.shares(), precision)
-            if self.record is not None:
-                self.record.step(precision, len(y), self.gated.options, self.gated.choices())
+            self.record.step(precision, len(y), self.gated.options, self.gated.choices())
             cp = float(cost.detach())
         self.optimizer.step()
         if not math.isfinite(value):
@@ -355,7 +356,7 @@ def train(
     on_step: Callable[[Step], None] | None = None,
     engine_for_step: Callable[[Step], Engine | None] | None = None,
     evaluation_engine: Engine | Literal["same"] | None = "same",
-    data: ImageSet | TokenSet | None = None,
+    data: ImageSet | FolderSet | TokenSet | None = None,
     resume: bool = False,
     progress: bool = False,
     stop_after: int | None = None,
@@ -400,7 +401,9 @@ def train(
     with _Progress(progress, state.steps) as bar, EventLog(folder.path, state.global_step) as events:
         while state.epoch < config.epochs and not stopped:
             epoch_started = time.monotonic()
-            precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
+            # A run resumed at the end of an epoch is tested at the precision of the step before.
+            precision = state.schedule.precision(state.epoch, state.global_step - (state.step > 0), state.steps)
+            set_precision(state.model, precision)
             for x, y in task.data.train_batches(config.batch, config.seed, state.epoch, state.step, ranks.part):
                 if stop_after is not None and state.global_step >= stop_after:
                     stopped = True
@@ -461,16 +464,14 @@ def train(
             )
             if state.schedule.epoch_finished(state.epoch, mean_loss):
                 state.stage_step = 0
-            if state.record is not None:
-                state.record.finish_epoch()
+            state.record.finish_epoch()
             state.epoch += 1
             state.step, state.seen = 0, 0
             state.loss_sum, state.cp_sum, state.score_sum = 0.0, 0.0, 0.0
             events.flush()
             folder.save(state.state_dict())
             folder.write_metrics(state.history)
-            if state.record is not None:
-                folder.write_schedule(state.record.to_json())
+            folder.write_schedule(state.record.to_json())
     if stopped:
         folder.save(state.state_dict())
     elif isinstance(state.schedule, Pfq):
@@ -492,7 +493,6 @@ def train(
         seconds=time.monotonic() - started,
         counters=dict(engine.meter.totals) if engine is not None else {},
     )
-    if state.record is not None:
-        folder.write_schedule(state.record.to_json())
+    folder.write_schedule(state.record.to_json())
     folder.finish({**asdict(result), "cost_by_layer": state.cost.full}, state.history, metric)
     return result

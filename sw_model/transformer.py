@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from host.products import ConvGeometry, Engine, Grid, Operand
-from sw_model.layers import QLayer, QLinear
+from hw.layers import TRANSFORMERS
+from sw_model.layers import Dropout, QLayer, QLinear
 from sw_model.quantizers import affine_grid, fake_quantize, grid_from_range, quantize
-
-#: width, layers, heads, hidden units; "base" is that of Vaswani et al. 2017.
-LAYOUT = {"transformer-base": (512, 6, 8, 2048), "transformer-small": (128, 2, 4, 512)}
 
 
 class _Matmul(torch.autograd.Function):
@@ -124,22 +122,24 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = _Attention(width, heads)
         self.up, self.down = QLinear(width, hidden), QLinear(hidden, width)
+        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.down(F.relu(self.up(self.norm2(x))))
+        x = x + self.dropout1(self.attention(self.norm1(x)))
+        return x + self.dropout2(self.down(F.relu(self.up(self.norm2(x)))))
 
 
 class TransformerLM(nn.Module):
     """A causal language model: embedding, learned positions, pre-norm blocks, linear output layer.
 
     Transformer-base has width 512, 6 layers, 8 heads and 2048 hidden units.  Normalisation, softmax, embeddings and
-    (unless ``quantize_head``) the output layer stay in float32.
+    (unless ``quantize_head``) the output layer stay in float32.  ``dropout`` is that of Vaswani et al. 2017, section 5.4:
+    of the embedded words with their positions, and of what a block's two parts add.
 
     Maps int64 tokens (N, T) to logits (N, T, vocabulary), T <= context.
     """
@@ -153,6 +153,7 @@ class TransformerLM(nn.Module):
         hidden: int = 512,
         context: int = 64,
         *,
+        dropout: float = 0.0,
         quantize_head: bool = False,
     ) -> None:
         if width % heads:
@@ -160,7 +161,8 @@ class TransformerLM(nn.Module):
         super().__init__()
         self.context = context
         self.embedding, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(_Block(width, heads, hidden) for _ in range(layers))
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.ModuleList(_Block(width, heads, hidden, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = QLinear(width, vocabulary)
         self.keep_full = set() if quantize_head else {"head"}
@@ -170,29 +172,32 @@ class TransformerLM(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         if tokens.ndim != 2 or tokens.shape[1] > self.context:
             raise ValueError(f"tokens {tuple(tokens.shape)} must be (N, T) with T at most {self.context}")
-        x = self.embedding(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        x = self.dropout(self.embedding(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device)))
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
 
 
 def build_language_model(
-    name: str, vocabulary: int, context: int, *, quantize_head: bool = False, seed: int = 0
+    name: str, vocabulary: int, context: int, *, dropout: float = 0.0, quantize_head: bool = False, seed: int = 0
 ) -> TransformerLM:
     """A freshly initialised language model; the caller's random state is left as it was.
 
     Args:
-        name: a key of :data:`LAYOUT`.
+        name: a key of :data:`hw.layers.TRANSFORMERS`.
         vocabulary, context: words, and words per sequence.
+        dropout: probability, see :class:`TransformerLM`.
         quantize_head: whether schedules apply to the output layer.
         seed: initialisation.
 
     Raises:
         ValueError: if the name is unknown.
     """
-    if name not in LAYOUT:
-        raise ValueError(f"unknown language model {name!r}; use one of {', '.join(LAYOUT)}")
-    width, layers, heads, hidden = LAYOUT[name]
+    if name not in TRANSFORMERS:
+        raise ValueError(f"unknown language model {name!r}; use one of {', '.join(TRANSFORMERS)}")
+    width, layers, heads, hidden = TRANSFORMERS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TransformerLM(vocabulary, width, layers, heads, hidden, context, quantize_head=quantize_head)
+        return TransformerLM(
+            vocabulary, width, layers, heads, hidden, context, dropout=dropout, quantize_head=quantize_head
+        )

@@ -247,10 +247,14 @@ class Training:
             gradient = gradient + share * velocity if recipe["nesterov"] else velocity
         self.state[name] = weight - lr * gradient
 
+    @property
+    def last_widths(self) -> tuple[int, ...]:
+        """Widths of the step before, at which an epoch is tested."""
+        return self.schedule.widths(self.epoch, max(0, self.global_step - 1), self.steps)
+
     def evaluate(self) -> float:
         """Share of test images classified rightly, 0..1."""
-        widths = self.schedule.widths(self.epoch, max(0, self.global_step - 1), self.steps)
-        right = 0
+        widths, right = self.last_widths, 0
         for x, y in self.test_batches():
             graph = self.job.evaluate[len(y)]
             self.products.begin(widths, 0, training=False)
@@ -400,7 +404,7 @@ def run_job(
             row = {
                 "epoch": training.epoch + 1,
                 "stage": training.schedule.stage,
-                "bits": training.bits(training.products.widths),
+                "bits": training.bits(training.last_widths),
                 "loss": loss,
                 "train_accuracy": training.right / training.seen,
                 "test_accuracy": accuracy,

@@ -347,6 +347,20 @@ def test_stopped_and_resumed_is_as_if_never_stopped(path: Path, tmp_path: Path) 
                 assert np.array_equal(a[name], b[name]), name
 
 
+def test_killed_before_an_epochs_row_it_resumes_with_the_epochs_bits(path: Path, tmp_path: Path) -> None:
+    job = load_job(path)
+    job = replace(job, recipe={**job.recipe, "checkpoint_every": 3, "eval_every": 3})
+
+    def die(line: dict[str, Any]) -> None:
+        if "stage" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, ExactEngine(), tmp_path / "run", on_line=die)
+    result = run_job(job, ExactEngine(), tmp_path / "run", resume=True)
+    assert [row["bits"] for row in result.history] == ["3/3/6", "4/4/6", "6/6/8"]
+
+
 def test_a_killed_process_resumes(path: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; from fractrain import main; sys.exit(main())"]
     words = ["board", "run", str(path), "--device", "numpy", "--out", str(tmp_path / "run")]

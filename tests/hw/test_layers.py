@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 
-from hw.layers import ConvShape, mobilenetv2_cifar, network, resnet_cifar, resnet_imagenet, total_macs, transformer_lm
+from hw.layers import (
+    Bits,
+    ConvShape,
+    mobilenetv2_cifar,
+    network,
+    resnet_cifar,
+    resnet_imagenet,
+    total_macs,
+    transformer_lm,
+)
 
 # model: (block convolutions, how many, shortcuts, how many, total), counted by hooks on the trained networks
 MACS = {
@@ -58,6 +67,26 @@ def test_transformer_base() -> None:
     assert total_macs(shapes, ["attention"]) == 6 * attention
     logits = transformer_lm(vocabulary=1000)[-1]
     assert logits.macs == 512 * 512 * 1000
+
+
+def test_transformers_by_name() -> None:
+    assert network("transformer") == network("transformer-base") == network("Transformer_base", 0) == transformer_lm()
+    small = network("transformer-small", 50, image=(7,))
+    assert small == transformer_lm(2, 128, 4, 512, 7, 50)
+    for model, image in (
+        ("transformer", (3, 32, 32)),
+        ("resnet38", (7,)),
+        ("resnet18", (224, 224)),
+        ("mobilenetv2", ()),
+    ):
+        with pytest.raises(ValueError, match="takes"):
+            network(model, image=image)
+
+
+def test_attention_has_no_widths_of_weights() -> None:
+    scores = next(shape for shape in transformer_lm() if shape.kind == "attention")
+    wanted = {"forward": (4, 4), "input_gradient": (6, 4), "weight_gradient": (4, 6)}
+    assert scores.operands(Bits(8, 4, 6, 16)) == wanted
 
 
 def test_element_counts() -> None:

@@ -200,6 +200,7 @@ def test_range_norm_replaces_every_normalisation_and_keeps_the_weights() -> None
         ({"quantizer": "wageubn", "stages": [[8, 8, 1]]}, "at least 2 bits"),
         ({"quantizer": "wageubn", "stages": [[8, 8, 8, 16]]}, "8 and 16 bits"),
         ({"quantizer": "mxint", "schedule": "dfq", "options": [[3, 6], [4, 8]], "targets": [2.0]}, "gates"),
+        ({"gradient": "psq", "schedule": "dfq", "options": [[3, 6], [4, 8]], "targets": [2.0]}, "gates"),
         ({"quantizer": "int8"}, "one of affine, dorefa"),
         ({"norm": "group"}, "one of batch, range"),
     ],

@@ -334,6 +334,13 @@ def test_gated_training_follows_its_targets_and_resumes(tmp_path: Path) -> None:
     assert 1.75 <= result.history[-1]["cp"] <= 4.7
 
 
+def test_cost_of_a_gated_run_is_relative_to_the_layers_that_it_counts() -> None:
+    changes = {"options": [[8, 8], [8, 8]], "weight_bits": 8, "targets": [6.0], "deadlines": []}
+    result = train(TrainConfig.from_recipe(RECIPE, epochs=1, train_limit=64, test_limit=8, **changes))
+    assert result.cp == pytest.approx(6.25) and result.history[0]["cp"] == pytest.approx(6.25)
+    assert result.cc == pytest.approx(result.cc_static), "all gates choose 8/8/8"
+
+
 def test_unusable_gates_are_refused() -> None:
     layer, x, hard = make_layer()
     with pytest.raises(ValueError, match="share"):

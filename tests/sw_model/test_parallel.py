@@ -16,7 +16,7 @@ from torch import nn
 from sw_model import fused
 from sw_model.data import Part
 from sw_model.engine import SoftwareEngine
-from sw_model.parallel import ALONE, GlobalBatchNorm2d, Ranks, share_statistics
+from sw_model.parallel import ALONE, GlobalBatchNorm2d, Ranks, Shard, share_statistics
 from sw_model.quantizers import affine_grid, fake_quantize, random_units
 from sw_model.recipe import ConfigError
 from sw_model.run_folder import load_checkpoint
@@ -119,6 +119,12 @@ def test_global_normalisation_of_one_process_is_pytorchs() -> None:
     for key, value in model.state_dict().items():
         assert torch.allclose(value, shared.state_dict()[key], rtol=1e-6)
     assert torch.allclose(model.eval()(x), shared.eval()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+def test_a_part_that_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        Shard(ALONE, 2).extremes(torch.tensor([bad, 1.0]))
 
 
 @pytest.mark.parametrize("kernels", [True, False])

@@ -48,3 +48,19 @@ def test_run_without_a_folder_leaves_no_events(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     train(replace(SMALL, epochs=1))
     assert not list(tmp_path.iterdir())
+
+
+def test_curves_and_log_show_an_unquantized_operand_as_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: dict[str, list[float]] = {}
+
+    def step(self: Axes, x: object, y: list[float], *, label: str, **_: object) -> None:
+        drawn[label] = [round(value) for value in y]
+
+    monkeypatch.setattr(Axes, "step", step)
+    config = replace(SMALL, epochs=2, schedule="manual", stages=((8, 8, 0), (0, 0, 0)), starts=(0, 1), deadlines=())
+    train(config, out=tmp_path)
+    logged = scalars(tmp_path)
+    for name, bits in {"weight": [8, 32], "activation": [8, 32], "gradient": [32, 32]}.items():
+        assert drawn[name] == bits == [value for _, value in logged[f"epoch/bits_{name}"]]

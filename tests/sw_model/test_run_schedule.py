@@ -7,17 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from fractrain import main
 from hw.computational_cost import Schedule, Trained, computational_cost, load_schedule
-from hw.layers import Bits
+from hw.layers import TRANSFORMERS, Bits
 from sw_model.cost import layer_macs
 from sw_model.data import ImageSet
 from sw_model.layers import Precision
 from sw_model.models import build_model
 from sw_model.recipe import TrainConfig
 from sw_model.run_schedule import RunSchedule, layer_name
+from sw_model.text import TokenSet
 from sw_model.training import Result, train
+from sw_model.transformer import build_language_model
 
 FEW: dict[str, Any] = {"width": 4, "epochs": 3, "batch": 32, "train_limit": 100, "test_limit": 40, "lr": 0.05}
 GATES: dict[str, Any] = {
@@ -55,6 +60,50 @@ def test_costs_from_the_record_are_the_meters(name: str, tmp_path: Path) -> None
     assert schedule.trained is not None
     schedule.check(schedule.trained.shapes(), name)
     agrees(schedule, result)
+
+
+WORDS = np.random.default_rng(0).integers(2, 20, 300)
+TEXT = TokenSet(WORDS, WORDS[:60], ("<unk>", "<eos>", *"abcdefghijklmnopqr"), 8)
+WRITTEN: dict[str, Any] = {**FEW, "model": "transformer-small", "batch": 12, "train_limit": 30, "test_limit": 2}
+TEXT_RUNS = {
+    "static": TrainConfig(**WRITTEN, schedule="static", stages=((8, 8, 8),)),
+    "float32": TrainConfig(**WRITTEN, schedule="static", stages=((0, 0, 0),)),
+    "weights wider": TrainConfig(**WRITTEN, schedule="static", stages=((6, 3, 4),)),
+    "bifurcated, all quantized": TrainConfig(**WRITTEN, schedule="static", stages=((8, 6, 8, 16),), quantize_head=True),
+    "pfq": TrainConfig(**WRITTEN, schedule="pfq", stages=((3, 3, 6), (4, 4, 6), (8, 8, 8)), deadlines=(0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", TEXT_RUNS)
+def test_costs_of_a_language_model_are_the_meters(name: str, tmp_path: Path) -> None:
+    result = train(TEXT_RUNS[name], out=tmp_path, data=TEXT)
+    schedule = load_schedule(tmp_path)
+    assert schedule.epochs == pytest.approx(3) and schedule.trained is not None
+    assert schedule.trained == Trained("transformer-small", 20, 128, (8,), 30, 12)
+    schedule.check(schedule.trained.shapes(), name)
+    agrees(schedule, result)
+
+
+def test_a_resumed_language_model_has_the_same_record_and_the_command_costs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(TEXT_RUNS["pfq"], out=tmp_path / "whole", data=TEXT)
+    part = train(TEXT_RUNS["pfq"], out=tmp_path / "part", data=TEXT, stop_after=4)
+    agrees(load_schedule(tmp_path / "part"), part)
+    result = train(TEXT_RUNS["pfq"], out=tmp_path / "part", data=TEXT, resume=True)
+    records = [(tmp_path / folder / "schedule.json").read_text() for folder in ("whole", "part")]
+    assert records[0] == records[1]
+    for machine in ("bitfusion", "zc706"):
+        assert main(["cost", "--schedule", str(tmp_path / "part"), "--machine", machine, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)["whole_training"]
+        assert report["cc_paper"] == pytest.approx(result.cc) and report["cc_full"] == pytest.approx(result.cc_full)
+
+
+@pytest.mark.parametrize("model", TRANSFORMERS)
+def test_layers_of_language_models_are_the_same(model: str) -> None:
+    macs = layer_macs(build_language_model(model, 11, 6), torch.zeros(1, 6, dtype=torch.int64))
+    shapes = Trained(model, 11, 1, (6,), 1, 1).shapes()
+    assert {layer_name(model, name): count for name, count in macs.items()} == {s.name: s.macs for s in shapes}
 
 
 def test_every_product_of_a_layer_costs_what_it_did(tmp_path: Path) -> None:
@@ -163,8 +212,6 @@ def test_layers_without_counterpart_are_named(name: str) -> None:
 
 def test_gates_alone_do_not_change_the_record_of_others() -> None:
     """Counting by hand: 6 images, two blocks, one option of which is to skip."""
-    import torch
-
     shapes = Trained("resnet-8", 10, 4, (1, 8, 8), 12, 6)
     macs = {f"base.{n}": m for n, m in layer_macs(build_model("resnet-8", 10, (1, 8, 8), width=4), (1, 8, 8)).items()}
     record = RunSchedule(shapes, macs, gated=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_words_are_numbered_by_frequency_and_lines_end(folder: Path) -> None:
     assert data.vocabulary[int(data.test_tokens[1])] == "<unk>", "'bird' is not in the training text"
     small = load_text(str(folder), 8, vocabulary=4)
     assert small.vocabulary == data.vocabulary[:4] and small.train_tokens.max() == 3
+
+
+def test_only_a_line_feed_ends_a_line(folder: Path) -> None:
+    (folder / "test.txt").write_text("the cat\x0bsat\u2028on\x85the mat", encoding="utf-8")
+    data = load_text(str(folder), 4)
+    assert [data.vocabulary[i] for i in data.test_tokens] == ["the", "cat", "sat", "on", "the", "mat", "<eos>"]
+
+
+def test_a_long_text_is_read_in_little_more_memory_than_its_numbers(tmp_path: Path) -> None:
+    """WikiText-103 has 10**8 words: as many strings would take 6 GB."""
+    words = 300_000
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text(f"{'some words on a line ' * 20}\n" * (words // 101), encoding="utf-8")
+    tracemalloc.start()
+    data = load_text(str(tmp_path), 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * (data.train_tokens.nbytes + data.test_tokens.nbytes)
 
 
 def test_batches_hold_contiguous_text_and_every_test_word_is_predicted_once(folder: Path) -> None:
@@ -135,7 +154,7 @@ def test_perplexity_of_a_network_that_knows_nothing_is_the_size_of_the_vocabular
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_resumed_language_model_is_the_same_to_the_bit(folder: Path, tmp_path: Path, exact: bool) -> None:
-    config = replace(settings(folder), train_limit=10, test_limit=2, batch=4)
+    config = replace(settings(folder), train_limit=10, test_limit=2, batch=4, dropout=0.2)
     engine = SoftwareEngine() if exact else None
     train(config, engine, out=tmp_path / "whole")
     for stop in (2, 5):
@@ -149,6 +168,6 @@ def test_inverse_square_root_rate_peaks_at_the_end_of_the_warmup() -> None:
     config = TrainConfig(lr=0.1, lr_schedule="inverse-sqrt", warmup=0.1)
     rates = [learning_rate(config, step, 100) for step in range(100)]
     assert max(rates) == rates[9] == pytest.approx(0.1) and rates[39] == pytest.approx(0.05)
-    for wrong in ({"warmup": 0.0}, {"betas": [0.9]}, {"vocabulary": 2}, {"optimizer": "lion"}):
+    for wrong in ({"warmup": 0.0}, {"betas": [0.9]}, {"vocabulary": 2}, {"optimizer": "lion"}, {"dropout": 1.0}):
         with pytest.raises(ConfigError):
             TrainConfig.from_mapping({"lr_schedule": "inverse-sqrt", "warmup": 0.1, **wrong})

@@ -9,12 +9,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from host.products import Engine
 from sw_model.engine import SoftwareEngine
+from sw_model.metrics import Metric
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.run_folder import load_checkpoint, write_atomically
 from sw_model.training import Step, train
@@ -66,6 +68,23 @@ def test_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(config, out=tmp_path / "killed", on_step=die)
     assert load_checkpoint(tmp_path / "killed" / "checkpoint.pt")["position"][:2] == [1, 2]
+    train(config, out=tmp_path / "killed", resume=True)
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"schedule": "cyclic", "cycles": 5, "deadlines": (), "eval_every": 3}], ids=["pfq", "cyclic"]
+)
+def test_run_killed_while_it_was_tested_resumes_at_the_precision_of_its_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """The checkpoint of an epoch's last step comes before its evaluation, which a resumed run begins with."""
+    config = replace(SMALL, checkpoint_every=4, **changes)
+    train(config, out=tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Metric, "value", Mock(side_effect=KeyboardInterrupt))
+        train(config, out=tmp_path / "killed")
+    assert load_checkpoint(tmp_path / "killed" / "checkpoint.pt")["position"][:2] == [0, 4]
     train(config, out=tmp_path / "killed", resume=True)
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"))
 
@@ -173,6 +192,7 @@ def test_learning_rate_shapes() -> None:
         ({"stages": [[3, 3]]}, "3 or 4 widths"),
         ({"stages": [[3, 3, 40]]}, "grad bits"),
         ({"schedule": "static"}, "one stage"),
+        ({"schedule": "static", "stages": [[8, 8, 8]], "targets": [3.0]}, "belong to schedule 'dfq'"),
         ({"deadlines": [3]}, "rising"),
         ({"data": 5}, "str"),
         ({"mode": "papr"}, "'papr'; use 'fixed'"),
@@ -227,6 +247,10 @@ def test_command_line_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
     assert run("--data", str(tmp_path / "none"), "--out", str(tmp_path / "no")) == 2
     assert "existing path" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+    gated = str(RECIPES / "digits-fractrain.toml")
+    assert run("--recipe", gated, *small, "--out", str(tmp_path / "static"), "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["cp"] == pytest.approx(6.25) and result["history"][0]["target"] is None
 
 
 def test_reference_device_trains_to_the_same_bits_as_software(tmp_path: Path) -> None:

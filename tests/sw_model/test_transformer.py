@@ -7,8 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from sw_model import quantizers as Q
+from sw_model.cost import layer_macs
+from sw_model.data import Part
 from sw_model.engine import SoftwareEngine
-from sw_model.layers import Precision, Run, attach, quantized_layers, set_precision
+from sw_model.layers import Dropout, Precision, Run, attach, quantized_layers, set_precision
+from sw_model.parallel import Ranks, Shard
 from sw_model.transformer import QMatmul, TransformerLM
 
 
@@ -76,6 +79,63 @@ def test_quantized_model_agrees_on_both_paths_and_learns() -> None:
         optimizer.step()
     assert float(loss.detach()) < 0.3
     assert sum(1 for _ in quantized_layers(model)) > 12
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    x = torch.ones(50, 40, 10, requires_grad=True)
+    dropout = Dropout(0.3)
+    y = dropout(x)
+    y.sum().backward()
+    dropped = y == 0
+    assert float(dropped.float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert torch.equal(y[~dropped], torch.full_like(y[~dropped], 1 / 0.7))
+    assert x.grad is not None and torch.equal(x.grad, y)
+    assert torch.equal(dropout(x), y), "a function of counters"
+    dropout.eval()
+    assert dropout(x) is x and Dropout(0.0)(x) is x
+
+
+def test_dropout_depends_on_seed_step_and_module_only() -> None:
+    model = make_with_dropout()
+    modules = [m for m in model.modules() if isinstance(m, Dropout)]
+    assert len(modules) == 5 and len({m.index for m in modules}) == 5
+    x = torch.ones(4, 12, 16)
+    seen = {}
+    for seed in (1, 2):
+        for step in (0, 1):
+            attach(model, Run(seed=seed, step=step))
+            layer_macs(model, torch.zeros(1, 12, dtype=torch.int64))  # leaves the run as it is
+            for m in modules:
+                seen[seed, step, m.index] = (m(x) == 0).numpy().tobytes()
+    assert len(set(seen.values())) == len(seen) == 20
+    torch.manual_seed(5)
+    attach(model, Run(seed=2, step=1))
+    assert (modules[4](x) == 0).numpy().tobytes() == seen[2, 1, 4]
+
+
+def test_parts_of_a_batch_drop_what_the_whole_drops() -> None:
+    x = torch.randn(5, 6, 4)
+    whole, pieces = Dropout(0.4), []
+    for rank in range(2):
+        part = Dropout(0.4)
+        ranks = Ranks(Part(rank, 2))
+        part.run = Run(shard=Shard(ranks, 5))
+        pieces.append(part(x[ranks.part.rows(5)]))
+    assert torch.equal(torch.cat(pieces), whole(x))
+
+
+def test_a_model_with_dropout_differs_in_training_only() -> None:
+    tokens = torch.arange(12).remainder(11).repeat(3, 1)
+    plain, dropping = make(), make_with_dropout()
+    assert not torch.equal(plain(tokens), dropping(tokens))
+    assert torch.equal(plain.eval()(tokens), dropping.eval()(tokens))
+
+
+def make_with_dropout() -> TransformerLM:
+    torch.manual_seed(0)
+    model = TransformerLM(11, width=16, layers=2, heads=2, hidden=32, context=12, dropout=0.2)
+    attach(model, Run(seed=1))
+    return model
 
 
 def test_wrong_shapes_are_refused() -> None:
