@@ -188,7 +188,14 @@ def candidates(request: Request) -> list[tuple[Design, int]]:
             name = "-".join([short, f"c{channels}", accumulators, *map(str, depths), f"{clock:g}"])
             try:
                 design = Design(
-                    name, request.part, clock, channels, depth_epilogue=EPILOGUE, accumulators=accumulators, **sizes
+                    name,
+                    request.part,
+                    clock,
+                    channels,
+                    depth_epilogue=EPILOGUE,
+                    accumulators=accumulators,
+                    statistics_lanes=channels,
+                    **sizes,
                 )
             except DesignError as error:
                 if not 10 <= clock <= 500:

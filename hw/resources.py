@@ -81,15 +81,26 @@ def _finish(heap: list[int]) -> list[int] | None:
 
 #: LUT, FF and DSP of what Yosys maps: constant, per lane, and per lane and channel
 MAPPED: dict[str, dict[str, tuple[float, float, float]]] = {
-    "operand_network": {"lut": (0, 11.0, 45.07), "ff": (0, 0, 17.45), "dsp": (0, 0, 0)},
+    "operand_network": {"lut": (0, 3.9, 47.98), "ff": (0, 0, 17.5), "dsp": (0, 0, 0)},
     "quantizer": {"lut": (1577, 0, 0), "ff": (471, 0, 0), "dsp": (8, 0, 0)},
-    "loader": {"lut": (4560, 0, 0), "ff": (5358, 0, 0), "dsp": (19, 0, 0)},
-    "drain": {"lut": (1000, 523, 39.4), "ff": (537, 242, 80), "dsp": (0, 2, 0)},
-    "sequencer": {"lut": (809, 0, 0), "ff": (417, 1.75, 0), "dsp": (6, 0, 0)},
-    "command_queue": {"lut": (2462, 0, 0), "ff": (2859, 0, 0), "dsp": (0, 0, 0)},
-    "control_registers": {"lut": (244, 0, 0), "ff": (40, 0, 0), "dsp": (0, 0, 0)},
-    "fabric": {"lut": (141, 0, 0), "ff": (411, 2, 0), "dsp": (0, 0, 0)},
+    "loader": {"lut": (4745, 0, 0), "ff": (5354, 0, 0), "dsp": (13, 0, 0)},
+    "drain": {"lut": (2700, 349, 41.5), "ff": (1100, 258, 80.1), "dsp": (4, 2, 0)},
+    "sequencer": {"lut": (1372, 0, 0), "ff": (930, 1.69, 0), "dsp": (2, 0, 0)},
+    "command_queue": {"lut": (797, 0, 0), "ff": (282, 0, 0), "dsp": (0, 0, 0)},
+    "control_registers": {"lut": (252, 0, 0), "ff": (40, 0, 0), "dsp": (0, 0, 0)},
+    "fabric": {"lut": (310, 1, 0), "ff": (428, 1, 0), "dsp": (0, 0, 0)},
 }
+#: LUT of the bits that tell zero row words, per address of a tensor buffer
+FLAG_LUT = 0.43
+
+
+def optional_units(design: Design) -> Area:
+    """What the drain takes for statistics and stochastic rounding at the design's rates; fitted to both units alone."""
+    wide, random = design.statistics_lanes, design.rounding_lanes
+    area = Area(round(1250 + 145 * wide), round(520 + 92 * wide), 0.0, 2 * wide)
+    if random:
+        area += Area(160 + 327 * random, round(47 * design.lanes + 82 + 65 * random), 0.0, 6 * random)
+    return area
 
 
 def resources_by_module(design: Design) -> dict[str, Area]:
@@ -101,8 +112,16 @@ def resources_by_module(design: Design) -> dict[str, Area]:
         "dot_product_unit": dot_product(design.dot_bits, False, design.accumulators == "dsp").times(design.units),
         "operand_sum_unit": dot_product(design.dot_bits, True, False).times(lanes),
         "dot_product_array": Area(0, 8),
-        "buffer_a": Area(tensor_slices + 2, 0, tensor_slices * memory_blocks(BEAT_BITS, design.depth_a)),
-        "buffer_g": Area(tensor_slices + 2, 0, tensor_slices * memory_blocks(BEAT_BITS, design.depth_g)),
+        "buffer_a": Area(
+            tensor_slices + 2 + round(FLAG_LUT * design.depth_a),
+            0,
+            tensor_slices * memory_blocks(BEAT_BITS, design.depth_a),
+        ),
+        "buffer_g": Area(
+            tensor_slices + 2 + round(FLAG_LUT * design.depth_g),
+            0,
+            tensor_slices * memory_blocks(BEAT_BITS, design.depth_g),
+        ),
         "buffer_w": Area(-(-weight_bits // BEAT_BITS) + 5),
     }
     areas["buffer_w"] += Area(
@@ -116,7 +135,7 @@ def resources_by_module(design: Design) -> dict[str, Area]:
         one = {kind: round(a + b * lanes + c * lanes * channels) for kind, (a, b, c) in kinds.items()}
         areas[name] = Area(one["lut"], one["ff"], 0.0, one["dsp"]).times(QUANTIZERS if name == "quantizer" else 1)
     accumulators = channels * memory_blocks(contract.ACCUMULATOR_BITS, design.depth_accumulator)
-    areas["drain"] += Area(bram36=accumulators + design.statistics_bram36)
+    areas["drain"] += optional_units(design) + Area(bram36=accumulators + design.statistics_bram36)
     return areas
 
 
