@@ -40,8 +40,17 @@ _ONCE = {
     _aten.sigmoid_backward.default,
     _aten.tanh.default,
     _aten.tanh_backward.default,
+    _aten.native_layer_norm.default,
+    _aten.native_layer_norm_backward.default,
 }
-_IN_PLACE = {_aten.sigmoid_.default: _aten.sigmoid.default, _aten.tanh_.default: _aten.tanh.default}
+_IN_PLACE = {
+    _aten.sigmoid_.default: _aten.sigmoid.default,
+    _aten.tanh_.default: _aten.tanh.default,
+    # of Adam and of running statistics
+    _aten.lerp_.Scalar: _aten.lerp.Scalar,
+    _aten.addcmul_.default: _aten.addcmul.default,
+    _aten.addcdiv_.default: _aten.addcdiv.default,
+}
 
 
 def _widened(value: Any) -> Any:

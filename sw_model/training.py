@@ -1,7 +1,9 @@
 """The training loop: quantized training by a recipe, resumable to the bit.
 
 A run is a function of its :class:`TrainConfig`: initialisation, order, augmentation and every stochastic rounding
-derive from the seed and counters.  See :mod:`sw_model.run_folder` for what a run leaves behind.
+derive from the seed and counters.  With an exact engine it is the same everywhere; on the fast path PyTorch's products
+add float32 in an order that follows the machine and the number of threads, so there the same bits take the same of both.
+See :mod:`sw_model.run_folder` for what a run leaves behind.
 """
 
 from __future__ import annotations

@@ -105,6 +105,30 @@ def test_batch_norm_is_the_boards_to_the_bit(shape: tuple[int, ...]) -> None:
     assert np.array_equal(again, fixed.numpy())
 
 
+def layer_norm(a: Tensor, b: Tensor) -> Tensor:
+    """The result, and the gradient by the bias."""
+    bias = b[0].clone().requires_grad_()
+    y = F.layer_norm(a, (a.shape[1],), b[1], bias)
+    return torch.cat([y.detach(), torch.autograd.grad(y, bias, b)[0][None]])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: a.clone().lerp_(b, 0.1),
+        lambda a, b: a.clone().addcmul_(b, b, value=0.3),
+        lambda a, b: a.clone().addcdiv_(b, a.abs().add(1), value=-0.7),
+        layer_norm,
+    ],
+    ids=["lerp", "addcmul", "addcdiv", "layer_norm"],
+)
+def test_operations_of_adam_and_transformers_round_once(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    a, b = torch.randint(-1000, 1000, (2, 40, 30), generator=torch.Generator().manual_seed(3)) / 1024
+    with Reproducible():
+        found = function(a, b)
+    assert torch.equal(found, function(a.double(), b.double()).float())
+
+
 @pytest.mark.parametrize("function", [F.relu, lambda x: x.mean((2, 3)), lambda x: x.sum((0, 2))])
 def test_values_that_need_no_care_are_left_alone(function: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(4, 3, 5, 5)
