@@ -56,6 +56,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("--threads", type=int, help="CPU threads of PyTorch")
     train.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
     train.set_defaults(run=run_train)
+    compare = subparsers.add_parser(
+        "compare", help="finished runs side by side: score and cost, as a table and a figure"
+    )
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, the baseline first")
+    compare.add_argument("--figure", type=Path, help="draw scores over epochs and over cost (SVG or PNG)")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(run=run_compare)
 
 
 def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -155,6 +162,43 @@ def run_train(arguments: argparse.Namespace) -> int:
         print(json.dumps(asdict(result)))
         return 0
     _print_result(result, arguments.device, out)
+    return 0
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """``fractrain compare``: returns the exit status."""
+    from sw_model.comparison import ComparisonError, draw, read_runs, table
+
+    try:
+        runs = read_runs(arguments.runs)
+    except ComparisonError as error:
+        print(f"fractrain compare: {error}", file=sys.stderr)
+        return 2
+    if arguments.figure is not None:
+        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+        draw(runs, arguments.figure)
+    rows = table(runs)
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    metric = runs[0].metric.name
+    shown = Table(title="Finished runs; cost in float32 MAC")
+    for heading in ("run", f"test {metric}", "difference", "CC as published", "saved", "CC of every product", "saved"):
+        shown.add_column(heading, justify="left" if heading == "run" else "right")
+    for row in rows:
+        shown.add_row(
+            str(row["run"]),
+            f"{row[metric]:.2f}",
+            f"{row['difference']:+.2f}",
+            f"{row['cc']:.4g}",
+            f"{row['cc_saved']:.1f} %",
+            f"{row['cc_full']:.4g}",
+            f"{row['cc_full_saved']:.1f} %",
+        )
+    Console().print(shown)
     return 0
 
 
