@@ -42,6 +42,7 @@ from sw_model.recipe import TrainConfig
 from sw_model.recipe import learning_rate as recipe_learning_rate
 from sw_model.run_folder import load_checkpoint
 from sw_model.training import train
+from tests.host.observed_engine import ObservedEngine
 from tests.host.substitute_pynq import Board, install
 from tests.host.substitute_pynq import overlay_files as overlay_files_of
 
@@ -74,28 +75,17 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Recorder:
+class Recorder(ObservedEngine):
     """An engine that keeps the codes of every product."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.meter = engine, engine.meter
+        super().__init__(engine)
         self.seen: Counter[str] = Counter()
 
-    def _note(self, name: str, a: Operand, b: Operand, g: ConvGeometry) -> Sums:
+    def observe(self, product: str, a: Operand, b: Operand, sums: Sums) -> None:
         codes = [host_codes(a), host_codes(b)]
         digest = hashlib.sha256(b"".join(c.tobytes() for c in codes)).hexdigest()
-        self.seen[f"{name} {codes[0].shape} {codes[1].shape} {a.grid.bits} {b.grid.bits} {digest}"] += 1
-        result: Sums = getattr(self.engine, name)(a, b, g)
-        return result
-
-    def forward(self, x: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
-        return self._note("forward", x, w, geometry)
-
-    def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
-        return self._note("input_gradient", g, w, geometry)
-
-    def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums:
-        return self._note("weight_gradient", x, g, geometry)
+        self.seen[f"{product} {codes[0].shape} {codes[1].shape} {a.grid.bits} {b.grid.bits} {digest}"] += 1
 
 
 # -- against PyTorch ----------------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ import torch
 
 from host.device import open_device
 from host.engine import FabricEngine, host_codes
-from host.products import ConvGeometry, Engine, Meter, Operand, Sums
+from host.products import Engine, Operand, Sums
 from hw.design import load_design
 from sw_model.engine import SoftwareEngine
 from sw_model.recipe import TrainConfig
 from sw_model.run_folder import load_checkpoint
 from sw_model.training import train
+from tests.host.observed_engine import ObservedEngine
 
 CONFIG = TrainConfig(
     model="resnet-8",
@@ -35,26 +36,15 @@ CONFIG = TrainConfig(
 )
 
 
-class Recorder:
+class Recorder(ObservedEngine):
     """An engine that notes the codes that go in and the sums that come out of another."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.calls = engine, []  # type: ignore[var-annotated]
-        self.meter: Meter = engine.meter
+        super().__init__(engine)
+        self.calls: list[Any] = []
 
-    def _note(self, product: str, a: Operand, b: Operand, geometry: ConvGeometry) -> Sums:
-        sums = getattr(self.engine, product)(a, b, geometry)
+    def observe(self, product: str, a: Operand, b: Operand, sums: Sums) -> None:
         self.calls.append((product, host_codes(a), host_codes(b), sums.dot.copy()))
-        return sums
-
-    def forward(self, x: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
-        return self._note("forward", x, w, geometry)
-
-    def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
-        return self._note("input_gradient", g, w, geometry)
-
-    def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums:
-        return self._note("weight_gradient", x, g, geometry)
 
 
 def trained(engine: Engine, out: Path) -> tuple[list[Any], dict[str, torch.Tensor]]:

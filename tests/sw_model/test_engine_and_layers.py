@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from host.products import ConvGeometry, Engine, Grid, Meter, Operand, Sums
+from host.products import ConvGeometry, Engine, Grid, Operand, Sums
 from sw_model import layers as L
 from sw_model import quantizers as Q
 from sw_model.engine import SoftwareEngine, operand_codes
 from sw_model.models import build_model
+from tests.host.observed_engine import ObservedEngine
 
 geometries = st.builds(
     ConvGeometry,
@@ -142,29 +143,17 @@ def test_engine_refuses_wrong_codes_shapes_and_values() -> None:
         SoftwareEngine().forward(Operand(grid, values=np.full((1, 2, 1, 1), np.nan, np.float32)), w, m)
 
 
-class Spy:
+class Spy(ObservedEngine):
     """An engine that keeps the codes of every operand and answers with the software engine's sums."""
 
     def __init__(self) -> None:
-        self.meter = Meter()
+        super().__init__(SoftwareEngine())
         self.calls: list[tuple[str, np.ndarray, np.ndarray]] = []
         self.operands: list[tuple[Operand, Operand]] = []
-        self._inner = SoftwareEngine()
 
-    def _note(self, product: str, a: Operand, b: Operand, geometry: ConvGeometry) -> Sums:
+    def observe(self, product: str, a: Operand, b: Operand, sums: Sums) -> None:
         self.calls.append((product, operand_codes(a), operand_codes(b)))
         self.operands.append((a, b))
-        sums: Sums = getattr(self._inner, product)(a, b, geometry)
-        return sums
-
-    def forward(self, x: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
-        return self._note("forward", x, w, geometry)
-
-    def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
-        return self._note("input_gradient", g, w, geometry)
-
-    def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums:
-        return self._note("weight_gradient", x, g, geometry)
 
 
 def make(kind: str) -> tuple[L.QLayer, torch.Tensor]:

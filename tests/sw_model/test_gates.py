@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from host.device import open_device
 from host.engine import FabricEngine
+from host.products import Engine
 from hw.computational_cost import computational_cost, load_schedule
 from hw.design import load_design
 from sw_model import quantizers as Q
@@ -75,33 +76,27 @@ def test_mixture_equals_every_option_computed_and_summed() -> None:
     assert torch.allclose(x_one.grad, probe.grad, atol=1e-5)
 
 
+def dispatched(engine: Engine | None) -> tuple[Tensor | None, ...]:
+    """Output of a dispatched layer, and the gradients of its input, weight and mask."""
+    layer, x, hard = make_layer()
+    layer.engine = engine
+    mask = hard.requires_grad_()
+    x.requires_grad_()
+    y = dispatch(layer, x, mask, precisions())
+    torch.manual_seed(5)
+    y.backward(torch.randn(y.shape))  # not randn_like: the paths lay out y differently
+    return y.detach(), x.grad, layer.weight.grad, mask.grad
+
+
 def test_both_paths_agree() -> None:
-    results = []
-    for engine in (None, SoftwareEngine()):
-        layer, x, hard = make_layer()
-        layer.engine = engine
-        mask = hard.requires_grad_()
-        x.requires_grad_()
-        y = dispatch(layer, x, mask, precisions())
-        torch.manual_seed(5)
-        y.backward(torch.randn(y.shape))  # not randn_like: the paths lay out y differently
-        results.append((y.detach(), x.grad, layer.weight.grad, mask.grad))
-    for fast, exact in zip(*results, strict=True):
+    for fast, exact in zip(dispatched(None), dispatched(SoftwareEngine()), strict=True):
         assert fast is not None and exact is not None
         assert (fast - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
 def test_a_gated_batch_is_one_program_forward_and_one_backward() -> None:
-    results, fabric = [], FabricEngine(open_device("reference", load_design("sim-small")))
-    for engine in (fabric, SoftwareEngine()):
-        layer, x, hard = make_layer()
-        layer.engine = engine
-        mask = hard.requires_grad_()
-        x.requires_grad_()
-        y = dispatch(layer, x, mask, precisions())
-        torch.manual_seed(5)
-        y.backward(torch.randn_like(y))
-        results.append((y.detach(), x.grad, layer.weight.grad, mask.grad))
+    fabric = FabricEngine(open_device("reference", load_design("sim-small")))
+    results = dispatched(fabric), dispatched(SoftwareEngine())
     assert fabric.meter.totals["PROGRAMS"] == 2
     for device, software in zip(*results, strict=True):
         assert device is not None and software is not None
