@@ -116,12 +116,13 @@ class Stage:
         mixture: (share, widths) over samples, for all layers that ``layers`` does not name; shares sum to one.
         layers: layer name -> its own mixture, for instance what gates chose in a run.
         ran: layer name -> how it ran where that is not as scheduled (a layer left in float32, a shortcut whose block is
-            skipped); None where no run has told.
+            skipped); None where no run has told.  Shares sum to one, or to more where a layer ran several times for a
+            sample (gates that compute every option).
 
     Samples that skip a layer have ``SKIP`` for its widths.
 
     Raises:
-        ValueError: negative length, shares that are negative or do not sum to one, or widths that do not exist.
+        ValueError: negative length, shares that are negative or have another sum, or widths that do not exist.
     """
 
     epochs: float
@@ -132,10 +133,13 @@ class Stage:
     def __post_init__(self) -> None:
         if not 0 <= self.epochs < math.inf:
             raise ValueError(f"a stage of {self.epochs} epochs cannot be trained; give 0 or more")
-        for where, mixture in (("all layers", self.mixture), *self.layers.items(), *(self.ran or {}).items()):
+        several = [(f"what {name} ran", mixture, math.inf) for name, mixture in (self.ran or {}).items()]
+        once = [(name, mixture, 1 + 1e-6) for name, mixture in (("all layers", self.mixture), *self.layers.items())]
+        for where, mixture, limit in (*once, *several):
             shares = [share for share, _ in mixture]
-            if not min(shares, default=-1) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
-                raise ValueError(f"shares {shares} of {where} do not sum to one; normalise the counts")
+            if not min(shares, default=-1) >= 0 or not 1 - 1e-6 < sum(shares) < limit:
+                rule = "one or more" if limit == math.inf else "one"
+                raise ValueError(f"shares {shares} of {where} do not sum to {rule}; divide counts by that of samples")
             for _, bits in mixture:
                 if bits != SKIP and not (all(1 <= b <= 32 for b in bits[:3]) and 0 <= bits.weight_g <= 32):
                     raise ValueError(
@@ -299,7 +303,8 @@ def load_schedule(path: Path) -> Schedule:
          "fixed": {kind: widths}, "uncounted": [layer, ...],
          "trained": {"model", "classes", "width", "image": [channels, height, width] or [tokens], "samples", "batch"}}
 
-    A mixture is ``[[share, widths], ...]`` over the samples of the stage.  Widths are ``[w, a, g]``, or with a fourth
+    A mixture is ``[[share, widths], ...]`` over the samples of the stage; its shares sum to one, in ``ran`` also to more,
+    of a layer that ran several times for a sample.  Widths are ``[w, a, g]``, or with a fourth
     number for a gradient that is quantized to another width for the weight gradient; 32 stands for float32, and
     ``[0, 0, 0]`` for samples that skip the layer.  Of a stage, ``options`` is what the schedule gives to all layers that
     ``layers`` does not name, and ``ran`` lists layers that ran otherwise than that; a file has it in all stages (possibly
@@ -374,7 +379,8 @@ def unquantized_layers(shapes: Sequence[ConvShape], gated: bool) -> frozenset[st
 def layer_mixture(shapes: Sequence[ConvShape], schedule: Schedule, stage: Stage, count: str) -> list[Mixture]:
     """Shares of widths per layer under either count, in the order of ``shapes``.
 
-    Samples that skip a layer are left out, so that the shares of a layer may sum to less than one.
+    Samples that skip a layer are left out, so that the shares of a layer may sum to less than one; those of a layer that
+    ran several times for a sample sum to more.
 
     Raises:
         ValueError: unknown count.

@@ -1,8 +1,8 @@
 """The precision that a run really used, epoch by epoch, as the record that ``hw.computational_cost`` reads.
 
 Two things are recorded of every layer: what the schedule or the gates chose for it, which the published count of the
-cost goes by, and how its products ran.  The second differs where a layer stays in float32, or where a sample that skips
-a block still needs its shortcut.  Layers have the names of ``hw.layers``.
+cost goes by, and how its products ran.  The second differs where a layer stays in float32, where a sample that skips a
+block still needs its shortcut, or where gates compute every option.  Layers have the names of ``hw.layers``.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ class RunSchedule:
             if name in self._chosen:
                 layers[name] = _mixture(scheduled, self._images)
             products = Counter(self._ran.get(name, {}))
-            if left := macs * self._images - products.total():
+            # Gates that compute every option run a layer several times for an image, so that nothing is left.
+            if (left := macs * self._images - products.total()) > 0:
                 products[SKIP] += left
             if products != Counter({bits: macs * count for bits, count in scheduled.items()}):
                 ran[name] = _mixture(products, macs * self._images)

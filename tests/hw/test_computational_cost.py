@@ -178,7 +178,11 @@ def test_a_record_says_what_ran_and_what_counts(tmp_path: Path) -> None:
     [
         ({"stages": [{"epochs": 1, "options": [[1, [4, 0, 6]]]}]}, r"\[4, 0, 6, 0\] of all layers do not exist"),
         ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 33]]]}]}, "do not exist"),
-        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "ran": {"fc": []}}]}, "of fc do not sum to one"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "ran": {"fc": []}}]}, "of what fc ran"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "ran": {"fc": [[0.5, [8, 8, 8]]]}}]},
+         "of what fc ran"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]],
+                      "ran": {"fc": [[2, [8, 8, 8]], [-0.5, [0, 0, 0]]]}}]}, "of what fc ran"),
         ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "runs": {}}]}, "unknown keys runs"),
         ({"stages": [{"epochs": 1, "options": [[1, [8, 8.5, 8]]]}]}, "is not a schedule"),
         ({"stages": [{"epochs": 1, "options": [[1, [8, 8]]]}]}, "is not a schedule"),

@@ -40,6 +40,8 @@ RUNS = {
     "cyclic": TrainConfig(**FEW, schedule="cyclic", stages=((8, 8, 8),), low=3, high=8, cycles=3),
     "dfq with skip": TrainConfig(**GATES),
     "dfq, float32 stem": TrainConfig(**{**GATES, "options": ((3, 6), (4, 8))}, quantize_stem=False),
+    "dfq, every option": TrainConfig(**{**GATES, "options": ((3, 6), (4, 8))}, mode="masked-noise"),
+    "dfq with skip, every option": TrainConfig(**GATES, mode="masked-noise+norm-per-option"),
 }
 
 
@@ -177,12 +179,13 @@ def test_layers_of_hardware_and_software_are_the_same(model: str, image: tuple[i
     assert {layer_name(model, name): count for name, count in macs.items()} == {s.name: s.macs for s in shapes}
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_depthwise_layers_keep_their_widths(gated: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gated", "mode"), [(False, "fixed"), (True, "fixed"), (True, "masked-noise")])
+def test_depthwise_layers_keep_their_widths(gated: bool, mode: str, tmp_path: Path) -> None:
     data = digits_in_colour()
     gates = {"schedule": "dfq", "options": ((3, 6), (4, 8)), "targets": (2.0,)}
     config = TrainConfig.from_mapping(
         {"model": "mobilenetv2", "schedule": "static", "stages": ((4, 4, 6),), "epochs": 1, "batch": 4}
+        | {"mode": mode}
         | (gates if gated else {})
     )
     result = train(config, out=tmp_path, data=data)
