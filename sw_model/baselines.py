@@ -297,6 +297,7 @@ class RangeBatchNorm2d(nn.Module):
     """
 
     CHUNKS = 16
+    LEAST = 2 * CHUNKS  #: values per channel that a batch must have
 
     running_mean: Tensor
     running_deviation: Tensor
@@ -313,10 +314,10 @@ class RangeBatchNorm2d(nn.Module):
         if self.training:
             rows = x.transpose(0, 1).flatten(1)
             n = rows.shape[1] // self.CHUNKS
-            if n < 2:
+            if rows.shape[1] < self.LEAST:
                 raise ValueError(
-                    f"range batch normalisation needs at least {2 * self.CHUNKS} values per channel, not "
-                    f"{rows.shape[1]}; use larger batches"
+                    f"range batch normalisation needs at least {self.LEAST} values per channel, not {rows.shape[1]}; "
+                    "use larger batches"
                 )
             chunks = rows[:, : n * self.CHUNKS].reshape(len(rows), self.CHUNKS, n)
             spans = chunks.amax(2) - chunks.amin(2)

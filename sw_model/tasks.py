@@ -5,7 +5,6 @@ A task ties data, network, loss and metric together, so that the training loop k
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,9 @@ from torch.nn import functional as F
 
 from hw.computational_cost import Trained
 from hw.layers import TRANSFORMERS
+from sw_model.baselines import RangeBatchNorm2d
 from sw_model.data import WHOLE, ImageSet, Part
+from sw_model.gates import way_of
 from sw_model.image_folders import FolderSet, open_images
 from sw_model.metrics import ACCURACY, PERPLEXITY, Metric
 from sw_model.models import build_model
@@ -72,6 +73,15 @@ class Task(Protocol):
         ...
 
 
+#: Values per channel without which a normalisation has no statistics, by its name in recipes.
+LEAST_VALUES = {"batch": 2, "range": RangeBatchNorm2d.LEAST}
+
+
+def smallest_batch(data: Samples, batch: int) -> int:
+    """Samples of an epoch's last batch, which has what batches of ``batch`` samples leave."""
+    return data.train_count % batch or batch
+
+
 @dataclass(frozen=True)
 class Classification:
     """One label per image."""
@@ -93,18 +103,42 @@ class Classification:
             norm=config.norm,
             seed=config.seed,
         )
-        if config.norm == "range":
-            self._try_smallest_batch(model, config.batch)
+        self._check_smallest_batch(model, config)
         return model
 
-    def _try_smallest_batch(self, model: nn.Module, batch: int) -> None:
-        """Refuses batches that Range BN cannot estimate a deviation from, before training comes upon them."""
-        count = self.data.train_count
-        smallest = count % batch or min(batch, count)
-        try:
-            copy.deepcopy(model)(torch.zeros(smallest, *self.data.image_shape))
-        except ValueError as error:
-            raise ConfigError(f"batches of {smallest} images are too small: {error}") from error
+    def _check_smallest_batch(self, model: nn.Module, config: TrainConfig) -> None:
+        """Refuses what would leave a normalisation too few values for its statistics, before training comes upon it."""
+        needed, pixels = LEAST_VALUES[config.norm], self._least_pixels(model)
+        images = smallest_batch(self.data, config.batch)
+        if images * pixels < needed:
+            raise ConfigError(
+                f"norm = {config.norm!r} needs {needed} values per channel, but an epoch's last batch has "
+                f"{images * pixels}, {images} images whose maps shrink to {pixels} pixels; change batch "
+                f"({config.batch}) or train_limit ({config.train_limit})"
+            )
+        # With norm "batch", one image of one pixel that would be left alone goes round the block, see GatedNetwork.
+        if config.norm == "range" and (0, 0) in config.options and way_of(config.mode) == "once" and pixels < needed:
+            raise ConfigError(
+                f"norm = {config.norm!r} needs {needed} values per channel, but gates may let all images of a batch but "
+                f"one skip a block, and maps shrink to {pixels} pixels; use norm 'batch', or leave [0, 0] out of options"
+            )
+
+    @torch.no_grad()
+    def _least_pixels(self, model: nn.Module) -> int:
+        """Pixels of an image where the fewest are normalised."""
+        counts: list[int] = []
+
+        def note(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+            counts.append(inputs[0][0, 0].numel())
+
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | RangeBatchNorm2d)]
+        hooks = [norm.register_forward_pre_hook(note) for norm in norms]
+        model.eval()
+        model(self.example())
+        model.train()
+        for hook in hooks:
+            hook.remove()
+        return min(counts)
 
     def trained(self, config: TrainConfig) -> Trained:
         data = self.data

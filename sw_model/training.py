@@ -33,7 +33,7 @@ from sw_model.reproducible import Reproducible
 from sw_model.run_folder import EventLog, RunFolder
 from sw_model.run_schedule import GATED, RunSchedule
 from sw_model.schedules import Pfq
-from sw_model.tasks import Task, evaluate, open_task
+from sw_model.tasks import Task, evaluate, open_task, smallest_batch
 from sw_model.text import TokenSet
 from sw_model.transformer import QMatmul
 
@@ -189,7 +189,7 @@ def _check_ranks(config: TrainConfig, task: Task, engine: bool, ranks: Ranks) ->
             )
     if config.schedule == "dfq":
         raise ConfigError("gates group the whole batch by its samples' options; train schedule 'dfq' with one process")
-    smallest = task.data.train_count % config.batch or min(config.batch, task.data.train_count)
+    smallest = smallest_batch(task.data, config.batch)
     if smallest < ranks.part.size:
         raise ConfigError(
             f"an epoch's last batch has {smallest} inputs, too few for {ranks.part.size} processes; change batch "

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sw_model.baselines import RangeBatchNorm2d
-from sw_model.data import load_data
+from sw_model.data import ImageSet
 from sw_model.engine import SoftwareEngine
 from sw_model.layers import Precision, QConv2d, QLinear, Run
 from sw_model.models import build_model
@@ -228,7 +228,40 @@ def test_products_of_two_activations_have_no_comparison_method() -> None:
         layer(torch.rand(1, 2, 3), torch.rand(1, 2, 3))
 
 
-def test_batches_too_small_for_range_norm_are_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batches of 4 images"):
-        train(recipe(norm="range", train_limit=100), out=tmp_path / "run", data=load_data("digits"))
+def images_of(side: int, count: int) -> ImageSet:
+    """Training images of one colour, half of them in each of two classes, and as many to test."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 1, side, side)).astype(np.uint8)
+    labels = np.arange(count) % 2
+    return ImageSet(images, labels, images, labels, ("a", "b"), 255.0, (0.5,), (0.25,), shift=0, flip=False)
+
+
+SKIPPING = {"schedule": "dfq", "options": [[0, 0], [3, 6], [4, 8]], "targets": [1.0], "norm": "range"}
+
+
+@pytest.mark.parametrize(
+    ("side", "changes", "fits"),
+    [
+        (8, {"norm": "range", "train_limit": 100}, False),  # 4 images of 2x2 pixels are left
+        (8, {"norm": "range", "train_limit": 104}, True),
+        (4, {"train_limit": 33}, False),  # one image of one pixel is left
+        (4, {"train_limit": 34}, True),
+        (8, {"train_limit": 33}, True),
+        (8, {"train_limit": 1}, True),
+        (4, {"train_limit": 1}, False),
+        # A single image may be left of any batch where the others skip the block.
+        (16, {"train_limit": 32, **SKIPPING}, False),
+        (16, {"train_limit": 32, **SKIPPING, "mode": "masked-noise"}, True),
+        (32, {"train_limit": 32, **SKIPPING}, True),
+        (16, {"train_limit": 32, **SKIPPING, "norm": "batch"}, True),
+    ],
+)
+def test_batches_too_small_for_their_normalisation_are_refused_before_training(
+    side: int, changes: dict[str, Any], fits: bool, tmp_path: Path
+) -> None:
+    config, data = recipe(**{"epochs": 1, "batch": 32, **changes}), images_of(side, 104)
+    if fits:
+        assert train(config, out=tmp_path / "run", data=data).finished
+        return
+    with pytest.raises(ConfigError, match=f"norm = '{config.norm}'"):
+        train(config, out=tmp_path / "run", data=data)
     assert not (tmp_path / "run").exists()
