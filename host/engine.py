@@ -5,7 +5,7 @@ Lowering, in short:
 - a *correlation* is the common form of output and input gradient: ``y[n,o,i,j] = sum a[n,c,i+dy,j+dx] k[o,c,dy,dx]``
   over any range of offsets.  The common 3x3 kernel with stride 2 runs as it is; other strides of a forward product
   turn the phases of the input into extra input channels, in an input gradient the phases of the result into extra
-  output channels;
+  output channels, which the common kernel contracts over two groups of channels at once;
 - offsets are cut into *pieces* of up to three by three, each with a *centre*: the fabric computes the piece at pixel
   ``i + centre``, so one tensor in the buffer serves all pieces;
 - images are cut into *tiles* with a halo of one pixel where they are wider than the lanes or taller than the buffer,
@@ -42,6 +42,7 @@ from hw import contract
 from hw.contract import ROW_BANKS, TAPS, OutputFormat, Target
 from hw.cycles import contracts
 from hw.design import Design
+from hw.workload import in_pairs
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -209,7 +210,7 @@ class _Tensor:
         index: random index of element [0, 0, 0, 0]; only stochastic values use it.
         strides: steps of the random index along N, C, H, W.
         planes: mask of the planes that may hold ones, or None if the host does not know.
-        rows_per: rows of H under one row of the output: 4 for the interleaved columns of STRIDE_2.
+        rows_per: rows of H under one row of the output: 4 for what STRIDE_2 reads.
     """
 
     array: Array
@@ -340,6 +341,38 @@ def _interleaved(tensor: _Tensor) -> _Tensor:
     n, c, h, w = tensor.array.shape
     array = tensor.array.reshape(n, c, h, w // 2, 2).swapaxes(3, 4).reshape(n, c, 2 * h, w // 2)
     return replace(tensor, array=array, index=0, strides=(0, 0, 0, 0), rows_per=4)
+
+
+def _paired(tensor: _Tensor) -> _Tensor:
+    """The two halves of the channels as one, for STRIDE_2: (N, C, H, W) -> (N, ceil(C/2), 4*H, W).
+
+    Where a stride of two looks at three rows of the input, in even and odd columns, an output pixel sees of each half
+    here what lies in the 2x2 window that ends with it.  Row y becomes four:
+
+    - 4y, even columns of the middle row: the second half's row y - 1, moved right by a pixel;
+    - 4y + 1, odd columns of the middle row, of which two pixels are seen: the second half's row y;
+    - 4y + 2, even columns of the row below, and of the row above output row y + 1: the second half's row y;
+    - 4y + 3, odd columns of these: the first half's row y.
+    """
+    n, c, h, w = tensor.array.shape
+    half = -(-c // 2)
+    rows = np.full((n, half, h, 4, w), tensor.fill, dtype=tensor.array.dtype)
+    first, second = tensor.array[:, :half], tensor.array[:, half:]
+    rows[:, : c - half, 1:, 0, 1:] = second[:, :, :-1, :-1]
+    rows[:, : c - half, :, 1] = rows[:, : c - half, :, 2] = second
+    rows[:, :, :, 3] = first
+    return replace(tensor, array=rows.reshape(n, half, 4 * h, w), index=0, strides=(0, 0, 0, 0), rows_per=4)
+
+
+def _paired_kernel(kernel: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A 2x2 kernel for what :func:`_paired` makes: (O, C, 2, 2) -> (O, ceil(C/2), 3, 3); one tap stays zero."""
+    out_channels, c = kernel.shape[:2]
+    half = -(-c // 2)
+    taps = np.zeros((out_channels, half, 3, 3), dtype=kernel.dtype)
+    taps[:, :, ::2, ::2] = kernel[:, :half]
+    taps[:, : c - half, 1, ::2] = kernel[:, half:, 1]
+    taps[:, : c - half, 1, 1], taps[:, : c - half, 0, 1] = kernel[:, half:, 0, 0], kernel[:, half:, 0, 1]
+    return taps
 
 
 def _merge_phases(tensor: _Tensor, phases: list[tuple[int, int]], stride: int) -> _Tensor:
@@ -1014,28 +1047,45 @@ class FabricEngine:
         if linear:
             tensor = _row_of_pixels(tensor, self.design.lanes)
         s = m.stride
-        ys, xs = (_axis_phases_back(k, s, m.padding) for k in m.kernel)
+        c = self.design.channels
+        results, groups = -(-s * s * m.in_channels // c), -(-m.out_channels // c)
+        loaded_bits = 32 if tensor.is_values else g.grid.bits
+        # random indices run along rows, which no LOAD can say where rows of two groups take turns
+        paired = (
+            self._halves(m)
+            and not tensor.stochastic
+            and in_pairs(self.design, results, groups, w.bits, g.grid.bits, loaded_bits)
+        )
+        padding, back = m.padding, weight
+        if paired:  # seen from the far corner, windows end with their pixel, as those of the fabric's stride do
+            tensor = replace(tensor, array=tensor.array[:, :, ::-1, ::-1])
+            padding, back = 0, weight[:, :, ::-1, ::-1]
+        ys, xs = (_axis_phases_back(k, s, padding) for k in m.kernel)
         y0, x0 = min(d for _, d, _ in ys), min(d for _, d, _ in xs)
         ny, nx = (max(d + len(i) for _, d, i in axis) - first for axis, first in ((ys, y0), (xs, x0)))
         phases = list(itertools.product(ys, xs))
-        kernel = np.zeros((len(phases), m.in_channels, m.out_channels, ny, nx), dtype=np.int64)
+        by_phase = np.zeros((len(phases), m.in_channels, m.out_channels, ny, nx), dtype=np.int64)
         used = np.zeros((len(phases), 1, ny, nx), dtype=bool)
         for p, ((_, dy, iy), (_, dx, ix)) in enumerate(phases):
             at = (slice(dy - y0, dy - y0 + len(iy)), slice(dx - x0, dx - x0 + len(ix)))
-            kernel[p, :, :, at[0], at[1]] = weight[:, :, iy][:, :, :, ix].transpose(1, 0, 2, 3)
+            by_phase[p, :, :, at[0], at[1]] = back[:, :, iy][:, :, :, ix].transpose(1, 0, 2, 3)
             used[p, 0, at[0], at[1]] = True
         size = tensor.array.shape[2:] if linear else (-(-m.in_hw[0] // s), -(-m.in_hw[1] // s))
         batch = tensor.array.shape[0]
         channels = len(phases) * m.in_channels
+        kernel = by_phase.reshape(channels, m.out_channels, ny, nx)
         parts = np.zeros((batch, channels, *size), dtype=np.int64)
         sums = np.zeros((batch, len(phases), *size), dtype=np.int64)
+        if paired:
+            tensor, kernel = _paired(tensor), _paired_kernel(kernel)
+            used = _paired_kernel(used.repeat(2, axis=1))
         self._correlate(
             run,
             tensor,
-            kernel.reshape(channels, m.out_channels, ny, nx),
+            kernel,
             np.repeat(used, m.in_channels, axis=0),
             used,
-            (y0, x0),
+            (-1, -1) if paired else (y0, x0),
             w,
             parts,
             sums,
@@ -1050,8 +1100,9 @@ class FabricEngine:
             else:
                 dot = np.zeros((batch, m.in_channels, *m.in_hw), dtype=np.int64)
                 a_sum = np.zeros((batch, 1, *m.in_hw), dtype=np.int64)
+                whole = [np.flip(each, (2, 3)) if paired else each for each in (dot, a_sum)]
                 for p, ((py, _, _), (px, _, _)) in enumerate(phases):
-                    view, one = dot[:, :, py::s, px::s], a_sum[:, :, py::s, px::s]
+                    view, one = (each[:, :, py::s, px::s] for each in whole)
                     h, v = view.shape[2:]
                     view[...] = parts[:, p * m.in_channels : (p + 1) * m.in_channels, :h, :v]
                     one[...] = sums[:, p : p + 1, :h, :v]

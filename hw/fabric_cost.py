@@ -230,10 +230,10 @@ def _overfull(design: Design, shape: ConvShape, bits: Bits, product: str, codes:
     """The buffer that cannot hold a product, two halves each; empty if all can.  The rules of ``hw.workload``."""
     m = lower(design, shape)
     blocks = -(-m.rows // 8)
+    over = m.forward if product == "forward" else m.backward(design, bits)
     a, g = 2 * len(m.taps) * m.phase_addresses(bits.a), 2 * blocks * m.out_groups * bits.g
-    need_a = {"forward": 2 * m.forward_addresses(bits.a), "input_gradient": g, "weight_gradient": a, "both": a + g}[
-        product
-    ]
+    contracted = 2 * over.addresses(bits.a if product == "forward" else bits.g)
+    need_a = contracted + a if product == "both" else a if product == "weight_gradient" else contracted
     if need_a > design.depth_a:
         return "A"
     with_weight = product in ("weight_gradient", "both")
@@ -243,10 +243,9 @@ def _overfull(design: Design, shape: ConvShape, bits: Bits, product: str, codes:
         return "accumulator"
     if product == "weight_gradient":
         return ""
-    groups = m.forward_groups if product == "forward" else m.phase_groups
-    if groups * m.out_groups * bits.w > design.depth_w:
-        return "W"
     results = m.out_groups if product == "forward" else m.phase_groups
+    if over.groups * results * bits.w > design.depth_w:
+        return "W"
     return "epilogue" if codes and results * design.channels > design.depth_epilogue else ""
 
 

@@ -1,7 +1,8 @@
 """Training products of a layer as packets without payload: what the cycle model counts and the engine bench runs.
 
 Tensors cross the memory as packed codes, are loaded into alternating halves of the buffers, and leave as packed codes
-or as 32-bit sums.  Both gradients of a layer share one load of the output gradient.
+or as 32-bit sums.  Both gradients of a layer share one load of the output gradient, unless the input gradient takes its
+channel groups in pairs.
 """
 
 from __future__ import annotations
@@ -20,20 +21,58 @@ class WorkloadError(ValueError):
     """A layer that this schedule of packets cannot hold; the message names the buffer and the remedy."""
 
 
+def in_pairs(design: Design, results: int, groups: int, w_bits: int, g_bits: int, loaded_bits: int) -> bool:
+    """Whether the input gradient of a 3x3 kernel at stride 2 takes the channel groups of the output gradient in pairs.
+
+    One row of two groups then is four rows of one, and eight of nine taps have work where four had
+    (``host/engine.py:_paired``).  That is worth it if the array saves more steps than the loads get beats.
+
+    Args:
+        results: channel groups of the result, the four phases of each pixel being channels.
+        groups: channel groups of the output gradient.
+        w_bits, g_bits: of weights and output gradient.
+        loaded_bits: of the output gradient as it is loaded: ``g_bits``, or 32 where the fabric quantizes it.
+    """
+    pairs = -(-groups // 2)
+    saved = results * (groups - pairs) * w_bits * g_bits  # steps per row
+    added = 4 * pairs * loaded_bits * design.row_words // 2  # beats, next to those of the weight gradient's copy
+    return saved > added
+
+
+@dataclass(frozen=True)
+class Contracted:
+    """What a CONV contracts over: its virtual images in buffer A.
+
+    Attributes:
+        groups: channel groups.
+        rows: virtual rows of an image.
+        stride_2: the fabric's own stride of two, four virtual rows for each row of the output.
+    """
+
+    groups: int
+    rows: int
+    stride_2: bool
+
+    def addresses(self, bits: int) -> int:
+        """Addresses of a virtual image."""
+        return -(-self.rows // 8) * self.groups * bits
+
+
 @dataclass(frozen=True)
 class Lowered:
     """A convolution as the array sees it: 3x3 taps at the resolution of its output.
 
     A stride of two splits the input into phases, four for a 3x3 kernel.  The weight gradient takes them one by one, each
-    with the kernel positions that it meets; the input gradient makes them as so many times the channels; the forward
-    product reads even and odd columns as they are if the kernel is 3x3, or takes the phases as channels too.
+    with the kernel positions that it meets; the input gradient makes them as so many times the channels, with the output
+    gradient's channel groups in pairs where that is quicker; the forward product reads even and odd columns as they are
+    if the kernel is 3x3, or takes the phases as channels too.
 
     Attributes:
         groups, out_groups: channel groups of input (one phase) and output.
         phase_groups: channel groups of all phases of the input side by side.
         taps: kernel positions that each phase meets, as masks.
-        stride_2: the forward product runs at the fabric's own stride of two.
-        rows: of a virtual image.
+        stride_2: the fabric's own stride of two is that of the layer.
+        rows: of a virtual image of the output.
         side: real images side by side in a virtual row.
         segment_start: mask of their first pixels.
         ideal_macs: multiply-accumulates of one product for one real image.
@@ -49,19 +88,18 @@ class Lowered:
     segment_start: int
     ideal_macs: int
 
-    @property
-    def forward_groups(self) -> int:
-        """Channel groups over which a forward product contracts."""
-        return self.groups if self.stride_2 else self.phase_groups
+    def _contracted(self, groups: int, stride_2: bool) -> Contracted:
+        return Contracted(groups, 4 * self.rows if stride_2 else self.rows, stride_2)
 
     @property
-    def forward_rows(self) -> int:
-        """Rows of a virtual image of the forward product's input."""
-        return 4 * self.rows if self.stride_2 else self.rows
+    def forward(self) -> Contracted:
+        """The forward product's input."""
+        return self._contracted(self.groups if self.stride_2 else self.phase_groups, self.stride_2)
 
-    def forward_addresses(self, bits: int) -> int:
-        """Addresses of a virtual image of the forward product's input."""
-        return -(-self.forward_rows // 8) * self.forward_groups * bits
+    def backward(self, design: Design, bits: Bits) -> Contracted:
+        """The input gradient's output gradient."""
+        paired = self.stride_2 and in_pairs(design, self.phase_groups, self.out_groups, bits.w, bits.g, bits.g)
+        return self._contracted(-(-self.out_groups // 2) if paired else self.out_groups, paired)
 
     def phase_addresses(self, bits: int) -> int:
         """Addresses of a virtual image of one phase of the weight gradient's input."""
@@ -166,17 +204,17 @@ def _epilogue(design: Design, out_groups: int) -> Packet:
     }
 
 
-def _conv(m: Lowered, groups: int, out_groups: int, a_bits: int, b_bits: int, signed: bool, images: int, base_a: int,
+def _conv(m: Lowered, over: Contracted, out_groups: int, a_bits: int, b_bits: int, signed: bool, images: int, base_a: int,
           base_w: int, out_bits: int) -> Packet:  # fmt: skip
     fields: Packet = {
         "opcode": Opcode.CONV,
         "rows": m.rows,
-        "groups": groups,
+        "groups": over.groups,
         "out_groups": out_groups,
         "images": images,
         "a_bits": a_bits,
         "b_bits": b_bits,
-        "flags": (Flag.A_SIGNED if signed else 0) | Flag.B_SIGNED,
+        "flags": (Flag.A_SIGNED if signed else 0) | Flag.B_SIGNED | (Flag.STRIDE_2 if over.stride_2 else 0),
         "segment_start": m.segment_start,
         "a_planes": (1 << a_bits) - 1,
         "b_planes": (1 << b_bits) - 1,
@@ -199,9 +237,10 @@ def forward(
 ) -> Iterator[Packet]:
     """Packets of the output of ``images`` virtual images, END included, or of its channels' statistics alone."""
     m = lower(design, shape)
-    groups, size = m.forward_groups, m.forward_addresses(bits.a)
+    over = m.forward
+    size = over.addresses(bits.a)
     _fits(shape.name, size * 2, design.depth_a, "A")
-    weights = groups * m.out_groups * bits.w
+    weights = over.groups * m.out_groups * bits.w
     _fits(shape.name, weights, design.depth_w, "W")
     codes = codes and not statistics
     if codes:
@@ -209,11 +248,11 @@ def forward(
     yield _weights(design, weights, 0)
     for v in range(images):
         base = v % 2 * size
-        yield _load(design, Target.A, m.forward_rows, groups, bits.a, 1, base)
-        conv = _conv(m, groups, m.out_groups, bits.a, bits.w, False, 1, base, 0, bits.a if codes else 0)
+        yield _load(design, Target.A, over.rows, over.groups, bits.a, 1, base)
+        conv = _conv(m, over, m.out_groups, bits.a, bits.w, False, 1, base, 0, bits.a if codes else 0)
         if statistics:
             conv |= {"format": OutputFormat.STATISTICS, "pixels": m.side * shape.out_hw[1]}
-        yield {**conv, "flags": conv["flags"] | (Flag.STRIDE_2 if m.stride_2 else 0)}
+        yield conv
     yield {"opcode": Opcode.END}
 
 
@@ -226,11 +265,12 @@ def backward(
     The weight gradient accumulates on chip over all images and is sent once, if ``read``.
     """
     m = lower(design, shape)
+    over = m.backward(design, bits)
     blocks = -(-m.rows // 8)
-    phase_size, g_size = m.phase_addresses(bits.a), blocks * m.out_groups * bits.g
+    phase_size, g_size, over_size = m.phase_addresses(bits.a), blocks * m.out_groups * bits.g, over.addresses(bits.g)
     a_size = len(m.taps) * phase_size
     with_input, with_weight = "input_gradient" in products, "weight_gradient" in products
-    a_need = (g_size if with_input else 0) + (a_size if with_weight else 0)
+    a_need = (over_size if with_input else 0) + (a_size if with_weight else 0)
     # Small chunks overlap loading best; a weight gradient's tile must only last longer than the one before it drains.
     steps = bits.a * bits.g * blocks
     enough = -(-2 * (design.channels + 1) // steps) if with_weight else 1
@@ -240,25 +280,39 @@ def backward(
     _fits(shape.name, 2 * a_need, design.depth_a, "A")
     if with_weight:
         _fits(shape.name, 2 * g_size, design.depth_g, "G")
-    weights = m.phase_groups * m.out_groups * bits.w
+    weights = m.phase_groups * over.groups * bits.w
     if with_input:
         _fits(shape.name, weights, design.depth_w, "W")
         if codes:
             yield _epilogue(design, m.phase_groups)
         yield _weights(design, weights, 0)
     entries = m.gradient_tiles * (design.channels + 1)
+    shared = with_input and with_weight and not over.stride_2
+
+    def load_contracted(v: int) -> Packet:
+        n, start = min(chunk, images - v), v // chunk % 2 * chunk
+        target = Target.A | Target.G if shared else Target.A
+        return _load(design, target, over.rows, over.groups, bits.g, n, start * a_need, start * g_size)
+
+    # The four weight gradients of a stride of two fill the queue until the CONV before them is done.  What the next CONV
+    # needs is loaded before they are sent.
+    ahead = chunk if with_input and with_weight and len(m.taps) > 1 else 0
     first = True
     for v in range(0, images, chunk):
         n = min(chunk, images - v)
         half = v // chunk % 2
         g_in_a = half * chunk * a_need
-        a_in_a = g_in_a + (chunk * g_size if with_input else 0)
+        a_in_a = g_in_a + (chunk * over_size if with_input else 0)
         g_in_g = half * chunk * g_size
-        target = (Target.A if with_input else Target(0)) | (Target.G if with_weight else Target(0))
-        yield _load(design, target, m.rows, m.out_groups, bits.g, n, g_in_a, g_in_g)
         if with_input:
-            yield _conv(m, m.out_groups, m.phase_groups, bits.g, bits.w, True, n, g_in_a, 0, bits.g if codes else 0)
+            if v == 0 or not ahead:
+                yield load_contracted(v)
+            yield _conv(m, over, m.phase_groups, bits.g, bits.w, True, n, g_in_a, 0, bits.g if codes else 0)
+            if ahead and v + ahead < images:
+                yield load_contracted(v + ahead)
         if with_weight:
+            if not shared:
+                yield _load(design, Target.G, m.rows, m.out_groups, bits.g, n, 0, g_in_g)
             _fits(shape.name, entries, design.depth_accumulator, "accumulator")
             base = 0
             for phase, taps in enumerate(m.taps):

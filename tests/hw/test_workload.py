@@ -18,7 +18,7 @@ from hw import contract
 from hw.contract import Flag, Opcode
 from hw.cycles import predict
 from hw.design import load_design
-from hw.layers import Bits, ConvShape
+from hw.layers import Bits, ConvShape, network
 from hw.workload import Packet, WorkloadError, backward, forward, lower
 
 LAYER = ConvShape("deep", 64, 64, 3, 1, 1, (32, 32))
@@ -40,6 +40,7 @@ def test_every_image_is_in_exactly_one_chunk() -> None:
 
 STRIDED = [
     ConvShape("stage", 16, 32, 3, 2, 1, (32, 32)),
+    ConvShape("pairs", 20, 40, 3, 2, 1, (16, 16)),
     ConvShape("shortcut", 16, 32, 1, 2, 0, (32, 32)),
     ConvShape("odd", 16, 32, 3, 2, 1, (15, 15)),
     ConvShape("projection", 32, 16, 1, 1, 0, (8, 8)),
@@ -93,6 +94,41 @@ def test_packets_do_the_work_of_the_driver(shape: ConvShape) -> None:
             tiles = {(p["base_accumulator"], p["taps"], p["groups"]) for p in sent if p["opcode"] == Opcode.WGRAD}
             computed = sum(bin(taps).count("1") * groups for _, taps, groups in tiles)
             assert computed * lower(design, shape).out_groups == lower(design, shape).gradient_tiles
+
+
+STAGES = [shape for shape in network("resnet38") if shape.stride == 2 and shape.kernel == 3]
+
+
+@pytest.mark.parametrize("shape", STAGES, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "bits", [Bits(8, 8, 8), Bits(6, 6, 8), Bits(4, 4, 6), Bits(4, 3, 6), Bits(3, 3, 6), Bits(2, 2, 4)], ids=str
+)
+@pytest.mark.parametrize("codes", [True, False])
+@pytest.mark.parametrize("products", [("input_gradient", "weight_gradient"), ("input_gradient",)], ids=len)
+def test_groups_in_pairs_are_never_slower(
+    shape: ConvShape, bits: Bits, codes: bool, products: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    design = load_design("zc706")
+
+    def cycles() -> int:
+        images = 128 // lower(design, shape).side
+        return predict(design, backward(design, shape, bits, images, codes, products=products)).cycles
+
+    chosen = cycles()
+    monkeypatch.setattr("hw.workload.in_pairs", lambda *_: False)
+    assert chosen <= 1.001 * cycles()
+
+
+@pytest.mark.parametrize("shape", STAGES, ids=lambda s: s.name)
+def test_groups_in_pairs_halve_the_work_of_the_array(shape: ConvShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    design = load_design("zc706")
+
+    def work() -> int:
+        return predict(design, backward(design, shape, Bits(8, 8, 8), 4, products=("input_gradient",))).compute
+
+    chosen = work()
+    monkeypatch.setattr("hw.workload.in_pairs", lambda *_: False)
+    assert 2 * chosen == work()
 
 
 def headers(words: npt.NDArray[np.uint64]) -> Iterator[Packet]:
