@@ -267,6 +267,11 @@ class _Training:
                 f"the checkpoint was written with other values of {', '.join(names)}; resume with the run folder's "
                 "config.toml as the recipe, or choose another folder"
             )
+        if state["record"] is None:
+            raise ConfigError(
+                "the checkpoint has no record of the precision that was used: an old version wrote it, of a language "
+                "model; train in another folder, with init naming this one to start from its weights"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

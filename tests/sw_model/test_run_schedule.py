@@ -18,7 +18,8 @@ from sw_model.cost import layer_macs
 from sw_model.data import ImageSet
 from sw_model.layers import Precision
 from sw_model.models import build_model
-from sw_model.recipe import TrainConfig
+from sw_model.recipe import ConfigError, TrainConfig
+from sw_model.run_folder import load_checkpoint
 from sw_model.run_schedule import RunSchedule, layer_name
 from sw_model.text import TokenSet
 from sw_model.training import Result, train
@@ -99,6 +100,17 @@ def test_a_resumed_language_model_has_the_same_record_and_the_command_costs_it(
         assert main(["cost", "--schedule", str(tmp_path / "part"), "--machine", machine, "--json"]) == 0
         report = json.loads(capsys.readouterr().out)["whole_training"]
         assert report["cc_paper"] == pytest.approx(result.cc) and report["cc_full"] == pytest.approx(result.cc_full)
+
+
+def test_a_checkpoint_without_a_record_is_not_resumed(tmp_path: Path) -> None:
+    """As old versions wrote of language models."""
+    train(TEXT_RUNS["pfq"], out=tmp_path, data=TEXT, stop_after=2)
+    checkpoint = tmp_path / "checkpoint.pt"
+    torch.save({**load_checkpoint(checkpoint), "record": None}, checkpoint)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match="record"):
+        train(TEXT_RUNS["pfq"], out=tmp_path, data=TEXT, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("model", TRANSFORMERS)
