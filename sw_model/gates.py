@@ -15,7 +15,8 @@ check against.
 Differences from the published code, all measured or tested: samples share a layer's range, so the masked samples'
 zero gradients cannot widen it or be turned to noise; batch normalisation sees every sample once per step, not once per
 option; the gate after the last block, whose choice nobody uses, does not exist.  A sample that skips a block has no
-residual to weigh against, so the skip option learns from samples that did not skip, and from the cost.
+residual to weigh against, so the skip option learns from samples that did not skip, and from the cost.  A block that
+all samples have skipped in training has no activation ranges (nor trained weights); evaluation skips it too.
 
 Selective layer update (E2-Train's SLU, the coarse ancestor) is the case of two options, skipping and one precision,
 with the choice drawn by its probability: ``x <- m F(x) + (1 - m) x``.  E2-Train computes F for the samples that skip
@@ -310,11 +311,21 @@ class GatedNetwork(nn.Module):
 
     def _choose(self, soft: Tensor, block: int) -> Tensor:
         """Option of every sample, int64 (N,)."""
+        if not self.training and self._untrained(block):
+            assert self.skip is not None
+            return torch.full((len(soft),), self.skip)
         if self.choice == "argmax" or not self.training:
             return soft.argmax(1)
         run = self.base.stem.run
         units = random_units(len(soft), derive_key(run.seed, run.step, block, _GATE_SALT)).to(soft.device)
         return (soft.cumsum(1)[:, :-1] <= units[:, None]).sum(1)
+
+    def _untrained(self, block: int) -> bool:
+        """Whether all samples have skipped a block in training, so that its layers have no activation ranges."""
+        if self.skip is None or not any(p is not None and p.quantized for p in self.options):
+            return False
+        layers = [m for name, m in self.base.block_list()[block].named_children() if isinstance(m, QConv2d)]
+        return all(int(layer.batches) == 0 for layer in layers)
 
     def cp(self) -> Tensor:
         """Cost of the last forward pass: percent of float32 training, mean over samples and blocks; differentiable."""

@@ -294,6 +294,26 @@ def test_skipping_samples_leave_the_block_alone() -> None:
         assert network._once(each, inputs, nobody).shape[0] == 10
 
 
+@pytest.mark.parametrize("options", [[(0, 0), (4, 8)], [(0, 0), (4, 8), (6, 8)]])
+def test_blocks_that_training_always_skipped_are_skipped_in_evaluation(options: list[tuple[int, int]]) -> None:
+    network = make_network(options)
+    x = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    def prefer(option: int) -> None:
+        with torch.no_grad():
+            network.scores.bias.copy_(100.0 * F.one_hot(torch.tensor(option), len(options)))
+
+    prefer(0)
+    network(x)
+    skipped = network.eval()(x)
+    prefer(1)
+    assert torch.equal(network(x), skipped) and not network.choices().any()
+    assert torch.equal(network(x[:2]), skipped[:2]), "a sample's result does not depend on its batch"
+    network.train()(x)
+    assert network.choices().all()
+    assert not torch.equal(network.eval()(x), skipped) and network.choices().all()
+
+
 def test_cp_and_cost_follow_the_choices() -> None:
     network = make_network([(0, 0), (4, 8), (6, 8)])
     meter = CostMeter({f"base.{n}": m for n, m in layer_macs(network.base, (1, 8, 8)).items()})
