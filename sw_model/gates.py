@@ -25,7 +25,8 @@ too while it trains, as ``way="every"`` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -242,7 +243,8 @@ class GatedNetwork(nn.Module):
             skipping only.
         weight_bits: width of the weights in all blocks; 32 with float32.
         way: "once" computes each sample once; "every" runs each block at every option and sums under the mask, as the
-            published code does (with its repeated updates of batch normalisation, unless "statistics once").
+            published code does (with its repeated updates of batch normalisation and ranges, unless "statistics once",
+            which takes those of the first option that is not a skip).
         choice: in training, the option of greatest probability ("argmax", DFQ) or one drawn by probability ("sample",
             selective layer update); evaluation takes the greatest.
 
@@ -389,30 +391,44 @@ class GatedNetwork(nn.Module):
         return around.index_copy(0, active, through)
 
     def _every(self, block: Block, x: Tensor, mask: Tensor) -> Tensor:
-        layers = [m for m in block.modules() if isinstance(m, QConv2d)]
-        norms = (
-            [m for m in block.modules() if isinstance(m, nn.BatchNorm2d | RangeBatchNorm2d)]
-            if self.way != "every"
-            else []
-        )
-        momenta = [norm.momentum for norm in norms]
         total: Tensor | None = None
-        for k, precision in enumerate(self.options):
+        # Skipping comes last: what is computed first gives the statistics, and skipping leaves the residual branch out.
+        for place, k in enumerate(sorted(range(len(self.options)), key=lambda k: self.options[k] is None)):
+            precision = self.options[k]
             at = precision or self.options[self._least()]
             assert at is not None
-            for layer in layers:
+            for layer in _modules(block, QConv2d):
                 layer.salt = k
                 if self._gates(layer):
                     layer.precision = at
-            y = block.join(None, block.way_round(x)) if precision is None else block(x)
+            with _statistics_kept(block) if place and self.way != "every" else nullcontext():
+                y = block.join(None, block.way_round(x)) if precision is None else block(x)
             y = y * mask[:, k, None, None, None]
             total = y if total is None else total + y
-            for norm in norms:
-                norm.momentum = 0.0
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
         assert total is not None
         return total
+
+
+def _modules(block: Block, *kinds: type) -> list[Any]:
+    return [module for module in block.modules() if isinstance(module, kinds)]
+
+
+@contextmanager
+def _statistics_kept(block: Block) -> Iterator[None]:
+    """Running statistics and activation ranges of a block stay as they are."""
+    norms, layers = _modules(block, nn.BatchNorm2d, RangeBatchNorm2d), _modules(block, QConv2d)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    for layer in layers:
+        layer.folds = False
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for layer in layers:
+            layer.folds = True
 
 
 #: Details of the published gates that a recipe's mode may name: every option is computed for every sample, so that the

@@ -173,7 +173,8 @@ class _Call:
 class QLayer(nn.Module):
     """Common part of the quantized layers: precision, keys, running activation range.
 
-    ``salt`` distinguishes calls of one layer within one step (a gated layer runs once per chosen precision).
+    ``salt`` distinguishes calls of one layer within one step (a gated layer may run once per option); ``folds`` says
+    whether training batches update the running range.
     """
 
     running_low: Tensor
@@ -188,6 +189,7 @@ class QLayer(nn.Module):
         self.name = type(self).__name__
         self.index = 0
         self.salt = 0
+        self.folds = True
         self.register_buffer("running_low", torch.zeros(()))
         self.register_buffer("running_span", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
@@ -206,7 +208,7 @@ class QLayer(nn.Module):
         return derive_key(self.run.seed, self.run.step, self.index, self.salt)
 
     def activation_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Minimum and range for an input: in training of the batch, updating the running ones; else the running ones.
+        """Minimum and range for an input: in training of the batch, folded into the running ones; else the running ones.
 
         Raises:
             RuntimeError: in evaluation before any training batch.
@@ -214,7 +216,8 @@ class QLayer(nn.Module):
         """
         if self.training:
             low, span = extremes(x) if self.run.shard is None else self.run.shard.extremes(x)
-            self._note_range(low, span)
+            if self.folds:
+                self._note_range(low, span)
             return low, span
         if int(self.batches) == 0:
             raise RuntimeError(

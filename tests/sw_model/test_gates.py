@@ -416,6 +416,33 @@ def test_published_details_of_gates_are_switched_one_by_one() -> None:
     assert 0.5 < mean["fixed"].norm() / batch.norm() < 2
 
 
+@pytest.mark.parametrize("options", [OPTIONS, [(0, 0), (3, 6), (4, 8)]])
+def test_statistics_once_are_those_of_computing_once(options: list[tuple[int, int]]) -> None:
+    """Where all samples take the option whose statistics count; and where they differ, of the layers before any choice."""
+    first, batches = options.index((3, 6)), torch.randn(3, 16, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    networks = {way: make_network(options, way) for way in ("once", "every, statistics once")}
+    for stirred in (False, True):
+        for network in networks.values():
+            network.train()
+            with torch.no_grad():
+                network.scores.bias.copy_(100.0 * (not stirred) * F.one_hot(torch.tensor(first), len(options)))
+            if stirred:
+                stir(network)
+            for x in batches:
+                network(x)
+        assert (len(networks["once"].choices().unique()) > 1) == stirred
+        once, every = (network.state_dict() for network in networks.values())
+        before = ("base.stem", "base.bn.", "base.blocks.0.conv1")
+        # PyTorch counts the calls of a normalisation, which has no effect.
+        held = [n for n in once if (not stirred or n.startswith(before)) and not n.endswith("num_batches_tracked")]
+        assert any(name.endswith("running_span") for name in held)
+        for name in held:
+            assert torch.allclose(once[name], every[name], rtol=1e-5, atol=1e-6), name
+        if not stirred:
+            x = batches[0] + 1
+            assert torch.allclose(*(n.eval()(x) for n in networks.values()), rtol=1e-3, atol=1e-3)
+
+
 def test_masked_samples_become_noise_in_the_published_way() -> None:
     x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     network = make_network([(4, 3), (4, 8)], "every, statistics once")
