@@ -13,6 +13,7 @@ Without quantization the distance after three steps is 2e-7.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,9 @@ def processes() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    # The first optimizer imports this module, whose functions have the group of that moment as a default: one that exists
+    # would outlive its end, and its threads that of Python, which aborts if one of them then lets go of a tensor.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("gloo")
     try:
         yield Ranks(Part(distributed.get_rank(), distributed.get_world_size()))

@@ -1,4 +1,5 @@
-"""Trains as every process of test_parallel.py: ``parallel_worker.py FOLDER``.  Leaves codes, weights and the result."""
+"""Trains as every process of test_parallel.py: ``parallel_worker.py FOLDER``.  Leaves codes, weights, the
+result, and the names of the threads that are left."""
 
 from __future__ import annotations
 
@@ -76,3 +77,5 @@ if __name__ == "__main__":
         run(target / "kernels", found)
         fused.usable = lambda x: False
         run(target / "plain", found)
+    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    (target / f"threads-{found.part.rank}.json").write_text(json.dumps(threads))

@@ -76,6 +76,12 @@ def test_two_processes_train_what_one_trains(
 TOLERANCE = {False: 1e-5, True: 2e-4}
 
 
+def test_nothing_of_the_group_runs_on_while_python_ends(two: Path) -> None:
+    for rank in (0, 1):
+        threads = json.loads((two / f"threads-{rank}.json").read_text())
+        assert threads and not [name for name in threads if "gloo" in name]
+
+
 def test_command_line_resumes_in_two_processes_what_one_began(tmp_path: Path) -> None:
     config = replace(STATIC, train_limit=64, test_limit=32, checkpoint_every=1)
     assert not train(config, out=tmp_path / "run", stop_after=1).finished
