@@ -863,28 +863,37 @@ class FabricEngine:
             ValueError: shapes that do not fit the geometry, codes outside their grid.
             ProgramError: the device refused a program, for example because values are not finite.
         """
-        return self.forward_mixed([(x, geometry)], w)[0]
+        return self.several("forward", [(x, w, geometry)])[0]
 
-    def forward_mixed(self, members: Sequence[tuple[Operand, ConvGeometry]], w: Operand) -> list[Sums]:
-        """Outputs of operands on grids of their own, under the same weights and in one program.
+    def several(self, product: str, members: Sequence[tuple[Operand, Operand, ConvGeometry]]) -> list[Sums]:
+        """Products of one kind in one program, which loads weights that neighbours share only once.
 
         Args:
-            members: activations, and a geometry that fits them.
+            product: "forward", "input_gradient" or "weight_gradient".
+            members: both operands as the method of that name takes them, and a geometry that fits them.
 
         Returns:
-            For each member what :meth:`forward` returns.
+            For each member what that method returns.
 
         Raises:
-            ValueError, ProgramError: as in :meth:`forward`.
+            ValueError: an unknown product, and as in :meth:`forward`.
+            ProgramError: as in :meth:`forward`.
         """
-        weight = host_codes(w)
+        lowerings = {
+            "forward": self._forward,
+            "input_gradient": self._input_gradient,
+            "weight_gradient": self._weight_gradient,
+        }
+        if product not in lowerings:
+            raise ValueError(f"no product {product!r}; use one of {', '.join(lowerings)}")
         return self._run(
-            "forward",
-            [partial(self._forward, x=x, w=w.grid, weight=weight, m=m) for x, m in members],
-            [(x.grid, w.grid, m) for x, m in members],
+            product,
+            [partial(lowerings[product], *each) for each in members],
+            [(a.grid, b.grid, m) for a, b, m in members],
         )
 
-    def _forward(self, run: _Run, x: Operand, w: Grid, weight: I64, m: ConvGeometry) -> Callable[[], Sums]:
+    def _forward(self, x: Operand, w: Operand, m: ConvGeometry, run: _Run) -> Callable[[], Sums]:
+        weight = host_codes(w)
         self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
         self._check("weight", weight.shape, (m.out_channels, m.in_channels, *m.kernel))
         tensor = _tensor(x, "activation")
@@ -893,8 +902,8 @@ class FabricEngine:
         valid_y, valid_x = _valid(m)
         b_sum = np.einsum("okl,ky,lx->oyx", weight.sum(axis=1), valid_y, valid_x)[None]
         count = m.in_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
-        if linear and self._contracts(m.batch, m.in_channels, m.out_channels, x, w):
-            dot, a_sum = self._contract(run, tensor, Operand(w, codes=weight[:, :, 0, 0]))
+        if linear and self._contracts(m.batch, m.in_channels, m.out_channels, x, w.grid):
+            dot, a_sum = self._contract(run, tensor, Operand(w.grid, codes=weight[:, :, 0, 0]))
             return lambda: Sums(dot, a_sum, b_sum, count)
         if linear:
             tensor = _row_of_pixels(tensor, self.design.lanes)
@@ -908,7 +917,7 @@ class FabricEngine:
         at_stride_2 = self._halves(m) and not tensor.stochastic
         if at_stride_2:
             used = np.ones((1, m.in_channels, 3, 3), dtype=bool)
-            self._correlate(run, _interleaved(tensor), weight, used, used, (-1, -1), w, dot, a_sum, on_fabric)
+            self._correlate(run, _interleaved(tensor), weight, used, used, (-1, -1), w.grid, dot, a_sum, on_fabric)
         elif m.stride > 1 and not tensor.stochastic:
             y0, x0 = min(d for _, d, _ in ys), min(d for _, d, _ in xs)
             ny, nx = (max(d + len(i) for _, d, i in axis) - first for axis, first in ((ys, y0), (xs, x0)))
@@ -921,13 +930,13 @@ class FabricEngine:
             merged = _merge_phases(tensor, [(py, px) for (py, _, _), (px, _, _) in itertools.product(ys, xs)], m.stride)
             shape = (m.out_channels, merged.channels, ny, nx)
             used = used.reshape(1, *shape[1:])
-            self._correlate(run, merged, kernel.reshape(shape), used, used, (y0, x0), w, dot, a_sum, on_fabric)
+            self._correlate(run, merged, kernel.reshape(shape), used, used, (y0, x0), w.grid, dot, a_sum, on_fabric)
         else:
             for (py, dy, iy), (px, dx, ix) in itertools.product(ys, xs):
                 part = tensor.phase(py, px, m.stride) if m.stride > 1 else tensor
                 kernel = weight[:, :, iy][:, :, :, ix]
                 used = np.ones((1, m.in_channels, len(iy), len(ix)), dtype=bool)
-                self._correlate(run, part, kernel, used, used, (dy, dx), w, dot, a_sum, on_fabric)
+                self._correlate(run, part, kernel, used, used, (dy, dx), w.grid, dot, a_sum, on_fabric)
 
         def finish() -> Sums:
             found, sums = dot, a_sum
@@ -1029,20 +1038,16 @@ class FabricEngine:
         Raises:
             ValueError, ProgramError: as in :meth:`forward`.
         """
-        (sums,) = self._run(
-            "input_gradient",
-            [partial(self._input_gradient, g=g, w=w.grid, weight=host_codes(w), m=geometry)],
-            [(g.grid, w.grid, geometry)],
-        )
-        return sums  # type: ignore[no-any-return]
+        return self.several("input_gradient", [(g, w, geometry)])[0]
 
-    def _input_gradient(self, run: _Run, g: Operand, w: Grid, weight: I64, m: ConvGeometry) -> Callable[[], Sums]:
+    def _input_gradient(self, g: Operand, w: Operand, m: ConvGeometry, run: _Run) -> Callable[[], Sums]:
+        weight = host_codes(w)
         self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
         self._check("weight", weight.shape, (m.out_channels, m.in_channels, *m.kernel))
         tensor = _tensor(g, "output gradient")
         linear = self._is_linear(m)
-        if linear and self._contracts(m.batch, m.out_channels, m.in_channels, g, w):
-            dot, a_sum = self._contract(run, tensor, Operand(w, codes=weight[:, :, 0, 0].T))
+        if linear and self._contracts(m.batch, m.out_channels, m.in_channels, g, w.grid):
+            dot, a_sum = self._contract(run, tensor, Operand(w.grid, codes=weight[:, :, 0, 0].T))
             return lambda: Sums(dot, a_sum, *self._back_sums(weight, m))
         if linear:
             tensor = _row_of_pixels(tensor, self.design.lanes)
@@ -1054,7 +1059,7 @@ class FabricEngine:
         paired = (
             self._halves(m)
             and not tensor.stochastic
-            and in_pairs(self.design, results, groups, w.bits, g.grid.bits, loaded_bits)
+            and in_pairs(self.design, results, groups, w.grid.bits, g.grid.bits, loaded_bits)
         )
         padding, back = m.padding, weight
         if paired:  # seen from the far corner, windows end with their pixel, as those of the fabric's stride do
@@ -1086,7 +1091,7 @@ class FabricEngine:
             np.repeat(used, m.in_channels, axis=0),
             used,
             (-1, -1) if paired else (y0, x0),
-            w,
+            w.grid,
             parts,
             sums,
             tensor.is_values,
@@ -1118,14 +1123,9 @@ class FabricEngine:
         Raises:
             ValueError, ProgramError: as in :meth:`forward`.
         """
-        (sums,) = self._run(
-            "weight_gradient",
-            [partial(self._weight_gradient, x=x, g=g, m=geometry)],
-            [(x.grid, g.grid, geometry)],
-        )
-        return sums  # type: ignore[no-any-return]
+        return self.several("weight_gradient", [(x, g, geometry)])[0]
 
-    def _weight_gradient(self, run: _Run, x: Operand, g: Operand, m: ConvGeometry) -> Callable[[], Sums]:
+    def _weight_gradient(self, x: Operand, g: Operand, m: ConvGeometry, run: _Run) -> Callable[[], Sums]:
         self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
         self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
         a, b = _tensor(x, "activation"), _tensor(g, "output gradient")
@@ -1207,23 +1207,22 @@ class FabricEngine:
         Raises:
             ValueError, ProgramError: as in :meth:`forward`.
         """
-        weight = host_codes(w)
         return self._run(
             "backward",
-            [partial(self._backward, x=x, g=g, w=w.grid, weight=weight, m=m) for x, g, m in members],
+            [partial(self._backward, x, g, w, m) for x, g, m in members],
             [(g.grid, w.grid, m) for _, g, m in members],
         )
 
     def _backward(
-        self, run: _Run, x: Operand, g: Operand, w: Grid, weight: I64, m: ConvGeometry
+        self, x: Operand, g: Operand, w: Operand, m: ConvGeometry, run: _Run
     ) -> Callable[[], tuple[Sums, Sums]]:
-        d = self.design
+        d, weight = self.design, host_codes(w)
         self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
         self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
         self._check("weight", weight.shape, (m.out_channels, m.in_channels, *m.kernel))
         c = d.channels
         into, out = -(-m.in_channels // c), -(-m.out_channels // c)
-        x_bits, g_bits, w_bits = x.grid.bits, g.grid.bits, w.bits
+        x_bits, g_bits, w_bits = x.grid.bits, g.grid.bits, w.grid.bits
         same = m.stride == 1 and m.kernel in ((1, 1), (3, 3)) and m.padding == m.kernel[0] // 2
         rows, width = m.in_hw
         if same and self._is_linear(m):
@@ -1247,10 +1246,10 @@ class FabricEngine:
             and fit(rows)
             and into * out * w_bits + sum_words <= d.depth_w
             and accumulator_entries(d, out, into, True, taps) <= min(d.depth_accumulator, _MAX_READ)
-            and not (self._is_linear(m) and self._contracts(m.batch, m.out_channels, m.in_channels, g, w))
+            and not (self._is_linear(m) and self._contracts(m.batch, m.out_channels, m.in_channels, g, w.grid))
         ):
-            to_input = self._input_gradient(run, g, w, weight, m)
-            to_weight = self._weight_gradient(run, x, g, m)
+            to_input = self._input_gradient(g, w, m, run)
+            to_weight = self._weight_gradient(x, g, m, run)
             return lambda: (to_input(), to_weight())
 
         a, b = _tensor(x, "activation"), _tensor(g, "output gradient")
@@ -1265,7 +1264,7 @@ class FabricEngine:
         assert piece is not None
         mirrored = np.zeros((into * c, out * c, *m.kernel), dtype=np.int64)
         mirrored[: m.in_channels, : m.out_channels] = weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
-        blocks = [(_Unit(piece, (0, into * c), w_bits, w.signed, False, self._nine_taps(m)), mirrored)]
+        blocks = [(_Unit(piece, (0, into * c), w_bits, w.grid.signed, False, self._nine_taps(m)), mirrored)]
         if sum_words:
             ones = np.zeros((c, out * c, *m.kernel), dtype=np.int64)
             ones[0, : m.out_channels] = 1

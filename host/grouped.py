@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from host.engine import host_codes
-from host.products import ConvGeometry, Engine, Grid, Operand, Sums
+from host.products import ConvGeometry, Engine, Grid, Operand, Sums, several
 
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 
@@ -57,27 +57,32 @@ def grouped(
     into, out = m.in_channels // groups, m.out_channels // groups
     a, b = _coded(a), _coded(b)
     together = max(1, pack // max(into, out))
-    parts = []
-    for first in range(0, groups, together):
-        count = min(together, groups - first)
+    counts = [min(together, groups - first) for first in range(0, groups, together)]
+    members = []
+    for first, count in zip(range(0, groups, together), counts, strict=True):
         block = replace(m, in_channels=count * into, out_channels=count * out)
         i, o = (first * into, (first + count) * into), (first * out, (first + count) * out)
         if product == "weight_gradient":
-            sums = engine.weight_gradient(_part(a, 1, *i), _part(b, 1, *o), block)
-            parts.append(_diagonal(sums, count, into, out))
+            members.append((_part(a, 1, *i), _part(b, 1, *o), block))
             continue
         weights = _part(b, 0, *o)
         dense = np.zeros((count * out, count * into, *m.kernel), dtype=np.int64)
         for k in range(count):
             rows = slice(k * out, (k + 1) * out)
             dense[rows, k * into : (k + 1) * into] = weights.codes[rows]  # type: ignore[index]
-        operand = replace(weights, codes=dense)
-        ends = i if product == "forward" else o
-        part = _part(a, 1, *ends)
-        sums = (engine.forward if product == "forward" else engine.input_gradient)(part, operand, block)
-        a_sum, share = sums.a_sum, out if product == "forward" else into
-        if count > 1:  # the dense product has summed over all groups
-            a_sum = _group_sums(engine, product, part, block, count)
+        part = _part(a, 1, *(i if product == "forward" else o))
+        members.append((part, replace(weights, codes=dense), block))
+        if count > 1:  # the dense product adds up the operand of all groups
+            members.append(_group_sums(product, part, block, count))
+    found = iter(several(engine, product, members))
+    parts = []
+    for count in counts:
+        sums = next(found)
+        if product == "weight_gradient":
+            parts.append(_diagonal(sums, count, into, out))
+            continue
+        a_sum = next(found).dot if count > 1 else sums.a_sum
+        share = out if product == "forward" else into
         parts.append(Sums(sums.dot, np.repeat(a_sum, share, axis=1), sums.b_sum, sums.count // count))
     axis = 0 if product == "weight_gradient" else 1
 
@@ -95,17 +100,17 @@ def product_sums(engine: Engine, product: str, a: Operand, b: Operand, geometry:
     return sums
 
 
-def _group_sums(engine: Engine, product: str, a: Operand, block: ConvGeometry, count: int) -> np.ndarray:
-    """Sums of a's codes under the kernel, one channel per group: a product with ones in the diagonal blocks."""
+def _group_sums(product: str, a: Operand, block: ConvGeometry, count: int) -> tuple[Operand, Operand, ConvGeometry]:
+    """A product whose dot is the sums of a's codes under the kernel, one channel per group: ones in the diagonal blocks."""
     inner = a.shape[1] // count
     one = Grid(1, False, np.ones((), np.float32), np.zeros((), np.float32))
     ones = np.zeros((count, count * inner, *block.kernel), dtype=np.int64)
     for k in range(count):
         ones[k, k * inner : (k + 1) * inner] = 1
     if product == "forward":
-        return engine.forward(a, Operand(one, codes=ones), replace(block, out_channels=count)).dot
+        return a, Operand(one, codes=ones), replace(block, out_channels=count)
     back = Operand(one, codes=np.ascontiguousarray(ones.swapaxes(0, 1)))
-    return engine.input_gradient(a, back, replace(block, in_channels=count)).dot
+    return a, back, replace(block, in_channels=count)
 
 
 def _diagonal(sums: Sums, count: int, into: int, out: int) -> Sums:
@@ -139,12 +144,13 @@ def batched_matmul(engine: Engine, a: Operand, b: Operand) -> Sums:
     batch, m, k = a.shape
     n = b.shape[2]
     geometry = ConvGeometry(m, k, n, (1, 1))
-    parts = []
+    members = []
     for i in range(batch):
         rows, columns = _part(a, 0, i, i + 1), _part(b, 0, i, i + 1)
         x = replace(rows, codes=np.asarray(rows.codes).reshape(m, k, 1, 1))
         w = replace(columns, codes=np.asarray(columns.codes)[0].T.reshape(n, k, 1, 1))
-        parts.append(engine.forward(x, w, geometry))
+        members.append((x, w, geometry))
+    parts = several(engine, "forward", members)
     return Sums(
         np.stack([p.dot[:, :, 0, 0] for p in parts]),
         np.stack([p.a_sum[:, :, 0, 0] for p in parts]),

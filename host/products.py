@@ -174,8 +174,8 @@ class Meter:
 class Engine(Protocol):
     """Anything that computes the three products exactly.
 
-    An engine may also have ``forward_mixed`` and ``backward_mixed``, which compute a batch whose samples have
-    different bits in one go; :func:`forward_mixed` and :func:`backward_mixed` use them or do without.
+    An engine may also have ``several`` and ``backward_mixed``, which compute many products in one go;
+    :func:`several` and :func:`backward_mixed` use them or do without.
     """
 
     meter: Meter
@@ -187,17 +187,18 @@ class Engine(Protocol):
     def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums: ...
 
 
-def forward_mixed(engine: Engine, members: Sequence[tuple[Operand, ConvGeometry]], w: Operand) -> list[Sums]:
-    """Outputs of operands on grids of their own under the same weights, together if the engine can.
+def several(engine: Engine, product: str, members: Sequence[tuple[Operand, Operand, ConvGeometry]]) -> list[Sums]:
+    """Products of one kind that do not wait for each other, together if the engine can.
 
     Args:
-        members: activations, and a geometry that fits them.
+        product: "forward", "input_gradient" or "weight_gradient".
+        members: both operands, and a geometry that fits them.
 
     Returns:
-        For each member what ``engine.forward`` returns.
+        For each member what the engine's method of that name returns.
     """
-    together = getattr(engine, "forward_mixed", None)
-    return together(members, w) if together else [engine.forward(x, w, m) for x, m in members]
+    together = getattr(engine, "several", None)
+    return list(together(product, members)) if together else [getattr(engine, product)(*each) for each in members]
 
 
 def backward_mixed(

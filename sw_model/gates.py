@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from host.products import ConvGeometry, Grid, Operand, backward_mixed, forward_mixed
+from host.products import ConvGeometry, Grid, Operand, backward_mixed, several
 from sw_model.baselines import RangeBatchNorm2d
 from sw_model.cost import step_factor
 from sw_model.layers import Precision, QConv2d, convolution_gradients, weight_operand
@@ -109,10 +109,10 @@ class _DispatchedConvolution(torch.autograd.Function):
         shape = call.geometry(len(x), (x.shape[2], x.shape[3])).out_hw
         y = torch.empty(len(x), layer.out_channels, *shape)
         members = [
-            (_values(x[index], call.activation_grid(k)), call.geometry(len(index), (x.shape[2], x.shape[3])))
+            (_values(x[index], call.activation_grid(k)), w, call.geometry(len(index), (x.shape[2], x.shape[3])))
             for k, index in call.members
         ]
-        for (a, _), (_, index), sums in zip(members, call.members, forward_mixed(engine, members, w), strict=True):
+        for (a, _, _), (_, index), sums in zip(members, call.members, several(engine, "forward", members), strict=True):
             y[index] = torch.from_numpy(sums.real(a.grid, w.grid, 1))
         return y
 

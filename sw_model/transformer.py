@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from host.products import ConvGeometry, Engine, Grid, Operand
+from host.products import ConvGeometry, Engine, Grid, Operand, several
 from hw.layers import TRANSFORMERS
 from sw_model.layers import Dropout, QLayer, QLinear
 from sw_model.quantizers import affine_grid, fake_quantize, grid_from_range, quantize
@@ -58,15 +58,16 @@ def _each(
     a_shape: torch.Size,
     b_shape: torch.Size,
 ) -> Tensor:
-    """One product per matrix of the batch.  Codes are made from the whole tensors, so that random numbers do not
-    repeat from matrix to matrix."""
+    """One product per matrix of the batch, sent together.  Codes are made from the whole tensors, so that random numbers
+    do not repeat from matrix to matrix."""
     geometry = ConvGeometry(a_shape[1], a_shape[2], b_shape[1], (1, 1))
     codes = [quantize(x, grid).numpy().astype(np.int32)[..., None, None] for x, grid in (left, right)]
-    results = []
-    for l, r in zip(*codes, strict=True):  # noqa: E741
-        one, other = Operand(left[1], codes=l), Operand(right[1], codes=r)
-        results.append(getattr(engine, product)(one, other, geometry).real(left[1], right[1])[:, :, 0, 0])
-    return torch.from_numpy(np.stack(results))
+    members = [
+        (Operand(left[1], codes=one), Operand(right[1], codes=other), geometry)
+        for one, other in zip(*codes, strict=True)
+    ]
+    sums = several(engine, product, members)
+    return torch.from_numpy(np.stack([each.real(left[1], right[1])[:, :, 0, 0] for each in sums]))
 
 
 class QMatmul(QLayer):

@@ -469,7 +469,7 @@ def test_mixed_batch_is_one_program_with_the_sums_of_separate_calls(
         members.append((x, g, m))
     engine, packets = recording(design)
     apart = FabricEngine(DEVICES[design])
-    forward = engine.forward_mixed([(x, m) for x, _, m in members], w)
+    forward = engine.several("forward", [(x, w, m) for x, _, m in members])
     assert engine.meter.totals["PROGRAMS"] == 1
     assert sum(p["opcode"] == Opcode.LOAD and p["target"] == Target.W and p["rows"] > 1 for p in packets) <= 2
     both = engine.backward_mixed(members, w)

@@ -51,7 +51,9 @@ def test_grouped_products(product: str, into: int, out: int, groups: int, stride
     for values in (False, True):
         a = operand(rng, a_shape, 4, False, values)
         b = operand(rng, b_shape, 3, True, values and product == "weight_gradient")
-        got = grouped(engine(), product, a, b, m, groups, pack=8)
+        fabric = engine()
+        got = grouped(fabric, product, a, b, m, groups, pack=8)
+        assert fabric.meter.totals["PROGRAMS"] == 1
         ca, cb = host_codes(a), host_codes(b)
         want = {
             "dot": run(ca, cb),
@@ -66,7 +68,9 @@ def test_grouped_products(product: str, into: int, out: int, groups: int, stride
 def test_batched_matrix_product() -> None:
     rng = np.random.default_rng(0)
     a, b = operand(rng, (3, 40, 21), 5, False, True), operand(rng, (3, 21, 17), 4, True, False)
-    got = batched_matmul(engine(), a, b)
+    fabric = engine()
+    got = batched_matmul(fabric, a, b)
+    assert (fabric.meter.totals["PROGRAMS"], fabric.meter.totals["PRODUCTS"]) == (1, 3)
     ca, cb = host_codes(a), host_codes(b)
     assert np.array_equal(got.dot, ca @ cb)
     assert np.array_equal(got.a_sum, ca.sum(axis=2, keepdims=True))
