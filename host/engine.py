@@ -15,12 +15,13 @@ Lowering, in short:
 - partial results of pieces and input blocks are added on the host, in 64-bit integers.
 
 Buffer halves are used in turn, so that the fabric can load the next tensor while it computes on the last one.
+:mod:`host.tiling` cuts, :mod:`host.layout` arranges; here packets are chosen, sent and their results put together.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,6 +31,19 @@ import numpy.typing as npt
 
 from host import packing
 from host.device import DEFAULT_TIMEOUT, Device, Result, check
+from host.layout import (
+    Tensor,
+    contracted,
+    host_codes,
+    interleaved,
+    mask_tensor,
+    merge_phases,
+    paired_groups,
+    paired_kernel,
+    row_of_pixels,
+    side_by_side,
+    tensor_of,
+)
 from host.products import ConvGeometry, Grid, Meter, Operand, Sums
 from host.programs import (
     ProgramBuilder,
@@ -38,8 +52,23 @@ from host.programs import (
     tensor_addresses,
     wgrad_fits,
 )
+from host.tiling import (
+    Cut,
+    Piece,
+    Stack,
+    axis_phases,
+    axis_phases_back,
+    extent,
+    kernel_pieces,
+    split_range,
+    stacks_of,
+    tap_slices,
+    tiles_of,
+    valid_taps,
+    valid_taps_back,
+)
 from hw import contract
-from hw.contract import ROW_BANKS, TAPS, OutputFormat, Target
+from hw.contract import TAPS, OutputFormat, Target
 from hw.cycles import contracts
 from hw.design import Design
 from hw.workload import in_pairs
@@ -53,351 +82,15 @@ _View = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # centre; span
 DEFAULT_PROGRAM_WORDS = 1 << 21  #: a program is closed when its words and results pass this
 _MAX_READ = 65535
 _PACKET_CYCLES = 64  #: cycles per tile that hide the fixed work of a WGRAD packet
-_OVERLAP = 4  #: stacks that a batch is cut into, if it is large enough
 
 
-# -- geometry -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A range of rows or columns: ``start..stop`` is loaded, results of ``own_start..own_stop`` are kept."""
-
-    start: int
-    stop: int
-    own_start: int
-    own_stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
-
-
-def _cuts(low: int, high: int, limit: int) -> list[_Cut]:
-    """Cut ``low..high`` into ranges of at most ``limit`` that overlap by a halo of one on either side of a cut."""
-    if high - low <= limit:
-        return [_Cut(low, high, low, high)]
-    if limit < 3:
-        raise ValueError(f"cannot cut {high - low} rows or columns into {limit}, which leaves no room between halos")
-    out = []
-    own = low
-    while own < high:
-        start = own if own == low else own - 1
-        stop = min(start + limit, high)
-        own_stop = high if stop == high else stop - 1
-        out.append(_Cut(start, stop, own, own_stop))
-        own = own_stop
-    return out
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """Part of every image: ``side`` images lie side by side in a virtual row."""
-
-    rows: _Cut
-    columns: _Cut
-    side: int
-    segment_start: int
-
-
-def _tiles(rows: tuple[int, int], columns: tuple[int, int], max_rows: int, lanes: int) -> list[_Tile]:
-    out = []
-    for r, c in itertools.product(_cuts(*rows, max_rows), _cuts(*columns, lanes)):
-        side = lanes // c.size
-        starts = sum(1 << (k * c.size) for k in range(side))
-        if side * c.size < lanes:
-            starts |= 1 << (side * c.size)  # unused lanes are a segment of their own: nobody's neighbours
-        out.append(_Tile(r, c, side, starts))
-    return out
-
-
-def _pieces(first: int, count: int) -> list[tuple[int, list[tuple[int, int]]]]:
-    """Cut offsets ``first .. first+count-1`` into pieces: (centre, [(tap 0..2, index of the offset)])."""
-    out = []
-    for start in range(0, count, 3):
-        offsets = range(first + start, first + min(start + 3, count))
-        # a piece of one or two offsets may choose its centre: the nearer to zero, the smaller the halo
-        centre = min(range(offsets[-1] - 1, offsets[0] + 2), key=abs)
-        out.append((centre, [(o - centre + 1, o - first) for o in offsets]))
-    return out
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Up to 3x3 offsets of a kernel.
-
-    Attributes:
-        centre: row and column offset of the middle tap.
-        taps: (tap 0..8, row index, column index of the kernel).
-    """
-
-    centre: tuple[int, int]
-    taps: tuple[tuple[int, int, int], ...]
-
-
-def _kernel_pieces(origin: tuple[int, int], size: tuple[int, int]) -> list[_Piece]:
-    out = []
-    for (cy, ys), (cx, xs) in itertools.product(_pieces(origin[0], size[0]), _pieces(origin[1], size[1])):
-        out.append(_Piece((cy, cx), tuple((3 * ty + tx, iy, ix) for ty, iy in ys for tx, ix in xs)))
-    return out
-
-
-def _span(real: int, out: int, centres: list[int], first: int, count: int) -> tuple[int, int]:
-    """Rows (or columns) that a virtual image needs: those computed, and those real ones that are looked at."""
-    low = min(min(centres), max(0, min(first, real)))
-    high = max(max(centres) + out, min(real, out + first + count - 1))
-    return low, high
-
-
-def _axis_phases(kernel: int, stride: int, padding: int) -> list[tuple[int, int, list[int]]]:
-    """Forward: input phases with (phase, first offset, kernel indices by rising offset)."""
-    out = []
-    for phase in range(stride):
-        indices = [k for k in range(kernel) if (k - padding) % stride == phase]
-        if indices:
-            out.append((phase, (indices[0] - padding - phase) // stride, indices))
-    return out
-
-
-def _axis_phases_back(kernel: int, stride: int, padding: int) -> list[tuple[int, int, list[int]]]:
-    """Input gradient: phases of the result with (phase, first offset, kernel indices by rising offset)."""
-    out = []
-    for phase in range(stride):
-        indices = [k for k in range(kernel - 1, -1, -1) if (phase + padding - k) % stride == 0]
-        if indices:
-            out.append((phase, (phase + padding - indices[0]) // stride, indices))
-    return out
-
-
-def _valid(geometry: ConvGeometry) -> tuple[I64, I64]:
-    """Per axis, whether kernel index k at output o falls on a real pixel: int64 (k, out)."""
-    out = []
-    for size, kernel, steps in zip(geometry.in_hw, geometry.kernel, geometry.out_hw, strict=True):
-        at = np.arange(steps)[None, :] * geometry.stride + np.arange(kernel)[:, None] - geometry.padding
-        out.append(((at >= 0) & (at < size)).astype(np.int64))
-    return out[0], out[1]
-
-
-def _valid_back(geometry: ConvGeometry) -> tuple[I64, I64]:
-    """Per axis, whether kernel index k reaches input pixel i from some output: int64 (k, in)."""
-    out = []
-    for size, kernel, steps in zip(geometry.in_hw, geometry.kernel, geometry.out_hw, strict=True):
-        at = np.arange(size)[None, :] + geometry.padding - np.arange(kernel)[:, None]
-        fits = (at % geometry.stride == 0) & (at >= 0) & (at // geometry.stride < steps)
-        out.append(fits.astype(np.int64))
-    return out[0], out[1]
-
-
-def _slices(k: int, size: int, steps: int, stride: int, padding: int) -> tuple[slice, slice]:
-    """Outputs and inputs of one axis that kernel index ``k`` connects."""
-    first = max(0, -((k - padding) // stride))
-    last = min(steps, (size - 1 + padding - k) // stride + 1)
-    last = max(last, first)
-    start = first * stride + k - padding
-    return slice(first, last), slice(start, start + (last - first) * stride, stride)
-
-
-# -- operands -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """Images on their way into a tensor buffer.
-
-    Attributes:
-        array: (N, C, H, W): codes as uint16 two's complement of ``bits`` bits, or float32 values.
-        grid: grid of the codes.
-        index: random index of element [0, 0, 0, 0]; only stochastic values use it.
-        strides: steps of the random index along N, C, H, W.
-        planes: mask of the planes that may hold ones, or None if the host does not know.
-        rows_per: rows of H under one row of the output: 4 for what STRIDE_2 reads.
-    """
-
-    array: Array
-    grid: Grid
-    index: int = 0
-    strides: tuple[int, int, int, int] = (0, 0, 0, 0)
-    planes: int | None = None
-    rows_per: int = 1
-
-    @property
-    def is_values(self) -> bool:
-        return self.array.dtype == np.float32
-
-    @property
-    def stochastic(self) -> bool:
-        return self.is_values and self.grid.key is not None
-
-    @property
-    def channels(self) -> int:
-        return int(self.array.shape[1])
-
-    @property
-    def hw(self) -> tuple[int, int]:
-        """Height and width at the resolution of the output."""
-        return self.array.shape[2] // self.rows_per, self.array.shape[3]
-
-    @property
-    def fill(self) -> np.float32 | np.uint16:
-        """What becomes code 0."""
-        return np.float32(self.grid.zero) if self.is_values else np.uint16(0)
-
-    def phase(self, y: int, x: int, stride: int) -> _Tensor:
-        """Every ``stride``-th pixel, from row y and column x on."""
-        n, c, h, w = self.strides
-        return replace(
-            self,
-            array=self.array[:, :, y::stride, x::stride],
-            index=self.index + y * h + x * w,
-            strides=(n, c, h * stride, w * stride),
-        )
-
-    def window(self, images: slice, channels: slice, rows: _Cut, columns: _Cut) -> Array:
-        """Part of the tensor, filled up where it lies outside: (n, c, rows, columns)."""
-        part = self.array[images, channels]
-        _, _, height, width = part.shape
-        out = np.full((*part.shape[:2], rows.size, columns.size), self.fill, dtype=part.dtype)
-        y0, y1 = max(rows.start, 0), min(rows.stop, height)
-        x0, x1 = max(columns.start, 0), min(columns.stop, width)
-        if y0 < y1 and x0 < x1:
-            out[:, :, y0 - rows.start : y1 - rows.start, x0 - columns.start : x1 - columns.start] = part[
-                :, :, y0:y1, x0:x1
-            ]
-        return out
-
-
-def host_codes(operand: Operand) -> I64:
-    """Codes of an operand, int64: its own, or its values quantized on the host exactly as on the fabric.
-
-    Raises:
-        ValueError: codes outside the grid, values that are not finite.
-    """
-    grid = operand.grid
-    if operand.codes is not None:
-        codes = np.asarray(operand.codes)
-        packing.check_codes(codes, grid.bits, grid.signed)
-        return codes.astype(np.int64)
-    values = np.asarray(operand.values, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("values to quantize hold NaN or infinity; check them before the product")
-    indices = None if grid.key is None else np.arange(values.size, dtype=np.uint32).reshape(values.shape)
-    reciprocal = np.float32(1) / np.float32(grid.scale)
-    codes, _ = packing.quantize(values, np.float32(grid.zero), reciprocal, grid.bits, grid.signed, grid.key, indices)
-    return codes.astype(np.int64)
-
-
-def _tensor(operand: Operand, what: str) -> _Tensor:
-    grid = operand.grid
-    if operand.values is not None:
-        values = np.ascontiguousarray(operand.values, dtype=np.float32)
-        if grid.signed and float(grid.zero):
-            raise ValueError(
-                f"the signed grid of the {what} has zero point {float(grid.zero)}; signed grids are symmetric"
-            )
-        _, c, h, w = values.shape
-        return _Tensor(values, grid, 0, (c * h * w, h * w, w, 1))
-    codes = np.asarray(operand.codes)
-    packing.check_codes(codes, grid.bits, grid.signed, f"codes of the {what}")
-    masked = (codes.astype(np.int64) & ((1 << grid.bits) - 1)).astype(np.uint16)
-    return _Tensor(masked, grid, planes=int(np.bitwise_or.reduce(masked, axis=None)))
-
-
-def _mask_tensor(shape: tuple[int, int, int, int]) -> _Tensor:
-    """1-bit ones: marks real positions."""
-    return _Tensor(np.ones(shape, dtype=np.uint16), Grid(1, False, np.ones((), np.float32), np.zeros((), np.float32)))
-
-
-def _row_of_pixels(tensor: _Tensor, lanes: int) -> _Tensor:
-    """(N, C, 1, 1) as one image of rows of ``lanes`` pixels, one pixel per batch element: (1, C, rows, lanes)."""
-    count, channels = tensor.array.shape[:2]
-    width = min(lanes, count)
-    rows = -(-count // width)
-    padded = np.full((rows * width, channels), tensor.fill, dtype=tensor.array.dtype)
-    padded[:count] = tensor.array[:, :, 0, 0]
-    n, c, _, _ = tensor.strides
-    return replace(
-        tensor, array=padded.reshape(rows, width, channels).transpose(2, 0, 1)[None], strides=(0, c, width * n, n)
-    )
-
-
-def _contracted(tensor: _Tensor, lanes: int) -> _Tensor:
-    """(N, K, 1, 1) with K along pixels, rows and images and N as channels: (images, N, rows, width)."""
-    count, inner = tensor.array.shape[:2]
-    width = min(lanes, inner)
-    rows = min(ROW_BANKS, -(-inner // width))
-    images = -(-inner // (rows * width))
-    padded = np.full((count, images * rows * width), tensor.fill, dtype=tensor.array.dtype)
-    padded[:, :inner] = tensor.array[:, :, 0, 0]
-    n, k, _, _ = tensor.strides
-    return replace(
-        tensor,
-        array=padded.reshape(count, images, rows, width).transpose(1, 0, 2, 3),
-        strides=(rows * width * k, n, width * k, k),
-    )
-
-
-def _interleaved(tensor: _Tensor) -> _Tensor:
-    """Even and odd columns of each row as two rows, for STRIDE_2: (N, C, 2*H, W/2)."""
-    n, c, h, w = tensor.array.shape
-    array = tensor.array.reshape(n, c, h, w // 2, 2).swapaxes(3, 4).reshape(n, c, 2 * h, w // 2)
-    return replace(tensor, array=array, index=0, strides=(0, 0, 0, 0), rows_per=4)
-
-
-def _paired(tensor: _Tensor) -> _Tensor:
-    """The two halves of the channels as one, for STRIDE_2: (N, C, H, W) -> (N, ceil(C/2), 4*H, W).
-
-    Where a stride of two looks at three rows of the input, in even and odd columns, an output pixel sees of each half
-    here what lies in the 2x2 window that ends with it.  Row y becomes four:
-
-    - 4y, even columns of the middle row: the second half's row y - 1, moved right by a pixel;
-    - 4y + 1, odd columns of the middle row, of which two pixels are seen: the second half's row y;
-    - 4y + 2, even columns of the row below, and of the row above output row y + 1: the second half's row y;
-    - 4y + 3, odd columns of these: the first half's row y.
-    """
-    n, c, h, w = tensor.array.shape
-    half = -(-c // 2)
-    rows = np.full((n, half, h, 4, w), tensor.fill, dtype=tensor.array.dtype)
-    first, second = tensor.array[:, :half], tensor.array[:, half:]
-    rows[:, : c - half, 1:, 0, 1:] = second[:, :, :-1, :-1]
-    rows[:, : c - half, :, 1] = rows[:, : c - half, :, 2] = second
-    rows[:, :, :, 3] = first
-    return replace(tensor, array=rows.reshape(n, half, 4 * h, w), index=0, strides=(0, 0, 0, 0), rows_per=4)
-
-
-def _paired_kernel(kernel: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A 2x2 kernel for what :func:`_paired` makes: (O, C, 2, 2) -> (O, ceil(C/2), 3, 3); one tap stays zero."""
-    out_channels, c = kernel.shape[:2]
-    half = -(-c // 2)
-    taps = np.zeros((out_channels, half, 3, 3), dtype=kernel.dtype)
-    taps[:, :, ::2, ::2] = kernel[:, :half]
-    taps[:, : c - half, 1, ::2] = kernel[:, half:, 1]
-    taps[:, : c - half, 1, 1], taps[:, : c - half, 0, 1] = kernel[:, half:, 0, 0], kernel[:, half:, 0, 1]
-    return taps
-
-
-def _merge_phases(tensor: _Tensor, phases: list[tuple[int, int]], stride: int) -> _Tensor:
-    """Phases as extra channels, phase by phase: (N, phases*C, ceil(H/stride), ceil(W/stride))."""
-    n, c, h, w = tensor.array.shape
-    shape = (n, len(phases), c, -(-h // stride), -(-w // stride))
-    merged = np.full(shape, tensor.fill, dtype=tensor.array.dtype)
-    for i, (y, x) in enumerate(phases):
-        part = tensor.array[:, :, y::stride, x::stride]
-        merged[:, i, :, : part.shape[2], : part.shape[3]] = part
-    return replace(tensor, array=merged.reshape(n, len(phases) * c, *shape[3:]), index=0, strides=(0, 0, 0, 0))
+# -- running --------------------------------------------------------------------------------------------------------
 
 
 def _one_or_all(bits: Iterable[int]) -> int | str:
     """A width that all members share, or all of them: "3+6"."""
     each = list(bits)
     return each[0] if len(set(each)) == 1 else "+".join(map(str, each))
-
-
-def _split_range(total: int, step: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, total, step):
-        yield start, min(step, total - start)
-
-
-# -- running --------------------------------------------------------------------------------------------------------
 
 
 class _Run:
@@ -490,56 +183,11 @@ class _Buffer:
         self._holds = {}
 
 
-def _virtual(tensor: _Tensor, window: Array, side: int, groups: int, design: Design) -> Array:
-    """Images side by side: (n, c, rows, width) -> (ceil(n/side), rows, groups, L, C)."""
-    n, c, rows, width = window.shape
-    count = -(-n // side)
-    shape = (count * side, groups * design.channels, rows, width)
-    if shape != window.shape:
-        padded = np.full(shape, tensor.fill, dtype=window.dtype)
-        padded[:n, :c] = window
-        window = padded
-    split = window.reshape(count, side, groups, design.channels, rows, width).transpose(0, 4, 2, 1, 5, 3)
-    used = side * width
-    if used == design.lanes:
-        return split.reshape(count, rows, groups, used, design.channels)
-    out = np.full((count, rows, groups, design.lanes, design.channels), tensor.fill, dtype=window.dtype)
-    out[:, :, :, :used] = split.reshape(count, rows, groups, used, design.channels)
-    return out
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """Virtual images of one tile that lie in a buffer together: batch elements ``first .. first+count-1``."""
-
-    tile: _Tile
-    first: int
-    count: int
-    images: int
-
-
-def _stacks(batch: int, tiles: list[_Tile], fit: Callable[[int], int], least: int = 1) -> list[_Stack]:
-    """Cut the batch into stacks.
-
-    Args:
-        fit: how many virtual images of so many rows may lie together.
-        least: virtual images that are worth a packet.  Beyond that, several stacks are made even of a small batch,
-            so that the fabric can load one while it computes on another.
-    """
-    out = []
-    for tile in tiles:
-        wanted = -(-batch // (tile.side * _OVERLAP))
-        images = max(1, min(contract.LIMITS["images"], fit(tile.rows.size), max(wanted, least)))
-        for first, count in _split_range(batch, images * tile.side):
-            out.append(_Stack(tile, first, count, -(-count // tile.side)))
-    return out
-
-
 def _load(
     run: _Run,
     buffer: _Buffer,
-    tensor: _Tensor,
-    stack: _Stack,
+    tensor: Tensor,
+    stack: Stack,
     channels: tuple[int, int],
     shift: tuple[int, int] = (0, 0),
     own_only: bool = False,
@@ -565,8 +213,8 @@ def _load_at(
     target: Target,
     base: int,
     base_g: int,
-    tensor: _Tensor,
-    stack: _Stack,
+    tensor: Tensor,
+    stack: Stack,
     channels: tuple[int, int],
     shift: tuple[int, int] = (0, 0),
     own_only: bool = False,
@@ -575,14 +223,14 @@ def _load_at(
     design = run.design
     first, groups = channels
 
-    def moved(cut: _Cut, by: int) -> _Cut:
+    def moved(cut: Cut, by: int) -> Cut:
         if own_only:
-            return _Cut(cut.own_start - by, cut.own_stop - by, 0, 0)
-        return _Cut(cut.start - by, cut.stop - by, 0, 0)
+            return Cut(cut.own_start - by, cut.own_stop - by, 0, 0)
+        return Cut(cut.start - by, cut.stop - by, 0, 0)
 
     rows, columns = stack.tile.rows, stack.tile.columns
     if tensor.rows_per > 1:
-        rows = _Cut(rows.start * tensor.rows_per, rows.stop * tensor.rows_per, 0, 0)
+        rows = Cut(rows.start * tensor.rows_per, rows.stop * tensor.rows_per, 0, 0)
     images = slice(stack.first, stack.first + stack.count)
     part = slice(first, min(first + groups * design.channels, tensor.channels))
     window = tensor.window(images, part, moved(rows, shift[0]), moved(columns, shift[1]))
@@ -591,7 +239,7 @@ def _load_at(
         y, x = rows.own_start - rows.start, columns.own_start - columns.start
         whole[:, :, y : y + window.shape[2], x : x + window.shape[3]] = window
         window = whole
-    virtual = _virtual(tensor, window, stack.tile.side, groups, design)
+    virtual = side_by_side(tensor, window, stack.tile.side, groups, design)
     grid = tensor.grid
     if not tensor.is_values:
         run.builder.load_packed(target, virtual.astype(np.uint16, copy=False), grid.bits, base, base_g)
@@ -634,8 +282,8 @@ class _Job:
         b_sum: int64 (O, ny, nx), likewise; takes the ONES group.
     """
 
-    a: _Tensor
-    piece: _Piece
+    a: Tensor
+    piece: Piece
     dot: I64
     a_sum: I64 | None
     b_sum: I64 | None
@@ -655,7 +303,7 @@ class _GradientPass:
     """
 
     def __init__(
-        self, run: _Run, job: _Job, g: _Tensor, into: tuple[int, int], out: tuple[int, int], base: int = 0
+        self, run: _Run, job: _Job, g: Tensor, into: tuple[int, int], out: tuple[int, int], base: int = 0
     ) -> None:
         self._run, self._job, self._g = run, job, g
         self.into, self._out, self._base = into, out, base
@@ -667,7 +315,7 @@ class _GradientPass:
     def job(self) -> _Job:
         return self._job
 
-    def add(self, stack: _Stack, base_a: int, base_g: int) -> None:
+    def add(self, stack: Stack, base_a: int, base_g: int) -> None:
         """Accumulate what lies in A and G; reads and clears first if the accumulators could overflow."""
         a, g, d = self._job.a.grid, self._g.grid, self._run.design
         rows = stack.tile.rows.size
@@ -733,7 +381,7 @@ class _Unit:
         with_a_sum: let the fabric send operand sums along.
     """
 
-    piece: _Piece
+    piece: Piece
     outputs: tuple[int, int]
     bits: int
     signed: bool
@@ -760,7 +408,7 @@ class _Sought:
         a_sum, b_sum: (Ca, ny, nx) and (O, ny, nx), likewise; b_sum may be None.
     """
 
-    a: _Tensor
+    a: Tensor
     origin: tuple[int, int]
     dot: I64
     a_sum: I64
@@ -896,28 +544,28 @@ class FabricEngine:
         weight = host_codes(w)
         self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
         self._check("weight", weight.shape, (m.out_channels, m.in_channels, *m.kernel))
-        tensor = _tensor(x, "activation")
+        tensor = tensor_of(x, "activation")
         out_hw = m.out_hw
         linear = self._is_linear(m)
-        valid_y, valid_x = _valid(m)
+        valid_y, valid_x = valid_taps(m)
         b_sum = np.einsum("okl,ky,lx->oyx", weight.sum(axis=1), valid_y, valid_x)[None]
         count = m.in_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
         if linear and self._contracts(m.batch, m.in_channels, m.out_channels, x, w.grid):
             dot, a_sum = self._contract(run, tensor, Operand(w.grid, codes=weight[:, :, 0, 0]))
             return lambda: Sums(dot, a_sum, b_sum, count)
         if linear:
-            tensor = _row_of_pixels(tensor, self.design.lanes)
+            tensor = row_of_pixels(tensor, self.design.lanes)
             out_hw = (tensor.array.shape[2], tensor.array.shape[3])
         batch = tensor.array.shape[0]
         dot = np.zeros((batch, m.out_channels, *out_hw), dtype=np.int64)
         a_sum = np.zeros((batch, 1, *out_hw), dtype=np.int64)
         on_fabric = tensor.is_values
-        ys, xs = (_axis_phases(k, m.stride, m.padding) for k in m.kernel)
+        ys, xs = (axis_phases(k, m.stride, m.padding) for k in m.kernel)
         # the two columns of a pair have random indices one apart, which no LOAD of interleaved rows can say
         at_stride_2 = self._halves(m) and not tensor.stochastic
         if at_stride_2:
             used = np.ones((1, m.in_channels, 3, 3), dtype=bool)
-            self._correlate(run, _interleaved(tensor), weight, used, used, (-1, -1), w.grid, dot, a_sum, on_fabric)
+            self._correlate(run, interleaved(tensor), weight, used, used, (-1, -1), w.grid, dot, a_sum, on_fabric)
         elif m.stride > 1 and not tensor.stochastic:
             y0, x0 = min(d for _, d, _ in ys), min(d for _, d, _ in xs)
             ny, nx = (max(d + len(i) for _, d, i in axis) - first for axis, first in ((ys, y0), (xs, x0)))
@@ -927,7 +575,7 @@ class FabricEngine:
                 at = (slice(dy - y0, dy - y0 + len(iy)), slice(dx - x0, dx - x0 + len(ix)))
                 kernel[:, p, :, at[0], at[1]] = weight[:, :, iy][:, :, :, ix]
                 used[p, :, at[0], at[1]] = True
-            merged = _merge_phases(tensor, [(py, px) for (py, _, _), (px, _, _) in itertools.product(ys, xs)], m.stride)
+            merged = merge_phases(tensor, [(py, px) for (py, _, _), (px, _, _) in itertools.product(ys, xs)], m.stride)
             shape = (m.out_channels, merged.channels, ny, nx)
             used = used.reshape(1, *shape[1:])
             self._correlate(run, merged, kernel.reshape(shape), used, used, (y0, x0), w.grid, dot, a_sum, on_fabric)
@@ -959,7 +607,7 @@ class FabricEngine:
         """Whether a matrix product of ``a`` is quicker along pixels than along channels."""
         return contracts(self.design, rows, inner, columns, a.grid.bits, b.bits, a.values is not None)
 
-    def _contract(self, run: _Run, a: _Tensor, b: Operand) -> tuple[I64, I64]:
+    def _contract(self, run: _Run, a: Tensor, b: Operand) -> tuple[I64, I64]:
         """Matrix product of a (N, K, 1, 1) and codes (O, K), contracted along pixels as weight gradients are.
 
         Returns:
@@ -967,10 +615,10 @@ class FabricEngine:
         """
         count, lanes = a.array.shape[0], self.design.lanes
         assert b.codes is not None
-        weights = _contracted(_tensor(replace(b, codes=b.codes[:, :, None, None]), "weight"), lanes)
+        weights = contracted(tensor_of(replace(b, codes=b.codes[:, :, None, None]), "weight"), lanes)
         dot = np.zeros((b.shape[0], count, 1, 1), dtype=np.int64)
         a_sum = np.zeros((count, 1, 1), dtype=np.int64)
-        missing = self._accumulate(run, [_Sought(_contracted(a, lanes), (0, 0), dot, a_sum, None)], weights)
+        missing = self._accumulate(run, [_Sought(contracted(a, lanes), (0, 0), dot, a_sum, None)], weights)
         assert not missing
         return dot.swapaxes(0, 1), a_sum[:, None]
 
@@ -981,7 +629,7 @@ class FabricEngine:
 
     @staticmethod
     def _from_row(values: I64, batch: int) -> I64:
-        """Undo :func:`_row_of_pixels` on a result: (1, C, rows, lanes) -> (batch, C, 1, 1)."""
+        """Undo :func:`row_of_pixels` on a result: (1, C, rows, lanes) -> (batch, C, 1, 1)."""
         return values[0].reshape(values.shape[1], -1)[:, :batch].T[:, :, None, None]
 
     @staticmethod
@@ -989,8 +637,8 @@ class FabricEngine:
         """Sums of codes under the kernel: int64 (N, H, W) -> (N, 1, OH, OW)."""
         out = np.zeros((m.batch, 1, *m.out_hw), dtype=np.int64)
         for ky, kx in itertools.product(range(m.kernel[0]), range(m.kernel[1])):
-            oy, iy = _slices(ky, m.in_hw[0], m.out_hw[0], m.stride, m.padding)
-            ox, ix = _slices(kx, m.in_hw[1], m.out_hw[1], m.stride, m.padding)
+            oy, iy = tap_slices(ky, m.in_hw[0], m.out_hw[0], m.stride, m.padding)
+            ox, ix = tap_slices(kx, m.in_hw[1], m.out_hw[1], m.stride, m.padding)
             out[:, 0, oy, ox] += image_sums[:, iy, ix]
         return out
 
@@ -999,15 +647,15 @@ class FabricEngine:
         """Sums of output-gradient codes that reach a pixel: int64 (N, OH, OW) -> (N, 1, H, W)."""
         out = np.zeros((m.batch, 1, *m.in_hw), dtype=np.int64)
         for ky, kx in itertools.product(range(m.kernel[0]), range(m.kernel[1])):
-            oy, iy = _slices(ky, m.in_hw[0], m.out_hw[0], m.stride, m.padding)
-            ox, ix = _slices(kx, m.in_hw[1], m.out_hw[1], m.stride, m.padding)
+            oy, iy = tap_slices(ky, m.in_hw[0], m.out_hw[0], m.stride, m.padding)
+            ox, ix = tap_slices(kx, m.in_hw[1], m.out_hw[1], m.stride, m.padding)
             out[:, 0, iy, ix] += gradient_sums[:, oy, ox]
         return out
 
     @staticmethod
     def _back_sums(weight: I64, m: ConvGeometry) -> tuple[I64, I64]:
         """Sums of weights that reach a pixel of the input, and how many do: b_sum and count of an input gradient."""
-        valid_y, valid_x = _valid_back(m)
+        valid_y, valid_x = valid_taps_back(m)
         b_sum = np.einsum("ckl,ky,lx->cyx", weight.sum(axis=0), valid_y, valid_x)[None]
         count = m.out_channels * np.outer(valid_y.sum(axis=0), valid_x.sum(axis=0))[None, None]
         return b_sum, count
@@ -1021,15 +669,15 @@ class FabricEngine:
         """
         out = np.zeros((batch_sums.shape[0], *m.kernel), dtype=np.int64)
         for ky, kx in itertools.product(range(m.kernel[0]), range(m.kernel[1])):
-            y = _slices(ky, m.in_hw[0], m.out_hw[0], m.stride, m.padding)[side]
-            x = _slices(kx, m.in_hw[1], m.out_hw[1], m.stride, m.padding)[side]
+            y = tap_slices(ky, m.in_hw[0], m.out_hw[0], m.stride, m.padding)[side]
+            x = tap_slices(kx, m.in_hw[1], m.out_hw[1], m.stride, m.padding)[side]
             out[:, ky, kx] = batch_sums[:, y, x].sum(axis=(1, 2))
         return out
 
     @staticmethod
     def _gradient_count(m: ConvGeometry) -> I64:
         """Valid positions under each kernel element, over the batch: count of a weight gradient."""
-        valid_y, valid_x = _valid(m)
+        valid_y, valid_x = valid_taps(m)
         return m.batch * np.outer(valid_y.sum(axis=1), valid_x.sum(axis=1))[None, None]
 
     def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
@@ -1044,13 +692,13 @@ class FabricEngine:
         weight = host_codes(w)
         self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
         self._check("weight", weight.shape, (m.out_channels, m.in_channels, *m.kernel))
-        tensor = _tensor(g, "output gradient")
+        tensor = tensor_of(g, "output gradient")
         linear = self._is_linear(m)
         if linear and self._contracts(m.batch, m.out_channels, m.in_channels, g, w.grid):
             dot, a_sum = self._contract(run, tensor, Operand(w.grid, codes=weight[:, :, 0, 0].T))
             return lambda: Sums(dot, a_sum, *self._back_sums(weight, m))
         if linear:
-            tensor = _row_of_pixels(tensor, self.design.lanes)
+            tensor = row_of_pixels(tensor, self.design.lanes)
         s = m.stride
         c = self.design.channels
         results, groups = -(-s * s * m.in_channels // c), -(-m.out_channels // c)
@@ -1065,7 +713,7 @@ class FabricEngine:
         if paired:  # seen from the far corner, windows end with their pixel, as those of the fabric's stride do
             tensor = replace(tensor, array=tensor.array[:, :, ::-1, ::-1])
             padding, back = 0, weight[:, :, ::-1, ::-1]
-        ys, xs = (_axis_phases_back(k, s, padding) for k in m.kernel)
+        ys, xs = (axis_phases_back(k, s, padding) for k in m.kernel)
         y0, x0 = min(d for _, d, _ in ys), min(d for _, d, _ in xs)
         ny, nx = (max(d + len(i) for _, d, i in axis) - first for axis, first in ((ys, y0), (xs, x0)))
         phases = list(itertools.product(ys, xs))
@@ -1082,8 +730,8 @@ class FabricEngine:
         parts = np.zeros((batch, channels, *size), dtype=np.int64)
         sums = np.zeros((batch, len(phases), *size), dtype=np.int64)
         if paired:
-            tensor, kernel = _paired(tensor), _paired_kernel(kernel)
-            used = _paired_kernel(used.repeat(2, axis=1))
+            tensor, kernel = paired_groups(tensor), paired_kernel(kernel)
+            used = paired_kernel(used.repeat(2, axis=1))
         self._correlate(
             run,
             tensor,
@@ -1128,11 +776,11 @@ class FabricEngine:
     def _weight_gradient(self, x: Operand, g: Operand, m: ConvGeometry, run: _Run) -> Callable[[], Sums]:
         self._check("activation", x.shape, (m.batch, m.in_channels, *m.in_hw))
         self._check("output gradient", g.shape, (m.batch, m.out_channels, *m.out_hw))
-        a, b = _tensor(x, "activation"), _tensor(g, "output gradient")
+        a, b = tensor_of(x, "activation"), tensor_of(g, "output gradient")
         if self._is_linear(m):
-            a, b = (_row_of_pixels(t, self.design.lanes) for t in (a, b))
+            a, b = (row_of_pixels(t, self.design.lanes) for t in (a, b))
         s = m.stride
-        ys, xs = (_axis_phases(k, s, m.padding) for k in m.kernel)
+        ys, xs = (axis_phases(k, s, m.padding) for k in m.kernel)
         phases = list(itertools.product(ys, xs))
         c = self.design.channels
         # phases side by side in a group of channels save tiles if there are few channels, though all take all taps then
@@ -1143,7 +791,7 @@ class FabricEngine:
         even = all(n % s == 0 for n in a.array.shape[2:])
         jobs = [(a.phase(y[0], x[0], s) if s > 1 else a, [(y, x)]) for y, x in phases]
         if s > 1 and even and not a.stochastic and together < apart:
-            jobs = [(_merge_phases(a, [(y[0], x[0]) for y, x in phases], s), phases)]
+            jobs = [(merge_phases(a, [(y[0], x[0]) for y, x in phases], s), phases)]
         wanted: list[_Sought] = []
         for tensor, mine in jobs:
             origin = (min(y[1] for y, _ in mine), min(x[1] for _, x in mine))
@@ -1234,7 +882,7 @@ class FabricEngine:
             return min(quarter // g_size, quarter // x_size, d.depth_g // 2 // g_size)
 
         origin = (-m.padding, -m.padding)
-        (piece,) = _kernel_pieces(origin, m.kernel) if same else (None,)
+        (piece,) = kernel_pieces(origin, m.kernel) if same else (None,)
         taps = sum(1 << tap for tap, _, _ in piece.taps) if piece else 0
         sum_words = out if g.values is not None and not self._nine_taps(m) else 0
         limit = contract.LIMITS
@@ -1252,9 +900,9 @@ class FabricEngine:
             to_weight = self._weight_gradient(x, g, m, run)
             return lambda: (to_input(), to_weight())
 
-        a, b = _tensor(x, "activation"), _tensor(g, "output gradient")
+        a, b = tensor_of(x, "activation"), tensor_of(g, "output gradient")
         if self._is_linear(m):
-            a, b = (_row_of_pixels(t, d.lanes) for t in (a, b))
+            a, b = (row_of_pixels(t, d.lanes) for t in (a, b))
         batch, hw = a.array.shape[0], a.array.shape[2:]
         dx = np.zeros((batch, m.in_channels, *hw), dtype=np.int64)
         g_sum = np.zeros((batch, 1, *hw), dtype=np.int64)
@@ -1278,7 +926,7 @@ class FabricEngine:
             return _fitting_images(d, size, fit(size), x_bits, g_bits)
 
         least = -(-_PACKET_CYCLES // (x_bits * g_bits))
-        stacks = _stacks(batch, _tiles((0, hw[0]), (0, hw[1]), hw[0], d.lanes), fit_both, least)
+        stacks = stacks_of(batch, tiles_of((0, hw[0]), (0, hw[1]), hw[0], d.lanes), fit_both, least)
         for turn, stack in enumerate(stacks):
             run.breathe()
             half = turn % 2
@@ -1311,7 +959,7 @@ class FabricEngine:
     def _correlate(
         self,
         run: _Run,
-        a: _Tensor,
+        a: Tensor,
         kernel: I64,
         used: npt.NDArray[np.bool_],
         sum_used: npt.NDArray[np.bool_],
@@ -1339,10 +987,10 @@ class FabricEngine:
         bits = a.grid.bits
         out_channels, in_channels, ny, nx = kernel.shape
         out_hw = dot.shape[2:]
-        pieces = _kernel_pieces(origin, (ny, nx))
+        pieces = kernel_pieces(origin, (ny, nx))
         native_sums = sum_used.shape[0] == 1 and (ny, nx) == (3, 3) and bool(sum_used.all())
         spans = [
-            _span(a.hw[axis], out_hw[axis], [p.centre[axis] for p in pieces], origin[axis], (ny, nx)[axis])
+            extent(a.hw[axis], out_hw[axis], [p.centre[axis] for p in pieces], origin[axis], (ny, nx)[axis])
             for axis in (0, 1)
         ]
         groups_total, out_groups_total = -(-in_channels // c), -(-out_channels // c)
@@ -1358,7 +1006,7 @@ class FabricEngine:
         some[:out_channels] = np.broadcast_to(used, kernel.shape).any(axis=1)
 
         a_buffer = run.buffer(Target.A)
-        for first, groups in _split_range(groups_total, max_groups):
+        for first, groups in split_range(groups_total, max_groups):
             units: list[_Unit] = []
             per_unit = max(1, min(contract.LIMITS["out_groups"], half_w // (groups * b.bits)))
             for piece in pieces:
@@ -1380,12 +1028,12 @@ class FabricEngine:
                 if sums_on_fabric and not native_sums:
                     units.append(_Unit(piece, (0, sum_groups * c), 1, False, True, False))
             max_rows = min(contract.LIMITS["rows"], 8 * max(1, half_a // (groups * bits))) // a.rows_per
-            tiles = _tiles(spans[0], spans[1], max_rows, d.lanes)
+            tiles = tiles_of(spans[0], spans[1], max_rows, d.lanes)
 
             def fit(rows: int, groups: int = groups) -> int:
                 return half_a // tensor_addresses(1, rows * a.rows_per, groups, bits)
 
-            stacks = _stacks(a.array.shape[0], tiles, fit)
+            stacks = stacks_of(a.array.shape[0], tiles, fit)
             for residents in self._resident_sets(units, groups):
                 blocks = [(unit, padded_sums if unit.sums else padded_kernel) for unit in residents]
                 held = self._load_units(run, blocks, first, groups)
@@ -1444,9 +1092,9 @@ class FabricEngine:
         self,
         run: _Run,
         unit: _Unit,
-        stack: _Stack,
+        stack: Stack,
         groups: int,
-        a: _Tensor,
+        a: Tensor,
         base_a: int,
         weights: _Held,
         dot: I64,
@@ -1488,7 +1136,7 @@ class FabricEngine:
         run.expect(span, receive)
 
     @staticmethod
-    def _add(target: I64, tile: npt.NDArray[np.integer], channel: int, centre: tuple[int, int], stack: _Stack) -> None:
+    def _add(target: I64, tile: npt.NDArray[np.integer], channel: int, centre: tuple[int, int], stack: Stack) -> None:
         """Add a tile (images, rows, channels, L) to ``target`` (N, C, OH, OW) from ``channel`` on."""
         t = stack.tile
         images, rows, channels, _ = tile.shape
@@ -1557,7 +1205,7 @@ class FabricEngine:
             )
         return best[1], best[2]
 
-    def _accumulate(self, run: _Run, wanted: list[_Sought], g: _Tensor) -> set[str]:
+    def _accumulate(self, run: _Run, wanted: list[_Sought], g: Tensor) -> set[str]:
         """Weight gradients that share an output gradient; their arrays are filled when the run's programs have run.
 
         Args:
@@ -1567,15 +1215,15 @@ class FabricEngine:
             "a_sum" or "b_sum" if those sums are left to the host.
         """
         out_hw = g.hw
-        marks = _mask_tensor((g.array.shape[0], 1, *out_hw))
+        marks = mask_tensor((g.array.shape[0], 1, *out_hw))
         missing: set[str] = set()
         # jobs that look at the output gradient alike share its loads; where the fabric's own sums would count positions
         # that are not real, products with ones replace them, unless the host has the codes and can add them up itself
-        by_g: list[tuple[_Tensor, dict[_View, list[_Job]]]] = [(g, {}), (marks, {})]
+        by_g: list[tuple[Tensor, dict[_View, list[_Job]]]] = [(g, {}), (marks, {})]
         for each in wanted:
             a, size = each.a, each.dot.shape[2:]
-            for piece in _kernel_pieces(each.origin, (size[0], size[1])):
-                rows, columns = (_span(a.hw[i], out_hw[i], [piece.centre[i]], each.origin[i], size[i]) for i in (0, 1))
+            for piece in kernel_pieces(each.origin, (size[0], size[1])):
+                rows, columns = (extent(a.hw[i], out_hw[i], [piece.centre[i]], each.origin[i], size[i]) for i in (0, 1))
                 real = all(span == (0, k) for span, k in zip((rows, columns), a.hw, strict=True))
                 full = all(span == (k, k + o) for span, k, o in zip((rows, columns), piece.centre, out_hw, strict=True))
                 view = (piece.centre, rows, columns)
@@ -1586,7 +1234,7 @@ class FabricEngine:
                 elif not full:
                     missing.add("a_sum")
                 if not real and each.b_sum is not None and g.is_values:
-                    ones = _mask_tensor((a.array.shape[0], 1, *a.hw))
+                    ones = mask_tensor((a.array.shape[0], 1, *a.hw))
                     jobs.append(_Job(ones, piece, each.b_sum[:, None], None, None))
                 elif not real and each.b_sum is not None:
                     missing.add("b_sum")
@@ -1595,7 +1243,7 @@ class FabricEngine:
                 missing |= self._gradients(run, jobs, operand, view)
         return missing
 
-    def _gradients(self, run: _Run, jobs: list[_Job], g: _Tensor, view: _View) -> set[str]:
+    def _gradients(self, run: _Run, jobs: list[_Job], g: Tensor, view: _View) -> set[str]:
         """Jobs that see the output gradient (N, O, OH, OW) in the same place; returns what :meth:`_accumulate` does."""
         d = self.design
         c = d.channels
@@ -1607,19 +1255,19 @@ class FabricEngine:
         half_a, half_g = d.depth_a // 2, d.depth_g // 2
         widest = max(groups * job.a.grid.bits for each in passes for job, _, groups in each)
         max_rows = min(contract.LIMITS["rows"], 8 * min(half_a // widest, half_g // (step_out * b_bits)))
-        tiles = _tiles(rows, columns, max_rows, d.lanes)
+        tiles = tiles_of(rows, columns, max_rows, d.lanes)
         missing: set[str] = set()
         if len(tiles) > 1:  # the fabric's sums of a would count halos twice
             doubled = [job for job in jobs if job.a_sum is not None]
             counted = [_Job(job.a, job.piece, job.a_sum[None], None, None) for job in doubled if job.a.is_values]  # type: ignore[index]
             if counted:
-                self._gradients(run, counted, _mask_tensor((g.array.shape[0], 1, *g.hw)), view)
+                self._gradients(run, counted, mask_tensor((g.array.shape[0], 1, *g.hw)), view)
             if len(counted) < len(doubled):
                 missing.add("a_sum")
             without = {id(job): replace(job, a_sum=None) for job in jobs}
             passes = [[(without[id(job)], first, groups) for job, first, groups in each] for each in passes]
         a_buffer, g_buffer = run.buffer(Target.A), run.buffer(Target.G)
-        for out, each in itertools.product(_split_range(out_groups_total, step_out), passes):
+        for out, each in itertools.product(split_range(out_groups_total, step_out), passes):
             sums: list[_GradientPass] = []
             for job, first, groups in each:
                 base = sum(s.entries for s in sums)
@@ -1634,7 +1282,7 @@ class FabricEngine:
                 return _fitting_images(d, size, images, max(a_bits), b_bits)
 
             least = -(-_PACKET_CYCLES // (min(a_bits) * b_bits))
-            for stack in _stacks(g.array.shape[0], tiles, fit, least):
+            for stack in stacks_of(g.array.shape[0], tiles, fit, least):
                 run.breathe()
                 base_g = _load(run, g_buffer, g, stack, (out[0] * c, out[1]), centre, own_only=True)
                 for one in sums:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from host.engine import host_codes
+from host.layout import host_codes
 from host.products import ConvGeometry, Engine, Grid, Operand, Sums, several
 
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")

@@ -25,7 +25,7 @@ def in_pairs(design: Design, results: int, groups: int, w_bits: int, g_bits: int
     """Whether the input gradient of a 3x3 kernel at stride 2 takes the channel groups of the output gradient in pairs.
 
     One row of two groups then is four rows of one, and eight of nine taps have work where four had
-    (``host/engine.py:_paired``).  That is worth it if the array saves more steps than the loads get beats.
+    (``host/layout.py:paired_groups``).  That is worth it if the array saves more steps than the loads get beats.
 
     Args:
         results: channel groups of the result, the four phases of each pixel being channels.

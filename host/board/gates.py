@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from host.board.operations import JobError, tree_sum
-from host.engine import host_codes
+from host.layout import host_codes
 from host.products import Grid, Operand
 
 Array = npt.NDArray[Any]

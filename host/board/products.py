@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from host.board.gates import Gates, option_products
 from host.board.operations import JobError
-from host.engine import host_codes
 from host.grouped import product_sums
+from host.layout import host_codes
 from host.packing import flush
 from host.products import ConvGeometry, Engine, Grid, Meter, Operand, Sums, derive_key
 

@@ -27,7 +27,8 @@ from host.board.products import ExactEngine, derive_key
 from host.board.runtime import RunResult, Training, run_job
 from host.board.schedule import learning_rate, make_schedule
 from host.device import DeviceError
-from host.engine import FabricEngine, host_codes
+from host.engine import FabricEngine
+from host.layout import host_codes
 from host.products import ConvGeometry, Engine, Grid, Operand, Sums
 from host.pynq_device import PowerSensor, PynqDevice
 from host.reference import ReferenceDevice

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.device import ProgramError, Result, open_device
-from host.engine import FabricEngine, host_codes
+from host.engine import FabricEngine
+from host.layout import host_codes
 from host.products import ConvGeometry, Grid, Operand, Sums
 from hw import contract
 from hw.contract import Error, Flag, Opcode, Target

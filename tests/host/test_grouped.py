@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from host.device import open_device
-from host.engine import FabricEngine, host_codes
+from host.engine import FabricEngine
 from host.grouped import PRODUCTS, batched_matmul, grouped
+from host.layout import host_codes
 from host.products import ConvGeometry, Grid, Operand
 from hw.design import load_design
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from host.device import U64, Result
-from host.engine import FabricEngine, host_codes
+from host.engine import FabricEngine
+from host.layout import host_codes
 from host.products import ConvGeometry, Operand
 from host.reference import ReferenceDevice
 from host.rtl import RtlDevice

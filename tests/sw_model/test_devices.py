@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from host.device import open_device
-from host.engine import FabricEngine, host_codes
+from host.engine import FabricEngine
+from host.layout import host_codes
 from host.products import Engine, Operand, Sums
 from hw.design import load_design
 from sw_model.engine import SoftwareEngine
