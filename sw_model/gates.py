@@ -39,12 +39,13 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from host.products import ConvGeometry, Grid, Operand, backward_mixed, several
 from sw_model.baselines import RangeBatchNorm2d
 from sw_model.cost import step_factor
-from sw_model.layers import Precision, QConv2d, convolution_gradients, weight_operand
+from sw_model.layers import Precision, QConv2d, Run, batch_extremes, convolution_gradients, weight_operand
 from sw_model.models import Backbone, Block, Convolve, GateShape, plain
+from sw_model.parallel import ALONE, Shard
 from sw_model.quantizers import (
+    Group,
     affine_values,
     derive_key,
-    extremes,
     fake_quantize_groups,
     grid_from_range,
     option_products,
@@ -58,11 +59,21 @@ Choice = Literal["argmax", "sample"]
 
 @dataclass
 class _Dispatch:
-    """One call of a gated layer."""
+    """One call of a gated layer.
+
+    Attributes:
+        members: samples here by option; options that none has are left out.
+        before: samples of each option in earlier parts of the batch.
+        shard: this process's part of the batch, if several share it.
+        low, span: activation range of the whole batch.
+        key: of the random numbers.
+    """
 
     layer: QConv2d
     options: Sequence[Precision]
     members: list[tuple[int, Tensor]]
+    before: list[int]
+    shard: Shard | None
     low: Tensor
     span: Tensor
     key: int
@@ -81,9 +92,13 @@ class _Dispatch:
         return grid
 
     def mixed_input(self, x: Tensor) -> Tensor:
-        return fake_quantize_groups(
-            x, [(index, self.activation_grid(option)) for option, index in self.members], "activation"
-        )
+        groups = [Group(index, self.activation_grid(option)) for option, index in self.members]
+        return fake_quantize_groups(x, groups, "activation")
+
+    @property
+    def weight_bits(self) -> int:
+        """Width of the weights, which all options share."""
+        return self.options[0].weight
 
 
 def _values(x: Tensor, grid: Grid) -> Operand:
@@ -97,7 +112,7 @@ class _DispatchedConvolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, mask: Tensor, call: _Dispatch) -> Tensor:
         ctx.call = call
         layer, engine = call.layer, call.layer.run.engine
-        bits = call.options[call.members[0][0]].weight
+        bits = call.weight_bits
         if engine is None:
             x = x.contiguous(memory_format=torch.channels_last)
             ctx.save_for_backward(x, weight)
@@ -122,10 +137,10 @@ class _DispatchedConvolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         need_x, need_w, need_mask = ctx.needs_input_grad[:3]
         layer, engine = call.layer, call.layer.run.engine
-        bits = call.options[call.members[0][0]].weight
+        bits = call.weight_bits
         mode = layer.run.floor
         grad = grad.contiguous(memory_format=torch.channels_last if engine is None else torch.contiguous_format)
-        low, span = extremes(grad)
+        low, span = batch_extremes(grad, call.shard)
 
         def gradient_grid(option: int) -> Grid:
             # Options are separate products on the engine, so each has a key of its own.
@@ -133,9 +148,8 @@ class _DispatchedConvolution(torch.autograd.Function):
 
         dx = dw = None
         if engine is None:
-            gq = fake_quantize_groups(
-                grad, [(index, gradient_grid(option)) for option, index in call.members], "gradient"
-            )
+            groups = [Group(index, gradient_grid(k), call.before[k]) for k, index in call.members]
+            gq = fake_quantize_groups(grad, groups, "gradient")
             if (need_x or need_mask) and need_w:
                 axis = layer.run.input_gradient_axis
                 wq = affine_values(weight, bits, axis=axis, mode=mode)
@@ -195,15 +209,19 @@ def dispatch(layer: QConv2d, x: Tensor, mask: Tensor, options: Sequence[Precisio
         raise ValueError(f"layer {layer.name} is depthwise; gates choose bits of dense convolutions only")
     if len({p.weight for p in options}) != 1:
         raise ValueError(f"options {[str(p) for p in options]} must share their weight bits")
-    choice = mask.detach().argmax(1)
-    members = [(k, torch.nonzero(choice == k)[:, 0]) for k in range(len(options)) if bool((choice == k).any())]
-    if any(options[k].activation == 0 for k, _ in members):
+    choice, shard = mask.detach().argmax(1), layer.run.shard
+    parts = (shard or Shard.of_batch(ALONE, len(x))).groups(choice, len(options))
+    if any(part.total and precision.activation == 0 for part, precision in zip(parts, options, strict=True)):
         raise ValueError("a sample that skips the block has no convolution; leave it out of the batch")
+    members = [(k, torch.nonzero(choice == k)[:, 0]) for k, part in enumerate(parts) if part.count]
     low, span = layer.activation_range(x.detach())
-    call = _Dispatch(layer, options, members, low, span, layer.gradient_key())
-    for k, index in members:
-        geometry = call.geometry(len(index), (x.shape[2], x.shape[3]))
-        macs = len(index) * layer.weight.numel() * geometry.out_hw[0] * geometry.out_hw[1]
+    before = [part.before for part in parts]
+    call = _Dispatch(layer, options, members, before, shard, low, span, layer.gradient_key())
+    out_h, out_w = call.geometry(1, (x.shape[2], x.shape[3])).out_hw
+    for k, part in enumerate(parts):
+        if not part.total:
+            continue
+        macs = part.total * layer.weight.numel() * out_h * out_w
         w, a, g, last = options[k].widths
         layer.report("forward", macs, a, w)
         if layer.training and torch.is_grad_enabled():
@@ -319,7 +337,8 @@ class GatedNetwork(nn.Module):
         if self.choice == "argmax" or not self.training:
             return soft.argmax(1)
         run = self.base.stem.run
-        units = random_units(len(soft), derive_key(run.seed, run.step, block, _GATE_SALT)).to(soft.device)
+        first = 0 if run.shard is None else run.shard.before
+        units = random_units(len(soft), derive_key(run.seed, run.step, block, _GATE_SALT), first).to(soft.device)
         return (soft.cumsum(1)[:, :-1] <= units[:, None]).sum(1)
 
     def _untrained(self, block: int) -> bool:
@@ -330,19 +349,25 @@ class GatedNetwork(nn.Module):
         return all(int(layer.batches) == 0 for layer in layers)
 
     def cp(self) -> Tensor:
-        """Cost of the last forward pass: percent of float32 training, mean over samples and blocks; differentiable."""
+        """Cost of the last forward pass: percent of float32 training, mean over samples (of this process) and blocks;
+        differentiable."""
         if not self.masks:
             raise RuntimeError("no forward pass yet, so there are no choices whose cost could be told")
         return torch.stack([mask @ self.factors for mask in self.masks]).mean()
 
     def choices(self) -> Tensor:
-        """Option of every sample at every block in the last forward pass: int64 (blocks, N)."""
-        return torch.stack([mask.detach().argmax(1) for mask in self.masks])
+        """Option of every sample at every block in the last forward pass, of the whole batch: int64 (blocks, N)."""
+        here = torch.stack([mask.detach().argmax(1) for mask in self.masks])
+        shard = self.base.stem.run.shard
+        return here if shard is None else shard.gather(here.T).T
 
-    def shares(self) -> dict[str, Tensor]:
-        """Cost of every sample in every block relative to float32 (1.0), by the prefix of the block's layer names."""
-        names = (f"base.blocks.{i}" for i in range(len(self.masks)))
-        return {n: m.detach() @ self.factors / 100 for n, m in zip(names, self.masks, strict=True)}
+    def shares(self, choices: Tensor) -> dict[str, Tensor]:
+        """Cost of samples in every block relative to float32 (1.0), by the prefix of the block's layer names.
+
+        Args:
+            choices: option of every sample at every block, int64 (blocks, N).
+        """
+        return {f"base.blocks.{block}": self.factors[row] / 100 for block, row in enumerate(choices)}
 
     def _gates(self, layer: QConv2d) -> bool:
         return layer.groups == 1 and layer not in self._ungated
@@ -380,12 +405,15 @@ class GatedNetwork(nn.Module):
         way_round = block.way_round(x, self._convolution(moved))
         assert way_round is not None
         around = block.join(None, way_round)
-        active = torch.nonzero(mask.detach()[:, self.skip] == 0)[:, 0]
-        if not len(active) or (len(active) == 1 and block.training and around[0, 0].numel() == 1):
+        stays = mask.detach()[:, self.skip] == 0
+        active, run = torch.nonzero(stays)[:, 0], self.base.stem.run
+        part = (run.shard or Shard.of_batch(ALONE, len(x))).groups(stays.long(), 2)[1]
+        if not part.total or (part.total == 1 and block.training and around[0, 0].numel() == 1):
             # One sample is too few for batch statistics where its image has shrunk to one pixel.
             return around
         chosen = mask[active]
-        through = block.join(block.residual(x[active], self._convolution(chosen)), way_round[active])
+        with _shared(run, part):
+            through = block.join(block.residual(x[active], self._convolution(chosen)), way_round[active])
         # Worth ``through`` and, backward, what skipping would have changed.
         through = through + chosen[:, self.skip, None, None, None] * (around[active] - through)
         return around.index_copy(0, active, through)
@@ -407,6 +435,17 @@ class GatedNetwork(nn.Module):
             total = y if total is None else total + y
         assert total is not None
         return total
+
+
+@contextmanager
+def _shared(run: Run, part: Shard) -> Iterator[None]:
+    """Layers see ``part`` as the batch, where several processes share one."""
+    whole = run.shard
+    run.shard = None if whole is None else part
+    try:
+        yield
+    finally:
+        run.shard = whole
 
 
 def _modules(block: Block, *kinds: type) -> list[Any]:

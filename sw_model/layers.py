@@ -114,7 +114,7 @@ class Run:
             have the fast path only.
         momentum: share of the old value in the running activation ranges.
         on_product: called for every product, quantized or not, before it is computed.
-        shard: this process's part of the batch in training, if several share it.
+        shard: this process's part of the batch (or of those samples that take part) in training, if several share it.
     """
 
     engine: Engine | None = None
@@ -127,19 +127,22 @@ class Run:
     on_product: ProductHook | None = None
     shard: Shard | None = None
 
-    def gradient_values(self, grad: Tensor, bits: int, key: int, scratch: str | None = None) -> Tensor:
+    def gradient_values(
+        self, grad: Tensor, bits: int, key: int, shard: Shard | None, scratch: str | None = None
+    ) -> Tensor:
         """An output gradient, stochastically rounded on the affine grid of the whole batch.
 
         Args:
             grad: float32, samples along the leading axis.
             bits: width.
             key: of the random numbers.
+            shard: the layer's part of the batch when it ran forward, if several processes share one.
             scratch: see :func:`sw_model.quantizers.affine_values`.
         """
-        if self.shard is None:
+        if shard is None:
             return affine_values(grad, bits, key=key, mode=self.floor, scratch=scratch)
-        grid = grid_from_range(*self.shard.extremes(grad), bits, key=key, mode=self.floor)
-        return fake_quantize(grad, grid, first=self.shard.first(grad))
+        grid = grid_from_range(*shard.extremes(grad), bits, key=key, mode=self.floor)
+        return fake_quantize(grad, grid, first=shard.first(grad))
 
     def keeps(self, defect: str) -> bool:
         """Whether a detail of the published code is kept."""
@@ -166,8 +169,14 @@ class _Call:
     precision: Precision
     engine: Engine | None
     key: int
+    shard: Shard | None
     grid: Grid | None = None
     weight_shape: tuple[int, ...] = field(default=())
+
+
+def batch_extremes(x: Tensor, shard: Shard | None) -> tuple[Tensor, Tensor]:
+    """Minimum and range of the whole batch, of which this process may have a part; see ``quantizers.extremes``."""
+    return extremes(x) if shard is None else shard.extremes(x)
 
 
 class QLayer(nn.Module):
@@ -215,7 +224,7 @@ class QLayer(nn.Module):
             ValueError: if the input holds NaN or infinity.
         """
         if self.training:
-            low, span = extremes(x) if self.run.shard is None else self.run.shard.extremes(x)
+            low, span = batch_extremes(x, self.run.shard)
             if self.folds:
                 self._note_range(low, span)
             return low, span
@@ -241,14 +250,23 @@ class QLayer(nn.Module):
         self.running_span.mul_(momentum).add_(span.to(self.running_span.device), alpha=1 - momentum)
         self.batches += 1
 
+    def whole(self, rows: int) -> int:
+        """Rows of the whole batch, of which this process has ``rows``."""
+        return rows if self.run.shard is None else self.run.shard.whole(rows)
+
     def report(self, product: str, macs: int, a: int, b: int) -> None:
-        """Tells the run's hook of a product: operands of ``a`` and ``b`` bits, 32 for unquantized."""
+        """Tells the run's hook of a product.
+
+        Args:
+            product: "forward", "input_gradient" or "weight_gradient".
+            macs: multiply-accumulates over the whole batch.
+            a, b: bits of the operands, 32 for unquantized.
+        """
         if self.run.on_product is not None:
-            shard = self.run.shard
-            self.run.on_product(self.name, product, macs if shard is None else shard.whole(macs), a, b)
+            self.run.on_product(self.name, product, macs, a, b)
 
     def _product(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
-        macs = geometry.batch * weight.numel() * math.prod(geometry.out_hw)
+        macs = self.whole(geometry.batch) * weight.numel() * math.prod(geometry.out_hw)
         w, a, g, last = self.precision.widths
         self.report("forward", macs, a, w)
         if self.training and torch.is_grad_enabled():
@@ -271,7 +289,7 @@ class QLayer(nn.Module):
                 raise ValueError(f"mode {self.run.mode!r} has the fast path only; use mode 'fixed' with an engine")
             if self.run.gradient != "affine":
                 raise ValueError(f"gradient quantizer {self.run.gradient!r} has the fast path only; use 'affine'")
-        call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key())
+        call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key(), self.run.shard)
         result: Tensor = _QuantizedProduct.apply(x, weight, call)
         return result
 
@@ -347,10 +365,10 @@ class _QuantizedProduct(torch.autograd.Function):
         if call.engine is None:
             grad = grad.contiguous(memory_format=torch.channels_last)
             run = call.layer.run
-            gq = run.gradient_values(grad, p.grad, call.key, "gradient") if p.grad else grad
+            gq = run.gradient_values(grad, p.grad, call.key, call.shard, "gradient") if p.grad else grad
             last_gq = gq
             if split:
-                last_gq = run.gradient_values(grad, p.weight_grad, last_key) if p.weight_grad else grad
+                last_gq = run.gradient_values(grad, p.weight_grad, last_key, call.shard) if p.weight_grad else grad
             dx, dw = _fast_gradients(call, kept, weight, gq, last_gq, (need_x, need_w))
             return dx, dw, None
         dx = dw = None

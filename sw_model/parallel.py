@@ -5,6 +5,14 @@ activations and gradients, statistics of batch normalisation, the number of an e
 of the global batch, so every code lies on the same grid and draws the same random number as in one process.  A rank's
 loss is its share of the global mean; gradients are added up.
 
+Gates choose for every sample on its own.  What is theirs of a batch is that of the global one too: the cost that is held
+against the target, the meters, and whatever is taken over the samples that chose an option or did not skip a block - a
+:class:`Shard` of its own, of which a process may have none: it then computes on empty tensors, so that all processes
+meet in the same reductions in the same order.
+
+What takes a whole batch in one place is refused: exact engines, quantizers of weights, activations or gradients other
+than affine ones, Range BN.
+
 Quantized gradients amplify the last bits of a sum: a code on the border falls to the other side, and the layers below
 follow.  ResNet-8 on digits at 8/8/8 is 3e-5 from one process in its weights after one step and 0.03 after three; one
 process whose initial weights are moved by one part in 10**7 comes as far from itself (3e-5 to 6e-5, and 0.04 to 0.06).
@@ -90,25 +98,36 @@ def processes() -> Iterator[Ranks]:
 
 @dataclass(frozen=True)
 class Shard:
-    """This process's part of one global batch.
+    """This process's part of one global batch, or of some of its samples, which may all be elsewhere.
 
     Attributes:
         ranks: the processes.
-        total: samples of the global batch, at least one per process.
+        counts: samples of each process, in the order of the batch.
     """
 
     ranks: Ranks
-    total: int
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of_batch(cls, ranks: Ranks, total: int) -> Shard:
+        """The part of a batch of ``total`` samples, as data sets divide it."""
+        parts = (Part(rank, ranks.part.size).rows(total) for rank in range(ranks.part.size))
+        return cls(ranks, tuple(rows.stop - rows.start for rows in parts))
 
     @property
-    def rows(self) -> slice:
-        """Samples of the global batch that are here."""
-        return self.ranks.part.rows(self.total)
+    def total(self) -> int:
+        """Samples everywhere."""
+        return sum(self.counts)
 
     @property
     def count(self) -> int:
         """Samples here."""
-        return self.rows.stop - self.rows.start
+        return self.counts[self.ranks.part.rank]
+
+    @property
+    def before(self) -> int:
+        """Samples in the parts before this one."""
+        return sum(self.counts[: self.ranks.part.rank])
 
     @property
     def share(self) -> float:
@@ -116,18 +135,37 @@ class Shard:
         return self.count / self.total
 
     def whole(self, amount: int) -> int:
-        """What is ``amount`` here, in proportion to the samples, in the global batch."""
-        return amount // self.count * self.total
+        """What is ``amount`` here, in proportion to the samples, in the global batch; one per sample if none is here."""
+        return amount // self.count * self.total if self.count else self.total
 
     def first(self, x: Tensor) -> int:
         """Number of this process's first element of a tensor whose leading axis runs over samples."""
-        return self.rows.start * (x.numel() // self.count)
+        return self.before * (x.numel() // self.count) if self.count else 0
+
+    def groups(self, group: Tensor, number: int) -> list[Shard]:
+        """The samples of every group as a batch of its own; all processes call this together.
+
+        Args:
+            group: of every sample here, int64 (count,), from 0.
+            number: how many there are.
+        """
+        counts = torch.zeros(self.ranks.part.size, number, dtype=torch.int64)
+        counts[self.ranks.part.rank] = group.bincount(minlength=number)
+        return [Shard(self.ranks, tuple(column)) for column in self.ranks.sum(counts).T.tolist()]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The global tensor (total, ...) of which ``x``, numbers by sample, is a part."""
+        whole = x.new_zeros(self.total, *x.shape[1:])
+        whole[self.before : self.before + self.count] = x
+        return self.ranks.sum(whole)
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Minimum and range of the global tensor of which ``x`` is a part; see ``sw_model.quantizers.extremes``."""
-        low, high = torch.aminmax(x.detach())
-        # A reduction may lose NaN, infinity survives; so all processes refuse what one of them meets.
-        found = torch.stack([low, -high]).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+        found = torch.full((2,), torch.inf)
+        if x.numel():
+            low, high = torch.aminmax(x.detach())
+            # A reduction may lose NaN, infinity survives; so all processes refuse what one of them meets.
+            found = torch.stack([low, -high]).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         low, high = self.ranks.least(found).mul(torch.tensor([1.0, -1.0])).unbind()
         low, high = flush(low), flush(high)
         span = high - low

@@ -17,7 +17,8 @@ fake-quantized floats, and the exact one, which converts them to integers.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -252,28 +253,46 @@ def kept_values(kept: Tensor, grid: Grid, scratch: str | None = None) -> Tensor:
     return dequantize(kept, grid)
 
 
-def fake_quantize_groups(x: Tensor, groups: list[tuple[Tensor, Grid]], scratch: str | None = None) -> Tensor:
+class Group(NamedTuple):
+    """Samples of a tensor that lie on one grid.  Random numbers count elements as if the group were a tensor of its own.
+
+    Attributes:
+        samples: their indices, int64 (n,), rising.
+        grid: per tensor.
+        before: samples of the group in earlier parts of a tensor that several processes share.
+    """
+
+    samples: Tensor
+    grid: Grid
+    before: int = 0
+
+
+def fake_quantize_groups(x: Tensor, groups: Sequence[Group], scratch: str | None = None) -> Tensor:
     """Values of ``x`` (N, ...) whose samples lie on different grids.
 
     Args:
         x: float32.
-        groups: (sample indices, per-tensor grid) pairs that together name every sample once.  Random numbers count the
-            elements within a group, as if it were a tensor of its own.
+        groups: name every sample once.
         scratch: name of the scratch memory that may hold the result, see :func:`sw_model.fused.scratch`.
     """
-    grids = [grid for _, grid in groups]
+    if not len(x):
+        return x
+    grids = [group.grid for group in groups]
     stochastic = grids[0].key is not None
     if _fused(x, grids):
         table = np.zeros(len(x), fused.ROW_GRID)
         length = x.numel() // len(x)
-        for (index, _), record in zip(groups, fused.row_grids(grids), strict=True):
-            rows = index.numpy()
+        for group, record in zip(groups, fused.row_grids(grids), strict=True):
+            rows = group.samples.numpy()
             table[rows] = record
-            table["first"][rows] = (np.arange(len(rows), dtype=np.uint64) * length).astype(np.uint32)
+            places = group.before + np.arange(len(rows), dtype=np.uint64)
+            table["first"][rows] = (places * length).astype(np.uint32)
         return fused.quantize_rows(fused.dense(x), table, stochastic, None, scratch)
     values = torch.empty_like(x)
-    for index, grid in groups:
-        values[index] = dequantize(quantize(x[index], grid), grid)
+    for group in groups:
+        chosen = x[group.samples]
+        first = group.before * (x.numel() // len(x))
+        values[group.samples] = dequantize(quantize(chosen, group.grid, first=first), group.grid)
     return values
 
 

@@ -28,6 +28,7 @@ from sw_model.layers import Precision, Run, attach, quantized_layers, set_precis
 from sw_model.models import Backbone
 from sw_model.parallel import ALONE, Ranks, Shard, share_statistics
 from sw_model.pretrained import load_pretrained
+from sw_model.quantizers import straight_through
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.reproducible import Reproducible
 from sw_model.run_folder import EventLog, RunFolder
@@ -187,8 +188,6 @@ def _check_ranks(config: TrainConfig, task: Task, engine: bool, ranks: Ranks) ->
             raise ConfigError(
                 f"{name} = {getattr(config, name)!r} takes the whole batch; train with one process, or use {shared!r}"
             )
-    if config.schedule == "dfq":
-        raise ConfigError("gates group the whole batch by its samples' options; train schedule 'dfq' with one process")
     smallest = smallest_batch(task.data, config.batch)
     if smallest < ranks.part.size:
         raise ConfigError(
@@ -288,7 +287,7 @@ class _Training:
 
     def train_step(self, x: Tensor, y: Tensor, precision: Precision) -> float:
         """Trains on this process's part of a batch; returns the loss of all of it."""
-        shard = Shard(self.ranks, self.batch_size())
+        shard = Shard.of_batch(self.ranks, self.batch_size())
         self.run.shard = shard if self.ranks.several else None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.global_step, self.steps)
@@ -296,27 +295,24 @@ class _Training:
         self.run.step = self.global_step
         self.optimizer.zero_grad(set_to_none=True)
         output = self.model(x)
-        loss = self.task.loss(output, y)
-        score = self.task.score(output.detach(), y)
-        if self.ranks.several:
-            loss = loss * shard.share
-            sums = torch.stack([loss.detach().double(), torch.tensor(score, dtype=torch.float64)])
-            value, score = self.ranks.sum(sums).tolist()
-        else:
-            value = float(loss.detach())
+        loss, score = self._mean(self.task.loss(output, y), shard), self.task.score(output.detach(), y)
+        score = float(self.ranks.sum(torch.tensor(score, dtype=torch.float64)))
+        value = float(loss.detach())
         if self.gated is None:
             loss.backward()
-            self.ranks.sum_gradients(self.model)
             self.cost.step(precision, shard.total)
             self.record.step(precision, shard.total)
             cp = 100 * step_factor(precision) / 3
         else:
-            config, cost = self.config, self.gated.cp()
+            config, cost = self.config, self._mean(self.gated.cp(), shard)
             target = config.targets[self.schedule.stage]
             gated_loss(loss, cost, target, config.beta, band=config.band, cap=config.cap or None).backward()
-            self.cost.step_gated(self.gated.shares(), precision)
-            self.record.step(precision, len(y), self.gated.options, self.gated.choices())
+            choices = self.gated.choices()
+            self.cost.step_gated(self.gated.shares(choices), precision)
+            self.record.step(precision, shard.total, self.gated.options, choices)
             cp = float(cost.detach())
+        self.ranks.sum_gradients(self.model)
+        self.run.shard = None
         self.optimizer.step()
         if not math.isfinite(value):
             raise RuntimeError(f"the loss is {value} at step {self.global_step}; lower lr ({self.config.lr})")
@@ -326,6 +322,13 @@ class _Training:
         self.score_sum += score
         self.seen += targets
         return value
+
+    def _mean(self, x: Tensor, shard: Shard) -> Tensor:
+        """The mean over the whole batch of what has the mean ``x`` here; its gradient is this process's share."""
+        if not self.ranks.several:
+            return x
+        own = x * shard.share
+        return straight_through(self.ranks.sum(own.detach().double()).to(x.dtype), own)
 
 
 def _optimizer(config: TrainConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:

@@ -32,6 +32,7 @@ class _Matmul(torch.autograd.Function):
         ]
         ctx.grids, ctx.engine, ctx.bits = grids, layer.run.engine, p.grad
         ctx.key, ctx.mode, ctx.run = layer.gradient_key(), layer.run.floor, layer.run
+        ctx.shard = layer.run.shard
         ctx.save_for_backward(a, b)
         if ctx.engine is None:
             return fake_quantize(a, grids[0]) @ fake_quantize(b, grids[1]).transpose(1, 2)
@@ -42,7 +43,7 @@ class _Matmul(torch.autograd.Function):
         a, b = ctx.saved_tensors
         grad = grad.contiguous()
         if ctx.engine is None:
-            gq = ctx.run.gradient_values(grad, ctx.bits, ctx.key)
+            gq = ctx.run.gradient_values(grad, ctx.bits, ctx.key, ctx.shard)
             return gq @ fake_quantize(b, ctx.grids[1]), gq.transpose(1, 2) @ fake_quantize(a, ctx.grids[0]), None
         grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.mode)
         da = _each(ctx.engine, "input_gradient", (grad, grid), (b, ctx.grids[1]), a.shape, b.shape)
@@ -84,7 +85,7 @@ class QMatmul(QLayer):
         if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[2]:
             raise ValueError(f"layer {self.name} takes (B, T, d) and (B, S, d), not {tuple(a.shape)}, {tuple(b.shape)}")
         _, activation, grad, _ = self.precision.widths
-        macs = a.numel() * b.shape[1]
+        macs = self.whole(a.shape[0]) * a.shape[1] * a.shape[2] * b.shape[1]
         self.report("forward", macs, activation, activation)
         if self.training and torch.is_grad_enabled():
             self.report("input_gradient", macs, grad, activation)

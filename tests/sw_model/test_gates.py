@@ -319,7 +319,7 @@ def test_cp_and_cost_follow_the_choices() -> None:
     meter = CostMeter({f"base.{n}": m for n, m in layer_macs(network.base, (1, 8, 8)).items()})
     network.masks = [F.one_hot(torch.tensor([0, 1, 2, 1]), 3).float() for _ in range(3)]
     assert float(network.cp()) == pytest.approx((0 + 2 * 2.604 + 3.385) / 4, abs=1e-3)
-    meter.step_gated(network.shares(), FULL)
+    meter.step_gated(network.shares(network.choices()), FULL)
     blocks = sum(m for n, m in meter.macs.items() if ".blocks." in n)
     assert meter.paper == pytest.approx(blocks * 3 * (2 * 2.6042 + 3.3854) / 100, rel=1e-4)
     with pytest.raises(ValueError, match="no layer"):

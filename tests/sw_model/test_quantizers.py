@@ -192,16 +192,20 @@ def test_groups_equal_separate_tensors_with_and_without_kernels(
     groups = []
     for k, bits in enumerate((3, 8, 12)):
         own = None if key is None else key + k
-        groups.append((torch.arange(k, 9, 3), Q.grid_from_range(low, span, bits, key=own)))
+        groups.append(Q.Group(torch.arange(k, 9, 3), Q.grid_from_range(low, span, bits, key=own)))
     mixed = Q.fake_quantize_groups(x, groups)
-    for index, grid in groups:
+    for index, grid, _ in groups:
         assert torch.equal(mixed[index], Q.fake_quantize(x[index], grid))
+    later = [Q.Group(samples[samples >= 4] - 4, grid, int((samples < 4).sum())) for samples, grid, _ in groups]
+    assert torch.equal(Q.fake_quantize_groups(x[4:], later), mixed[4:])
+    assert Q.fake_quantize_groups(x[:0], []).shape == (0, 3, 7, 5)
     weight = torch.randn(9, 3, 7, 5)
-    sums = Q.option_products(x, weight, [g for _, g in groups]) if key is None else None
+    sums = Q.option_products(x, weight, [g.grid for g in groups]) if key is None else None
     monkeypatch.setattr(Q.fused, "library", lambda: None)
     assert torch.equal(Q.fake_quantize_groups(x, groups), mixed)
+    assert torch.equal(Q.fake_quantize_groups(x[4:], later), mixed[4:])
     if sums is not None:
-        assert torch.allclose(Q.option_products(x, weight, [g for _, g in groups]), sums, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(Q.option_products(x, weight, [g.grid for g in groups]), sums, rtol=1e-4, atol=1e-4)
 
 
 def in_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -222,11 +226,11 @@ def test_values_depend_on_neither_layout_nor_threads_nor_kernels(
     grid = Q.affine_grid(x, 5, key=key)
     wanted = Q.dequantize(Q.quantize(x, grid), grid)
     members = [
-        (torch.tensor([1]), Q.affine_grid(x, 3, key=key)),
-        (torch.tensor([i for i in range(len(x)) if i != 1]), grid),
+        Q.Group(torch.tensor([1]), Q.affine_grid(x, 3, key=key)),
+        Q.Group(torch.tensor([i for i in range(len(x)) if i != 1]), grid),
     ]
     mixed = torch.empty_like(x)
-    for index, own in members:
+    for index, own, _ in members:
         mixed[index] = Q.dequantize(Q.quantize(x[index], own), own)
     if not compiler:
         monkeypatch.setattr(Q.fused, "library", lambda: None)

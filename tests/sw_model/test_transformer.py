@@ -119,7 +119,7 @@ def test_parts_of_a_batch_drop_what_the_whole_drops() -> None:
     for rank in range(2):
         part = Dropout(0.4)
         ranks = Ranks(Part(rank, 2))
-        part.run = Run(shard=Shard(ranks, 5))
+        part.run = Run(shard=Shard.of_batch(ranks, 5))
         pieces.append(part(x[ranks.part.rows(5)]))
     assert torch.equal(torch.cat(pieces), whole(x))
 
