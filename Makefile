@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DESIGN ?= sim-small
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow generate csim cosim synth train lint clean
+.PHONY: help setup demo test test-slow generate csim cosim synth bench train lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,11 @@ cosim: $(STAMP)  ## check the RTL under cocotb against the software quantizers a
 	$(BIN)/fractrain cosim --design $(DESIGN)
 
 synth: $(STAMP)  ## synthesise the RTL with Yosys and print the area
+	$(BIN)/fractrain synth --design $(DESIGN)
+
+bench: DESIGN = zc706  # the one whose lanes hold a row of 32 pixels and whose buffers hold all of ResNet-38
+bench: $(STAMP)  ## measure cycles of ResNet-38's products on the RTL, and the area (DESIGN=zc706 unless given)
+	$(BIN)/fractrain bench engine --design $(DESIGN)
 	$(BIN)/fractrain synth --design $(DESIGN)
 
 train: $(STAMP)  ## train on handwritten digits, products on the simulated fabric

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
+from typing import Any
+
+from hw.layers import Bits
 
 #: weights/activations/gradients of the committed measurement; savings are against the first
 PRECISIONS = ("8/8/8", "4/4/8", "4/3/6", "3/3/6", "2/2/4")
@@ -26,52 +30,99 @@ def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -
     engine.add_argument("--split", action="store_true", help="the two gradients as programs of their own")
     engine.add_argument("--batch", type=int, default=128, help="images over which fixed costs are spread")
     engine.add_argument("--figure", type=Path, help="draw the result into this file (SVG or PNG)")
-    engine.add_argument("--json", type=Path, help="write the result to this file")
+    engine.add_argument("--json", action="store_true", help="print JSON")
+    engine.add_argument("--save", type=Path, help="also write the JSON to this file")
     engine.set_defaults(run=run_engine)
+
+
+def widths(text: str) -> Bits:
+    """Bit widths of a precision such as 4/3/6.
+
+    Raises:
+        ValueError: not three widths that the fabric has.
+    """
+    parts = text.split("/")
+    if len(parts) != 3 or not all(p.isdecimal() and 1 <= int(p) <= 16 for p in parts):
+        raise ValueError(f"--bits {text!r} must be three widths of 1 to 16 bits, such as 8/8/8")
+    return Bits(*map(int, parts))
+
+
+def refuse_unwritable(option: str, path: Path | None) -> None:
+    """Refuse a path at which no file can be made, before a long run has something to write there.
+
+    Raises:
+        ValueError: a folder, or below something that is no folder, or a folder that may not be written.
+    """
+    if path is None:
+        return
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{option} {path}: no file can be made there; name a file in a folder that can be written")
 
 
 def run_engine(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     from rich.console import Console
-    from rich.table import Table
 
     from host.device import open_device
-    from host.engine_bench import bench, draw, proportionality
+    from host.engine_bench import bench, draw, proportionality, refuse_unfit
     from hw.design import load_design
-    from hw.layers import Bits, network
+    from hw.layers import network
 
-    console = Console()
     design = load_design(arguments.design)
-    device = open_device("rtl", design)
     shapes = network(arguments.model)
     outputs = {"codes": [True], "int32": [False], "both": [True, False]}[arguments.output]
+    precisions = [widths(text) for text in arguments.bits]
+    if arguments.batch < 1:
+        raise ValueError(f"--batch {arguments.batch}: fixed costs are spread over at least one image")
+    for option in ("save", "figure"):
+        refuse_unwritable(f"--{option}", getattr(arguments, option))
+    if arguments.figure and arguments.figure.suffix.lower() not in (".svg", ".png"):
+        raise ValueError(f"--figure {arguments.figure}: name a file that ends in .svg or .png")
+    for bits in precisions:
+        for codes in outputs:
+            refuse_unfit(design, shapes, bits, codes, arguments.split)
+    device = open_device("rtl", design)
     runs = []
-    with console.status("") as status:
-        for text in arguments.bits:
-            parts = text.split("/")
-            if len(parts) != 3 or not all(p.isdigit() and 1 <= int(p) <= 16 for p in parts):
-                raise ValueError(f"--bits {text!r} must be three widths of 1 to 16 bits, such as 8/8/8")
+    with Console(stderr=True).status("") as status:
+        for bits in precisions:
             for codes in outputs:
-                runs.append(
-                    bench(
-                        device,
-                        design,
-                        shapes,
-                        Bits(*map(int, parts)),
-                        codes,
-                        arguments.split,
-                        arguments.batch,
-                        status.update,
-                    )
-                )
+                runs.append(bench(device, design, shapes, bits, codes, arguments.split, arguments.batch, status.update))
         status.update("cycles against plane pairs")
         pairs = proportionality(device, design)
     for run in runs:
         base = next(r for r in runs if r["output"] == run["output"])
         run["saved"] = 1 - run["cycles_per_image"] / base["cycles_per_image"]
 
+    result = {
+        "design": design.name,
+        "hash": f"{design.hash64:016x}",
+        "model": arguments.model,
+        "runs": runs,
+        "proportionality": pairs,
+    }
+    text = json.dumps(result, indent=1)
+    if arguments.save:
+        arguments.save.parent.mkdir(parents=True, exist_ok=True)
+        arguments.save.write_text(text + "\n", encoding="utf-8")
+    if arguments.figure:
+        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+        draw(result, arguments.figure)
+    if arguments.json:
+        print(text)
+    else:
+        print_tables(result, design.clock_mhz)
+    return 0
+
+
+def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
+    """The result of ``bench engine`` for people, on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, runs, pairs = Console(), result["runs"], result["proportionality"]
     table = Table(
-        title=f"{arguments.model} on {design.name} at {design.clock_mhz:g} MHz, convolutions of training, RTL counters"
+        title=f"{result['model']} on {result['design']} at {clock_mhz:g} MHz, convolutions of training, RTL counters"
     )
     for heading in ("w/a/g", "output", "cycles/image", "images/s", "utilisation", "saved", "model error"):
         table.add_column(heading, justify="right")
@@ -111,17 +162,3 @@ def run_engine(arguments: argparse.Namespace) -> int:
         f"Cycles against plane pairs, compute-bound, 2..8 x 2..16 bits: at most {100 * abs(worst_pair['deviation']):.1f} % "
         f"from proportional (at {worst_pair['a_bits']}x{worst_pair['b_bits']})"
     )
-    result = {
-        "design": design.name,
-        "hash": f"{design.hash64:016x}",
-        "model": arguments.model,
-        "runs": runs,
-        "proportionality": pairs,
-    }
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if arguments.figure:
-        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-        draw(result, arguments.figure)
-    return 0

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from host.device import U64, Device, check
-from host.programs import ALL_TAPS, ProgramBuilder
-from hw.contract import Opcode, Target
+from host.programs import ALL_TAPS, ProgramBuilder, check_header
+from hw import contract
+from hw.contract import Error, Opcode, Target
 from hw.cycles import predict
 from hw.design import Design
 from hw.layers import Bits, ConvShape
-from hw.workload import Packet, backward, forward, lower
+from hw.workload import Packet, WorkloadError, backward, forward, lower
+
+VIRTUAL = 4  #: virtual images of the shorter of two runs
 
 
 @dataclass
@@ -74,6 +77,69 @@ def distinct(shapes: Iterable[ConvShape]) -> list[tuple[ConvShape, int]]:
     return [(group[0], len(group)) for group in seen.values()]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One program's worth of a layer's training products.
+
+    Attributes:
+        name: "forward", "backward" (both gradients), "input_gradient" or "weight_gradient".
+        ideal: cycles per real image of an array that is always full.
+        packets: packets for a number of virtual images, END included.
+    """
+
+    name: str
+    ideal: float
+    packets: Callable[[int], list[Packet]]
+
+
+def passes(
+    design: Design, shape: ConvShape, bits: Bits, codes: bool = True, split: bool = False, first: bool = False
+) -> list[Pass]:
+    """The programs of a layer's training step.
+
+    Args:
+        bits: of weights, activations, gradients.
+        codes: outputs as packed codes instead of 32-bit sums.
+        split: the two gradients as programs of their own instead of one fused pass.
+        first: the network's first layer, which needs no input gradient.
+
+    Raises:
+        WorkloadError: the schedule cannot hold the layer.
+    """
+    macs = lower(design, shape).ideal_macs / design.binary_macs
+    ideal = {"input_gradient": macs * bits.g * bits.w, "weight_gradient": macs * bits.a * bits.g}
+    if first:
+        del ideal["input_gradient"]
+
+    def gradients(name: str, *products: str) -> Pass:
+        def packets(images: int) -> list[Packet]:
+            return list(backward(design, shape, bits, images, codes, products=products))
+
+        return Pass(name, sum(ideal[p] for p in products), packets)
+
+    ahead = Pass("forward", macs * bits.a * bits.w, lambda images: list(forward(design, shape, bits, images, codes)))
+    return [ahead, *([gradients(p, p) for p in ideal] if split or first else [gradients("backward", *ideal)])]
+
+
+def refuse_unfit(
+    design: Design, shapes: Iterable[ConvShape], bits: Bits, codes: bool = True, split: bool = False
+) -> None:
+    """Check every packet that :func:`bench` would send with these arguments, without a device.
+
+    Raises:
+        WorkloadError: a layer that the schedule or the design cannot hold, by name, with the remedy.
+    """
+    for index, (shape, _) in enumerate(distinct(shapes)):
+        for one in passes(design, shape, bits, codes, split, index == 0):
+            for packet in one.packets(2 * VIRTUAL):
+                error, reason = check_header(design, contract.pack_header(**packet))
+                if error is not Error.NONE:
+                    raise WorkloadError(
+                        f"layer {shape.name}, {one.name} at {bits}: {error.name}, {reason}; "
+                        "choose fewer bits, another network or a larger design"
+                    )
+
+
 def measure(
     device: Device,
     design: Design,
@@ -82,7 +148,7 @@ def measure(
     count: int = 1,
     codes: bool = True,
     batch: int = 128,
-    virtual: int = 4,
+    virtual: int = VIRTUAL,
     split: bool = False,
     compare: Device | None = None,
     first: bool = False,
@@ -103,48 +169,33 @@ def measure(
     Raises:
         RuntimeError: ``compare`` answers otherwise.
     """
-    m = lower(design, shape)
-    macs = m.ideal_macs / design.binary_macs
-    gradients = {"input_gradient": macs * bits.g * bits.w, "weight_gradient": macs * bits.a * bits.g}
-    if first:
-        del gradients["input_gradient"]
-
-    def packets_of(name: str, images: int) -> list[Packet]:
-        if name == "forward":
-            return list(forward(design, shape, bits, images, codes))
-        products = tuple(gradients) if name == "backward" else (name,)
-        return list(backward(design, shape, bits, images, codes, products=products))
-
-    passes = {"forward": macs * bits.a * bits.w}
-    passes |= gradients if split or first else {"backward": sum(gradients.values())}
-
     rows = []
-    for name, ideal in passes.items():
+    for one in passes(design, shape, bits, codes, split, first):
         totals, predictions, counters = [], [], {}
         for n in (virtual, 2 * virtual):
-            packets = packets_of(name, n)
+            packets = one.packets(n)
             words = program(design, packets)
-            result = check(device.run(words), f"{shape.name} {name}")
+            result = check(device.run(words), f"{shape.name} {one.name}")
             if compare is not None:
-                other = check(compare.run(words), f"{shape.name} {name}")
+                other = check(compare.run(words), f"{shape.name} {one.name}")
                 if not np.array_equal(result.words, other.words):
-                    raise RuntimeError(f"{shape.name} {name}: {device.info.kind} and {compare.info.kind} differ")
+                    raise RuntimeError(f"{shape.name} {one.name}: {device.info.kind} and {compare.info.kind} differ")
             totals.append(result.counters["CYCLES"])
             predictions.append(predict(design, packets).cycles)
             counters = result.counters
-        real = virtual * m.side
+        real = virtual * lower(design, shape).side
         per_image = (totals[1] - totals[0]) / real
         fixed = max(0, 2 * totals[0] - totals[1])
         rows.append(
             Row(
                 layer=shape.name,
                 count=count,
-                product=name,
+                product=one.name,
                 bits=f"{bits.w}/{bits.a}/{bits.g}",
                 output="codes" if codes else "int32",
                 cycles=per_image + fixed / batch,
-                ideal=ideal,
-                utilisation=ideal / per_image,
+                ideal=one.ideal,
+                utilisation=one.ideal / per_image,
                 fixed=fixed,
                 stall_in=counters["STALL_IN"] / (2 * real),
                 stall_out=counters["STALL_OUT"] / (2 * real),
