@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -254,7 +255,8 @@ def load_data(source: str, cache: Path | None = None) -> ImageSet:
     Args:
         source: ``digits``, or a path: CIFAR-10/100 as published (python or binary version: folder or .tar.gz), or
             class folders ``train/CLASS/*.jpg|png`` and ``test/CLASS/...`` (a folder or a zip of them).
-        cache: folder where decoded class folders are kept as one file for the next run; None decodes every time.
+        cache: folder where decoded class folders are kept as one file for the next run, until a file of the source is
+            added, removed or replaced (by name, size and time of change); None decodes every time.
 
     Raises:
         DataError: if the source is missing, incomplete or broken.
@@ -399,25 +401,15 @@ def _cifar(
 
 
 def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
-    stored = None
-    if cache is not None:
-        status = path.stat()
-        tag = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
-        stored = cache / f"{path.stem}-{tag}.npz"
-        if stored.is_file():
-            try:
-                with np.load(stored, allow_pickle=False) as arrays:
-                    return _cifar(
-                        arrays["train_images"],
-                        arrays["train_labels"],
-                        arrays["test_images"],
-                        arrays["test_labels"],
-                        tuple(str(c) for c in arrays["classes"]),
-                    )
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-                stored.unlink()  # a broken cache is rebuilt from the source
+    # One cache file per source, which knows the state that it was made from: a stale one is replaced, not kept beside.
+    files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()} if path.is_dir() else {}
+    state = _state(files or {"": path})
+    tag = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    stored = None if cache is None else cache / f"{path.stem}-{tag}.npz"
+    kept = None if stored is None else _cached(stored, state)
+    if kept is not None:
+        return kept
     if path.is_dir():
-        files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
         loaded = _decode(path, list(files), lambda name: files[name].read_bytes())
     else:
         try:
@@ -430,6 +422,7 @@ def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
         with tempfile.NamedTemporaryFile(dir=stored.parent, suffix=".npz", delete=False) as scratch:
             np.savez(
                 scratch,
+                state=np.array(state),
                 train_images=loaded.train_images,
                 train_labels=loaded.train_labels,
                 test_images=loaded.test_images,
@@ -438,6 +431,32 @@ def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
             )
         os.replace(scratch.name, stored)
     return loaded
+
+
+def _state(files: dict[str, Path]) -> str:
+    """Digest of the names, sizes and times of files; those of a folder do not tell what changed in a folder below it."""
+    digest = hashlib.sha256()
+    for name, file in sorted(files.items()):
+        status = file.stat()
+        digest.update(json.dumps([name, status.st_size, status.st_mtime_ns]).encode())
+    return digest.hexdigest()
+
+
+def _cached(stored: Path, state: str) -> ImageSet | None:
+    """What ``stored`` holds of a source in this state; None if it is missing, broken or stale and has to be made anew."""
+    try:
+        with np.load(stored, allow_pickle=False) as arrays:
+            if str(arrays["state"]) != state:
+                return None
+            return _cifar(
+                arrays["train_images"],
+                arrays["train_labels"],
+                arrays["test_images"],
+                arrays["test_labels"],
+                tuple(str(c) for c in arrays["classes"]),
+            )
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def _decode(source: Path, names: list[str], read: Callable[[str], bytes]) -> ImageSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import tarfile
 import zipfile
@@ -98,6 +99,68 @@ def test_class_folders_and_zip_hold_the_same_and_are_cached(tmp_path: Path) -> N
     images, labels = make_images(4, 0)
     order = np.argsort(labels, kind="stable")
     assert (zipped.train_images == images[order]).all()
+
+
+def test_cache_of_class_folders_follows_every_file_below(tmp_path: Path) -> None:
+    write_zip(tmp_path / "images.zip")
+    folder, cache = tmp_path / "folder", tmp_path / "cache"
+    with zipfile.ZipFile(tmp_path / "images.zip") as archive:
+        archive.extractall(folder)
+    cats = folder / "train" / "cat"
+    load_data(str(folder), cache)
+    (stored,) = cache.iterdir()
+
+    def add() -> None:
+        (cats / "new.png").write_bytes((cats / "0000.png").read_bytes())
+
+    def replace() -> None:
+        (cats / "new.png").write_bytes((folder / "train" / "dog" / "0001.png").read_bytes())
+
+    def retouch() -> None:
+        pixels = np.zeros((32, 32, 3), np.uint8)
+        before = (cats / "new.png").stat()
+        Image.fromarray(pixels).save(cats / "new.png", "PNG")
+        with (cats / "new.png").open("ab") as file:
+            file.truncate(before.st_size)  # padded behind its end: only the time tells
+        os.utime(cats / "new.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+    def move() -> None:
+        (cats / "new.png").rename(folder / "train" / "dog" / "new.png")
+
+    def remove() -> None:
+        (folder / "train" / "dog" / "new.png").unlink()
+
+    for change in (add, replace, retouch, move, remove):
+        change()
+        for _ in range(2):  # decoded, then from the cache
+            cached, true = load_data(str(folder), cache), load_data(str(folder))
+            assert np.array_equal(cached.train_images, true.train_images), change.__name__
+            assert np.array_equal(cached.train_labels, true.train_labels), change.__name__
+        assert list(cache.iterdir()) == [stored], "a stale cache is replaced"
+
+
+def test_cache_is_read_while_the_source_is_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_zip(tmp_path / "images.zip")
+    with zipfile.ZipFile(tmp_path / "images.zip") as archive:
+        archive.extractall(tmp_path / "folder")
+    sources = [str(tmp_path / "folder"), str(tmp_path / "images.zip")]
+    loaded = [load_data(source, tmp_path / "cache") for source in sources]
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
+    for source, first in zip(sources, loaded, strict=True):
+        assert np.array_equal(load_data(source, tmp_path / "cache").train_images, first.train_images)
+
+
+def test_cache_without_a_state_is_made_anew(tmp_path: Path) -> None:
+    write_zip(tmp_path / "images.zip")
+    cache = tmp_path / "cache"
+    true = load_data(str(tmp_path / "images.zip"), cache)
+    (stored,) = cache.iterdir()
+    with np.load(stored) as arrays:
+        old = {name: arrays[name] for name in arrays.files if name != "state"}
+    np.savez(stored, **{**old, "train_images": old["train_images"] + 1})  # as before caches had one
+    for content in (stored.read_bytes(), b""):
+        stored.write_bytes(content)
+        assert np.array_equal(load_data(str(tmp_path / "images.zip"), cache).train_images, true.train_images)
 
 
 def test_broken_sources_are_named(tmp_path: Path) -> None:
