@@ -29,7 +29,7 @@ from hw.design import PARTS, ROOT, Design
 
 CACHE = ROOT / "build" / "cache"
 QUANTIZERS = 4  #: lanes of the loader
-_FLOW = 1  #: raise it when the Yosys commands change, so that cached results are not used
+_FLOW = 2  #: raise it when the Yosys commands change, so that cached results are not used
 
 #: primitives that the sources in rtl/xc7 instantiate
 XC7_PRIMITIVES = ("LUT6", "LUT6_2", "CARRY4", "DSP48E1")
@@ -109,8 +109,7 @@ class Piece:
         module: its SystemVerilog name.
         instances: how often it occurs in the whole design.
         generics: its parameters.
-        boxes: modules left out, and how many instances of each the piece must have.
-        inside: modules that it contains and that are synthesised with it.
+        boxes: modules left out, and how many instances of each the piece must have. All others are synthesised with it.
     """
 
     name: str
@@ -118,7 +117,6 @@ class Piece:
     instances: int = 1
     generics: tuple[tuple[str, int], ...] = ()
     boxes: tuple[tuple[str, int], ...] = ()
-    inside: tuple[str, ...] = ()
 
 
 def pieces(design: Design) -> list[Piece]:
@@ -131,20 +129,14 @@ def pieces(design: Design) -> list[Piece]:
         "control_registers",
     )  # fmt: skip
     return [
-        Piece("dot_product_unit", "dot_product_unit", design.units, (*dot, ("DSP", dsp)), inside=("counter_7_3",)),
-        Piece(
-            "operand_sum_unit",
-            "dot_product_unit",
-            design.lanes,
-            (*dot, ("ONES", 1), ("DSP", 0)),
-            inside=("counter_7_3",),
-        ),
+        Piece("dot_product_unit", "dot_product_unit", design.units, (*dot, ("DSP", dsp))),
+        Piece("operand_sum_unit", "dot_product_unit", design.lanes, (*dot, ("ONES", 1), ("DSP", 0))),
         Piece("dot_product_array", "dot_product_array", boxes=(("dot_product_unit", design.units + design.lanes),)),
         Piece("operand_network", "operand_network"),
         Piece("buffer_a", "tensor_buffer", generics=(("DEPTH", design.depth_a), ("WIDTH", row_bits))),
         Piece("buffer_g", "tensor_buffer", generics=(("DEPTH", design.depth_g), ("WIDTH", row_bits))),
         Piece("buffer_w", "weight_buffer", generics=(("DEPTH", design.depth_w), ("WIDTH", weight_bits))),
-        Piece("quantizer", "quantizer", QUANTIZERS, inside=("fp32_add", "fp32_multiply")),
+        Piece("quantizer", "quantizer", QUANTIZERS),
         Piece("loader", "loader", boxes=(("quantizer", QUANTIZERS),)),
         Piece("drain", "drain"),
         Piece("sequencer", "sequencer"),
@@ -227,6 +219,24 @@ def synthesis_sources(folder: Path) -> list[Path]:
     return sorted(files.values(), key=lambda p: (order.get(p.stem, 2), p.name))
 
 
+def _content(piece: Piece, sources: list[Path]) -> list[tuple[str, str]]:
+    """What a piece's area depends on, found from the sources: name and text of every package and every module that it
+    contains, directly or not; of a box its header only. Comments are left out.
+
+    Modules and packages lie in files of their names.
+    """
+    texts = {p.stem: re.sub(r"//.*", "", p.read_text(encoding="utf-8")) for p in sources}
+    boxes = {name for name, _ in piece.boxes}
+    found: set[str] = set()
+    front = {piece.module, *(name for name in texts if name.endswith("_pkg"))}
+    while front:
+        found |= front
+        # a name that means something else only adds a source too many
+        words = {word for name in front - boxes for word in re.findall(r"\w+", texts[name])}
+        front = (words & texts.keys()) - found
+    return [(name, _box(texts[name])[0] if name in boxes else texts[name]) for name in sorted(found)]
+
+
 def _box(text: str) -> tuple[str, list[str]]:
     """Header of a SystemVerilog module as a module of its own, and the names of its parameters."""
     match = re.search(r"^module\b.*?^\);", text, re.MULTILINE | re.DOTALL)
@@ -235,6 +245,12 @@ def _box(text: str) -> tuple[str, list[str]]:
     header = re.sub(r"//.*", "", match[0])
     parameters = re.findall(r"\b(?:parameter|localparam)\b[^=]*?(\w+)\s*=", header)
     return f"`default_nettype none\n{match[0]}\nendmodule\n`default_nettype wire\n", parameters
+
+
+def cache_key(piece: Piece, folder: Path) -> str:
+    """Name of a piece's result in the cache: a hash of the piece, the sources that it is made of, and the tool."""
+    known = (piece, _content(piece, synthesis_sources(folder)), version("pyosys"), _FLOW)
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
@@ -280,12 +296,7 @@ def synthesize(
         SynthesisError: Yosys is missing, refused the sources, or needed more time or memory.
     """
     sources = synthesis_sources(folder)
-    names = {piece.module, *piece.inside, *(name for name, _ in piece.boxes)}
-    digest = hashlib.sha256(repr((piece, version("pyosys"), _FLOW)).encode())
-    for source in sources:
-        if source.stem in names or source.stem.endswith("_pkg") or piece.inside == ("*",):
-            digest.update(source.read_bytes())
-    kept = cache / f"synth-{piece.name}-{digest.hexdigest()[:16]}.json" if cache else None
+    kept = cache / f"synth-{piece.name}-{cache_key(piece, folder)}.json" if cache else None
     if kept and kept.exists():
         return Synthesis(**json.loads(kept.read_text()))
 
@@ -349,7 +360,7 @@ def synthesize(
 
 def whole(design: Design) -> Piece:
     """The whole fabric as one flattened piece."""
-    return Piece(f"{design.name} flattened", "fabric", inside=("*",))
+    return Piece(f"{design.name} flattened", "fabric")
 
 
 def report(design: Design, results: list[Synthesis], flat: Synthesis | None = None) -> dict[str, Any]:

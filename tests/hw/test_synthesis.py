@@ -16,6 +16,7 @@ from hw.synthesis import (
     Piece,
     Synthesis,
     SynthesisError,
+    cache_key,
     pieces,
     primitive_headers,
     report,
@@ -72,6 +73,34 @@ def test_a_broken_source_and_a_deadline_are_errors(folder: Path, tmp_path: Path)
     source.write_text(source.read_text().replace("always_ff", "always_fff", 1))
     with pytest.raises(SynthesisError, match="control_registers"):
         synthesize(piece("control_registers"), broken, cache=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "changes"),
+    [
+        # modules inside modules inside: all that Yosys synthesises
+        *(("drain", s, True) for s in ("drain", "epilogue", "rounding", "statistics", "float_output", "fp32_add")),
+        ("quantizer", "fp32_multiply", True),
+        ("dot_product_unit", "xc7/counter_7_3", True),
+        ("drain", "engine_pkg", True),
+        ("sim-small flattened", "fp32_from_int", True),
+        ("drain", "loader", False),
+        ("dot_product_array", "xc7/counter_7_3", False),
+        # the inside of a box, and the form for simulation
+        ("fabric", "drain", False),
+        ("dot_product_unit", "dot_product_unit", False),
+    ],
+)
+def test_the_cache_knows_results_by_all_sources_that_they_come_from(
+    name: str, source: str, changes: bool, tmp_path: Path
+) -> None:
+    design = generate(SMALL, tmp_path)
+    wanted = next(p for p in (*pieces(SMALL), whole(SMALL)) if p.name == name)
+    before = cache_key(wanted, design)
+    path = design / "rtl" / f"{source}.sv"
+    end = "endpackage" if source.endswith("_pkg") else "endmodule"
+    path.write_text(path.read_text().replace(end, f"localparam int MORE = 1;\n{end}"))
+    assert (cache_key(wanted, design) != before) == changes
 
 
 def test_report_adds_up() -> None:
