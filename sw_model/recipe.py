@@ -46,8 +46,9 @@ class TrainConfig:
         weight_bits: gated training: width of the weights in gated blocks.
         targets: gated training: cost to aim at, percent of float32; several make FracTrain, which advances from one to
             the next by PFQ's indicator.  Ungated layers follow ``stages`` (one entry serves all targets).
-        beta, band, cap: gated training: weight of the cost term, dead band around the target in percent, limit of the
-            term as a share of the task loss (0: none); see :func:`sw_model.gates.gated_loss`.
+        beta, band, cap: gated training: weight of the cost in percent of float32 (not in the published code's units, see
+            :func:`sw_model.gates.gated_loss`), dead band around the target in percent, limit of the term as a share of
+            the task loss (0: none).
         low, high, cycles: cyclic schedule's widths and number of cycles; its gradient width is that of stages[0].
         epochs, batch: length of training and images per step.
         optimizer: "sgd" (with momentum, nesterov) or "adam" (with betas, and weight decay apart from the gradient).
@@ -91,7 +92,7 @@ class TrainConfig:
     gate: str = "argmax"
     weight_bits: int = 4
     targets: tuple[float, ...] = ()
-    beta: float = 1e-3
+    beta: float = 0.1
     band: float = 0.0
     cap: float = 0.0
     low: int = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,13 +91,31 @@ def test_every_published_row_has_its_recipe(row: dict[str, Any]) -> None:
         assert [meter.per_image(Precision(*stage)) for stage in config.stages] == pytest.approx(list(published))
     method = row["method"].lower()
     assert config.quantizer == (method if method in ("dorefa", "wageubn") else "affine")
-    if "unknown" not in facts:  # the Transformer's length is not published
-        samples = facts["samples"] if config.subset == "all" else facts["samples"] // 2
-        wanted_steps = facts.get("iterations") or facts["epochs"] * samples / facts["batch"]
-        assert config.batch == facts["batch"]
-        assert config.epochs * -(-samples // config.batch) == pytest.approx(wanted_steps, rel=0.003)
     # The rows of Table 5 start from a trained network, by a recipe of its own.
     assert bool(config.init) == (row["table"] == 5)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda p: p.stem)
+def test_recipes_train_with_the_published_settings(path: Path) -> None:
+    config = TrainConfig.from_recipe(path)
+    if config.model.startswith("transformer"):  # its settings are not published
+        return
+    dataset = Path(config.data).name.replace("-", "")
+    facts, training = TABLES["datasets"][dataset], TABLES["training"]
+    names = set(training) - {"beta"}
+    assert {name: getattr(config, name) for name in names} == {name: training[name] for name in names}
+    assert (config.optimizer, config.lr_schedule, config.warmup) == ("sgd", "steps", 0)
+    assert list(config.milestones) == facts["drops"] and config.batch == facts["batch"]
+    samples = facts["samples"] if config.subset == "all" else facts["samples"] / 2
+    wanted_steps = facts.get("iterations") or facts["epochs"] * samples / facts["batch"]
+    assert config.epochs * math.ceil(samples / config.batch) == pytest.approx(wanted_steps, rel=0.003)
+    assert (config.band, config.cap, config.deadlines, config.mode) == (0, 0, (), "fixed")
+    if config.schedule == "dfq":
+        net = built(config.model, facts["classes"])[0]
+        assert isinstance(net, Backbone)
+        # The published term is a sum over images, blocks and products of shares; ours weighs their mean in percent.
+        terms = facts["batch"] * len(net.block_list()) * 3
+        assert config.beta == pytest.approx(training["beta"] * terms / 100)
 
 
 def test_no_recipe_is_without_its_row() -> None:
