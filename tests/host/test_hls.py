@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hw.csim
 from host import csim_commands
@@ -16,9 +20,20 @@ from host.csim_commands import cases_of, simulate
 from host.device import DeviceError, Result, split_streams
 from host.hls import HlsDevice, build_hls
 from host.library import LibraryDevice, result_bound
+from host.packing import pack_floats
+from host.programs import ALL_TAPS, ProgramBuilder
 from host.reference import ReferenceDevice
 from host.stimuli import ALL_POINTS, precision_sweep
-from hw.contract import FUNCTIONAL_COUNTERS, TIMING_COUNTERS, Error
+from hw.contract import (
+    FUNCTIONAL_COUNTERS,
+    TIMING_COUNTERS,
+    Error,
+    Flag,
+    LoadFormat,
+    Opcode,
+    OutputFormat,
+    Target,
+)
 from hw.csim import BIT_SERIAL, SANITIZE_FLAGS, CompileError, ap_types, build_bench, hls_files, run_bench, stimuli_text
 from hw.design import Design, load_design
 from tests.host.malformed import good_program, malformed_programs
@@ -40,8 +55,8 @@ def assert_alike(ours: Result, expected: Result, what: object) -> None:
     assert {k: ours.counters[k] for k in exact} == {k: expected.counters[k] for k in exact}, what
 
 
-def bit_serial_device(design: Design) -> HlsDevice:
-    return HlsDevice(design, flags=["-O2", BIT_SERIAL, "-isystem", str(ap_types())])
+def bit_serial_device(design: Design, files: dict[str, str] | None = None) -> HlsDevice:
+    return HlsDevice(design, files, ["-O2" if files is None else "-O1", BIT_SERIAL, "-isystem", str(ap_types())])
 
 
 @pytest.mark.parametrize("design", DESIGNS, ids=by_name)
@@ -109,7 +124,8 @@ def test_clean_under_the_address_and_undefined_behaviour_sanitizers(array: str, 
     native = array == "native"
     sweep = [s.words for s in precision_sweep(SMALL, max_pairs=256 if native else 4)]
     drawn = [random_program(SMALL, seed, max_bits=16 if native else 2) for seed in range(30 if native else 4)]
-    programs = [(f"valid-{n}", *split_streams(words)) for n, words in enumerate([*sweep, *drawn])]
+    ahead = [words for _, words in overtaking_programs()]
+    programs = [(f"valid-{n}", *split_streams(words)) for n, words in enumerate([*sweep, *drawn, *ahead])]
     programs += [(m.name, m.words0, m.words1) for m in malformed_programs(SMALL) if native or not m.slow]
     stimuli = tmp_path / "stimuli.txt"
     stimuli.write_text(stimuli_text(cases_of(SMALL, programs)))
@@ -146,6 +162,14 @@ public:
         changed_.notify_all();
         return value;
     }
+    bool read_nb(T& value) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (values_.empty()) return false;
+        value = values_.front();
+        values_.pop_front();
+        changed_.notify_all();
+        return true;
+    }
     bool empty() {
         std::unique_lock<std::mutex> lock(mutex_);
         return values_.empty();
@@ -161,36 +185,194 @@ private:
 """
 
 
-def concurrent_files(design: Design) -> dict[str, str]:
-    """The kernel as synthesis builds it: both processes at the same time, streams of the depths that it states."""
+def concurrent_files(design: Design, depth: str) -> dict[str, str]:
+    """The kernel as synthesis builds it: all processes at the same time, streams of the depths that it states.
+
+    Args:
+        depth: of the loader's two streams instead of theirs, or "stated".
+    """
     files = hls_files(design)
+    if depth != "stated":
+        pattern = r"(STREAM variable = (packets|writes) depth =) \d+"
+        files["fabric.cpp"], replaced = re.subn(pattern, rf"\1 {depth}", files["fabric.cpp"])
+        assert replaced == 2
     kernel, replaced = re.subn(
-        r"(CommandStream|LineStream) (\w+);\n(.*\n)?#pragma HLS STREAM variable = \2 depth = (\d+)",
+        r"(PacketStream|WriteStream|CommandStream|LineStream) (\w+);\n(.*\n)?#pragma HLS STREAM variable = \2 depth = (\d+)",
         r"\1 \2(\4);",
         files["fabric.cpp"],
     )
-    assert replaced == 2
+    assert replaced == 4
     kernel, replaced = re.subn(
-        r"\n( *engine_process\(.*\);)\n( *output_process\(.*\);)",
-        r"\n std::thread engine_thread([&] { \1 });\n\2\n engine_thread.join();",
+        r"\n( *loader\(.*\);)\n( *engine_process\(.*\);)\n( *output_process\(.*\);)",
+        r"\n std::thread l([&] { \1 });\n std::thread e([&] { \2 });\n\3\n l.join();\n e.join();",
         kernel,
     )
     assert replaced == 1
     return {**files, "fabric.cpp": kernel, "hls_stream.h": BOUNDED_STREAM}
 
 
+@pytest.mark.parametrize("depth, sanitizer", [("stated", ()), ("1", ()), ("stated", ("-fsanitize=thread", "-g"))])
 def test_processes_that_run_at_the_same_time_agree_and_never_wait_for_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    depth: str, sanitizer: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [random_program(SMALL, seed, max_bits=2, max_rows=9) for seed in range(12)]
     programs = [(f"valid-{n}", *split_streams(w)) for n, w in enumerate(words)]
+    programs += [(name, *split_streams(w)) for name, w in overtaking_programs()]
     programs += [(m.name, m.words0, m.words1) for m in malformed_programs(SMALL) if not m.slow]
     stimuli = tmp_path / "stimuli.txt"
     stimuli.write_text(stimuli_text(cases_of(SMALL, programs)))
     monkeypatch.setattr(hw.csim, "_TIMEOUT", 120.0)
-    bench = build_bench(SMALL, ["-O1", BIT_SERIAL, "-I.", "-pthread"], concurrent_files(SMALL))
+    bench = build_bench(SMALL, ["-O1", BIT_SERIAL, "-I.", "-pthread", *sanitizer], concurrent_files(SMALL, depth))
     result = run_bench(bench, stimuli)
     assert (result.programs, result.mismatches) == (len(programs), 0), result.log
+
+
+# -- loads that run ahead of products ----------------------------------------------------------------------------------
+#
+# In the bit-serial library the processes run one after the other: all writes have come when the engine starts, and each
+# is stored as early as the protocol lets it.  The fast form stores a load when its packet is due.
+
+BASE, BITS, ROWS = 4, 4, 8  #: of the operands; eight rows are in all banks
+OPERANDS = {"conv": (Target.A, Target.W), "strided conv": (Target.A, Target.W), "wgrad": (Target.A, Target.G)}
+POISON = np.float32(np.nan)
+
+
+class Overtaking:
+    """Writes products, and small loads behind them into what they read.
+
+    Args:
+        seed: of the payloads.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.builder = ProgramBuilder(SMALL)
+        self.load(Target.A | Target.G, 0, 16)
+        self.load(Target.W, 0, 16)
+        self.load(Target.E, 0, SMALL.channels)
+
+    def words(self, count: int) -> npt.NDArray[np.uint64]:
+        return self.rng.integers(0, 1 << 64, count, dtype=np.uint64)
+
+    def load(self, target: Target, base: int, count: int = 1) -> None:
+        """Random contents for ``count`` addresses, 1 to 16."""
+        fields = {"target": int(target), "groups": 1, "images": 1, "out_groups": 1}
+        if target in (Target.W, Target.E):
+            size, name = (SMALL.weight_words, "base_b") if target == Target.W else (2, "base_epilogue")
+            self.builder.packet(Opcode.LOAD, self.words(count * size), **fields, rows=count, **{name: base})
+            return
+        bases = {name: base for name, bit in (("base_a", Target.A), ("base_b", Target.G)) if target & bit}
+        payload = self.words(ROWS * count * SMALL.row_words)
+        self.builder.packet(Opcode.LOAD, payload, **fields, **bases, rows=ROWS, a_bits=count)
+
+    def load_floats(self, base: int, bits: int, value: np.float32 | None = None) -> None:
+        """The same into A by way of the quantizer; ``value`` everywhere, or random ones."""
+        values = self.rng.uniform(0, 1 << bits, (ROWS, 1, SMALL.lanes, SMALL.channels)).astype(np.float32)
+        payload = pack_floats(values if value is None else np.full_like(values, value))
+        fields = {"target": Target.A, "format": LoadFormat.FLOAT32, "rows": ROWS, "groups": 1, "out_groups": 1}
+        more = {"images": 1, "a_bits": bits, "base_a": base, "segment_start": 1, "reciprocal": 0x3F800000}
+        self.builder.packet(Opcode.LOAD, payload, **fields, **more)
+
+    def product(self, what: str, base: int = BASE, base_b: int = BASE, flags: int = 0, codes: bool = False) -> None:
+        """A product of four planes by four, and for a weight gradient its READ."""
+        fields = {"groups": 1, "out_groups": 1, "images": 1, "a_bits": BITS, "b_bits": BITS, "segment_start": 1}
+        fields |= {"a_planes": 15, "b_planes": 15, "base_a": base, "base_b": base_b}
+        if what == "wgrad":
+            clear = flags | Flag.CLEAR
+            self.builder.packet(Opcode.WGRAD, **fields, rows=ROWS, taps=ALL_TAPS, flags=clear)
+            self.builder.read(9 * (SMALL.channels + 1))
+            return
+        strided = what == "strided conv"  # four virtual rows for each of its own: eight addresses
+        flags |= Flag.STRIDE_2 if strided else 0
+        more = {"format": OutputFormat.CODES, "out_bits": 8, "shift": 8} if codes else {}
+        self.builder.packet(Opcode.CONV, **fields, **more, rows=4 if strided else ROWS, flags=flags)
+
+
+def overtaking_programs() -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
+    """Programs whose results tell whether a load has waited, each with its name."""
+    for what, targets in OPERANDS.items():
+        for target in targets:
+            last = BASE + (2 * BITS if what == "strided conv" and target == Target.A else BITS) - 1
+            for place, base in (("before", BASE - 1), ("first", BASE), ("last", last), ("behind", last + 1)):
+                writer = Overtaking()
+                writer.product(what)
+                writer.load(target, base)
+                writer.product(what)
+                writer.product(what, **{"base" if target == Target.A else "base_b": base})
+                yield f"{what}-{target.name}-{place}", writer.builder.words()
+    for base, name in ((BASE + BITS - 1, "last"), (BASE + BITS, "behind")):
+        writer = Overtaking()
+        writer.product("conv", flags=Flag.SKIP_ZERO)
+        writer.load_floats(base, 3)
+        writer.product("conv", base=base, flags=Flag.SKIP_ZERO)
+        yield f"floats-{name}", writer.builder.words()
+    writer = Overtaking()
+    for _ in range(3):
+        writer.product("conv", codes=True)
+        writer.load(Target.E, 0, SMALL.channels)
+    yield "entries", writer.builder.words()
+    # the load that fails has been read ahead together with one that does not
+    writer = Overtaking()
+    writer.product("conv")
+    writer.load(Target.A, BASE + BITS)
+    writer.load_floats(BASE + BITS, 2, POISON)
+    writer.product("conv")
+    yield "bad data", writer.builder.words()
+
+
+def test_a_load_never_changes_what_a_product_before_it_reads() -> None:
+    early, late, reference = bit_serial_device(SMALL), HlsDevice(SMALL), ReferenceDevice(SMALL)
+    for name, words in overtaking_programs():
+        expected = reference.run(words)
+        assert_alike(early.run(words), expected, name)
+        assert_alike(late.run(words), expected, name)
+
+
+@given(data=st.data(), seed=st.integers(0, 1 << 30))
+@settings(max_examples=60, deadline=None)
+def test_loads_and_products_of_overlapping_ranges_in_any_order(data: st.DataObject, seed: int) -> None:
+    writer = Overtaking(seed)
+    for _ in range(data.draw(st.integers(2, 8))):
+        kind = data.draw(st.sampled_from(("load", "load", "floats", *OPERANDS)))
+        base, base_b = data.draw(st.integers(0, 8)), data.draw(st.integers(0, 8))
+        if kind == "load":
+            target = data.draw(st.sampled_from((Target.A, Target.G, Target.A | Target.G, Target.W)))
+            writer.load(target, base, data.draw(st.integers(1, 4)))
+        elif kind == "floats":
+            writer.load_floats(base, data.draw(st.integers(1, 4)))
+        else:
+            writer.product(kind, base, base_b, data.draw(st.sampled_from((0, Flag.SKIP_ZERO))))
+    words = writer.builder.words()
+    assert_alike(bit_serial_device(SMALL).run(words), ReferenceDevice(SMALL).run(words), kind)
+
+
+WAITS = {
+    "loads that never wait": ("state.products == 0 || waits ||", "state.products == 0 ||"),
+    "loads into A that do not wait": ("meet(own.a, state.last.a) || ", ""),
+    "loads into G that do not wait": ("meet(own.g, state.last.g) || ", ""),
+    "loads into W that do not wait": (" || meet(own.w, state.last.w)", ""),
+    "a last address that does not count": ("x.first < y.end", "x.first + 1 < y.end"),
+    "a first address that does not count": ("y.first < x.end", "y.first + 1 < x.end"),
+    "a stride of two that reads the rows of one": (
+        "stack = h.images * blocks_of(operand_rows(h))", "stack = h.images * blocks_of(h.rows)"),
+    "writes one product early": ("held.after <= intake.products", "held.after <= intake.products + 1"),
+    "entries that leave the order": ("waits || h.target == TARGET_E", "waits"),
+    "an error before its turn": ("return intake.ended == 0 ? intake.error : ERR_NONE", "return intake.error"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WAITS)
+def test_a_load_that_overtakes_a_product_is_found(what: str) -> None:
+    files = hls_files(SMALL)
+    old, new = WAITS[what]
+    assert files["fabric.cpp"].count(old) == 1, "the code to break is no longer there"
+    files["fabric.cpp"] = files["fabric.cpp"].replace(old, new)
+    broken, reference = bit_serial_device(SMALL, files), ReferenceDevice(SMALL)
+    found = False
+    for _, words in overtaking_programs():
+        ours, expected = broken.run(words), reference.run(words)
+        found |= ours.position != expected.position or not np.array_equal(ours.words, expected.words)
+    assert found
 
 
 # -- C simulation ------------------------------------------------------------------------------------------------------
