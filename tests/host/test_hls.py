@@ -396,7 +396,7 @@ BREAKS = {
     "zero planes that are not found": ("used |= uint32_t(some) << plane", "used |= 1u << plane"),
     "ties that round up": ("fraction > half || (fraction == half && (whole & 1) != 0)", "fraction >= half"),
     "an epilogue without its half": ("0 : int64_t(1) << (h.shift - 1)", "0 : 0"),
-    "random numbers of another pixel": ("state.pixel_index[first + k]", "state.pixel_index[k]"),
+    "random numbers of another pixel": ("+ pixel_index[first + k])", "+ pixel_index[k])"),
     "statistics of all pixels": ("first + k >= command.header.pixels", "first + k >= LANES"),
     "an offset with the wrong half": ("(uint32_t(offset >> 32) & 0xFFFFu)", "(uint32_t(offset >> 16) & 0xFFFFu)"),
     "a counter that miscounts": ("if (empty) --saved;", "if (empty) ++saved;"),
