@@ -1,4 +1,4 @@
-"""``fractrain bench engine``: a network's training products on the RTL, layer by layer."""
+"""``fractrain bench engine`` and ``kernel``: a network's training products on the RTL, and what the HLS kernel takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRECISIONS = ("8/8/8", "4/4/8", "4/3/6", "3/3/6", "2/2/4")
 
 
 def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds ``engine`` to ``fractrain bench``."""
+    """Adds ``engine`` and ``kernel`` to ``fractrain bench``."""
     engine = kinds.add_parser(
         "engine", help="cycles of a network's three training products on the RTL, and the model's"
     )
@@ -33,6 +33,15 @@ def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -
     engine.add_argument("--json", action="store_true", help="print JSON")
     engine.add_argument("--save", type=Path, help="also write the JSON to this file")
     engine.set_defaults(run=run_engine)
+    kernel = kinds.add_parser(
+        "kernel", help="loop iterations of the HLS kernel on a network, loads in series and ahead of products"
+    )
+    kernel.add_argument("--design", default="zc706", help="design (default: %(default)s)")
+    kernel.add_argument("--model", default="resnet38", help="network (default: %(default)s)")
+    kernel.add_argument("--bits", nargs="+", default=["8/8/8", "4/3/6"], metavar="W/A/G", help="precisions")
+    kernel.add_argument("--batch", type=int, default=128, help="images over which fixed costs are spread")
+    kernel.add_argument("--json", action="store_true", help="print JSON")
+    kernel.set_defaults(run=run_kernel)
 
 
 def widths(text: str) -> Bits:
@@ -58,6 +67,35 @@ def refuse_unwritable(option: str, path: Path | None) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{option} {path}: no file can be made there; name a file in a folder that can be written")
+
+
+def run_kernel(arguments: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hw.design import load_design
+    from hw.kernel_cycles import kernel_training_cycles
+    from hw.layers import network
+
+    design, shapes = load_design(arguments.design), network(arguments.model)
+    precisions = [widths(text) for text in arguments.bits]
+    if arguments.batch < 1:
+        raise ValueError(f"--batch {arguments.batch}: fixed costs are spread over at least one image")
+    rows = []
+    for text, bits in zip(arguments.bits, precisions, strict=True):
+        series, ahead = (kernel_training_cycles(design, shapes, bits, arguments.batch, way) for way in (False, True))
+        rows.append({"bits": text, "series": series, "ahead": ahead, "saved": 1 - ahead / series})
+    if arguments.json:
+        print(json.dumps({"design": design.name, "model": arguments.model, "rows": rows}, indent=1))
+        return 0
+    table = Table(title=f"{arguments.model} on the HLS kernel of {design.name}: loop iterations per image")
+    for heading in ("w/a/g", "loads in series", "loads ahead", "saved"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(row["bits"], f"{row['series']:,.0f}", f"{row['ahead']:,.0f}", f"{100 * row['saved']:.1f} %")
+    Console().print(table)
+    return 0
 
 
 def run_engine(arguments: argparse.Namespace) -> int:

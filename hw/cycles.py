@@ -45,7 +45,33 @@ class Prediction:
     store: int = 0
 
 
-def _steps(a_planes: int, b_planes: int, a_bits: int, b_bits: int, inner: int, sums: bool) -> int:
+Ranges = dict[str, tuple[int, int]]  #: buffer -> first address, address behind the last
+
+
+def ranges(p: Packet) -> Ranges:
+    """What a LOAD writes to, or a product reads, in the buffers A, G and W."""
+    op, target = p["opcode"], p.get("target", 0)
+    conv, wgrad = op == Opcode.CONV, op == Opcode.WGRAD
+    rows = 4 * p["rows"] if conv and p.get("flags", 0) & Flag.STRIDE_2 else p["rows"]
+    stack = p["images"] * -(-rows // ROW_BANKS)
+    size = stack * p["groups"] * p.get("a_bits", 0)
+    base_a, base_b = p.get("base_a", 0), p.get("base_b", 0)
+    result = {}
+    if conv or wgrad or target & Target.A:
+        result["A"] = (base_a, base_a + size)
+    if wgrad or target & Target.G:
+        result["G"] = (base_b, base_b + (stack * p["out_groups"] * p["b_bits"] if wgrad else size))
+    if conv or target & Target.W:
+        result["W"] = (base_b, base_b + (p["out_groups"] * p["groups"] * p["b_bits"] if conv else p["rows"]))
+    return result
+
+
+def meet(x: Ranges, y: Ranges) -> bool:
+    """Whether two packets have an address in common."""
+    return any(b in y and y[b][0] < end and first < y[b][1] for b, (first, end) in x.items())
+
+
+def steps_of_tile(a_planes: int, b_planes: int, a_bits: int, b_bits: int, inner: int, sums: bool) -> int:
     """Array steps of one tile: computed plane pairs times their inner length, one step for an empty diagonal."""
     steps = 0
     for diagonal in range(a_bits + b_bits - 1):
@@ -69,7 +95,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
     sequencer = 0.0  # time at which the sequencer is free
     drain = 0.0  # time at which the drain can take a tile
     output = 0.0  # time at which the output stream is free
-    retired: list[tuple[float, Packet, dict[str, tuple[int, int]]]] = []  # commands, when they leave, what they read
+    retired: list[tuple[float, Packet, Ranges]] = []  # commands, when they leave, what they read
 
     for p in packets:
         op = p["opcode"]
@@ -77,17 +103,9 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         if op == Opcode.LOAD:
             target, words = p["target"], p["payload_words"]
             ready = loader + LOAD_CYCLES
-            spans: dict[str, tuple[int, int]] = {}
-            size = p["images"] * -(-p["rows"] // 8) * p["groups"] * p.get("a_bits", 0)
-            if target & Target.A:
-                spans["A"] = (p.get("base_a", 0), p.get("base_a", 0) + size)
-            if target & Target.G:
-                spans["G"] = (p.get("base_b", 0), p.get("base_b", 0) + size)
-            if target & Target.W:
-                spans["W"] = (p.get("base_b", 0), p.get("base_b", 0) + p["rows"])
+            spans = ranges(p)
             for when, _, reads in retired[-QUEUE_SLOTS:]:
-                hit = any(b in reads and reads[b][0] < e1 and e0 < reads[b][1] for b, (e0, e1) in spans.items())
-                if hit or target & Target.E:
+                if meet(spans, reads) or target & Target.E:
                     ready = max(ready, when)
             beats = words // 2
             if p.get("format") == LoadFormat.FLOAT32:
@@ -113,11 +131,9 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         blocks = -(-rows // 8)
         start = max(loader, sequencer) + SETUP_CYCLES
         of_ones = steps_of_ones = 0  # tiles of the ONES group, and the steps of one
-        a_blocks = -(-4 * rows // 8) if flags & Flag.STRIDE_2 else blocks
-        reads = {"A": (p.get("base_a", 0), p.get("base_a", 0) + images * a_blocks * p["groups"] * p["a_bits"])}
-        base_b = p.get("base_b", 0)
+        reads = ranges(p)
         if op == Opcode.CONV:
-            steps = _steps(
+            steps = steps_of_tile(
                 p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"], p["groups"], bool(flags & Flag.A_SUM)
             )
             tiles = images * rows * p["out_groups"]
@@ -135,10 +151,9 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
                 per_channel = lanes if form == OutputFormat.INT64 else lanes // 2
                 sent = per_channel * (c * tiles + (images * rows if flags & Flag.A_SUM else 0))
                 drained = per_channel * values - per_channel  # the last channel leaves while the next tile comes
-            reads["W"] = (base_b, base_b + p["out_groups"] * p["groups"] * p["b_bits"])
         else:
             inner = images * blocks
-            per_tile = _steps(p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"], inner, True)
+            per_tile = steps_of_tile(p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"], inner, True)
             taps = bin(p.get("taps", (1 << TAPS) - 1)).count("1")
             groups = p["groups"] * taps * p["out_groups"]
             compute = per_tile * groups
@@ -146,11 +161,10 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
             if flags & Flag.ONES:
                 of_ones = taps * p["out_groups"]
                 tiles += of_ones
-                steps_of_ones = _steps(1, p["b_planes"], 1, p["b_bits"], inner, True)
+                steps_of_ones = steps_of_tile(1, p["b_planes"], 1, p["b_bits"], inner, True)
                 compute += steps_of_ones * of_ones
                 compute += p["groups"] + 1
             steps, sent, drained = per_tile, 0, c + 1
-            reads["G"] = (base_b, base_b + inner * p["out_groups"] * p["b_bits"])
         if flags & Flag.SKIP_ZERO:  # one address per cycle
             start += sum(reads[buffer][1] - reads[buffer][0] for buffer in ("A", "G") if buffer in reads)
         form = p.get("format", 0)
