@@ -43,7 +43,8 @@ cosim: $(STAMP)  ## check the RTL under cocotb against the software quantizers a
 synth: $(STAMP)  ## synthesise the RTL with Yosys and print the area
 	$(BIN)/fractrain synth --design $(DESIGN)
 
-bench: DESIGN = zc706  # the one whose lanes hold a row of 32 pixels and whose buffers hold all of ResNet-38
+# its lanes hold a row of 32 pixels, its buffers every layer of ResNet-38
+bench: DESIGN = zc706
 bench: $(STAMP)  ## measure cycles of ResNet-38's products on the RTL, and the area (DESIGN=zc706 unless given)
 	$(BIN)/fractrain bench engine --design $(DESIGN)
 	$(BIN)/fractrain synth --design $(DESIGN)

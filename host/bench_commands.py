@@ -158,6 +158,8 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from host.engine_bench import STATES
+
     console, runs, pairs = Console(), result["runs"], result["proportionality"]
     table = Table(
         title=f"{result['model']} on {result['design']} at {clock_mhz:g} MHz, convolutions of training, RTL counters"
@@ -180,7 +182,18 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
         if run["output"] != "codes":
             continue
         rows = Table(title=f"{run['bits']}, packed codes: cycles per image")
-        for heading in ("layer", "times", "pass", "cycles", "ideal", "utilisation", "wait out", "wait drain", "model"):
+        for heading in (
+            "layer",
+            "times",
+            "pass",
+            "cycles",
+            "ideal",
+            "utilisation",
+            "busy",
+            "wait drain",
+            "idle",
+            "model",
+        ):
             rows.add_column(heading, justify="left" if heading in ("layer", "pass") else "right")
         for r in run["rows"]:
             rows.add_row(
@@ -190,8 +203,7 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
                 f"{r['cycles']:,.0f}",
                 f"{r['ideal']:,.0f}",
                 f"{100 * r['utilisation']:.1f} %",
-                f"{r['stall_out']:,.0f}",
-                f"{r['stall_drain']:,.0f}",
+                *(f"{r[state]:,.0f}" for state in STATES),
                 f"{100 * r['model_error']:+.1f} %",
             )
         console.print(rows)

@@ -6,12 +6,13 @@ is the cost of an image, the rest is spread over a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from host.device import U64, Device, check
 from host.programs import ALL_TAPS, ProgramBuilder, check_header
@@ -24,10 +25,34 @@ from hw.workload import Packet, WorkloadError, backward, forward, lower
 
 VIRTUAL = 4  #: virtual images of the shorter of two runs
 
+#: what the array does in a cycle, of a row's attributes
+STATES = {
+    "busy": "array computes",
+    "stall_drain": "array waits for results to drain",
+    "idle": "array has no step to do",
+}
+
 
 @dataclass
 class Row:
-    """One layer shape, one pass: RTL counters against ideal and model; cycles are per real image unless said."""
+    """One layer shape, one pass: RTL counters against ideal and model.
+
+    Cycles are per real image of a batch: the difference of the two runs, and the batch's share of what it leaves.
+
+    Attributes:
+        layer, count, product, bits, output: what ran, and how often the network has it.
+        cycles: of the program; ``busy``, ``stall_drain`` and ``idle`` add up to it.
+        ideal: cycles of an array that is always full.
+        utilisation: ``ideal`` by the cycles of one more image, fixed cost left out.
+        fixed: cycles of a program beside those of its images.
+        busy: the array computes.
+        stall_drain: the array waits for results to drain.
+        idle: the array has no step to do (``hw.contract.array_idle``).
+        stall_in, stall_hazard: the loader waits for a stream, for the array.
+        stall_out: a result waits for the output stream.
+        measured_total, predicted_total: of the longer run, by the RTL and by the model.
+        model_error: of the prediction, relative.
+    """
 
     layer: str
     count: int
@@ -38,9 +63,12 @@ class Row:
     ideal: float
     utilisation: float
     fixed: float
-    stall_in: float
-    stall_out: float
+    busy: float
     stall_drain: float
+    idle: float
+    stall_in: float
+    stall_hazard: float
+    stall_out: float
     measured_total: int
     predicted_total: int
     model_error: float
@@ -171,7 +199,7 @@ def measure(
     """
     rows = []
     for one in passes(design, shape, bits, codes, split, first):
-        totals, predictions, counters = [], [], {}
+        counters, predicted = [], 0
         for n in (virtual, 2 * virtual):
             packets = one.packets(n)
             words = program(design, packets)
@@ -180,32 +208,45 @@ def measure(
                 other = check(compare.run(words), f"{shape.name} {one.name}")
                 if not np.array_equal(result.words, other.words):
                     raise RuntimeError(f"{shape.name} {one.name}: {device.info.kind} and {compare.info.kind} differ")
-            totals.append(result.counters["CYCLES"])
-            predictions.append(predict(design, packets).cycles)
-            counters = result.counters
-        real = virtual * lower(design, shape).side
-        per_image = (totals[1] - totals[0]) / real
-        fixed = max(0, 2 * totals[0] - totals[1])
-        rows.append(
-            Row(
-                layer=shape.name,
-                count=count,
-                product=one.name,
-                bits=f"{bits.w}/{bits.a}/{bits.g}",
-                output="codes" if codes else "int32",
-                cycles=per_image + fixed / batch,
-                ideal=one.ideal,
-                utilisation=one.ideal / per_image,
-                fixed=fixed,
-                stall_in=counters["STALL_IN"] / (2 * real),
-                stall_out=counters["STALL_OUT"] / (2 * real),
-                stall_drain=counters["STALL_DRAIN"] / (2 * real),
-                measured_total=totals[1],
-                predicted_total=predictions[1],
-                model_error=predictions[1] / totals[1] - 1,
-            )
-        )
+            counters.append(result.counters)
+            predicted = predict(design, packets).cycles
+        label = {"layer": shape.name, "count": count, "product": one.name, "output": "codes" if codes else "int32"}
+        images = virtual * lower(design, shape).side
+        rows.append(_row(label, bits, one.ideal, counters[0], counters[1], images, batch, predicted))
     return rows
+
+
+def _row(
+    label: dict[str, Any], bits: Bits, ideal: float, short: dict[str, int], long: dict[str, int], images: int, batch: int,
+    predicted: int,
+) -> Row:  # fmt: skip
+    """A row from the counters of ``images`` and twice as many; ``predicted`` are cycles of the latter."""
+    fixed = max(0, 2 * short["CYCLES"] - long["CYCLES"])
+
+    def per_image(count: Callable[[Mapping[str, int]], int]) -> float:
+        one, two = count(short), count(long)
+        return (two - one) / images + ((2 * one - two) / batch if fixed else 0)
+
+    def counter(name: str) -> float:
+        return per_image(lambda counters: counters[name])
+
+    return Row(
+        **label,
+        bits=f"{bits.w}/{bits.a}/{bits.g}",
+        cycles=counter("CYCLES"),
+        ideal=ideal,
+        utilisation=ideal * images / (long["CYCLES"] - short["CYCLES"]),
+        fixed=fixed,
+        busy=counter("BUSY"),
+        stall_drain=counter("STALL_DRAIN"),
+        idle=per_image(contract.array_idle),
+        stall_in=counter("STALL_IN"),
+        stall_hazard=counter("STALL_HAZARD"),
+        stall_out=counter("STALL_OUT"),
+        measured_total=long["CYCLES"],
+        predicted_total=predicted,
+        model_error=predicted / long["CYCLES"] - 1,
+    )
 
 
 def bench(
@@ -290,31 +331,26 @@ def proportionality(device: Device, design: Design) -> list[dict[str, float]]:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Where the cycles of an image go, for every precision and output format, as one picture."""
+    from matplotlib import rcParams
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    rcParams["svg.hashsalt"] = "engine"  # the same result gives the same bytes
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     runs = result["runs"]
     names = [f"{run['bits']} {run['output']}" for run in runs]
+
+    def thousands(part: str) -> npt.NDArray[np.float64]:
+        return np.array([sum(r[part] * r["count"] for r in run["rows"]) / 1e3 for run in runs])
+
     left = np.zeros(len(runs))
-    for part in ("forward", "backward", "other"):
-        values = []
-        for run in runs:
-            rows = run["rows"]
-            inside = [r for r in rows if (r["product"] if r["product"] in ("forward", "backward") else "other") == part]
-            values.append(sum(r["cycles"] * r["count"] for r in inside) / 1e3)
-        axes.barh(
-            names,
-            values,
-            left=left,
-            label={"backward": "both gradients", "other": "first layer's gradient"}.get(part, part),
-        )
-        left += np.array(values)
-    ideal = [sum(r["ideal"] * r["count"] for r in run["rows"]) / 1e3 for run in runs]
-    axes.plot(ideal, names, "k|", markersize=14, label="array always full")
+    for part, label in STATES.items():
+        axes.barh(names, thousands(part), left=left, label=label)
+        left += thousands(part)
+    axes.plot(thousands("ideal"), names, "k|", markersize=14, label="array always full")
     axes.invert_yaxis()
     axes.set_xlabel(f"thousand cycles per image ({result['model']} on {result['design']}, RTL counters)")
     axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)

@@ -6,7 +6,7 @@ code, and for :class:`ProgramBuilder`, which raises the reason before anything i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -225,6 +225,15 @@ def _overflow_fault(design: Design, f: dict[str, int]) -> str | None:
     if f["opcode"] == Opcode.WGRAD and not wgrad_fits(design, f["rows"], f["images"], a, b):
         return f"{a} x {b} bits over {f['rows']} rows of {f['images']} images could exceed the accumulator"
     return None
+
+
+def headers(words: U64) -> Iterator[dict[str, int]]:
+    """Fields of the headers of a program's words (even number,), END included, in order."""
+    at = 0
+    while at < words.size:
+        fields = contract.unpack_header([int(w) for w in words[at : at + contract.HEADER_WORDS]])
+        at += contract.HEADER_WORDS + fields["payload_words"]
+        yield fields
 
 
 def check_header(design: Design, words: Sequence[int]) -> tuple[Error, str]:

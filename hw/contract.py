@@ -6,6 +6,7 @@ documentation - takes its numbers from here.  Standard library only, so that it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
@@ -230,7 +231,12 @@ REGISTERS: tuple[Register, ...] = (
     Register("POSITION", 0x38, "r", "index of the packet that stopped the last program"),
     Register("PACKETS", 0x40, "r", "counter: packets done"),
     Register("CYCLES", 0x48, "r", "counter: clock cycles from start to done"),
-    Register("BUSY", 0x50, "r", "counter: cycles in which the array computed"),
+    Register(
+        "BUSY",
+        0x50,
+        "r",
+        "counter: cycles in which the array computed",
+    ),
     Register("STALL_IN", 0x58, "r", "counter: cycles in which the loader waited for a stream"),
     Register("STALL_HAZARD", 0x60, "r", "counter: cycles in which the loader waited for the array"),
     Register("STALL_OUT", 0x68, "r", "counter: cycles in which a result waited for the output stream"),
@@ -245,3 +251,14 @@ REGISTER = {r.name: r for r in REGISTERS}
 #: counters that every device answers alike, and those that only hardware can know
 FUNCTIONAL_COUNTERS = ("PACKETS", "SKIPPED", "SATURATED", "WORDS_IN", "WORDS_OUT")
 TIMING_COUNTERS = ("CYCLES", "BUSY", "STALL_IN", "STALL_HAZARD", "STALL_OUT", "STALL_DRAIN")
+
+
+def array_idle(counters: Mapping[str, int]) -> int:
+    """Cycles in which the array had no step to do: ``CYCLES - BUSY - STALL_DRAIN``.
+
+    The array computes (BUSY), holds a tile's last step back until the drain is free (STALL_DRAIN), or has none: it waits
+    for a load, a packet is set up or searched for zero planes, or READ and END run (states of hw/rtl/sequencer.sv other
+    than RUN).  The three add up to CYCLES.  STALL_IN and STALL_HAZARD are the loader's, STALL_OUT the output stream's:
+    these count beside the array's and may overlap with any of them.
+    """
+    return counters["CYCLES"] - counters["BUSY"] - counters["STALL_DRAIN"]

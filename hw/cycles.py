@@ -34,7 +34,7 @@ class Prediction:
 
     Attributes:
         cycles: from start to done.
-        compute: cycles in which the array works.
+        compute: cycles in which the array works, what the counter BUSY counts.
         load: cycles in which the loader takes words.
         store: cycles in which the output stream is busy.
     """
@@ -131,6 +131,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         blocks = -(-rows // 8)
         start = max(loader, sequencer) + SETUP_CYCLES
         of_ones = steps_of_ones = 0  # tiles of the ONES group, and the steps of one
+        turns = 0  # cycles between groups, where the precision may change
         reads = ranges(p)
         if op == Opcode.CONV:
             steps = steps_of_tile(
@@ -163,7 +164,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
                 tiles += of_ones
                 steps_of_ones = steps_of_tile(1, p["b_planes"], 1, p["b_bits"], inner, True)
                 compute += steps_of_ones * of_ones
-                compute += p["groups"] + 1
+                turns = (p["groups"] + 1) * p["out_groups"] - 1
             steps, sent, drained = per_tile, 0, c + 1
         if flags & Flag.SKIP_ZERO:  # one address per cycle
             start += sum(reads[buffer][1] - reads[buffer][0] for buffer in ("A", "G") if buffer in reads)
@@ -178,7 +179,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         tile = max(steps, drained + gap, 0 if at_the_end else sent / tiles)
         first_end = max(start + steps, drain)
         rest = (tiles - 1 - of_ones) * tile + of_ones * max(steps_of_ones, drained + gap)
-        end = max(first_end + rest, start + compute)
+        end = max(first_end + rest, start + compute + turns)
         # results lag: the stream may still be sending earlier results
         if at_the_end:
             output = max(output, end + ARRAY_CYCLES + drained + OUTPUT_CYCLES) + sent

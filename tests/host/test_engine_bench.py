@@ -10,12 +10,25 @@ import pytest
 
 import fractrain
 from host import engine_bench
-from host.engine_bench import refuse_unfit
+from host.engine_bench import measure, refuse_unfit
+from host.programs import headers
+from host.rtl import RtlDevice
+from hw.contract import Flag, array_idle
+from hw.cycles import predict
 from hw.design import load_design
 from hw.layers import Bits, ConvShape
 from hw.workload import WorkloadError
+from tests.host.random_programs import random_programs
 
 SMALL = ConvShape("small", 8, 8, 3, 1, 1, (8, 8))
+LAYER = ConvShape("layer", 16, 16, 3, 1, 1, (16, 16))
+
+DESIGN = load_design("sim-small")
+
+
+@pytest.fixture(scope="module")
+def rtl() -> RtlDevice:
+    return RtlDevice(DESIGN)
 
 
 class Opened(Exception):
@@ -87,3 +100,38 @@ def test_json_is_printed_and_saved_alike(
     assert figure.stat().st_size
     assert fractrain.main(command) == 0
     assert "2/2/2" in capsys.readouterr().out
+
+
+def test_the_model_counts_the_steps_of_the_array(rtl: RtlDevice) -> None:
+    """``compute`` is BUSY, whatever the program; planes that the fabric finds to be zero are not known beforehand."""
+    compared = with_ones = 0
+    for words in random_programs(DESIGN, 60):
+        packets = list(headers(words))
+        if not any(p["flags"] & Flag.SKIP_ZERO for p in packets):
+            counters = rtl.run(words).counters
+            assert predict(DESIGN, packets).compute == counters["BUSY"]
+            assert counters["BUSY"] + counters["STALL_DRAIN"] + array_idle(counters) == counters["CYCLES"]
+            assert array_idle(counters) > 0
+            compared += 1
+            with_ones += any(p["flags"] & Flag.ONES for p in packets)
+    assert compared >= 10 and with_ones >= 5
+
+
+@pytest.mark.parametrize("codes", [True, False])
+@pytest.mark.parametrize("bits", [Bits(8, 8, 8), Bits(4, 3, 6), Bits(2, 2, 2)], ids=str)
+@pytest.mark.parametrize("split", [True, False])
+def test_measured_cycles_are_the_models_and_every_one_is_accounted_for(
+    rtl: RtlDevice, bits: Bits, codes: bool, split: bool
+) -> None:
+    rows = measure(rtl, DESIGN, LAYER, bits, codes=codes, split=split)
+    assert len(rows) == 2 + split
+    for row in rows:
+        assert row.predicted_total == pytest.approx(row.measured_total, rel=0.03)
+        assert row.busy + row.stall_drain + row.idle == pytest.approx(row.cycles)
+        assert row.ideal <= row.busy <= row.cycles
+
+
+def test_cycles_in_which_loads_hold_the_array_up_are_idle(rtl: RtlDevice) -> None:
+    """At stride 2 four rows are loaded for one, which one-bit weights are done with before the next have come."""
+    (forward, _) = measure(rtl, DESIGN, ConvShape("strided", 8, 8, 3, 2, 1, (16, 16)), Bits(1, 8, 8))
+    assert forward.idle > forward.cycles / 2

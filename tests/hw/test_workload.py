@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from host.device import check
 from host.engine import FabricEngine
 from host.engine_bench import program
 from host.products import ConvGeometry, Grid, Operand
+from host.programs import headers
 from host.reference import ReferenceDevice
-from hw import contract
 from hw.contract import Flag, Opcode
 from hw.cycles import predict
 from hw.design import load_design
@@ -129,12 +127,3 @@ def test_groups_in_pairs_halve_the_work_of_the_array(shape: ConvShape, monkeypat
     chosen = work()
     monkeypatch.setattr("hw.workload.in_pairs", lambda *_: False)
     assert 2 * chosen == work()
-
-
-def headers(words: npt.NDArray[np.uint64]) -> Iterator[Packet]:
-    """Headers of a program."""
-    at = 0
-    while at < words.size:
-        fields = contract.unpack_header([int(w) for w in words[at : at + contract.HEADER_WORDS]])
-        at += contract.HEADER_WORDS + fields["payload_words"]
-        yield fields
