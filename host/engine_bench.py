@@ -121,8 +121,9 @@ class Pass:
 
 
 def passes(
-    design: Design, shape: ConvShape, bits: Bits, codes: bool = True, split: bool = False, first: bool = False
-) -> list[Pass]:
+    design: Design, shape: ConvShape, bits: Bits, codes: bool = True, split: bool = False, first: bool = False,
+    batch: int = 128,
+) -> list[Pass]:  # fmt: skip
     """The programs of a layer's training step.
 
     Args:
@@ -130,18 +131,20 @@ def passes(
         codes: outputs as packed codes instead of 32-bit sums.
         split: the two gradients as programs of their own instead of one fused pass.
         first: the network's first layer, which needs no input gradient.
+        batch: real images whose weight gradient is sent once; it decides how many bits that takes.
 
     Raises:
         WorkloadError: the schedule cannot hold the layer.
     """
-    macs = lower(design, shape).ideal_macs / design.binary_macs
+    m = lower(design, shape)
+    macs, whole = m.ideal_macs / design.binary_macs, -(-batch // m.side)
     ideal = {"input_gradient": macs * bits.g * bits.w, "weight_gradient": macs * bits.a * bits.g}
     if first:
         del ideal["input_gradient"]
 
     def gradients(name: str, *products: str) -> Pass:
         def packets(images: int) -> list[Packet]:
-            return list(backward(design, shape, bits, images, codes, products=products))
+            return list(backward(design, shape, bits, images, codes, products=products, summed=max(images, whole)))
 
         return Pass(name, sum(ideal[p] for p in products), packets)
 
@@ -198,7 +201,7 @@ def measure(
         RuntimeError: ``compare`` answers otherwise.
     """
     rows = []
-    for one in passes(design, shape, bits, codes, split, first):
+    for one in passes(design, shape, bits, codes, split, first, batch):
         counters, predicted = [], 0
         for n in (virtual, 2 * virtual):
             packets = one.packets(n)

@@ -258,11 +258,15 @@ def forward(
 
 def backward(
     design: Design, shape: ConvShape, bits: Bits, images: int, codes: bool = True, read: bool = True,
-    products: tuple[str, ...] = ("input_gradient", "weight_gradient"),
+    products: tuple[str, ...] = ("input_gradient", "weight_gradient"), summed: int | None = None,
 ) -> Iterator[Packet]:  # fmt: skip
     """Packets of the gradients of ``images`` virtual images, END included; ``products`` may leave one out.
 
-    The weight gradient accumulates on chip over all images and is sent once, if ``read``.
+    The weight gradient accumulates on chip over all images and is sent once, if ``read``, in 64 bits where 32 could be
+    too few.
+
+    Args:
+        summed: virtual images that decide about 64 bits, where ``images`` stand for a longer batch.
     """
     m = lower(design, shape)
     over = m.backward(design, bits)
@@ -338,7 +342,9 @@ def backward(
                 base += m.groups * m.out_groups * bin(taps).count("1") * (design.channels + 1)
             first = False
     if with_weight and read:
-        yield {"opcode": Opcode.READ, "rows": entries, "format": OutputFormat.INT32}
+        bound = (summed or images) * m.rows * design.lanes << (bits.a + bits.g)  # of a sum, as the driver reckons
+        wide = bound >= 1 << 31
+        yield {"opcode": Opcode.READ, "rows": entries, "format": OutputFormat.INT64 if wide else OutputFormat.INT32}
     yield {"opcode": Opcode.END}
 
 

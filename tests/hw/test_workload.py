@@ -94,6 +94,28 @@ def test_packets_do_the_work_of_the_driver(shape: ConvShape) -> None:
             assert computed * lower(design, shape).out_groups == lower(design, shape).gradient_tiles
 
 
+@pytest.mark.parametrize("bits", [Bits(4, 3, 6), Bits(8, 8, 8), Bits(2, 16, 2)], ids=str)
+@pytest.mark.parametrize("batch", [4, 32, 128])
+def test_weight_gradients_leave_with_as_many_bits_as_the_driver_takes(bits: Bits, batch: int) -> None:
+    design, shape = load_design("sim-small"), ConvShape("layer", 8, 8, 3, 1, 1, (16, 16))
+    m = ConvGeometry(batch, 8, 8, shape.in_hw, (3, 3), 1, 1)
+    sent: list[Packet] = []
+    engine = FabricEngine(ReferenceDevice(design), recorder=lambda words, _: sent.extend(headers(words)))
+
+    def zeros(channels: int, width: int) -> Operand:
+        grid = Grid(width, False, np.ones((), np.float32), np.zeros((), np.float32))
+        return Operand(grid, codes=np.zeros((batch, channels, *shape.in_hw), np.int32))
+
+    engine.weight_gradient(zeros(8, bits.a), zeros(8, bits.g), m)
+    driver = {p["format"] for p in sent if p["opcode"] == Opcode.READ}
+
+    def formats(images: int, summed: int | None = None) -> set[int]:
+        packets = backward(design, shape, bits, images, products=("weight_gradient",), summed=summed)
+        return {p["format"] for p in packets if p["opcode"] == Opcode.READ}
+
+    assert formats(batch) == formats(2, summed=batch) == driver
+
+
 STAGES = [shape for shape in network("resnet38") if shape.stride == 2 and shape.kernel == 3]
 
 
