@@ -15,7 +15,7 @@ from pathlib import Path
 from host.device import DeviceError
 from host.library import LibraryDevice
 from hw.design import ROOT, Design
-from hw.generate import generate
+from hw.generate import compile_order, generate
 
 HARNESS = ROOT / "hw" / "sim" / "harness.cpp"
 CXX_FLAGS = "-fPIC -std=c++20 -O3 -march=native"
@@ -43,9 +43,8 @@ def verilator_environment() -> dict[str, str]:
 
 def rtl_sources(folder: Path) -> list[Path]:
     """SystemVerilog files of a generated design in compile order: packages first."""
-    sources = sorted((folder / "rtl").glob("*.sv"))
-    order = {"fabric_pkg": 0, "engine_pkg": 1}
-    return sorted(sources, key=lambda p: (order.get(p.stem, 2), p.name))
+    rtl = folder / "rtl"
+    return [rtl / name for name in compile_order((p.name for p in rtl.glob("*.sv")), primitives=False)]
 
 
 def build_rtl(

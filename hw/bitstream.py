@@ -23,7 +23,7 @@ import jinja2
 
 from hw import contract
 from hw.design import ROOT, Design
-from hw.generate import manifest, render, write_atomically
+from hw.generate import compile_order, manifest, render, write_atomically
 
 Flow = Literal["rtl", "hls"]
 TEMPLATES = ROOT / "hw" / "vivado"
@@ -229,14 +229,9 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
         raise ValueError(f"--jobs {jobs} must be at least 1")
     generated = render(design)
     files = {n: t for n, t in generated.items() if n.startswith(f"{flow}/")}
-    # in the target's primitives where the design has them: a file of rtl/xc7 replaces its namesake
-    paths = [Path(n).relative_to("rtl") for n in generated if n.startswith("rtl/") and n.endswith(".sv")]
-    chosen = {p.name: p for p in paths if p.parent == Path()}
-    if design.part.startswith("xc7"):
-        chosen |= {p.name: p for p in paths if p.parent == Path("xc7")}
-    sources = sorted(p.as_posix() for p in chosen.values())
-    first = ("fabric_pkg.sv", "engine_pkg.sv")
-    sources = [*(n for n in first if n in sources), *(n for n in sources if n not in first)]
+    # 7-series primitives for every part, which is what hw/synthesis.py counts. For UltraScale+ Vivado must retarget CARRY4,
+    # DSP48E1 and LUT6_2 when it links the netlist; one that it could not would be a black box, which ends the build.
+    sources = compile_order((n.removeprefix("rtl/") for n in generated if n.startswith("rtl/")), primitives=True)
     values: dict[str, Any] = {
         "design": design,
         "board": BOARDS[design.part],

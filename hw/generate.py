@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,22 @@ def render(design: Design) -> dict[str, str]:
             raise GenerateError(f"{path.name} exists both as a source and as a template in hw/rtl; remove one")
         files[name] = path.read_text(encoding="utf-8")
     return dict(sorted(files.items()))
+
+
+def compile_order(names: Iterable[str], primitives: bool) -> list[str]:
+    """SystemVerilog files in the order in which tools read them, packages first.
+
+    Args:
+        names: files of a generated design, relative to its folder ``rtl``; others are passed over.
+        primitives: files in the target's primitives replace their namesakes, for synthesis; otherwise the forms for
+            simulation.
+    """
+    paths = [Path(n) for n in names if n.endswith(".sv")]
+    chosen = {p.name: p.as_posix() for p in paths if p.parent == Path()}
+    if primitives:
+        chosen |= {p.name: p.as_posix() for p in paths if p.parent == Path("xc7")}
+    first = ("fabric_pkg.sv", "engine_pkg.sv")
+    return [chosen[n] for n in (*(n for n in first if n in chosen), *(n for n in sorted(chosen) if n not in first))]
 
 
 def manifest(design: Design, files: dict[str, str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 
 from hw import contract
 from hw.design import PARTS, ROOT, Design
+from hw.generate import compile_order
 
 CACHE = ROOT / "build" / "cache"
 QUANTIZERS = 4  #: lanes of the loader
@@ -213,10 +214,9 @@ def primitive_headers(names: tuple[str, ...] = XC7_PRIMITIVES) -> str:
 
 def synthesis_sources(folder: Path) -> list[Path]:
     """SystemVerilog files of a generated design for synthesis: primitives replace the forms for simulation."""
-    files = {p.name: p for p in sorted((folder / "rtl").glob("*.sv"))}
-    files |= {p.name: p for p in sorted((folder / "rtl" / "xc7").glob("*.sv"))}
-    order = {"fabric_pkg": 0, "engine_pkg": 1}
-    return sorted(files.values(), key=lambda p: (order.get(p.stem, 2), p.name))
+    rtl = folder / "rtl"
+    names = (p.relative_to(rtl).as_posix() for p in rtl.rglob("*.sv"))
+    return [rtl / name for name in compile_order(names, primitives=True)]
 
 
 def _content(piece: Piece, sources: list[Path]) -> list[tuple[str, str]]:
