@@ -59,7 +59,7 @@ class Precision:
     Attributes:
         weight, activation, grad: widths, 0, 1..16 or 32.
         weight_grad: width of the gradient in the weight-gradient product, if it differs (SBM's bifurcated gradient);
-            None quantizes the gradient once for both products.
+            None quantizes the gradient once for both products.  Products of two activations have no weight gradient.
     """
 
     weight: int
@@ -280,18 +280,29 @@ class QLayer(nn.Module):
         if self.run.quantizer != "affine":
             return self._comparison(x, weight, geometry, groups)
         if engine is not None:
-            if max(self.precision.widths) > 16:
-                raise ValueError(
-                    f"layer {self.name} leaves an operand unquantized ({self.precision}), which an integer engine "
-                    "cannot multiply; give all three operands 1..16 bits, or none"
-                )
-            if self.run.mode != "fixed":
-                raise ValueError(f"mode {self.run.mode!r} has the fast path only; use mode 'fixed' with an engine")
-            if self.run.gradient != "affine":
-                raise ValueError(f"gradient quantizer {self.run.gradient!r} has the fast path only; use 'affine'")
+            self.check_integers(self.precision.widths)
         call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key(), self.run.shard)
         result: Tensor = _QuantizedProduct.apply(x, weight, call)
         return result
+
+    def check_integers(self, widths: tuple[int, ...]) -> None:
+        """Refuses products that no integer engine computes.
+
+        Args:
+            widths: of all operands, 32 for unquantized.
+
+        Raises:
+            ValueError: an operand in float32, or quantizers that have the fast path only.
+        """
+        if max(widths) > 16:
+            raise ValueError(
+                f"layer {self.name} leaves an operand unquantized ({self.precision}), which an integer engine "
+                "cannot multiply; give all three operands 1..16 bits, or none"
+            )
+        if self.run.mode != "fixed":
+            raise ValueError(f"mode {self.run.mode!r} has the fast path only; use mode 'fixed' with an engine")
+        if self.run.gradient != "affine":
+            raise ValueError(f"gradient quantizer {self.run.gradient!r} has the fast path only; use 'affine'")
 
     def _comparison(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
         """The product by one of the methods that FracTrain is compared with."""

@@ -1,7 +1,9 @@
 """A small Transformer language model with quantized linear layers and quantized attention products.
 
 Attention multiplies two activations, which :class:`QMatmul` maps onto the same three products as a linear layer: one
-factor takes the weight's place, on one grid per tensor.
+factor takes the weight's place, on one grid per tensor, at the activation's bits.  Neither gradient is one of weights:
+both go on to the layers below, so both have the bits of the input gradient, and a bifurcated gradient's second width
+does not occur (see also :meth:`hw.layers.ConvShape.operands`).
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from torch.nn import functional as F
 
 from host.products import ConvGeometry, Engine, Grid, Operand, several
 from hw.layers import TRANSFORMERS
-from sw_model.layers import Dropout, QLayer, QLinear
-from sw_model.quantizers import affine_grid, fake_quantize, grid_from_range, quantize
+from sw_model.layers import Dropout, QLayer, QLinear, Run
+from sw_model.parallel import Shard
+from sw_model.quantizers import affine_grid, derive_key, fake_quantize, grid_from_range, quantize
+from sw_model.statquant import QUANTIZERS
 
 
 class _Matmul(torch.autograd.Function):
@@ -25,30 +29,50 @@ class _Matmul(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, layer: QMatmul) -> Tensor:
-        p = layer.precision
-        grids = [
-            grid_from_range(*holder.activation_range(x.detach()), p.activation, mode=layer.run.floor)
-            for holder, x in ((layer, a), (layer.right, b))
-        ]
-        ctx.grids, ctx.engine, ctx.bits = grids, layer.run.engine, p.grad
-        ctx.key, ctx.mode, ctx.run = layer.gradient_key(), layer.run.floor, layer.run
-        ctx.shard = layer.run.shard
+        p, run = layer.precision, layer.run
+        ctx.grids = [None, None]
+        if p.activation:
+            ctx.grids = [
+                grid_from_range(*holder.activation_range(x.detach()), p.activation, mode=run.floor)
+                for holder, x in ((layer, a), (layer.right, b))
+            ]
+        ctx.engine, ctx.bits, ctx.key, ctx.run, ctx.shard = run.engine, p.grad, layer.gradient_key(), run, run.shard
         ctx.save_for_backward(a, b)
         if ctx.engine is None:
-            return fake_quantize(a, grids[0]) @ fake_quantize(b, grids[1]).transpose(1, 2)
-        return _each(ctx.engine, "forward", (a, grids[0]), (b, grids[1]), a.shape, b.shape)
+            return _values(a, ctx.grids[0]) @ _values(b, ctx.grids[1]).transpose(1, 2)
+        return _each(ctx.engine, "forward", (a, ctx.grids[0]), (b, ctx.grids[1]), a.shape, b.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         a, b = ctx.saved_tensors
         grad = grad.contiguous()
         if ctx.engine is None:
-            gq = ctx.run.gradient_values(grad, ctx.bits, ctx.key, ctx.shard)
-            return gq @ fake_quantize(b, ctx.grids[1]), gq.transpose(1, 2) @ fake_quantize(a, ctx.grids[0]), None
-        grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.mode)
+            gq = _gradient_values(grad, ctx.bits, ctx.key, ctx.run, ctx.shard)
+            return gq @ _values(b, ctx.grids[1]), gq.transpose(1, 2) @ _values(a, ctx.grids[0]), None
+        grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.run.floor)
         da = _each(ctx.engine, "input_gradient", (grad, grid), (b, ctx.grids[1]), a.shape, b.shape)
         db = _each(ctx.engine, "weight_gradient", (a, ctx.grids[0]), (grad, grid), a.shape, b.shape)
         return da, db, None
+
+
+def _values(x: Tensor, grid: Grid | None) -> Tensor:
+    return x if grid is None else fake_quantize(x, grid)
+
+
+def _gradient_values(grad: Tensor, bits: int, key: int, run: Run, shard: Shard | None) -> Tensor:
+    """An output gradient (B, T, S) by the run's quantizer.
+
+    Of StatQuant's, a row of T has the part that samples have elsewhere, since it can leave the sum of ``grad @ b``; the
+    transform of BHQ mixes rows of one matrix, as those of two meet different ``b``.
+    """
+    if not bits:
+        return grad
+    if run.gradient == "affine":
+        return run.gradient_values(grad, bits, key, shard)
+    quantizer = QUANTIZERS[run.gradient]
+    if run.gradient == "bhq":
+        return torch.stack([quantizer(matrix, bits, derive_key(key, i)) for i, matrix in enumerate(grad)])
+    return quantizer(grad.flatten(0, 1), bits, key).reshape(grad.shape)
 
 
 def _each(
@@ -72,7 +96,8 @@ def _each(
 
 
 class QMatmul(QLayer):
-    """``a @ b^T`` with both factors at the activation's bits and the output gradient at the gradient's.
+    """``a @ b^T`` with both factors at the activation's bits and the output gradient at the gradient's, in both products;
+    see the module's docstring.
 
     Maps float32 a (B, T, d), b (B, S, d) to (B, T, S).
     """
@@ -90,14 +115,14 @@ class QMatmul(QLayer):
         if self.training and torch.is_grad_enabled():
             self.report("input_gradient", macs, grad, activation)
             self.report("weight_gradient", macs, activation, grad)
-        if not self.precision.quantized:
+        if min(activation, grad) == 32:
             return a @ b.transpose(1, 2)
         if self.run.quantizer != "affine":
             raise ValueError(
                 f"layer {self.name} multiplies two activations, for which {self.run.quantizer!r} has no rule"
             )
-        if max(activation, grad) > 16:
-            raise ValueError(f"layer {self.name} needs activation and gradient both quantized, not {self.precision}")
+        if self.run.engine is not None:
+            self.check_integers((activation, grad))
         result: Tensor = _Matmul.apply(a.contiguous(), b.contiguous(), self)
         return result
 

@@ -6,6 +6,7 @@ import math
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,6 +128,22 @@ def test_models_and_data_must_suit(folder: Path) -> None:
         open_task(TrainConfig(), load_text(str(folder), 8))
     with pytest.raises(ValueError, match="unknown language model"):
         train(replace(settings(folder), model="transformer-huge"))
+
+
+@pytest.mark.parametrize("changes", [{"quantizer": "mxint"}, {"quantizer": "wageubn"}, {"norm": "range"}])
+def test_what_language_models_have_no_rule_for_is_refused_before_training(
+    folder: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError):
+        train(replace(settings(folder), **changes), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_language_model_trains_with_every_quantizer_of_gradients(folder: Path) -> None:
+    for gradient in ("ptq", "psq", "bhq"):
+        config = replace(settings(folder), gradient=gradient, epochs=1, schedule="static", stages=((8, 8, 6, 8),))
+        result = train(replace(config, train_limit=8, test_limit=2))
+        assert math.isfinite(result.history[-1]["loss"])
 
 
 def test_language_model_learns_and_perplexity_is_that_of_the_test_text(folder: Path, tmp_path: Path) -> None:

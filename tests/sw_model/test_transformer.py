@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from sw_model import quantizers as Q
@@ -35,6 +38,79 @@ def test_matmul_equals_products_of_quantized_factors_on_both_paths() -> None:
         assert torch.allclose(layer(a, b), y, atol=1e-5), "the running range of one batch is that batch's range"
     with pytest.raises(ValueError, match="takes"):
         layer(a, b[:2])
+
+
+def matmul_gradients(precision: Precision, a: Tensor, b: Tensor, g: Tensor, **run: Any) -> tuple[Tensor, Tensor]:
+    """Gradients of both factors of a product, for the output gradient ``g``."""
+    layer = QMatmul()
+    attach(layer, Run(seed=2, **run))
+    layer.precision = precision
+    left, right = a.clone().requires_grad_(), b.clone().requires_grad_()
+    layer(left, right).backward(g)
+    assert left.grad is not None and right.grad is not None
+    return left.grad, right.grad
+
+
+def factors() -> tuple[Tensor, Tensor, Tensor]:
+    """Two factors (B, T, d), (B, S, d) and an output gradient (B, T, S) with rows of very different size."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, 8, 4, generator=generator), torch.randn(3, 6, 4, generator=generator)
+    g = torch.randn(3, 8, 6, generator=generator) * torch.exp(2 * torch.randn(3, 8, 1, generator=generator))
+    return a, b, g
+
+
+def test_a_product_of_activations_has_no_gradient_of_weights() -> None:
+    seen: dict[str, tuple[int, int]] = {}
+    both = [
+        matmul_gradients(p, *factors(), on_product=lambda _, product, __, a, b: seen.update({product: (a, b)}))
+        for p in (Precision(8, 6, 4), Precision(8, 6, 4, 16))
+    ]
+    assert all(torch.equal(x, y) for x, y in zip(*both, strict=True))
+    assert seen == {"forward": (6, 6), "input_gradient": (4, 6), "weight_gradient": (6, 4)}
+    assert not torch.equal(both[0][1], matmul_gradients(Precision(8, 6, 16), *factors())[1])
+
+
+@pytest.mark.parametrize("name", ["ptq", "psq", "bhq"])
+def test_gradients_of_a_product_of_activations_are_quantized_as_asked(name: str) -> None:
+    a, b, g = factors()
+    aq, bq = (Q.fake_quantize(x, Q.affine_grid(x, 8)) for x in (a, b))
+    exact = g @ bq, g.transpose(1, 2) @ aq
+    unrounded = matmul_gradients(Precision(8, 8, 0), a, b, g, gradient=name)
+    assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(unrounded, exact, strict=True))
+    rounds, bits = 400, 5
+    totals, squares = [torch.zeros_like(x) for x in exact], [0.0, 0.0]
+    for step in range(rounds):
+        for i, x in enumerate(matmul_gradients(Precision(8, 8, bits), a, b, g, gradient=name, step=step)):
+            totals[i] += x
+            squares[i] += float((x - exact[i]).square().sum())
+    for total, square, wanted in zip(totals, squares, exact, strict=True):
+        assert square > 0
+        # Unbiased: the mean is as far from the exact gradient as its variance lets it be.
+        assert 0.5 < float((total / rounds - wanted).square().sum()) * rounds**2 / square < 1.6
+
+
+def test_rows_and_matrices_share_no_more_than_their_quantizer_says() -> None:
+    a, b, g = factors()
+    louder = g.clone()
+    louder[2, 5] *= 1000
+    changed = {}
+    for name in ("ptq", "psq", "bhq"):
+        one, other = (matmul_gradients(Precision(8, 8, 4), a, b, each, gradient=name)[0] for each in (g, louder))
+        changed[name] = [(i, t) for i in range(3) for t in range(8) if not torch.equal(one[i, t], other[i, t])]
+    assert changed["psq"] == [(2, 5)]
+    assert {i for i, _ in changed["bhq"]} == {2}, "a block of rows that meet different factors leaves no sum"
+    assert len(changed["ptq"]) > 12
+
+
+def test_engines_refuse_what_they_cannot_multiply() -> None:
+    a, b, g = factors()
+    for precision, run in (
+        (Precision(8, 8, 0), {}),
+        (Precision(8, 8, 4), {"gradient": "psq"}),
+        (Precision(8, 8, 4), {"mode": "paper"}),
+    ):
+        with pytest.raises(ValueError):
+            matmul_gradients(precision, a, b, g, engine=SoftwareEngine(), **run)
 
 
 def make(seed: int = 0) -> TransformerLM:
