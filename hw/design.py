@@ -103,7 +103,7 @@ class Design:
         if self.accumulators == "dsp" and self.units > PARTS[self.part].dsp:
             refuse(
                 f"{self.units} DSP accumulators do not fit the {PARTS[self.part].dsp} DSPs of {self.part}",
-                'set accumulators = "lut" or fewer channels',
+                'use fewer channels or a larger part; accumulators = "lut" takes about 46 LUTs more for each instead',
             )
         if self.rounding_lanes not in (0, 1, 2, 4, 8):
             refuse(f"rounding_lanes = {self.rounding_lanes}", "use 0, 1, 2, 4 or 8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         design = load_design(arguments.design)
+        if arguments.accumulators:
+            design = replace(design, accumulators=arguments.accumulators)
         folder = generate(design, arguments.out or ROOT / "build" / design.name)
     except (DesignError, GenerateError) as e:
         print(f"fractrain synth: {e}", file=sys.stderr)
@@ -69,11 +72,13 @@ def run(arguments: argparse.Namespace) -> int:
             print("synthesising the whole, flattened ...", file=sys.stderr, flush=True)
             flat = synthesis.synthesize(synthesis.whole(design), folder, seconds=arguments.seconds)
         data = synthesis.report(design, results, flat)
+        if arguments.accumulators:
+            data["command"] += f" --accumulators {arguments.accumulators}"
     except synthesis.SynthesisError as e:
         print(f"fractrain synth: {e}", file=sys.stderr)
         return 1
     if arguments.module:  # no claim about the whole from a part of it
-        data = {k: v for k, v in data.items() if k in ("design", "part", "tool", "modules")}
+        data = {k: v for k, v in data.items() if k in ("design", "part", "tool", "accumulators", "modules")}
     text = json.dumps(data, indent=1)
     if arguments.save:
         arguments.save.write_text(text + "\n", encoding="utf-8")
@@ -127,6 +132,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--design", default="sim-small", help="name in configs/designs, or a TOML file")
     parser.add_argument("--tool", choices=("yosys",), default="yosys")
     parser.add_argument("--module", help="one module only")
+    parser.add_argument("--accumulators", choices=("dsp", "lut"), help="other accumulators than the design says")
     parser.add_argument("--flatten", action="store_true", help="also synthesise the whole as one module (long)")
     parser.add_argument("--seconds", type=float, default=3600, help="most time for one module (default: 3600)")
     parser.add_argument("--json", action="store_true", help="print JSON")

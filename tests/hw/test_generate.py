@@ -142,7 +142,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [
         ("channels = 12", "use 8 or 16"),
         ("depth_a = 500", "power of two"),
-        ("channels = 16", 'set accumulators = "lut" or fewer channels'),
+        ("channels = 16", "larger part"),
         ("depth_a = 65536", "halve a depth"),
         ('part = "unknown"', "known parts"),
         ("clock_mhz = 5000", "use 10 to 500"),

@@ -46,6 +46,14 @@ def test_dot_products_are_counted_exactly() -> None:
         assert dot_product(design.dot_bits, False, True).as_dict() == one
 
 
+def test_accumulators_in_luts_are_counted_exactly() -> None:
+    data = json.loads((MEASUREMENTS / "accumulators-lut.json").read_text())
+    design = load_design(data["design"])
+    (unit,) = data["modules"]
+    assert (data["accumulators"], unit["module"], unit["instances"]) == ("lut", "dot_product_unit", design.units)
+    assert dot_product(design.dot_bits, False, False).as_dict() == unit["one"]
+
+
 def test_block_ram_of_the_design_is_the_measured_one() -> None:
     for name in MEASURED:
         measured = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())["total"]["bram36"]

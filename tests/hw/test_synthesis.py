@@ -123,6 +123,10 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["synth", "--design", "sim-small", "--module", "operand_sum_unit", "--json", *out]) == 0
     data = json.loads(capsys.readouterr().out)
     assert [row["module"] for row in data["modules"]] == ["operand_sum_unit"] and "total" not in data
+    unit = ["--module", "dot_product_unit", "--accumulators", "lut"]
+    assert main(["synth", "--design", "sim-small", *unit, "--json", *out]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["accumulators"] == "lut" and data["modules"][0]["one"]["dsp"] == 0
 
 
 @pytest.mark.parametrize("name", ["zc706", "pynq-z2"])
