@@ -9,9 +9,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hw.design import Design
 
 STUDIES = ("statquant", "methods", "defects")
+DESIGN = "sim-small"
 DEVICES = ("fast", "software", "reference", "hls", "rtl")
 
 
@@ -26,11 +30,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument(
         "--device",
         choices=DEVICES,
-        default="fast",
         help="who computes the quantized products: floating point with the same codes (fast), exact integers in "
-        "software, or the fabric as NumPy reference, compiled HLS or simulated RTL (default: %(default)s)",
+        "software, or the fabric as NumPy reference, compiled HLS or simulated RTL (default: fast)",
     )
-    train.add_argument("--design", default="sim-small", help="design of the fabric (default: %(default)s)")
+    train.add_argument("--design", help=f"design of the fabric (default: {DESIGN})")
     train.add_argument(
         "--data", help="'digits', or a path: CIFAR-10/100, class folders (or a zip of them), ImageNet, WikiText"
     )
@@ -52,7 +55,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("--train-limit", type=int, help="use only this many training images")
     train.add_argument("--test-limit", type=int, help="use only this many test images")
     train.add_argument("--out", type=Path, help="run folder (default: runs/train)")
-    train.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, with its settings")
+    train.add_argument(
+        "--resume", type=Path, metavar="RUN", help="continue the run in this folder: its settings, its device"
+    )
     train.add_argument("--threads", type=int, help="CPU threads of PyTorch")
     train.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
     train.set_defaults(run=run_train)
@@ -106,8 +111,8 @@ def _parse_bits(text: str) -> list[int]:
     return bits
 
 
-def open_engine(device: str, design: str) -> Any:
-    """The engine of a device on a design (a name in configs/designs, or a TOML file); None for the fast path."""
+def open_engine(device: str, design: str | Design) -> Any:
+    """The engine of a device on a design (or the name of one in configs/designs, or a TOML file); None: fast path."""
     if device == "fast":
         return None
     if device == "software":
@@ -118,7 +123,37 @@ def open_engine(device: str, design: str) -> Any:
     from host.engine import FabricEngine
     from hw.design import load_design
 
-    return FabricEngine(open_device(device, load_design(design)), keep_rows=False)
+    design = load_design(design) if isinstance(design, str) else design
+    return FabricEngine(open_device(device, design), keep_rows=False)
+
+
+def _engine_to_resume(arguments: argparse.Namespace) -> tuple[str, Any]:
+    """Kind and engine of the device that a run was trained on, which arguments may name again but not change."""
+    import torch
+
+    from hw.design import load_design
+    from sw_model.recipe import ConfigError
+    from sw_model.run_folder import RunFolder
+
+    run, kind = arguments.resume, arguments.device
+    before = RunFolder(run).device()
+    if before is None:
+        if kind is None:
+            raise ConfigError(
+                f"{run} does not say on which device it was trained: an old version wrote it; name it with --device"
+            )
+        return kind, open_engine(kind, arguments.design or DESIGN)
+    if kind not in (None, before.kind):
+        raise ConfigError(f"--device {kind}: {run} was trained on device {before}; leave out --device to resume there")
+    if arguments.design is not None and load_design(arguments.design).hash64 != before.design_hash:
+        raise ConfigError(
+            f"--design {arguments.design}: {run} was trained on device {before}; leave out --design to resume there"
+        )
+    if before.kind not in DEVICES:
+        raise ConfigError(f"{run} was trained on device {before}, which only the program that began it can resume")
+    if not arguments.threads:
+        torch.set_num_threads(before.threads)
+    return before.kind, open_engine(before.kind, before.design or DESIGN)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -143,11 +178,14 @@ def run_train(arguments: argparse.Namespace) -> int:
             if overrides or arguments.recipe or arguments.out:
                 raise ValueError("--resume takes the settings of the run; leave out every other setting")
             config = TrainConfig.from_recipe(arguments.resume / "config.toml")
-        elif arguments.recipe is not None:
-            config = TrainConfig.from_recipe(arguments.recipe, **overrides)
+            device, engine = _engine_to_resume(arguments)
         else:
-            config = TrainConfig.from_mapping({**DIGITS_DEFAULTS, **overrides})
-        engine = open_engine(arguments.device, arguments.design)
+            if arguments.recipe is not None:
+                config = TrainConfig.from_recipe(arguments.recipe, **overrides)
+            else:
+                config = TrainConfig.from_mapping({**DIGITS_DEFAULTS, **overrides})
+            device = arguments.device or "fast"
+            engine = open_engine(device, arguments.design or DESIGN)
         resume, progress = arguments.resume is not None, not arguments.json
         with processes() as ranks:
             result = train(config, engine, out=out, resume=resume, progress=progress, ranks=ranks)
@@ -161,7 +199,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
         print(json.dumps(asdict(result)))
         return 0
-    _print_result(result, arguments.device, out)
+    _print_result(result, device, out)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: settings, checkpoint, metrics, precision used, result and figure, each replaced
+"""A run's folder: settings, device, checkpoint, metrics, precision used, result and figure, each replaced
 atomically, and the events that TensorBoard draws."""
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import torch
 from hw.computational_cost import RECORD
 from sw_model.metrics import Metric
 from sw_model.recipe import ConfigError, TrainConfig
+from sw_model.run_device import RunDevice
 
 CHECKPOINT = "checkpoint.pt"
+DEVICE = "device.json"
 CHECKPOINT_FORMAT = 2
 
 
@@ -84,11 +86,27 @@ class RunFolder:
             raise ConfigError(f"{self.path} already holds a run; resume it or choose another folder")
         return None
 
-    def begin(self, config: TrainConfig) -> None:
-        """Makes the folder and writes the resolved settings."""
+    def device(self) -> RunDevice | None:
+        """What the run in this folder was trained on; None if an old version wrote it, which kept no record.
+
+        Raises:
+            ConfigError: if the record is broken.
+        """
+        if self.path is None or not (self.path / DEVICE).is_file():
+            return None
+        try:
+            record = json.loads((self.path / DEVICE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{self.path / DEVICE} is not valid JSON ({error}); restore the file") from error
+        return RunDevice.from_record(record)
+
+    def begin(self, config: TrainConfig, device: RunDevice) -> None:
+        """Makes the folder and writes the resolved settings, and what computes the run."""
         if self.path is not None:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "config.toml", lambda p: write_text(p, config.to_toml()))
+            record = json.dumps(device.record(), indent=1) + "\n"
+            write_atomically(self.path / DEVICE, lambda p: write_text(p, record))
 
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint."""

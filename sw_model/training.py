@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +32,7 @@ from sw_model.pretrained import load_pretrained
 from sw_model.quantizers import straight_through
 from sw_model.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.reproducible import Reproducible
+from sw_model.run_device import RunDevice
 from sw_model.run_folder import EventLog, RunFolder
 from sw_model.run_schedule import GATED, RunSchedule
 from sw_model.schedules import Pfq
@@ -199,8 +201,10 @@ def _check_ranks(config: TrainConfig, task: Task, engine: bool, ranks: Ranks) ->
 class _Training:
     """State of a run between steps: all of it goes into the checkpoint."""
 
-    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks, *, pretrained: bool = True) -> None:
-        self.config, self.task, self.ranks = config, task, ranks
+    def __init__(
+        self, config: TrainConfig, task: Task, device: RunDevice, ranks: Ranks, *, pretrained: bool = True
+    ) -> None:
+        self.config, self.task, self.device, self.ranks = config, task, device, ranks
         base, self.gated = build_network(config, task, pretrained=pretrained)
         self.model: nn.Module = base if self.gated is None else self.gated
         if ranks.several:
@@ -247,6 +251,7 @@ class _Training:
     def state_dict(self) -> dict[str, Any]:
         return {
             "config": self.config.to_toml(),
+            "device": self.device.record(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -266,11 +271,22 @@ class _Training:
                 f"the checkpoint was written with other values of {', '.join(names)}; resume with the run folder's "
                 "config.toml as the recipe, or choose another folder"
             )
+        before = RunDevice.from_record(state["device"]) if "device" in state else None
+        if before is not None:
+            self.device.check_same(before)
         if state["record"] is None:
             raise ConfigError(
                 "the checkpoint has no record of the precision that was used: an old version wrote it, of a language "
                 "model; train in another folder, with init naming this one to start from its weights"
             )
+        if before is None and self.ranks.main:
+            warnings.warn(
+                "the checkpoint does not say which device computed it, as an old version wrote it; the run goes on with "
+                f"device {self.device}",
+                stacklevel=2,
+            )
+        elif before is not None and self.ranks.main:
+            self.device.warn_of_rounding(before)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -382,7 +398,9 @@ def train(
         engine_for_step: called before every step; the engine that it returns computes that step (None: fast path).
         evaluation_engine: engine of the test passes; "same" takes ``engine``.
         data: data set, if not the one that ``config.data`` names.
-        resume: continue from the run folder's checkpoint; the rest of the run is bit for bit what it would have been.
+        resume: continue from the run folder's checkpoint, on the device that the run began on; the rest of the run is
+            bit for bit what it would have been (with another number of threads, which brings a warning, up to the last
+            bits of float32 sums).
         progress: draw a progress bar.
         ranks: the processes that train together, each calling this function; only the first writes files.
         stop_after: stop, with a checkpoint, once this many steps are done in total.
@@ -399,12 +417,13 @@ def train(
     metric = task.metric
     if ranks.several:
         _check_ranks(config, task, engine is not None or engine_for_step is not None, ranks)
-    state = _Training(config, task, ranks, pretrained=saved is None)
+    device = RunDevice.of(engine, by_step=engine_for_step is not None, ranks=ranks)
+    state = _Training(config, task, device, ranks, pretrained=saved is None)
     if saved is not None:
         state.load_state_dict(saved)
     if not ranks.main:
         folder, progress = RunFolder(None), False
-    folder.begin(config)
+    folder.begin(config, device)
     tester = engine if evaluation_engine == "same" else evaluation_engine
     stopped = False
     state.model.train()

@@ -222,33 +222,34 @@ def test_command_line_imports_no_torch_until_it_trains() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_command_line_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def command(*words: str) -> int:
+    """Exit status of ``fractrain train`` in this process."""
     import argparse
 
     from sw_model.commands import register
 
     parser = argparse.ArgumentParser()
     register(parser.add_subparsers())
+    arguments = parser.parse_args(["train", *words])
+    status: int = arguments.run(arguments)
+    return status
 
-    def run(*words: str) -> int:
-        arguments = parser.parse_args(["train", *words])
-        status: int = arguments.run(arguments)
-        return status
 
+def test_command_line_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     small = ["--epochs", "1", "--train-limit", "64", "--test-limit", "32", "--width", "4", "--bits", "8/8/8"]
-    assert run(*small, "--device", "software", "--out", out, "--json") == 0
+    assert command(*small, "--device", "software", "--out", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["counters"]["products"] > 0
-    assert run("--resume", out, "--json") == 0
-    capsys.readouterr()
-    assert run("--resume", out, "--epochs", "2") == 2
+    assert command("--resume", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["finished"]
+    assert command("--resume", out, "--epochs", "2") == 2
     assert "leave out" in capsys.readouterr().err
-    assert run("--bits", "8", "--out", str(tmp_path / "no")) == 2
-    assert run("--data", str(tmp_path / "none"), "--out", str(tmp_path / "no")) == 2
+    assert command("--bits", "8", "--out", str(tmp_path / "no")) == 2
+    assert command("--data", str(tmp_path / "none"), "--out", str(tmp_path / "no")) == 2
     assert "existing path" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
     gated = str(RECIPES / "digits-fractrain.toml")
-    assert run("--recipe", gated, *small, "--out", str(tmp_path / "static"), "--json") == 0
+    assert command("--recipe", gated, *small, "--out", str(tmp_path / "static"), "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["cp"] == pytest.approx(6.25) and result["history"][0]["target"] is None
 
@@ -259,7 +260,9 @@ def test_reference_device_trains_to_the_same_bits_as_software(tmp_path: Path) ->
     config = replace(SMALL, width=8, epochs=2, train_limit=24, batch=12, test_limit=8, quantize_head=True)
     for device in ("software", "reference"):
         train(config, open_engine(device, "sim-small"), out=tmp_path / device)
-    assert same(state_of(tmp_path / "software"), state_of(tmp_path / "reference"))
+    states = [state_of(tmp_path / device) for device in ("software", "reference")]
+    assert [state.pop("device")["device"] for state in states] == ["software", "reference"]
+    assert same(*states)
 
 
 def test_benchmarks_measure_all_variants(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,187 @@
+"""Runs that end early go on where they began: on the same device, with files that agree with the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from host.device import open_device
+from host.engine import FabricEngine
+from host.products import Engine
+from hw.design import Design, load_design
+from sw_model.engine import SoftwareEngine
+from sw_model.recipe import ConfigError, TrainConfig
+from sw_model.run_device import RunDevice
+from sw_model.run_folder import CHECKPOINT, DEVICE, RunFolder
+from sw_model.training import train
+from tests.sw_model.test_training import command, same, state_of
+
+STATIC = TrainConfig(width=4, epochs=2, batch=32, train_limit=64, test_limit=32, schedule="static", stages=((8, 8, 8),))
+
+
+def reference(**changes: Any) -> FabricEngine:
+    return FabricEngine(open_device("reference", replace(load_design("sim-small"), **changes)))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("device", ["fast", "software", "reference"])
+def test_command_line_resumes_on_the_device_that_the_run_began_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    engines: dict[str, Engine | None] = {"fast": None, "software": SoftwareEngine(), "reference": reference()}
+    engine = engines[device]
+    train(STATIC, engine, out=tmp_path / "whole")
+    train(STATIC, engine, out=tmp_path / "parts", stop_after=3)
+    assert command("--resume", str(tmp_path / "parts"), "--json") == 0
+    counted = {"fast": set(), "software": {"products"}, "reference": {"PRODUCTS", "PACKETS"}}[device]
+    counters = json.loads(capsys.readouterr().out)["counters"]
+    assert counted <= set(counters) and bool(counted) == bool(counters)
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+
+
+def test_command_line_refuses_another_device_or_design(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    train(STATIC, reference(), out=run, stop_after=1)
+    before = contents(run)
+    for words, named in (
+        (("--device", "fast"), ("fast", "reference", "sim-small")),
+        (("--device", "software"), ("software", "reference")),
+        (("--design", "zc706"), ("zc706", "sim-small")),
+        (("--design", "none"), ("none",)),
+    ):
+        assert command("--resume", str(run), *words) == 2
+        message = capsys.readouterr().err
+        assert all(name in message for name in named)
+    assert contents(run) == before
+    assert command("--resume", str(run), "--device", "reference", "--design", "sim-small", "--json") == 0
+
+
+def test_run_is_resumed_on_its_own_design_even_if_its_file_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    design = tmp_path / "own.toml"
+    text = (Path(__file__).parents[2] / "configs" / "designs" / "sim-small.toml").read_text()
+    design.write_text("\n".join(line for line in text.splitlines() if not line.startswith("name")))
+    out = tmp_path / "run"
+    train(STATIC, FabricEngine(open_device("reference", load_design(design))), out=out, stop_after=1)
+    design.unlink()
+    assert command("--resume", str(out), "--json") == 0
+    recorded = RunFolder(out).device()
+    assert recorded is not None and recorded.design is not None and recorded.design.name == "own"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, SoftwareEngine()),
+        (SoftwareEngine(), None),
+        (SoftwareEngine(), reference()),
+        (reference(), reference(depth_a=2 * load_design("sim-small").depth_a)),
+    ],
+    ids=["fast-software", "software-fast", "software-reference", "another-design"],
+)
+def test_training_refuses_another_device_before_anything_is_written(
+    tmp_path: Path, before: Engine | None, after: Engine | None
+) -> None:
+    train(STATIC, before, out=tmp_path, stop_after=1)
+    files = contents(tmp_path)
+    with pytest.raises(ConfigError, match="device"):
+        train(STATIC, after, out=tmp_path, resume=True)
+    assert contents(tmp_path) == files
+    assert train(STATIC, before, out=tmp_path, resume=True).finished
+
+
+def test_engines_chosen_step_by_step_are_no_device_that_a_command_could_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = SoftwareEngine()
+    train(STATIC, engine, engine_for_step=lambda step: engine, out=tmp_path, stop_after=1)
+    assert command("--resume", str(tmp_path)) == 2
+    assert "by-step" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="by-step"):
+        train(STATIC, engine, out=tmp_path, resume=True)
+    assert train(STATIC, engine, engine_for_step=lambda step: engine, out=tmp_path, resume=True).finished
+
+
+def test_command_line_resumes_with_the_threads_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], threads: int
+) -> None:
+    train(STATIC, out=tmp_path / "run", stop_after=1)
+    torch.set_num_threads(threads + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert command("--resume", str(tmp_path / "run"), "--json") == 0
+    assert torch.get_num_threads() == threads
+
+
+def test_other_threads_bring_a_warning_where_they_matter(tmp_path: Path, threads: int) -> None:
+    engines: dict[str, Engine | None] = {"fast": None, "software": SoftwareEngine()}
+    for name, engine in engines.items():
+        train(STATIC, engine, out=tmp_path / name, stop_after=1)
+    torch.set_num_threads(threads + 1)
+    with pytest.warns(UserWarning, match="threads"):
+        train(STATIC, out=tmp_path / "fast", resume=True, stop_after=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(STATIC, engines["software"], out=tmp_path / "software", resume=True, stop_after=1)
+
+
+def test_run_without_a_record_goes_on_only_on_a_device_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(STATIC, SoftwareEngine(), out=tmp_path, stop_after=1)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    del state["device"]
+    torch.save(state, tmp_path / CHECKPOINT)
+    (tmp_path / DEVICE).unlink()
+    before = contents(tmp_path)
+    assert command("--resume", str(tmp_path)) == 2
+    assert "--device" in capsys.readouterr().err and contents(tmp_path) == before
+    with pytest.warns(UserWarning, match="software"):
+        assert command("--resume", str(tmp_path), "--device", "software", "--json") == 0
+    assert state_of(tmp_path)["device"]["device"] == "software"
+
+
+@pytest.mark.parametrize("kind", ["fast", "software", "rtl"])
+def test_device_is_the_same_after_it_was_recorded(kind: str) -> None:
+    design = load_design("zc706") if kind == "rtl" else None
+    device = RunDevice(kind, 3, 2, design, design.hash64 if design else 0)
+    assert RunDevice.from_record(json.loads(json.dumps(device.record()))) == device
+
+
+def _of_another_version(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "design": {**record["design"], "hash": "00000000deadbeef"}}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda record: [],
+        lambda record: {},
+        lambda record: {**record, "threads": "many"},
+        lambda record: {**record, "design": 5},
+        lambda record: {**record, "design": {**record["design"], "parameters": {"lanes": 3}}},
+        _of_another_version,
+    ],
+)
+def test_records_that_mean_nothing_are_refused(spoil: Any) -> None:
+    design: Design = load_design("sim-small")
+    with pytest.raises(ConfigError, match="version"):
+        RunDevice.from_record(spoil(RunDevice("rtl", 1, 1, design, design.hash64).record()))
