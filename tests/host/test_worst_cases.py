@@ -15,19 +15,28 @@ from host.hls import HlsDevice
 from host.products import ConvGeometry, Grid, Operand, fmix32
 from host.programs import PacketError, ProgramBuilder, conv_fits, tensor_addresses
 from host.reference import ReferenceDevice
+from host.rtl import RtlDevice
 from hw.contract import LIMITS, Error, OutputFormat, Target
 from hw.design import Design, load_design
 
 I64 = npt.NDArray[np.int64]
-DEVICES: dict[str, Callable[[Design], Device]] = {"reference": ReferenceDevice, "hls": HlsDevice}
+DEVICES: dict[str, Callable[[Design], Device]] = {"reference": ReferenceDevice, "hls": HlsDevice, "rtl": RtlDevice}
 DESIGNS = {name: load_design(name) for name in ("sim-small", "zc706")}
 ROWS = 3
 SIGNS = [(False, False), (True, True), (True, False), (False, True)]
 
 
-@pytest.fixture(params=DEVICES)
-def make_device(request: pytest.FixtureRequest) -> Callable[[Design], Device]:
-    return DEVICES[request.param]
+@pytest.fixture(
+    params=[
+        # to build and to run the large RTL takes minutes
+        pytest.param((kind, name), id=f"{kind}-{name}", marks=[pytest.mark.slow] * ((kind, name) == ("rtl", "zc706")))
+        for kind in DEVICES
+        for name in DESIGNS
+    ]
+)
+def device(request: pytest.FixtureRequest) -> Device:
+    kind, name = request.param
+    return DEVICES[kind](DESIGNS[name])
 
 
 def extreme(bits: int, signed: bool) -> int:
@@ -73,14 +82,11 @@ def conv(
 
 
 @pytest.mark.parametrize("signs", SIGNS)
-@pytest.mark.parametrize("name", DESIGNS)
-def test_longest_convolution_of_sixteen_by_sixteen_bits(
-    name: str, signs: tuple[bool, bool], make_device: Callable[[Design], Device]
-) -> None:
-    d = DESIGNS[name]
+def test_longest_convolution_of_sixteen_by_sixteen_bits(signs: tuple[bool, bool], device: Device) -> None:
+    d = device.info.design
     groups = longest(d, 16, 16, True)
     builder, acc = conv(d, (16, 16), signs, groups, OutputFormat.INT64)
-    words = check(make_device(d).run(builder)).words
+    words = check(device.run(builder)).words
     got, sums = packing.unpack_conv(words, d, 1, ROWS, 1, True, True)
     assert np.array_equal(got[0], acc)
     assert sums is not None
@@ -92,12 +98,11 @@ def test_longest_convolution_of_sixteen_by_sixteen_bits(
 
 @pytest.mark.parametrize("bits", [(9, 9), (16, 2), (1, 16), (8, 8), (12, 8)])
 @pytest.mark.parametrize("signs", SIGNS[:3])
-@pytest.mark.parametrize("name", DESIGNS)
 def test_longest_convolution_of_every_32_bit_format(
-    name: str, signs: tuple[bool, bool], bits: tuple[int, int], make_device: Callable[[Design], Device]
+    signs: tuple[bool, bool], bits: tuple[int, int], device: Device
 ) -> None:
-    d = DESIGNS[name]
-    groups, device = longest(d, *bits, False), make_device(d)
+    d = device.info.design
+    groups = longest(d, *bits, False)
     builder, acc = conv(d, bits, signs, groups, OutputFormat.INT32)
     got, _ = packing.unpack_conv(check(device.run(builder)).words, d, 1, ROWS, 1, False, True)
     assert np.array_equal(got[0], acc)
@@ -143,12 +148,11 @@ def test_one_group_more_than_32_bits_hold_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("signs", SIGNS)
-@pytest.mark.parametrize("name", DESIGNS)
 def test_longest_weight_gradient_fills_the_accumulators_and_stops_at_their_end(
-    name: str, signs: tuple[bool, bool], make_device: Callable[[Design], Device]
+    signs: tuple[bool, bool], device: Device
 ) -> None:
     """All that the buffers hold at 16 bits, added up until 2**47 is in sight; one packet more is refused."""
-    d, c = DESIGNS[name], DESIGNS[name].channels
+    d, c = device.info.design, device.info.design.channels
     images, rows = 2, 4 * (min(d.depth_a, d.depth_g) // 16)
     assert tensor_addresses(images, rows, 1, 16) == min(d.depth_a, d.depth_g)
     a, g = (extreme(16, s) for s in signs)
@@ -174,7 +178,7 @@ def test_longest_weight_gradient_fills_the_accumulators_and_stops_at_their_end(
                 clear=k == 0,
             )
         builder.read(2 * (c + 1))
-        result = make_device(d).run(builder)
+        result = device.run(builder)
         if extra:
             assert result.error is Error.ACCUMULATOR_RANGE
             assert result.position == 2 + times
@@ -187,10 +191,9 @@ def test_longest_weight_gradient_fills_the_accumulators_and_stops_at_their_end(
         assert (values[-1] == count).all()
 
 
-@pytest.mark.parametrize("name", DESIGNS)
-def test_products_of_the_engine_at_sixteen_by_sixteen_bits(name: str, make_device: Callable[[Design], Device]) -> None:
+def test_products_of_the_engine_at_sixteen_by_sixteen_bits(device: Device) -> None:
     """A contraction longer than one packet takes: blocks are added on the host."""
-    engine = FabricEngine(make_device(DESIGNS[name]))
+    engine = FabricEngine(device)
     grid = Grid(16, False, np.ones((), np.float32), np.zeros((), np.float32))
     for m in (ConvGeometry(1, 600, 2, (3, 3), (3, 3), 1, 1), ConvGeometry(3, 5000, 2, (1, 1))):
         x = np.full((m.batch, m.in_channels, *m.in_hw), 65535)
