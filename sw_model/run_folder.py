@@ -19,13 +19,14 @@ from sw_model.recipe import ConfigError, TrainConfig
 from sw_model.run_device import RunDevice
 
 CHECKPOINT = "checkpoint.pt"
-DEVICE = "device.json"
+CONFIG, DEVICE, METRICS, RESULT = "config.toml", "device.json", "metrics.csv", "result.json"
 CHECKPOINT_FORMAT = 2
+SCRATCH = ".part"  #: ends the names of files that are being written
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Lets ``write`` fill a scratch file beside ``path``, then replaces ``path``: readers see the old or the new."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=SCRATCH)
     os.close(handle)
     try:
         write(Path(scratch))
@@ -101,10 +102,13 @@ class RunFolder:
         return RunDevice.from_record(record)
 
     def begin(self, config: TrainConfig, device: RunDevice) -> None:
-        """Makes the folder and writes the resolved settings, and what computes the run."""
+        """Makes the folder, without what a killed run left half written; writes the settings and what computes the run."""
         if self.path is not None:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "config.toml", lambda p: write_text(p, config.to_toml()))
+            for name in (CHECKPOINT, CONFIG, DEVICE, METRICS, RECORD, RESULT):
+                for scratch in self.path.glob(f"{name}*{SCRATCH}"):
+                    scratch.unlink()
+            write_atomically(self.path / CONFIG, lambda p: write_text(p, config.to_toml()))
             record = json.dumps(device.record(), indent=1) + "\n"
             write_atomically(self.path / DEVICE, lambda p: write_text(p, record))
 
@@ -116,7 +120,7 @@ class RunFolder:
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Writes one row per epoch."""
         if self.path is not None:
-            write_atomically(self.path / "metrics.csv", lambda p: _write_metrics(p, history))
+            write_atomically(self.path / METRICS, lambda p: _write_metrics(p, history))
 
     def write_schedule(self, record: str) -> None:
         """Writes the precision that was really used so far, see :mod:`sw_model.run_schedule`."""
@@ -126,7 +130,7 @@ class RunFolder:
     def finish(self, summary: dict[str, Any], history: list[dict[str, Any]], metric: Metric) -> None:
         """Writes the result and draws the curves."""
         if self.path is not None:
-            write_atomically(self.path / "result.json", lambda p: write_text(p, json.dumps(summary, indent=1) + "\n"))
+            write_atomically(self.path / RESULT, lambda p: write_text(p, json.dumps(summary, indent=1) + "\n"))
             if history:
                 draw_curves(history, metric, self.path / "curves.png")
 

@@ -424,6 +424,10 @@ def train(
     if not ranks.main:
         folder, progress = RunFolder(None), False
     folder.begin(config, device)
+    if state.history:
+        # A kill may have come between the checkpoint and what is written after it.
+        folder.write_metrics(state.history)
+        folder.write_schedule(state.record.to_json())
     tester = engine if evaluation_engine == "same" else evaluation_engine
     stopped = False
     state.model.train()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +23,7 @@ from sw_model.recipe import ConfigError, TrainConfig
 from sw_model.run_device import RunDevice
 from sw_model.run_folder import CHECKPOINT, DEVICE, RunFolder
 from sw_model.training import train
+from tests.sw_model.killed_worker import run_child
 from tests.sw_model.test_training import command, same, state_of
 
 STATIC = TrainConfig(width=4, epochs=2, batch=32, train_limit=64, test_limit=32, schedule="static", stages=((8, 8, 8),))
@@ -185,3 +188,48 @@ def test_records_that_mean_nothing_are_refused(spoil: Any) -> None:
     design: Design = load_design("sim-small")
     with pytest.raises(ConfigError, match="version"):
         RunDevice.from_record(spoil(RunDevice("rtl", 1, 1, design, design.hash64).record()))
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a run's files say but when, as values."""
+    result = json.loads((folder / "result.json").read_text())
+    with (folder / "metrics.csv").open() as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for timed in (result, *result["history"], *rows):
+        del timed["seconds"]
+    texts = {name: (folder / name).read_text() for name in ("config.toml", DEVICE, "schedule.json")}
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("events.")}
+    return {"state": state_of(folder), "result": result, "metrics": rows, "names": names, **texts}
+
+
+KILLED = replace(STATIC, checkpoint_every=1)
+#: Settings, device; for each epoch a checkpoint for each of two steps and one for its end, metrics, precision used; at the
+#: end precision and result.
+WRITES = 2 + 2 * (2 + 3) + 2
+BEFORE_A_STEPS_CHECKPOINT, BEFORE_THE_LAST_METRICS = 8, 10
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    torch.manual_seed(0)
+    train(KILLED, out=folder)
+    return outcome(folder)
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [
+        pytest.param(n, marks=[] if n in (BEFORE_A_STEPS_CHECKPOINT, BEFORE_THE_LAST_METRICS) else pytest.mark.slow)
+        for n in range(WRITES)
+    ],
+)
+def test_run_killed_before_one_of_its_writes_ends_as_if_it_had_not_been(
+    tmp_path: Path, whole: dict[str, Any], writes: int
+) -> None:
+    """SIGKILL between any two files: after any step, between a checkpoint and its metrics, before the result."""
+    out = tmp_path / "run"
+    assert run_child(KILLED, out, writes) == -signal.SIGKILL
+    torch.manual_seed(0)
+    train(KILLED, out=out, resume=(out / CHECKPOINT).exists())
+    assert same(outcome(out), whole)
