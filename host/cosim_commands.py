@@ -73,9 +73,14 @@ def cosimulate(design: str, programs: int, seed: int, sources: list[Path] | None
                 for product in ("CONV", "WGRAD")
             },
             "precision_pairs_total": MAX_BITS * MAX_BITS,
-            "formats": sorted({form for _, _, _, form, _, _ in coverage}),
+            "precision_pairs_of_conv_by_stride": {
+                stride: len({(a, b) for name, a, b, s, *_ in coverage if (name, s) == ("CONV", stride)})
+                for stride in (1, 2)
+            },
+            "taps_of_wgrad": sorted({taps for name, _, _, _, taps, *_ in coverage if name == "WGRAD"}),
+            "formats": sorted({form for *_, form, _, _ in coverage}),
             "flags": sorted({flag for *_, flags, _ in coverage for flag in flags.split("|") if flag}),
-            "point": ["product", "a_bits", "b_bits", "format", "flags", "count"],
+            "point": ["product", "a_bits", "b_bits", "stride", "taps", "format", "flags", "count"],
             "points": coverage,
         },
         "build_seconds": round(built - started, 3),
@@ -92,7 +97,11 @@ def _print(report: dict[str, Any]) -> None:
         f"  {report['programs']} programs, {report['words_compared']} words compared, "
         f"{report['mismatches']} mismatches, {report['cycles']} cycles"
     )
-    print(f"  covered: precision pairs {pairs}; {len(coverage['points'])} points of product, bits, format and flags")
+    print(
+        f"  covered: precision pairs {pairs}; {len(coverage['points'])} points of product, bits, stride, taps, format and flags"
+    )
+    strides = ", ".join(f"{stride}: {n}" for stride, n in coverage["precision_pairs_of_conv_by_stride"].items())
+    print(f"           CONV pairs by stride {strides}; taps of WGRAD {', '.join(map(str, coverage['taps_of_wgrad']))}")
     print(f"           formats {', '.join(coverage['formats'])}; flags {', '.join(coverage['flags'])}")
     print(f"  refused: {refusals}; resets in mid-program: {report['resets']}")
     print(f"  cycles in which the output was held up: {report['output_stalls']}")

@@ -77,14 +77,21 @@ def packets(words: U64) -> list[tuple[int, dict[str, int]]]:
     return out
 
 
-def products(words: U64) -> Counter[tuple[str, int, int, str, str]]:
-    """(product, a_bits, b_bits, format, flags) of the products of a program."""
-    out: Counter[tuple[str, int, int, str, str]] = Counter()
+#: product, a_bits, b_bits, stride, kernel taps, format, flags
+Point = tuple[str, int, int, int, int, str, str]
+
+
+def products(words: U64) -> Counter[Point]:
+    """Products of a program. A CONV has all nine taps: layers of other kernels are lowered to it before there are packets."""
+    out: Counter[Point] = Counter()
     for _, f in packets(words):
         if f["opcode"] in (Opcode.CONV, Opcode.WGRAD):
+            is_conv = f["opcode"] == Opcode.CONV
             flags = "|".join(flag.name or "" for flag in Flag if f["flags"] & flag)
-            name = OutputFormat(f["format"]).name if f["opcode"] == Opcode.CONV else "ACCUMULATE"
-            out[Opcode(f["opcode"]).name, f["a_bits"], f["b_bits"], name, flags] += 1
+            stride = 2 if f["flags"] & Flag.STRIDE_2 else 1
+            taps = contract.TAPS if is_conv else f["taps"].bit_count()
+            name = OutputFormat(f["format"]).name if is_conv else "ACCUMULATE"
+            out[Opcode(f["opcode"]).name, f["a_bits"], f["b_bits"], stride, taps, name, flags] += 1
     return out
 
 
@@ -137,7 +144,7 @@ async def every_precision(dut: Any) -> None:
     assert identity == design.hash64, f"the fabric says it is design {identity:016x}"
     assert await tb.read("CONTRACT") == VERSION | design.channels << 8 | STREAM_BITS << 16
     reference = ReferenceDevice(design)
-    coverage: Counter[tuple[str, int, int, str, str]] = Counter()
+    coverage: Counter[Point] = Counter()
     for k, (name, words) in enumerate(sweep()):
         tb.set_pauses(*PACES[k % len(PACES)], seed=SETTINGS.seed + k)
         tally.compare(await tb.run(words), reference.run(words), name)

@@ -31,6 +31,8 @@ def test_report_of_a_short_run(report: dict[str, Any]) -> None:
     assert report["resets"] == 2
     assert report["coverage"]["precision_pairs"] == {"CONV": 32, "WGRAD": 32}
     points = report["coverage"]["points"]
+    assert all(report["coverage"]["precision_pairs_of_conv_by_stride"].values())
+    assert {1, 9} <= set(report["coverage"]["taps_of_wgrad"]) <= set(range(1, 10))
     for product in ("CONV", "WGRAD"):
         assert {b for name, _, b, *_ in points if name == product} == set(range(1, 17))
         assert len({a for name, a, *_ in points if name == product}) == 2
