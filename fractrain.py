@@ -17,6 +17,7 @@ ROOMS = (
     "host.cosim_commands",
     "host.bench_commands",
     "host.saif_commands",
+    "host.simulation_commands",
     "host.board_commands",
     "sw_model.commands",
     "sw_model.export_commands",
