@@ -158,6 +158,9 @@ def cost_table(training: _Training, machine: str, memory: str = "ps") -> dict[st
     rows: dict[tuple[str, str], dict[str, float]] = {
         (shape.name, product): {"macs": shape.macs, "cc": 0.0} for shape in training.shapes for product in PRODUCTS
     }
+    if training.count == "full" and training.schedule.gate_macs:
+        gates = training.schedule.gate_macs
+        rows |= {("gates", product): {"macs": gates, "cc": float(gates)} for product in PRODUCTS}
     columns: dict[str, None] = {}
     for (shape, bits), weight in mean_work(training.shapes, training.schedule, training.count).items():
         for product, cc in counted_cost(training.schedule, shape, bits, training.count).items():
@@ -180,7 +183,7 @@ def cost_table(training: _Training, machine: str, memory: str = "ps") -> dict[st
                 parts[key] = parts.get(key, 0.0) + weight * value * 1e3
             energy = weight * cost_of_step.energy_j * 1e6
             parts["energy_estimate_uj"] = parts.get("energy_estimate_uj", 0.0) + energy
-    for row in rows.values():  # of layers that every sample skips
+    for row in rows.values():  # of gates, which no machine model knows, and of layers that every sample skips
         row.update({key: 0.0 for key in columns if key not in row})
     layers_out = [{"layer": layer, "product": product, **row} for (layer, product), row in rows.items()]
     keys = next(iter(rows.values())).keys()

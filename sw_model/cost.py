@@ -6,7 +6,7 @@ thus ``MAC * (a*w + g*w + a*g) / 1024`` per image.
 
 Two counts are kept apart.  The *paper's* takes every convolution and linear layer at the scheduled precision and
 charges all three products of each, whether or not they run so.  The *full* one takes every product that was computed,
-at the widths it had: layers left in float32 at 32 bits, no input gradient for the first layer.
+at the widths it had: layers left in float32 and the gates at 32 bits, no input gradient for the first layer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sw_model.layers import DEPTHWISE, FULL, Precision, Run, quantized_layers
 
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
+GATES = "gates."  #: before a block's number, in the name by which its gate reports
 
 
 def step_factor(precision: Precision) -> float:

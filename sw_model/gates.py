@@ -38,7 +38,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from host.products import ConvGeometry, Grid, Operand, backward_mixed, several
 from sw_model.baselines import RangeBatchNorm2d
-from sw_model.cost import step_factor
+from sw_model.cost import GATES, PRODUCTS, step_factor
 from sw_model.layers import Precision, QConv2d, Run, batch_extremes, convolution_gradients, weight_operand
 from sw_model.models import Backbone, Block, Convolve, GateShape, plain
 from sw_model.parallel import ALONE, Shard
@@ -322,8 +322,27 @@ class GatedNetwork(nn.Module):
             soft = self.scores(state[0]).softmax(1)
             mask = straight_through(self._one_hot(soft.detach(), index), soft)
             self.masks.append(mask)
+            self._report(index, len(x))
             x = self._once(block, x, mask) if self.way == "once" else self._every(block, x, mask)
         return self.base.exit(x)
+
+    def gate_macs(self) -> list[int]:
+        """Multiply-accumulates per image and product of every block's gate: projection, LSTM and scores.
+
+        The first gate's LSTM starts from zeros, which are multiplied like any other state.
+        """
+        lstm, scores = self.lstm, self.scores
+        shared = 4 * lstm.hidden_size * (lstm.input_size + lstm.hidden_size) + scores.in_features * scores.out_features
+        linear = [[m for m in each.modules() if isinstance(m, nn.Linear)] for each in self.projections]
+        return [shared + sum(m.in_features * m.out_features for m in row) for row in linear]
+
+    def _report(self, block: int, rows: int) -> None:
+        """Tells the run's hook of a gate's products, all in float32; layers tell of their own."""
+        stem = self.base.stem
+        if stem.run.on_product is not None:
+            macs = stem.whole(rows) * self.gate_macs()[block]
+            for product in PRODUCTS if self.training and torch.is_grad_enabled() else PRODUCTS[:1]:
+                stem.run.on_product(f"{GATES}{block}", product, macs, 32, 32)
 
     def _one_hot(self, soft: Tensor, block: int) -> Tensor:
         """Option of every sample as a row with one 1: float32 (N, P)."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hw.computational_cost import SKIP, Trained
 from hw.layers import TRANSFORMERS, Bits
+from sw_model.cost import GATES
 from sw_model.layers import DEPTHWISE, Precision
 from sw_model.models import IMAGENET_LAYOUT, CifarMobileNetV2
 
@@ -74,12 +75,18 @@ class RunSchedule:
         macs: multiply-accumulates per image and product, by the software's name of a layer.
         depthwise: the software's names of depthwise layers, which have a precision of their own.
         gated: whether gates choose the precision of the blocks.
+        gate_macs: multiply-accumulates per image and product of all gates, which run in float32.
     """
 
     def __init__(
-        self, trained: Trained, macs: Mapping[str, int], depthwise: Iterable[str] = (), gated: bool = False
+        self,
+        trained: Trained,
+        macs: Mapping[str, int],
+        depthwise: Iterable[str] = (),
+        gated: bool = False,
+        gate_macs: int = 0,
     ) -> None:
-        self.trained, self.gated = trained, gated
+        self.trained, self.gated, self.gate_macs = trained, gated, gate_macs
         self._names = {software: layer_name(trained.model, software) for software in macs}
         self._macs = {self._names[software]: count for software, count in macs.items()}
         self._depthwise = {self._names[software] for software in depthwise}
@@ -102,8 +109,10 @@ class RunSchedule:
         """Hook for :class:`sw_model.layers.Run`: a layer reports its forward product, then its gradients.
 
         The products of one call make one entry.  A first layer has no input gradient; its width is not known then, and
-        that of the weight gradient stands for it.
+        that of the weight gradient stands for it.  Gates run alike for every image, so nothing is collected of them.
         """
+        if layer.startswith(GATES):
+            return
         if product == "forward":
             self._open[layer] = (macs, b, a, 0)
             return
@@ -185,6 +194,7 @@ class RunSchedule:
         gated = {name for names in self._blocks.values() for name in names}
         head = {
             "gated": self.gated,
+            "gate_macs": self.gate_macs,
             "trained": asdict(self.trained),
             "fixed": {},
             # The published code's cost is that of the gated blocks.

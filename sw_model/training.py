@@ -218,7 +218,8 @@ class _Training:
         # The published cost of a gated network is that of its blocks.
         counted = {n: count for n, count in macs.items() if self.gated is None or n.startswith(f"{GATED}blocks.")}
         self.cost = CostMeter(counted, depthwise, attention)
-        self.record = RunSchedule(task.trained(config), macs, depthwise, self.gated is not None)
+        gate_macs = 0 if self.gated is None else sum(self.gated.gate_macs())
+        self.record = RunSchedule(task.trained(config), macs, depthwise, self.gated is not None, gate_macs)
         self.run = attach(
             self.model,
             Run(

@@ -146,12 +146,32 @@ def test_gates_cost_what_was_published(model: str, size: int, last: int, publish
     base = build_model(model, 10, (3, size, size))
     assert isinstance(base, Backbone)
     network = GatedNetwork(base, OPTIONS, 4)
-    linear = [m.in_features * m.out_features for m in network.projections.modules() if isinstance(m, torch.nn.Linear)]
-    width, hidden = base.gate.projection[-1], base.gate.hidden
-    per_block = 4 * (width + hidden) * hidden + hidden * len(OPTIONS)
-    beyond = last * base.gate.projection[0] + base.gate.projection[0] * width  # the gate after the last block
-    macs = sum(linear) + beyond + per_block * (len(network.projections) + 1)
+    (first, width), hidden = base.gate.projection, base.gate.hidden
+    beyond = last * first + first * width + 4 * (width + hidden) * hidden + hidden * len(OPTIONS)
+    macs = sum(network.gate_macs()) + beyond  # the published network has a gate after the last block
     assert macs / sum(layer_macs(base, (3, size, size)).values()) == pytest.approx(published, rel=2e-3)
+
+
+def test_gates_report_their_products() -> None:
+    network = make_network(OPTIONS)
+    seen: list[tuple[str, str, int, int, int]] = []
+    attach(network, Run(on_product=lambda *product: seen.append(product)))
+    set_precision(network, Precision(8, 8, 8))
+
+    def gates() -> dict[tuple[str, str], tuple[int, int, int]]:
+        found = {(layer, product): rest for layer, product, *rest in seen if layer.startswith("gates.")}
+        assert len(found) == sum(layer.startswith("gates.") for layer, *_ in seen)
+        seen.clear()
+        return found  # type: ignore[return-value]
+
+    network(torch.randn(6, 1, 8, 8)).sum().backward()
+    training = gates()
+    # A projection from 4 channels, the LSTM's four parts of 16 from 16 + 16, scores of five options.
+    assert training["gates.0", "forward"] == [6 * (4 * 32 + 32 * 16 + 64 * 32 + 16 * 5), 32, 32]
+    assert len(training) == 9 and training["gates.2", "weight_gradient"] == training["gates.2", "input_gradient"]
+    with torch.no_grad():
+        network(torch.randn(6, 1, 8, 8))
+    assert set(gates()) == {(f"gates.{block}", "forward") for block in range(3)}
 
 
 def stir(network: GatedNetwork) -> None:

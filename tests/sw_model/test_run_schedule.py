@@ -102,6 +102,16 @@ def test_a_resumed_language_model_has_the_same_record_and_the_command_costs_it(
         assert report["cc_paper"] == pytest.approx(result.cc) and report["cc_full"] == pytest.approx(result.cc_full)
 
 
+def test_the_command_costs_gates_in_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(RUNS["dfq with skip"], out=tmp_path)
+    for machine in ("cc", "zc706"):
+        assert main(["cost", "--schedule", str(tmp_path), "--machine", machine, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        gates = [row for row in report["per_sample_layers"] if row["layer"] == "gates"]
+        assert sum(row["cc"] for row in gates) == 3 * load_schedule(tmp_path).gate_macs
+        assert report["per_sample"]["cc"] * result.images == pytest.approx(result.cc_full)
+
+
 def test_a_checkpoint_without_a_record_is_not_resumed(tmp_path: Path) -> None:
     """As old versions wrote of language models."""
     train(TEXT_RUNS["pfq"], out=tmp_path, data=TEXT, stop_after=2)
@@ -136,6 +146,10 @@ def test_every_product_of_a_layer_costs_what_it_did(tmp_path: Path) -> None:
                     weight = share * stage.epochs * schedule.trained.samples
                     row[product] = row.get(product, 0.0) + weight * value
     measured = json.loads((tmp_path / "result.json").read_text())["cost_by_layer"]
+    gates = [measured.pop(f"gates.{block}") for block in range(3)]
+    images = schedule.epochs * schedule.trained.samples
+    for product in ("forward", "input_gradient", "weight_gradient"):
+        assert sum(row[product] for row in gates) == pytest.approx(schedule.gate_macs * images)
     assert {layer_name("resnet-8", name) for name in measured} <= set(cost)
     for name, row in measured.items():
         assert cost[layer_name("resnet-8", name)] == pytest.approx(row, rel=1e-9), name
