@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import os
 import pickle
+import struct
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +27,20 @@ import torch
 from torch import Tensor
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+#: What archives and images may raise that were cut or changed; both name compressions and flags that do not exist.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    struct.error,
+    lzma.LZMAError,
+    zlib.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
 
 
 class DataError(ValueError):
@@ -293,6 +310,10 @@ def _load_tar(path: Path) -> ImageSet:
     try:
         with tarfile.open(path) as archive:
             members = {os.path.basename(m.name): m for m in archive if m.isfile()}
+            # The sum of a compressed stream is checked at its end, which lies behind the last member.
+            assert archive.fileobj is not None
+            while archive.fileobj.read(1 << 20):
+                pass
 
             def read(name: str) -> bytes:
                 if name not in members:
@@ -305,7 +326,9 @@ def _load_tar(path: Path) -> ImageSet:
                 return _load_python(set(members), read)
             if "data_batch_1.bin" in members or "train.bin" in members:
                 return _load_binary(set(members), read)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except DataError:
+        raise
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read ({error}); download it again") from error
     raise DataError(f"{path} holds neither the python nor the binary version of CIFAR-10/100")
 
@@ -330,26 +353,29 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _load_python(names: set[str], read: Callable[[str], bytes]) -> ImageSet:
-    def entries(name: str) -> dict[bytes, Any]:
+    def entries(name: str, *keys: bytes) -> list[Any]:
+        stream = io.BytesIO(read(name))
         try:
-            loaded: dict[bytes, Any] = _PlainUnpickler(io.BytesIO(read(name)), encoding="bytes").load()
-            return loaded
-        except (pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
+            loaded = _PlainUnpickler(stream, encoding="bytes").load()
+        except Exception as error:  # a damaged pickle may raise anything: it calls what it names with what it holds
             raise DataError(f"{name} is not a CIFAR batch ({error}); download the data set again") from error
+        if not isinstance(loaded, dict) or not set(keys) <= set(loaded):
+            wanted = " or ".join(repr(key.decode()) for key in keys)
+            raise DataError(f"{name} lacks {wanted}; download the data set again")
+        return [loaded[key] for key in keys]
 
     def part(files: list[str], label_key: bytes) -> tuple[np.ndarray, np.ndarray]:
         images, labels = [], []
         for name in files:
-            batch = entries(name)
-            if b"data" not in batch or label_key not in batch:
-                raise DataError(f"{name} lacks 'data' or {label_key.decode()!r}; download the data set again")
-            data = np.asarray(batch[b"data"], dtype=np.uint8)
-            if data.ndim != 2 or data.shape[1] != 3072 or len(data) != len(batch[label_key]):
-                raise DataError(f"{name} holds data of shape {data.shape}, not (N, 3072) with N labels")
+            data, numbers = entries(name, b"data", label_key)
+            if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+                raise DataError(f"{name} holds no bytes of shape (N, 3072); download the data set again")
+            if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 256 for n in numbers):
+                raise DataError(f"{name} holds labels that are no list of class numbers; download the data set again")
+            if not len(data) == len(numbers) > 0:
+                raise DataError(f"{name} holds {len(data)} images with {len(numbers)} labels; download it again")
             images.append(data.reshape(-1, 3, 32, 32))
-            labels.append(np.asarray(batch[label_key], dtype=np.int64))
+            labels.append(np.array(numbers, dtype=np.int64))
         return np.concatenate(images), np.concatenate(labels)
 
     if "train" in names:
@@ -357,7 +383,10 @@ def _load_python(names: set[str], read: Callable[[str], bytes]) -> ImageSet:
     else:
         train = [f"data_batch_{i}" for i in range(1, 6)]
         key, test, meta, meta_key = b"labels", ["test_batch"], "batches.meta", b"label_names"
-    classes = tuple(name.decode() for name in entries(meta)[meta_key])
+    try:
+        classes = tuple(name.decode() for name in entries(meta, meta_key)[0])
+    except (AttributeError, TypeError, UnicodeDecodeError) as error:
+        raise DataError(f"{meta} holds no names of classes ({error}); download the data set again") from error
     return _cifar(*part(train, key), *part(test, key), classes)
 
 
@@ -379,7 +408,10 @@ def _load_binary(names: set[str], read: Callable[[str], bytes]) -> ImageSet:
         return np.concatenate(images), np.concatenate(labels)
 
     meta = "fine_label_names.txt" if hundred else "batches.meta.txt"
-    classes = tuple(line.strip() for line in read(meta).decode().splitlines() if line.strip())
+    try:
+        classes = tuple(line.strip() for line in read(meta).decode().splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{meta} holds no names of classes ({error}); download the data set again") from error
     if hundred:
         return _cifar(*part(["train.bin"]), *part(["test.bin"]), classes)
     return _cifar(*part([f"data_batch_{i}.bin" for i in range(1, 6)]), *part(["test_batch.bin"]), classes)
@@ -415,7 +447,9 @@ def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
         try:
             with zipfile.ZipFile(path) as archive:
                 loaded = _decode(path, sorted(archive.namelist()), archive.read)
-        except (zipfile.BadZipFile, EOFError) as error:
+        except DataError:
+            raise
+        except UNREADABLE as error:
             raise DataError(f"{path} cannot be read ({error}); download it again") from error
     if stored is not None:
         stored.parent.mkdir(parents=True, exist_ok=True)
@@ -460,7 +494,7 @@ def _cached(stored: Path, state: str) -> ImageSet | None:
 
 
 def _decode(source: Path, names: list[str], read: Callable[[str], bytes]) -> ImageSet:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
     for name in names:
@@ -486,7 +520,7 @@ def _decode(source: Path, names: list[str], read: Callable[[str], bytes]) -> Ima
             try:
                 with Image.open(io.BytesIO(read(name))) as image:
                     pixels = np.asarray(image.convert("RGB"), dtype=np.uint8)
-            except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
+            except (*UNREADABLE, Image.DecompressionBombError) as error:
                 raise DataError(f"{source}: image {name} is broken ({error}); replace or remove it") from error
             shape = shape or pixels.shape
             if pixels.shape != shape:

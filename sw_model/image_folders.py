@@ -20,7 +20,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sw_model.data import WHOLE, DataError, ImageSet, Indices, Part, fixed_sample, half_of, load_data, normalised
+from sw_model.data import (
+    UNREADABLE,
+    WHOLE,
+    DataError,
+    ImageSet,
+    Indices,
+    Part,
+    fixed_sample,
+    half_of,
+    load_data,
+    normalised,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -160,7 +171,7 @@ class FolderSet:
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (*UNREADABLE, Image.DecompressionBombError) as error:
             raise DataError(f"image {path} cannot be read ({error}); replace it, then resume the run") from error
         if rng is None:
             array = np.asarray(centre(image, self.size))

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from sw_model.data import CIFAR_MEAN, CIFAR_STD, DataError, ImageSet, load_data
@@ -185,6 +187,86 @@ def test_broken_sources_are_named(tmp_path: Path) -> None:
     (tmp_path / "half.zip").write_bytes((tmp_path / "broken.zip").read_bytes()[:500])
     with pytest.raises(DataError, match="neither a zip"):
         load_data(str(tmp_path / "half.zip"))
+
+
+def write_archives(folder: Path) -> None:
+    """Every kind of source, ready to be damaged: archives as files, folders as the file of them that will suffer."""
+    write_python(folder / "py")
+    for suffix in ("gz", "bz2", "xz"):
+        with tarfile.open(folder / f"cifar.tar.{suffix}", f"w:{suffix}") as archive:
+            archive.add(folder / "py", "cifar-10-batches-py")
+    write_zip(folder / "stored.zip")
+    with zipfile.ZipFile(folder / "stored.zip") as archive:
+        archive.extractall(folder / "images")
+        with zipfile.ZipFile(folder / "deflated.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+            for name in archive.namelist():
+                packed.writestr(name, archive.read(name))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sources")
+    write_archives(folder)
+    return folder
+
+
+def damaged(source: Path, file: Path, place: float, mask: int) -> ImageSet | None:
+    """What is loaded of a source, one of whose files has other bits in one byte; None if it is refused."""
+    whole = file.read_bytes()
+    at = int(place * len(whole))
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :])
+    try:
+        return load_data(str(source))
+    except DataError:
+        return None
+    finally:
+        file.write_bytes(whole)
+
+
+PLACES = st.floats(0, 1, exclude_max=True)
+MASKS = st.integers(1, 255)
+
+
+@pytest.mark.parametrize("name", ["cifar.tar.gz", "cifar.tar.bz2", "cifar.tar.xz", "stored.zip", "deflated.zip"])
+@settings(deadline=None, max_examples=60)
+@given(place=PLACES, mask=MASKS)
+def test_damaged_archive_is_refused_or_holds_the_same(sources: Path, name: str, place: float, mask: int) -> None:
+    got, true = damaged(sources / name, sources / name, place, mask), load_data(str(sources / name))
+    if got is not None:
+        for part in ("train_images", "train_labels", "test_images", "test_labels", "classes"):
+            assert np.array_equal(getattr(got, part), getattr(true, part)), part
+
+
+@pytest.mark.parametrize(("source", "file"), [("py", "data_batch_3"), ("py", "batches.meta"), ("images", None)])
+@settings(deadline=None, max_examples=100)
+@given(place=st.one_of(PLACES, st.floats(0, 0.02)), mask=MASKS)
+def test_damaged_file_never_ends_in_another_error(
+    sources: Path, source: str, file: str | None, place: float, mask: int
+) -> None:
+    path = sources / source / (file or "train/cat/0000.png")
+    damaged(sources / source, path, place, mask)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        3,
+        [b"data", b"labels"],
+        {b"data": None, b"labels": [0]},
+        {b"data": np.zeros((1, 3072)), b"labels": [0]},
+        {b"data": np.zeros((0, 3072), np.uint8), b"labels": []},
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": 0},
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": [0.5]},
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": [[0]]},
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": [-1]},
+    ],
+    ids=str,
+)
+def test_batches_of_another_form_are_refused(tmp_path: Path, batch: object) -> None:
+    write_python(tmp_path / "py")
+    (tmp_path / "py" / "data_batch_2").write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(DataError, match="data_batch_2"):
+        load_data(str(tmp_path / "py"))
 
 
 def test_hostile_pickles_are_refused(tmp_path: Path) -> None:
