@@ -46,7 +46,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("--batch", type=int, help="images per step")
     train.add_argument("--lr", type=float, help="peak learning rate")
     train.add_argument("--seed", type=int, help="seed of everything random")
-    train.add_argument("--mode", choices=("fixed", "paper"), help="repaired or published quantizer details")
+    train.add_argument("--mode", choices=("fixed", "paper"), help="details of the published code repaired or kept")
     train.add_argument(
         "--bits",
         metavar="W/A/G",

@@ -489,14 +489,14 @@ def _statistics_kept(block: Block) -> Iterator[None]:
             layer.folds = True
 
 
-#: Details of the published gates that a recipe's mode may name: every option is computed for every sample, so that the
+#: Details of the published gates, which mode "paper" keeps and a recipe's mode may name: every option is computed for every sample, so that the
 #: zero gradients of those that chose another become noise; and each of these passes updates batch statistics.
 DEFECTS = ("masked-noise", "norm-per-option")
 
 
 def way_of(mode: str) -> Way:
     """How gated blocks are computed in a mode, see :attr:`sw_model.layers.Run.mode`."""
-    named = mode.split("+")
+    named = DEFECTS if mode == "paper" else mode.split("+")
     if "norm-per-option" in named:
         return "every"
     return "every, statistics once" if "masked-noise" in named else "once"

@@ -57,8 +57,8 @@ class TrainConfig:
             "inverse-sqrt" (lr * sqrt(warmup steps / step) after the warmup, which it needs).
         warmup: share of training over which the learning rate rises linearly.
         augment: whether training images are shifted (and flipped, where the data set allows).
-        mode: "fixed", "paper" (the published quantizers' details), or some of these details by name, joined by "+": see
-            :data:`sw_model.layers.DEFECTS` and, for gated training, :data:`GATE_DEFECTS`.
+        mode: "fixed", "paper" (all details of the published code), or some of them by name, joined by "+": see
+            :data:`sw_model.layers.DEFECTS` and, for gated training, :data:`sw_model.gates.DEFECTS`.
         quantizer: "affine", or a comparison method: "dorefa", "wageubn" or "mxint", see :mod:`sw_model.baselines`.
         gradient: quantizer of gradients beside affine weights and activations, see :class:`sw_model.layers.Run`.
         norm: "batch", or "range" for Banner et al.'s Range BN.

@@ -72,7 +72,7 @@ def defects() -> Study:
     )  # fmt: skip
     gates = "+".join(GATE_DEFECTS)
     variants = {"fixed": base} | {name: replace(base, mode=name) for name in (*DEFECTS, GATE_DEFECTS[0], gates)}
-    variants["all"] = replace(base, mode="+".join((*DEFECTS, gates)))
+    variants["all"] = replace(base, mode="paper")
     return Study("gated resnet-8 on digits", variants, "fixed")
 
 

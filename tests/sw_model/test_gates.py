@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from sw_model import quantizers as Q
 from sw_model.cost import CostMeter, layer_macs
 from sw_model.data import ImageSet
 from sw_model.engine import SoftwareEngine
+from sw_model.gates import DEFECTS as GATE_DEFECTS
 from sw_model.gates import GatedNetwork, dispatch, gated_loss, way_of
+from sw_model.layers import DEFECTS as LAYER_DEFECTS
 from sw_model.layers import DEPTHWISE, FULL, Precision, QConv2d, Run, attach, quantized_layers, set_precision
 from sw_model.models import Backbone, build_model
 from sw_model.recipe import TrainConfig
@@ -434,6 +437,23 @@ def test_published_details_of_gates_are_switched_one_by_one() -> None:
     assert torch.allclose(mean["masked-noise+norm-per-option"], batch / 0.1 * (1 - 0.9**5), rtol=0.3, atol=0.02)
     assert (mean["masked-noise+norm-per-option"].norm() / batch.norm()) > 3
     assert 0.5 < mean["fixed"].norm() / batch.norm() < 2
+
+
+def test_paper_mode_of_gated_training_has_every_published_detail(tmp_path: Path) -> None:
+    few = TrainConfig.from_recipe(RECIPE, epochs=1, train_limit=64, test_limit=16, targets=[3.0], deadlines=[])
+    names = (*LAYER_DEFECTS, *GATE_DEFECTS)
+    full, states = {}, {}
+    for mode in ("fixed", "paper", "+".join(names), "+".join(names[:-1])):
+        out = tmp_path / mode
+        full[mode] = train(replace(few, mode=mode), out=out).cc_full
+        states[mode] = load_checkpoint(out / "checkpoint.pt")["model"]
+
+    def same(one: str, other: str) -> bool:
+        return all(torch.equal(value, states[other][name]) for name, value in states[one].items())
+
+    assert same("paper", "+".join(names))
+    assert not same("paper", "+".join(names[:-1])) and not same("paper", "fixed")
+    assert full["paper"] > 1.2 * full["fixed"], "every option runs"
 
 
 @pytest.mark.parametrize("options", [OPTIONS, [(0, 0), (3, 6), (4, 8)]])
