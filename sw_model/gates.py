@@ -14,7 +14,10 @@ check against.
 
 Differences from the published code, all measured or tested: samples share a layer's range, so the masked samples'
 zero gradients cannot widen it or be turned to noise; batch normalisation sees every sample once per step, not once per
-option; the gate after the last block, whose choice nobody uses, does not exist.  A sample that skips a block has no
+option; options are mixed at the input of every convolution, not at the block's output, so a gate
+learns of an option to first order, by the slope at the one chosen of all that lies behind (the gates' gradient has a
+cosine of 0.81 with the published one and 1.19 times its length, on a small network:
+``test_gates_learn_in_nearly_the_direction_of_the_published_way``); the gate after the last block, whose choice nobody uses, does not exist.  A sample that skips a block has no
 residual to weigh against, so the skip option learns from samples that did not skip, and from the cost.  A block that
 all samples have skipped in training has no activation ranges (nor trained weights); evaluation skips it too.
 

@@ -18,6 +18,7 @@ from host.products import Engine
 from hw.computational_cost import computational_cost, load_schedule
 from hw.design import load_design
 from sw_model import quantizers as Q
+from sw_model import training
 from sw_model.cost import CostMeter, layer_macs
 from sw_model.data import ImageSet
 from sw_model.engine import SoftwareEngine
@@ -269,6 +270,34 @@ def test_selective_layer_update_is_that_of_e2_train(way: str) -> None:
     assert float(network.cp().detach()) == pytest.approx(100 * float(choices.float().mean()))
 
 
+def test_gates_learn_in_nearly_the_direction_of_the_published_way() -> None:
+    """The angle between the gates' gradients of both ways, which mix options at different places; noise averaged out.
+
+    Measured: cosine 0.81, 1.19 times the length.
+    """
+    x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    def gradient(way: str, seeds: range) -> Tensor:
+        network = make_network(OPTIONS, way)
+        stir(network)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()  # so that samples that chose another option are in no statistics
+        gates = [p for name, p in network.named_parameters() if not name.startswith("base.")]
+        for seed in seeds:  # gradients add up
+            network.base.stem.run.seed = seed
+            F.cross_entropy(network(x), torch.arange(16) % 10).backward()
+        assert len(network.choices().unique()) > 2
+        return torch.cat([p.grad.flatten() for p in gates if p.grad is not None]) / len(seeds)
+
+    every = gradient("every, statistics once", range(12))
+    again = gradient("every, statistics once", range(12, 24))
+    once = gradient("once", range(12))
+    assert F.cosine_similarity(every, again, dim=0) > 0.98, "the rest is not noise"
+    assert 0.7 < F.cosine_similarity(every, once, dim=0) < 0.95
+    assert 1.0 < float(once.norm() / every.norm()) < 1.4
+
+
 def test_draws_follow_the_probabilities() -> None:
     network = make_network(OPTIONS, choice="sample")
     soft = torch.tensor([[0.1, 0.2, 0.0, 0.3, 0.4]]).expand(20_000, 5)
@@ -360,7 +389,27 @@ def test_cost_term_flips_its_sign_at_the_target() -> None:
     assert float(gated_loss(task, cost, 2.0, 10.0, cap=0.1).detach()) == pytest.approx(2.2)
 
 
-def test_gated_training_follows_its_targets_and_resumes(tmp_path: Path) -> None:
+def test_gated_training_follows_its_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    aimed_at: list[float] = []
+
+    def spy(task: Tensor, cp: Tensor, target: float, *rest: Any, **options: Any) -> Tensor:
+        aimed_at.append(target)
+        return gated_loss(task, cp, target, *rest, **options)
+
+    monkeypatch.setattr(training, "gated_loss", spy)
+    changes = {"targets": [2.0, 4.2], "deadlines": [2], "eps": 1e-9, "beta": 1.0, "warmup": 0.0}
+    rate = {"lr_schedule": "steps", "milestones": []}
+    few = {"epochs": 6, "train_limit": 320, "test_limit": 16, "eval_every": 6}
+    rows = train(TrainConfig.from_recipe(RECIPE, **few, **rate, **changes)).history
+    assert [row["target"] for row in rows] == [2.0] * 3 + [4.2] * 3
+    assert aimed_at == [2.0] * 30 + [4.2] * 30
+    cp = [row["cp"] for row in rows]
+    # From above to the first target, from below to the second; both lie within the options' 1.8 to 4.7 %.
+    assert cp[0] > cp[2] and cp[2] == pytest.approx(2.0, abs=0.2)
+    assert cp[3] < cp[4] < cp[5] and cp[5] == pytest.approx(4.2, abs=0.4)
+
+
+def test_gated_training_resumes(tmp_path: Path) -> None:
     config = TrainConfig.from_recipe(RECIPE, epochs=3, train_limit=320, test_limit=40, deadlines=[0, 1, 2])
     result = train(config, out=tmp_path / "whole")
     train(config, out=tmp_path / "parts", stop_after=14)
@@ -369,7 +418,6 @@ def test_gated_training_follows_its_targets_and_resumes(tmp_path: Path) -> None:
     assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
     assert a["cost"] == b["cost"]
     assert result.cc_full > result.cc > 0
-    assert 1.75 <= result.history[-1]["cp"] <= 4.7
 
 
 def test_cost_of_a_gated_run_is_relative_to_the_layers_that_it_counts() -> None:
