@@ -119,7 +119,10 @@ def bhq(x: Tensor, bits: int, key: int) -> Tensor:
     v_head, v_rest = 1 - 1 / root, -1 / root
     norm = (v_head**2 + (size - 1) * v_rest**2).clamp_min(_SMALLEST)
     several = size > 1
-    largest = torch.maximum(1 / root, (1 - 2 * v_rest**2 / norm).abs())
+    # Q holds 1/sqrt(k) in the head's row and column, else 1 - off on the diagonal and -off beside it (from k = 3 on).
+    off = 2 * v_rest**2 / norm
+    largest = torch.maximum(1 / root, (1 - off).abs())
+    largest = torch.where(size > 2, torch.maximum(largest, off), largest)
     w1 = (lambda1 / root).clamp_min(1e-30)
     # A block of rows that are all but zero keeps a finite scale.
     w2 = torch.maximum(lambda2 * largest, w1 * 1e-6)

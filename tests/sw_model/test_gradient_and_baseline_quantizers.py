@@ -77,8 +77,50 @@ def test_blocks_partition_the_rows_under_one_head_each(magnitude: list[float]) -
         assert abs(int((block[~head] == b).sum()) - share) <= 1.01 or sum(large) == 0
 
 
-def test_block_reflection_is_the_householder_matrix() -> None:
-    # With very many bits the quantizer must give its input back: the transform and its inverse cancel.
+def dense_bhq(x: Tensor, bits: int, key: int) -> Tensor:
+    """BHQ with T = Q diag(s) written out for every block, in float64, the random numbers being those of ``key``."""
+    rows, span = x.double().numpy(), (x.amax(1) - x.amin(1)).double().numpy()
+    units = random_units(x.numel(), key).reshape(x.shape).double().numpy()
+    block, head = (each.numpy() for each in S.bhq_blocks(x.amax(1) - x.amin(1)))
+    result = np.empty_like(rows)
+    for b in range(block.max() + 1):
+        members = np.concatenate([np.flatnonzero((block == b) & head), np.flatnonzero((block == b) & ~head)])
+        k = len(members)
+        reflection, s = np.eye(k), np.ones(k)
+        if k > 1:
+            v = np.eye(k)[0] - 1 / math.sqrt(k)
+            reflection -= 2 * np.outer(v, v) / (v @ v)
+            assert np.allclose(reflection[:, 0], 1 / math.sqrt(k))  # e1 goes to 1/sqrt(k) everywhere
+            w1 = span[members[0]] / math.sqrt(k)
+            w2 = span[members[1:]].max() * np.abs(reflection).max()
+            s = np.array([w1 ** (-1 / 3)] + [(w2 / (k - 1)) ** (-1 / 3)] * (k - 1))
+        t = reflection @ np.diag(s)
+        y = t @ rows[members]
+        low, high = y.min(1, keepdims=True), y.max(1, keepdims=True)
+        step = (high - low) / (2**bits - 1)
+        codes = np.clip(np.floor((y - low) / step + units[members]), 0, 2**bits - 1)
+        result[members] = np.linalg.inv(t) @ (codes * step + low)
+    return torch.from_numpy(result)
+
+
+@pytest.mark.parametrize("large", [1, 2, 3, 5, 11])
+@pytest.mark.parametrize("rows", [2, 3, 4, 8, 12, 33])
+def test_blocks_are_transformed_by_a_scaled_householder_matrix(rows: int, large: int) -> None:
+    if large > rows:
+        return
+    generator = torch.Generator().manual_seed(rows + large)
+    x = torch.randn(rows, 16, generator=generator)
+    x[large:] *= 0.01 * torch.rand(rows - large, 1, generator=generator) + 0.001
+    for bits in (3, 5, 8):
+        ours, dense = S.bhq(x, bits, 7).double(), dense_bhq(x, bits, 7)
+        step = (x.amax() - x.amin()) / (2**bits - 1)
+        # A value at the edge of two codes may fall to either side in float32; that is rare.
+        assert (ours - dense).abs().median() <= 1e-4 * step
+        assert ((ours - dense).abs() > 1e-2 * step).float().mean() < 0.07
+
+
+def test_transform_and_inverse_cancel() -> None:
+    # With very many bits the quantizer must give its input back.
     x = gradients("log-normal")
     for name in S.QUANTIZERS:
         q = S.QUANTIZERS[name](x, 16, 3)
@@ -148,6 +190,30 @@ def test_mxint_scales_are_the_least_that_fit(values: list[float], bits: int, blo
         while largest > end * scale:
             scale *= 2
         assert torch.equal(got, (torch.round(part / scale) * scale).float().double())
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 9), st.integers(1, 3), st.integers(4, 7), st.integers(4, 6), st.integers(0, 99))
+def test_range_batch_norm_is_its_formula(n: int, channels: int, height: int, width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = 3 * torch.randn(n, channels, height, width, generator=generator) + 1
+    layer = B.RangeBatchNorm2d(channels, momentum=0.2, eps=1e-4)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(channels, generator=generator))
+        layer.bias.copy_(torch.randn(channels, generator=generator))
+        y = layer(x).double().numpy()
+    values = x.double().numpy()
+    for c in range(channels):
+        column = values[:, c].ravel()
+        size = len(column) // 16
+        ranges = [np.ptp(column[i * size : (i + 1) * size]) for i in range(16)]
+        constant = 0.175 * (1 + np.sqrt(np.pi * np.log(4))) / np.sqrt(2 * np.log(size))
+        deviation = constant * np.mean(ranges)
+        weight, bias = float(layer.weight[c].detach()), float(layer.bias[c].detach())
+        wanted = (values[:, c] - column.mean()) / (deviation + 1e-4) * weight + bias
+        assert np.allclose(y[:, c], wanted, rtol=1e-4, atol=1e-4)
+        assert float(layer.running_mean[c]) == pytest.approx(0.2 * column.mean(), rel=1e-4, abs=1e-5)
+        assert float(layer.running_deviation[c]) == pytest.approx(0.8 + 0.2 * deviation, rel=1e-4)
 
 
 def test_range_batch_norm_estimates_the_deviation_of_normal_data() -> None:
