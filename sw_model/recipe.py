@@ -7,7 +7,7 @@ import math
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from sw_model.baselines import PRODUCTS, check_bits
 from sw_model.data import SUBSETS
@@ -19,6 +19,28 @@ from sw_model.statquant import QUANTIZERS
 
 class ConfigError(ValueError):
     """A recipe or option is wrong; the message names it, its value and what is allowed."""
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """A plain value as an annotation of :class:`TrainConfig` asks for it: lists as tuples, integers as floats.
+
+    Raises:
+        ConfigError: another type, a number that is not finite, or an integer that TOML has no place for (64 bits).
+    """
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name} = {value!r} must be a list")
+        return tuple(_typed(f"{name}[{i}]", element, get_args(kind)[0]) for i, element in enumerate(value))
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+            raise ConfigError(f"{name} = {value!r} must be {'an integer' if kind is int else 'a number'}")
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise ConfigError(f"{name} = {value} is beyond 64 bits; use a smaller number")
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} = {value} must be a finite number")
+    elif not isinstance(value, kind):
+        raise ConfigError(f"{name} = {value!r} must be a {kind.__name__}")
+    return kind(value)
 
 
 @dataclass(frozen=True)
@@ -121,6 +143,8 @@ class TrainConfig:
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
         for name in ("epochs", "batch", "eval_every", "width", "context", "cycles", "window", "norm_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
@@ -147,27 +171,50 @@ class TrainConfig:
                 raise ConfigError(
                     f"stage {list(stage)} needs 3 or 4 widths: weight, activation, gradient[, weight gradient]"
                 )
-        if self.lr <= 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
-            raise ConfigError(
-                f"lr {self.lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, warmup {self.warmup}: need "
-                "lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout = {self.dropout} must be from 0 up to, but less than, 1")
+        share = "from 0 up to, but less than, 1"
+        needs = {
+            "seed": (self.seed >= 0, "at least 0"),
+            "lr": (self.lr > 0, "above 0"),
+            "lr_decay": (0 < self.lr_decay <= 1, "above 0, and at most 1"),
+            "milestones": (all(0 <= m <= 1 for m in self.milestones), "shares of training, from 0 to 1"),
+            "momentum": (0 <= self.momentum < 1, share),
+            "nesterov": (self.momentum > 0 or not self.nesterov, "false without momentum"),
+            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"two numbers {share}"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "warmup": (0 <= self.warmup < 1, share),
+            "dropout": (0 <= self.dropout < 1, share),
+            "starts": (all(epoch >= 0 for epoch in self.starts), "epochs from 0"),
+            "deadlines": (all(epoch >= 0 for epoch in self.deadlines), "epochs from 0"),
+            "targets": (
+                all(0 < t <= 100 for t in self.targets) and list(self.targets) == sorted(self.targets),
+                "percentages of float32 above 0, up to 100, none below the one before",
+            ),
+            "beta": (self.beta >= 0, "at least 0"),
+            "band": (self.band >= 0, "at least 0"),
+            "cap": (self.cap >= 0, "at least 0 (0: none)"),
+        }
+        for name, (fits, need) in needs.items():
+            if not fits:
+                raise ConfigError(f"{name} = {getattr(self, name)!r} must be {need}")
         self._check_mode()
         self._check_quantizer()
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas {list(self.betas)} must be two numbers from 0 up to, but less than, 1")
         if self.vocabulary < 0 or self.vocabulary in (1, 2):
             raise ConfigError(f"vocabulary = {self.vocabulary} must be 0 (all words) or at least 3")
         if self.lr_schedule == "inverse-sqrt" and not self.warmup:
             raise ConfigError("lr_schedule 'inverse-sqrt' counts from the end of the warmup; set warmup above 0")
         try:
             self.make_schedule()
+            if self.schedule == "dfq":
+                for option in self.options:
+                    Precision(self.weight_bits, *option)
         except ConfigError:
             raise
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if self.schedule == "dfq" and not self.weight_bits:
+            raise ConfigError("weight_bits = 0 must be 1..16, or 32 where gates choose between float32 and skipping")
+        if self.model.startswith("transformer"):
+            self._check_attention()
 
     def _check_mode(self) -> None:
         """Refuses names that are no details of the published code, or that this schedule does not have."""
@@ -210,6 +257,26 @@ class TrainConfig:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
+    def _check_attention(self) -> None:
+        """Refuses what products of two activations cannot have, which attention consists of."""
+        if self.quantizer != "affine":
+            raise ConfigError(
+                f"quantizer = {self.quantizer!r} has no rule for a product of two activations; use 'affine' with model "
+                f"{self.model!r}"
+            )
+        for precision in self.precisions():
+            if precision.quantized and not (precision.activation and precision.grad):
+                raise ConfigError(
+                    f"stages: {precision} leaves activations or gradients in float32, which attention quantizes together; "
+                    f"give both 1..16 bits, or all operands none, with model {self.model!r}"
+                )
+
+    def precisions(self) -> list[Precision]:
+        """Every precision of the layers that a schedule governs; of a cyclic one, whose widths swing, the lowest."""
+        if self.schedule == "cyclic":
+            return [Precision(self.low, self.low, self.stages[0][2])]
+        return [Precision(*stage) for stage in self.stages]
+
     def make_schedule(self) -> Schedule:
         """A fresh schedule as configured."""
         stages = [Precision(*stage) for stage in self.stages]
@@ -246,44 +313,35 @@ class TrainConfig:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ConfigError(f"unknown recipe keys {', '.join(unknown)}; known are {', '.join(known)}")
-        clean: dict[str, Any] = {}
-        for name, value in values.items():
-            default = known[name].default
-            if isinstance(default, tuple):
-                if not isinstance(value, list | tuple):
-                    raise ConfigError(f"{name} = {value!r} must be a list")
-                clean[name] = tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
-            elif isinstance(default, bool | str):
-                if not isinstance(value, type(default)):
-                    raise ConfigError(f"{name} = {value!r} must be a {type(default).__name__}")
-                clean[name] = value
-            else:
-                numeric = isinstance(value, int | float) and not isinstance(value, bool)
-                if not numeric or (isinstance(default, int) and not isinstance(value, int)):
-                    raise ConfigError(
-                        f"{name} = {value!r} must be {'an integer' if isinstance(default, int) else 'a number'}"
-                    )
-                clean[name] = float(value) if isinstance(default, float) else value
-        return cls(**clean)
+        return cls(**values)
 
     @classmethod
     def from_recipe(cls, path: Path, **overrides: Any) -> TrainConfig:
         """A configuration from a TOML recipe; ``overrides`` win."""
+        try:
+            return cls.from_toml(path.read_text(encoding="utf-8"), str(path), **overrides)
+        except FileNotFoundError as error:
+            raise ConfigError(f"recipe {path} does not exist; see configs/recipes/") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe {path} cannot be read ({error}); give a text file in UTF-8") from error
+
+    @classmethod
+    def from_toml(cls, text: str, name: str, **overrides: Any) -> TrainConfig:
+        """A configuration from the text of a recipe, which errors call ``name``; ``overrides`` win."""
         if sys.version_info >= (3, 11):
             import tomllib
         else:
             import tomli as tomllib
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ConfigError(f"recipe {path} does not exist; see configs/recipes/") from error
+            values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"recipe {path} is not valid TOML: {error}") from error
+            raise ConfigError(f"recipe {name} is not valid TOML: {error}") from error
         return cls.from_mapping({**values, **overrides})
 
     def to_toml(self) -> str:
-        """The configuration as a recipe; JSON's scalars and arrays are TOML's."""
-        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in asdict(self).items())
+        """The configuration as a recipe; JSON's scalars and arrays are TOML's, which only escapes what JSON does and DEL."""
+        lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in asdict(self).items())
+        return "".join(lines).replace("\x7f", "\\u007f")
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

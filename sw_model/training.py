@@ -155,6 +155,12 @@ def _check_engine(config: TrainConfig) -> None:
             raise ConfigError(
                 f"{name} = {getattr(config, name)!r} has the fast path only; integer engines compute {integers!r}"
             )
+    for precision in config.precisions():
+        if precision.quantized and max(precision.widths) > 16:
+            raise ConfigError(
+                f"stages: {precision} leaves an operand in float32, which integer engines do not multiply; give all "
+                "operands 1..16 bits, or none, or take the fast path"
+            )
 
 
 def build_network(config: TrainConfig, task: Task, *, pretrained: bool = True) -> tuple[nn.Module, GatedNetwork | None]:
@@ -265,9 +271,8 @@ class _Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["config"] != self.config.to_toml():
-            changed = set(state["config"].splitlines()) ^ set(self.config.to_toml().splitlines())
-            names = sorted({line.split(" = ")[0] for line in changed})
+        trained = asdict(TrainConfig.from_toml(state["config"], "of the checkpoint"))
+        if names := sorted(name for name, value in asdict(self.config).items() if value != trained[name]):
             raise ConfigError(
                 f"the checkpoint was written with other values of {', '.join(names)}; resume with the run folder's "
                 "config.toml as the recipe, or choose another folder"
