@@ -162,6 +162,15 @@ def test_run_without_a_record_goes_on_only_on_a_device_that_is_named(
     assert state_of(tmp_path)["device"]["device"] == "software"
 
 
+def test_recipe_of_a_checkpoint_is_compared_by_its_values(tmp_path: Path) -> None:
+    train(STATIC, out=tmp_path, stop_after=1)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert "lr = 0.1\n" in state["config"]
+    state["config"] = state["config"].replace("lr = 0.1\n", "lr = 1e-1\n")
+    torch.save(state, tmp_path / CHECKPOINT)
+    assert train(STATIC, out=tmp_path, resume=True).finished
+
+
 @pytest.mark.parametrize("kind", ["fast", "software", "rtl"])
 def test_device_is_the_same_after_it_was_recorded(kind: str) -> None:
     design = load_design("zc706") if kind == "rtl" else None

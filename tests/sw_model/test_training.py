@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,34 @@ def test_digits_recipe_learns() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.toml")), ids=lambda p: p.stem)
 def test_every_recipe_is_valid(path: Path) -> None:
     config = TrainConfig.from_recipe(path)
-    assert TrainConfig.from_mapping(__import__("tomllib").loads(config.to_toml())) == config
+    assert TrainConfig.from_toml(config.to_toml(), "again") == config
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_training_that_ends_below_the_last_stage_warns_of_what_it_missed(gated: bool) -> None:
+    gates: dict[str, Any] = {
+        "schedule": "dfq",
+        "quantize_stem": False,
+        "stages": ((8, 8, 8),),
+        "targets": (2.0, 3.0, 4.0, 5.0),
+        "options": ((3, 6), (4, 8)),
+    }
+    config = replace(SMALL, train_limit=32, test_limit=32, epochs=2, **(gates if gated else {}))
+    with pytest.warns(UserWarning, match="stage 3 of 4") as caught:
+        train(config)
+    (text,) = [str(w.message) for w in caught if "stage 3 of 4" in str(w.message)]
+    assert ("4.0 %" if gated else "6/6/8") in text
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 3}, {"schedule": "static", "stages": ((8, 8, 8),), "deadlines": ()}])
+def test_training_that_reaches_its_last_stage_or_is_stopped_early_does_not_warn(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = replace(SMALL, train_limit=64, test_limit=32, **changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(config, out=tmp_path, stop_after=1)
+        train(replace(config), out=tmp_path, resume=True)
 
 
 def test_learning_rate_shapes() -> None:
