@@ -66,8 +66,8 @@ class TrainConfig:
         gate: gated training: "argmax" takes the likeliest option, "sample" draws one by its probability.  Options
             [0, 0] and [32, 32] with sampling are E2-Train's selective layer update (SLU).
         weight_bits: gated training: width of the weights in gated blocks.
-        targets: gated training: cost to aim at, percent of float32; several make FracTrain, which advances from one to
-            the next by PFQ's indicator.  Ungated layers follow ``stages`` (one entry serves all targets).
+        targets: gated training: cost to aim at, percent of float32; several, none below the one before, make FracTrain,
+            which advances from one to the next by PFQ's indicator.  Ungated layers follow ``stages`` (one entry serves all targets).
         beta, band, cap: gated training: weight of the cost in percent of float32 (not in the published code's units, see
             :func:`sw_model.gates.gated_loss`), dead band around the target in percent, limit of the term as a share of
             the task loss (0: none).
