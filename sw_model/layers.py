@@ -11,9 +11,8 @@ sums, and forms the real value in float64, rounded once.
 One deviation from the published code, in ``fixed`` mode: a weight has one grid per channel that the product *outputs*.
 The input gradient contracts over output channels, where a per-output-channel scale could not leave the sum, so there
 the weight is quantized again, on one grid per input channel.  ``paper`` mode uses the forward pass's weights in the
-input gradient; integer engines cannot, so it has the fast path only.  Measured on Gaussian 16x16x3x3 weights, the
-relative error that weight rounding leaves in the input gradient is 0.229 against 0.216 at 3 bits and 0.0063 against
-0.0061 at 8; the digits recipe ends at 98.1, 98.1, 98.3 % (seeds 1 to 3) against 98.1, 98.3, 98.6 % in ``paper`` mode.
+input gradient; integer engines cannot, so it has the fast path only.  What the detail changes in training:
+``fractrain bench accuracy defects``, variant ``weight-grid``.
 """
 
 from __future__ import annotations
