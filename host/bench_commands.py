@@ -34,7 +34,7 @@ def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -
     engine.add_argument("--save", type=Path, help="also write the JSON to this file")
     engine.set_defaults(run=run_engine)
     kernel = kinds.add_parser(
-        "kernel", help="loop iterations of the HLS kernel on a network, loads in series and ahead of products"
+        "kernel", help="loop iterations of the HLS kernel on a network, by what overlaps with its array"
     )
     kernel.add_argument("--design", default="zc706", help="design (default: %(default)s)")
     kernel.add_argument("--model", default="resnet38", help="network (default: %(default)s)")
@@ -75,7 +75,7 @@ def run_kernel(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from hw.design import load_design
-    from hw.kernel_cycles import kernel_training_cycles
+    from hw.kernel_cycles import Overlap, kernel_training_cycles
     from hw.layers import network
 
     design, shapes = load_design(arguments.design), network(arguments.model)
@@ -84,16 +84,17 @@ def run_kernel(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--batch {arguments.batch}: fixed costs are spread over at least one image")
     rows = []
     for text, bits in zip(arguments.bits, precisions, strict=True):
-        series, ahead = (kernel_training_cycles(design, shapes, bits, arguments.batch, way) for way in (False, True))
-        rows.append({"bits": text, "series": series, "ahead": ahead, "saved": 1 - ahead / series})
+        forms = {f.name.lower(): kernel_training_cycles(design, shapes, bits, arguments.batch, f) for f in Overlap}
+        rows.append({"bits": text, **forms, "saved": 1 - forms["tiles"] / forms["none"]})
     if arguments.json:
         print(json.dumps({"design": design.name, "model": arguments.model, "rows": rows}, indent=1))
         return 0
     table = Table(title=f"{arguments.model} on the HLS kernel of {design.name}: loop iterations per image")
-    for heading in ("w/a/g", "loads in series", "loads ahead", "saved"):
+    for heading in ("w/a/g", "nothing overlaps", "loads do", "tiles leave too", "saved"):
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(row["bits"], f"{row['series']:,.0f}", f"{row['ahead']:,.0f}", f"{100 * row['saved']:.1f} %")
+        iterations = (f"{row[f.name.lower()]:,.0f}" for f in Overlap)
+        table.add_row(row["bits"], *iterations, f"{100 * row['saved']:.1f} %")
     Console().print(table)
     return 0
 

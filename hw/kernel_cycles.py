@@ -8,6 +8,7 @@ engine that multiplies and hands over each tile, and an output process, with FIF
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import IntEnum
 
 from hw.contract import HEADER_WORDS, TAPS, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.cycles import Prediction, Ranges, meet, ranges, steps_of_tile
@@ -19,7 +20,15 @@ PACKET_SLOTS = 4  #: of the FIFO from loader to engine
 TILE_SLOTS = 2  #: tiles that wait for the output process
 
 
-def _tiles(design: Design, p: Packet) -> list[tuple[int, int, int]]:
+class Overlap(IntEnum):
+    """What goes on while the array computes, beside the output process; each form includes those before it."""
+
+    NONE = 0
+    LOADS = 1  #: loads, ahead of the product before them
+    TILES = 2  #: the hand-over of the tile before, from a copy: the kernel as it is
+
+
+def tiles(design: Design, p: Packet) -> list[tuple[int, int, int]]:
     """Tiles of a product in groups that are alike: number, array steps of one, cycles of the output process for one."""
     c, flags = design.channels, Flag(p.get("flags", 0))
     planes = (p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"])
@@ -41,14 +50,20 @@ def _tiles(design: Design, p: Packet) -> list[tuple[int, int, int]]:
     return [(p["images"] * p["rows"] * p["out_groups"], steps, sent)]
 
 
-def predict_kernel(design: Design, packets: Iterable[Packet], ahead: bool = True) -> Prediction:
+def lines_of_tile(design: Design, p: Packet) -> int:
+    """Iterations in which a tile of a product is handed over; lines of ``A_SUM`` are left out."""
+    return design.channels + 1 if p["opcode"] == Opcode.WGRAD else 2 * design.channels
+
+
+def predict_kernel(design: Design, packets: Iterable[Packet], overlap: Overlap = Overlap.TILES) -> Prediction:
     """Cycles of a program on the HLS kernel of ``design``, streams never pausing; ``A_SUM`` lines are left out.
 
     Args:
         packets: as for :func:`hw.cycles.predict`.
-        ahead: loads overlap with the product before them, as the kernel is; otherwise all is in series but the output.
+        overlap: form of the kernel.
     """
     c, result = design.channels, Prediction()
+    ahead = overlap >= Overlap.LOADS
     loader = engine = output = 0.0  # times at which the processes are free
     started, reads = 0.0, Ranges()  # of the last product
     spare = 0  # its cycles in which no write has been absorbed
@@ -73,18 +88,21 @@ def predict_kernel(design: Design, packets: Iterable[Packet], ahead: bool = True
             engine = max(loader, engine + late)
             result.load += beats
         elif op in (Opcode.CONV, Opcode.WGRAD):
-            started, reads, spare = engine, ranges(p), 0
+            started, reads = engine, ranges(p)
             if p.get("flags", 0) & Flag.SKIP_ZERO:
                 engine += sum(reads[buffer][1] - reads[buffer][0] for buffer in ("A", "G") if buffer in reads)
-            lines = c + 1 if op == Opcode.WGRAD else 2 * c
+            lines = lines_of_tile(design, p)
+            begun, handed = engine, engine  # when the tiles began; when the last finished one has been handed over
             left = [output] * TILE_SLOTS
-            for number, steps, sent in _tiles(design, p):
+            for number, steps, sent in tiles(design, p):
                 for _ in range(number):
-                    engine = max(engine + steps, left[-TILE_SLOTS]) + lines
-                    left = [*left[1:], max(left[-1], engine) + sent]
+                    engine = max(engine + steps, handed)
+                    handed = max(engine + lines, left[-TILE_SLOTS])
+                    left = [*left[1:], max(left[-1], handed) + sent]
+                    engine = engine if overlap >= Overlap.TILES else handed
                 result.compute += number * steps
-                spare += number * (steps + lines)
-            output = left[-1]
+            engine, output = handed, left[-1]
+            spare = round(engine - begun)
             if op == Opcode.CONV and p.get("format") == OutputFormat.STATISTICS:
                 output += 4 * c * p["out_groups"]
         elif op == Opcode.READ:
@@ -95,7 +113,7 @@ def predict_kernel(design: Design, packets: Iterable[Packet], ahead: bool = True
 
 
 def kernel_training_cycles(
-    design: Design, shapes: Iterable[ConvShape], bits: Bits, batch: int = 128, ahead: bool = True
+    design: Design, shapes: Iterable[ConvShape], bits: Bits, batch: int = 128, overlap: Overlap = Overlap.TILES
 ) -> float:
     """Cycles per image of a network's training products on the HLS kernel, results as packed codes.
 
@@ -103,7 +121,7 @@ def kernel_training_cycles(
         shapes: of the network, the stem first, which needs no input gradient; fully connected layers are left out.
         bits: of weights, activations and gradients.
         batch: real images over which fixed costs are spread.
-        ahead: as for :func:`predict_kernel`.
+        overlap: form of the kernel.
     """
     total = 0.0
     for shape in shapes:
@@ -116,5 +134,5 @@ def kernel_training_cycles(
             forward(design, shape, bits, virtual),
             backward(design, shape, bits, virtual, products=products),
         ):
-            total += predict_kernel(design, packets, ahead).cycles / (virtual * side)
+            total += predict_kernel(design, packets, overlap).cycles / (virtual * side)
     return total

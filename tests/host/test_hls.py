@@ -124,7 +124,7 @@ def test_clean_under_the_address_and_undefined_behaviour_sanitizers(array: str, 
     native = array == "native"
     sweep = [s.words for s in precision_sweep(SMALL, max_pairs=256 if native else 4)]
     drawn = [random_program(SMALL, seed, max_bits=16 if native else 2) for seed in range(30 if native else 4)]
-    ahead = [words for _, words in overtaking_programs()]
+    ahead = [words for _, words in [*overtaking_programs(), *hand_over_programs()]]
     programs = [(f"valid-{n}", *split_streams(words)) for n, words in enumerate([*sweep, *drawn, *ahead])]
     programs += [(m.name, m.words0, m.words1) for m in malformed_programs(SMALL) if native or not m.slow]
     stimuli = tmp_path / "stimuli.txt"
@@ -153,6 +153,13 @@ public:
         changed_.wait(lock, [&] { return values_.size() < depth_; });
         values_.push_back(value);
         changed_.notify_all();
+    }
+    bool write_nb(const T& value) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (values_.size() >= depth_) return false;
+        values_.push_back(value);
+        changed_.notify_all();
+        return true;
     }
     T read() {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -217,7 +224,7 @@ def test_processes_that_run_at_the_same_time_agree_and_never_wait_for_each_other
 ) -> None:
     words = [random_program(SMALL, seed, max_bits=2, max_rows=9) for seed in range(12)]
     programs = [(f"valid-{n}", *split_streams(w)) for n, w in enumerate(words)]
-    programs += [(name, *split_streams(w)) for name, w in overtaking_programs()]
+    programs += [(name, *split_streams(w)) for name, w in [*overtaking_programs(), *hand_over_programs()]]
     programs += [(m.name, m.words0, m.words1) for m in malformed_programs(SMALL) if not m.slow]
     stimuli = tmp_path / "stimuli.txt"
     stimuli.write_text(stimuli_text(cases_of(SMALL, programs)))
@@ -273,14 +280,25 @@ class Overtaking:
         more = {"images": 1, "a_bits": bits, "base_a": base, "segment_start": 1, "reciprocal": 0x3F800000}
         self.builder.packet(Opcode.LOAD, payload, **fields, **more)
 
-    def product(self, what: str, base: int = BASE, base_b: int = BASE, flags: int = 0, codes: bool = False) -> None:
-        """A product of four planes by four, and for a weight gradient its READ."""
-        fields = {"groups": 1, "out_groups": 1, "images": 1, "a_bits": BITS, "b_bits": BITS, "segment_start": 1}
-        fields |= {"a_planes": 15, "b_planes": 15, "base_a": base, "base_b": base_b}
+    def product(
+        self,
+        what: str,
+        base: int = BASE,
+        base_b: int = BASE,
+        flags: int = 0,
+        codes: bool = False,
+        bits: int = BITS,
+        out_groups: int = 1,
+        images: int = 1,
+    ) -> None:
+        """A product of ``bits`` planes by as many, and for a weight gradient its READ."""
+        fields = {"groups": 1, "out_groups": out_groups, "images": images, "a_bits": bits, "b_bits": bits}
+        planes = (1 << bits) - 1
+        fields |= {"segment_start": 1, "a_planes": planes, "b_planes": planes, "base_a": base, "base_b": base_b}
         if what == "wgrad":
             clear = flags | Flag.CLEAR
             self.builder.packet(Opcode.WGRAD, **fields, rows=ROWS, taps=ALL_TAPS, flags=clear)
-            self.builder.read(9 * (SMALL.channels + 1))
+            self.builder.read(out_groups * 9 * (SMALL.channels + 1))
             return
         strided = what == "strided conv"  # four virtual rows for each of its own: eight addresses
         flags |= Flag.STRIDE_2 if strided else 0
@@ -370,6 +388,120 @@ def test_a_load_that_overtakes_a_product_is_found(what: str) -> None:
     broken, reference = bit_serial_device(SMALL, files), ReferenceDevice(SMALL)
     found = False
     for _, words in overtaking_programs():
+        ours, expected = broken.run(words), reference.run(words)
+        found |= ours.position != expected.position or not np.array_equal(ours.words, expected.words)
+    assert found
+
+
+# -- tiles that leave while the next one is computed ---------------------------------------------------------------------
+
+
+class HandOver(Overtaking):
+    """Writes products whose tiles take fewer steps than lines, as many, and more."""
+
+    def products(self, what: str) -> None:
+        for bits in (1, BITS, 2):
+            self.product(what, bits=bits, out_groups=2)
+            # two more lines for every other tile
+            self.product(what, bits=bits, out_groups=2, flags=0 if what == "wgrad" else Flag.A_SUM)
+            self.product(what, base=0, base_b=0, bits=bits, images=2)
+
+
+def hand_over_programs() -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
+    """Programs in which tiles wait for each other, each with its name."""
+    for what in OPERANDS:
+        writer = HandOver()
+        writer.products(what)
+        yield f"tiles-{what}", writer.builder.words()
+    writer = HandOver()
+    for what in OPERANDS:
+        writer.product(what, bits=1)
+        writer.load(Target.E, 0, 2 * SMALL.channels)
+        writer.product("conv", bits=1, codes=True, out_groups=2)
+        writer.load(Target.E, 0, 2 * SMALL.channels)
+    yield "tiles-and-entries", writer.builder.words()
+
+
+REFUSING_STREAM = """
+#pragma once
+#include <cstdint>
+#include <deque>
+namespace hls {
+// Says at random that there is no room, or nothing to read, to who does not wait for it.
+template <typename T>
+class stream {
+public:
+    void write(const T& value) { values_.push_back(value); }
+    bool write_nb(const T& value) {
+        if (refuses()) return false;
+        write(value);
+        return true;
+    }
+    T read() {
+        T value = T();
+        take(value);
+        return value;
+    }
+    bool read_nb(T& value) { return !refuses() && take(value); }
+    bool empty() const { return values_.empty(); }
+
+private:
+    bool take(T& value) {
+        if (values_.empty()) return false;
+        value = values_.front();
+        values_.pop_front();
+        return true;
+    }
+    bool refuses() { return ((state_ = state_ * 1664525u + 1013904223u) >> 31) != 0; }
+
+    std::deque<T> values_;
+    uint32_t state_ = 1;
+};
+}
+"""
+
+
+def refusing_device(files: dict[str, str] | None = None) -> HlsDevice:
+    """The kernel as synthesis sees it, one process after the other, between streams that refuse at random."""
+    files = {**(hls_files(SMALL) if files is None else files), "hls_stream.h": REFUSING_STREAM}
+    return HlsDevice(SMALL, files, ["-O1", BIT_SERIAL, "-I.", "-isystem", str(ap_types())])
+
+
+def test_results_do_not_depend_on_when_there_is_room_for_a_tile() -> None:
+    device, unhindered, reference = refusing_device(), bit_serial_device(SMALL), ReferenceDevice(SMALL)
+    drawn = [(str(seed), random_program(SMALL, seed, max_bits=3, max_rows=9)) for seed in range(20)]
+    for name, words in [*hand_over_programs(), *overtaking_programs(), *drawn]:
+        expected = reference.run(words)
+        assert_alike(device.run(words), expected, name)
+        assert_alike(unhindered.run(words), expected, name)
+
+
+FINISH = "finish_tile(buffers, writes, intake, shadow, commands, lines);\n                "
+KEEP = "keep_tile(shadow, tile, make_command(COMMAND_"
+HAND_OVERS = {
+    "a shadow overwritten too early": (f"{FINISH}{KEEP}TILE", f"{KEEP}TILE"),
+    "a shadow of WGRAD overwritten too early": (f"{FINISH}{KEEP}ADD", f"{KEEP}ADD"),
+    "lines lost at the program's end": (f"{FINISH}++intake.products;", "++intake.products;"),
+    "entries before the last tile": (f"{FINISH}++intake.products;", f"++intake.products; {FINISH}"),
+    "a line that found no room": (
+        "&& lines.write_nb(line_of(shadow))) ++shadow.line", ") lines.write_nb(line_of(shadow)), ++shadow.line"),
+    "a command that found no room": (
+        "&& commands.write_nb(shadow.command)) shadow", ") commands.write_nb(shadow.command), shadow"),
+    "a tile without its last line": ("shadow.line == count && commands", "shadow.line + 1 >= count && commands"),
+    "one half of a weight gradient": ("add ? Accumulated(low + high)", "add ? low"),
+    "the first image alone": ("if (++walk.image != images) return;", "++walk.image;"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HAND_OVERS)
+def test_a_tile_that_does_not_leave_whole_is_found(what: str) -> None:
+    files = hls_files(SMALL)
+    old, new = HAND_OVERS[what]
+    assert files["fabric.cpp"].count(old) == 1, "the code to break is no longer there"
+    files["fabric.cpp"] = files["fabric.cpp"].replace(old, new)
+    broken, reference = refusing_device(files), ReferenceDevice(SMALL)
+    found = False
+    for _, words in hand_over_programs():
         ours, expected = broken.run(words), reference.run(words)
         found |= ours.position != expected.position or not np.array_equal(ours.words, expected.words)
     assert found
