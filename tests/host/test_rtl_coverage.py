@@ -1,4 +1,8 @@
-"""Functional coverage of the lowering on RTL: every product, precision pair, stride and kernel, counted in a file."""
+"""Functional coverage of the lowering on RTL: every product, precision pair, stride and kernel, counted in a file.
+
+Both input streams pause and the output is held up at random. ``python -m tests.host.test_rtl_coverage`` runs every point
+and writes the record.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +31,15 @@ BITS = range(1, MAX_BITS + 1)
 STRIDES = (1, 2)
 KERNELS = (1, 3, 5, 7)
 ALL: tuple[Point, ...] = tuple(itertools.product(PRODUCTS, BITS, BITS, STRIDES, KERNELS))
+RECORD = ROOT / "docs" / "measurements" / "rtl-coverage.json"
+PAUSES = 300  #: chance in 1000 that a stream pauses in a cycle
 
 
 @dataclass
 class Coverage:
     """Runs points on RTL and remembers which came out right.
 
-    Every program is replayed on the reference device, word by word and counter by counter; the sums of the product are
+    The streams pause. Every program is replayed on the reference device, word by word and counter by counter; the sums of the product are
     compared with PyTorch's in float64.
     """
 
@@ -43,12 +49,14 @@ class Coverage:
     programs: int = 0
     words: int = 0
     cycles: int = 0
+    waits: int = 0
+    held_up: int = 0
     mismatches: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         design = load_design(self.design)
         self.rng = np.random.default_rng(self.seed)
-        self.device = RtlDevice(design)
+        self.device = RtlDevice(design, pauses=PAUSES, seed=self.seed)
         self.reference = ReferenceDevice(design)
         self.engine = FabricEngine(self.device, recorder=self._replay, keep_rows=False)
 
@@ -57,6 +65,8 @@ class Coverage:
         self.programs += 1
         self.words += expected.words.size
         self.cycles += result.counters["CYCLES"]
+        self.waits += result.counters["STALL_IN"]
+        self.held_up += result.counters["STALL_OUT"]
         same = (
             expected.error is result.error is Error.NONE
             and np.array_equal(result.words, expected.words)
@@ -114,13 +124,17 @@ class Coverage:
         return {
             "design": self.design,
             "device": "rtl",
+            "command": "python -m tests.host.test_rtl_coverage",
             "seed": self.seed,
+            "pauses_permille": PAUSES,
             "point": "product, a_bits, b_bits, stride, kernel",
             "points_covered": len(self.hits),
             "points_total": len(ALL),
             "programs": self.programs,
             "words_compared": self.words,
             "cycles": self.cycles,
+            "cycles_without_input": self.waits,
+            "cycles_with_output_held_up": self.held_up,
             "mismatches": len(self.mismatches),
             "rows": rows,
         }
@@ -140,13 +154,23 @@ def test_random_points_on_rtl(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "coverage.json").read_text())
     assert stored["points_covered"] == 60 == sum(row["precision_pairs"] for row in stored["rows"])
     assert stored["words_compared"] > 10_000
+    assert stored["cycles_without_input"] > 0 and stored["cycles_with_output_held_up"] > 0
+
+
+def every_point() -> Coverage:
+    """All points in a seeded order."""
+    coverage = Coverage(seed=4)
+    for k in coverage.rng.permutation(len(ALL)):
+        coverage.run(ALL[k])
+    return coverage
 
 
 @pytest.mark.slow
 def test_every_point_on_rtl() -> None:
-    coverage = Coverage(seed=4)
-    for k in coverage.rng.permutation(len(ALL)):
-        coverage.run(ALL[k])
-    coverage.store(ROOT / "build" / "coverage" / "rtl-sim-small.json")
+    coverage = every_point()
     assert not coverage.mismatches, coverage.mismatches[:10]
     assert len(coverage.hits) == len(ALL)
+
+
+if __name__ == "__main__":
+    every_point().store(RECORD)
