@@ -78,12 +78,19 @@ def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -
     speed.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     speed.add_argument("--rounds", type=int, default=8, help="alternations (default: %(default)s)")
     speed.add_argument("--json", action="store_true", help="print JSON")
+    speed.add_argument("--save", type=Path, help="also write the JSON to this file")
     speed.set_defaults(run=run_bench_train)
     noise = kinds.add_parser("quantizers", help="bias and variance of PTQ, PSQ and BHQ on real gradients")
     noise.add_argument("--data", default="digits", help="'digits' or a path (default: %(default)s)")
     noise.add_argument("--rounds", type=int, default=50, help="roundings per gradient (default: %(default)s)")
     noise.add_argument("--steps", type=int, default=60, help="training steps before measuring (default: %(default)s)")
+    noise.add_argument("--bits", type=int, nargs="+", default=[4, 5, 6, 8], help="of the gradients (default: 4 5 6 8)")
+    noise.add_argument(
+        "--batches", type=int, default=0, help="decompose the variance of the weight gradients on so many batches"
+    )
+    noise.add_argument("--draws", type=int, default=8, help="roundings of each of them (default: %(default)s)")
     noise.add_argument("--json", action="store_true", help="print JSON")
+    noise.add_argument("--save", type=Path, help="also write the JSON to this file")
     noise.set_defaults(run=run_bench_quantizers)
     accuracy = kinds.add_parser(
         "accuracy", help="what a choice does to accuracy and loss: trainings over several seeds"
@@ -246,7 +253,14 @@ def run_bench_train(arguments: argparse.Namespace) -> int:
 
     report = bench_training(arguments.depth, arguments.batch, arguments.threads, arguments.rounds)
     print_training(report, arguments.json)
+    _save(report, arguments.save)
     return 0
+
+
+def _save(report: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def run_bench_quantizers(arguments: argparse.Namespace) -> int:
@@ -254,8 +268,20 @@ def run_bench_quantizers(arguments: argparse.Namespace) -> int:
     from sw_model.benchmarks import bench_quantizers, print_quantizers
     from sw_model.data import load_data
 
-    report = bench_quantizers(load_data(arguments.data), rounds=arguments.rounds, warmup_steps=arguments.steps)
+    try:
+        report = bench_quantizers(
+            load_data(arguments.data),
+            rounds=arguments.rounds,
+            warmup_steps=arguments.steps,
+            bits=arguments.bits,
+            batches=arguments.batches,
+            draws=arguments.draws,
+        )
+    except ValueError as error:
+        print(f"fractrain bench quantizers: {error}", file=sys.stderr)
+        return 2
     print_quantizers(report, arguments.json)
+    _save(report, arguments.save)
     return 0
 
 

@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from fractrain import main
 from host.products import Engine
 from sw_model.engine import SoftwareEngine
 from sw_model.metrics import Metric
@@ -305,8 +306,25 @@ def test_benchmarks_measure_all_variants(capsys: pytest.CaptureFixture[str]) -> 
     assert noise["variance"]["ptq"] <= noise["bound"]["ptq"] and noise["variance"]["psq"] <= noise["bound"]["psq"]
     assert all(abs(noise["bias"][name] - 1) < 0.2 for name in noise["bias"])
     print_training(report, as_json=True)
-    print_quantizers({"model": "m", "warmup_steps": 12, "rounds": 12, "bits": {4: noise}}, as_json=False)
+    about = {"model": "m", "warmup_steps": 12, "rounds": 12, "batch": 16, "batches": 0, "draws": 2}
+    print_quantizers({**about, "bits": {4: noise}}, as_json=False)
     assert json.loads(capsys.readouterr().out.splitlines()[0])["model"] == "resnet-8"
+
+
+def test_the_variance_of_quantized_gradients_is_the_sum_of_the_layers(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "quantizers.json"
+    options = ["--bits", "5", "--rounds", "2", "--steps", "20", "--batches", "2", "--draws", "4", "--save", str(path)]
+    assert main(["bench", "quantizers", *options]) == 0
+    rows = json.loads(path.read_text())["bits"]["5"]["decomposition"]
+    assert set(rows) == {"ptq", "psq", "bhq"}
+    for row in rows.values():
+        assert row["sum"]["mean"] == pytest.approx(sum(row["layers"].values()))
+        assert min(row["layers"].values()) > 0 and len(row["layers"]) == 10
+        # Theorem 2: layers add up, and on top of the variance over batches.
+        assert 0.7 < row["ratio"]["mean"] < 1.4 and 0.6 < row["total_ratio"]["mean"] < 1.5
+        assert row["qat"] > 0 and 0.3 < row["bias"]["mean"] < 2
+    assert rows["bhq"]["all"]["mean"] < rows["psq"]["all"]["mean"] < rows["ptq"]["all"]["mean"]
+    assert main(["bench", "quantizers", "--batches", "1"]) == 2
 
 
 @pytest.mark.parametrize("gradient", ["ptq", "psq", "bhq"])
