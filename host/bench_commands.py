@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,14 @@ def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -
     engine.add_argument(
         "--bits", nargs="+", default=list(PRECISIONS), metavar="W/A/G", help="precisions, baseline first"
     )
-    engine.add_argument(
+    programs = engine.add_mutually_exclusive_group()
+    programs.add_argument(
         "--output", choices=("codes", "int32", "both"), default="both", help="how results leave the fabric"
+    )
+    programs.add_argument(
+        "--driver",
+        action="store_true",
+        help="the driver's programs as training runs them, float32 values in and 32-bit sums out, and with codes in",
     )
     engine.add_argument("--split", action="store_true", help="the two gradients as programs of their own")
     engine.add_argument("--batch", type=int, default=128, help="images over which fixed costs are spread")
@@ -99,14 +106,27 @@ def run_kernel(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def command_of(arguments: argparse.Namespace) -> str:
+    """The command that makes the result with these arguments anew, for the record."""
+    words = ["fractrain bench engine --design", arguments.design, "--model", arguments.model, "--bits", *arguments.bits]
+    words += ["--driver"] if arguments.driver else ["--output", arguments.output]
+    words += ["--split"] if arguments.split else []
+    words += ["--batch", str(arguments.batch)]
+    for option in ("save", "figure"):
+        if path := getattr(arguments, option):
+            words += [f"--{option}", path.as_posix()]
+    return " ".join(words)
+
+
 def run_engine(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     from rich.console import Console
 
     from host.device import open_device
-    from host.engine_bench import bench, draw, proportionality, refuse_unfit
+    from host.engine_bench import Row, bench, draw, drive, measure, proportionality, refuse_unfit
     from hw.design import load_design
-    from hw.layers import network
+    from hw.generate import rtl_digest
+    from hw.layers import ConvShape, network
 
     design = load_design(arguments.design)
     shapes = network(arguments.model)
@@ -114,6 +134,8 @@ def run_engine(arguments: argparse.Namespace) -> int:
     precisions = [widths(text) for text in arguments.bits]
     if arguments.batch < 1:
         raise ValueError(f"--batch {arguments.batch}: fixed costs are spread over at least one image")
+    if arguments.driver and arguments.split:
+        raise ValueError("--split asks for programs that the driver does not send; leave it or --driver out")
     for option in ("save", "figure"):
         refuse_unwritable(f"--{option}", getattr(arguments, option))
     if arguments.figure and arguments.figure.suffix.lower() not in (".svg", ".png"):
@@ -122,21 +144,32 @@ def run_engine(arguments: argparse.Namespace) -> int:
         for codes in outputs:
             refuse_unfit(design, shapes, bits, codes, arguments.split)
     device = open_device("rtl", design)
-    runs = []
+
+    def rows_of(option: bool, shape: ConvShape, bits: Bits, count: int, first: bool) -> list[Row]:
+        if arguments.driver:
+            return drive(device, design, shape, bits, count, option, arguments.batch, first=first)
+        return measure(device, design, shape, bits, count, option, arguments.batch, split=arguments.split, first=first)
+
+    options = [True, False] if arguments.driver else outputs  # values or codes in; codes or sums out
     with Console(stderr=True).status("") as status:
-        for bits in precisions:
-            for codes in outputs:
-                runs.append(bench(device, design, shapes, bits, codes, arguments.split, arguments.batch, status.update))
+        runs = [
+            bench(design, shapes, bits, partial(rows_of, option), status.update)
+            for bits in precisions
+            for option in options
+        ]
         status.update("cycles against plane pairs")
-        pairs = proportionality(device, design)
+        pairs = [] if arguments.driver or arguments.split else proportionality(device, design)
     for run in runs:
         base = next(r for r in runs if r["output"] == run["output"])
         run["saved"] = 1 - run["cycles_per_image"] / base["cycles_per_image"]
 
     result = {
+        "command": command_of(arguments),
         "design": design.name,
         "hash": f"{design.hash64:016x}",
+        "rtl": rtl_digest(design),
         "model": arguments.model,
+        "batch": arguments.batch,
         "runs": runs,
         "proportionality": pairs,
     }
@@ -180,9 +213,9 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
         )
     console.print(table)
     for run in runs:
-        if run["output"] != "codes":
+        if run["output"] == "int32":
             continue
-        rows = Table(title=f"{run['bits']}, packed codes: cycles per image")
+        rows = Table(title=f"{run['bits']}, {run['output']}: cycles per image")
         for heading in (
             "layer",
             "times",
@@ -208,8 +241,13 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
                 f"{100 * r['model_error']:+.1f} %",
             )
         console.print(rows)
-    worst_pair = max(pairs, key=lambda p: abs(p["deviation"]))
-    console.print(
-        f"Cycles against plane pairs, compute-bound, 2..8 x 2..16 bits: at most {100 * abs(worst_pair['deviation']):.1f} % "
-        f"from proportional (at {worst_pair['a_bits']}x{worst_pair['b_bits']})"
-    )
+    for product, groups in dict.fromkeys((p["product"], p["groups"]) for p in pairs):
+        of = [p for p in pairs if (p["product"], p["groups"]) == (product, groups)]
+        bound = [p for p in of if p["compute_bound"]]
+        worst_pair = max(bound, key=lambda p: abs(p["deviation"]))
+        console.print(
+            f"{product} of {groups} group{'s' * (groups > 1)}, {len(of)} pairs of 2..8 x 2..16 bits: {len(bound)} compute-bound, "
+            f"at most {100 * abs(worst_pair['deviation']):.1f} % from proportional "
+            f"(at {worst_pair['a_bits']}x{worst_pair['b_bits']}); of the others at most "
+            f"{100 * max((p['deviation'] for p in of if not p['compute_bound']), default=0):.1f} % more"
+        )

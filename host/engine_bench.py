@@ -1,7 +1,7 @@
 """``fractrain bench engine``: a network's training products on the simulated hardware, against the cycle model.
 
 Every distinct convolution runs with random codes, forward and backward, for two lengths of the batch; the difference
-is the cost of an image, the rest is spread over a batch.
+is the cost of an image, the rest is spread over a batch.  Programs are those of :mod:`hw.workload`, or the driver's own.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from host.device import U64, Device, check
-from host.programs import ALL_TAPS, ProgramBuilder, check_header
+from host.engine import FabricEngine
+from host.products import ConvGeometry, Grid, Operand
+from host.programs import ALL_TAPS, ProgramBuilder, check_header, conv_fits, headers
 from hw import contract
-from hw.contract import Error, Opcode, Target
-from hw.cycles import predict
+from hw.contract import Error, Opcode, OutputFormat, Target
+from hw.cycles import STREAMING_CYCLES, predict
 from hw.design import Design
 from hw.layers import Bits, ConvShape
 from hw.workload import Packet, WorkloadError, backward, forward, lower
 
+Counters = Mapping[str, int]
 VIRTUAL = 4  #: virtual images of the shorter of two runs
 
 #: what the array does in a cycle, of a row's attributes
@@ -200,45 +203,112 @@ def measure(
     Raises:
         RuntimeError: ``compare`` answers otherwise.
     """
-    rows = []
-    for one in passes(design, shape, bits, codes, split, first, batch):
-        counters, predicted = [], 0
-        for n in (virtual, 2 * virtual):
-            packets = one.packets(n)
-            words = program(design, packets)
-            result = check(device.run(words), f"{shape.name} {one.name}")
-            if compare is not None:
-                other = check(compare.run(words), f"{shape.name} {one.name}")
-                if not np.array_equal(result.words, other.words):
-                    raise RuntimeError(f"{shape.name} {one.name}: {device.info.kind} and {compare.info.kind} differ")
-            counters.append(result.counters)
-            predicted = predict(design, packets).cycles
-        label = {"layer": shape.name, "count": count, "product": one.name, "output": "codes" if codes else "int32"}
-        images = virtual * lower(design, shape).side
-        rows.append(_row(label, bits, one.ideal, counters[0], counters[1], images, batch, predicted))
-    return rows
+    m = lower(design, shape)
+
+    def run(one: Pass, images: int) -> tuple[Counters, int]:
+        packets = one.packets(images)
+        words = program(design, packets)
+        result = check(device.run(words), f"{shape.name} {one.name}")
+        if compare is not None:
+            other = check(compare.run(words), f"{shape.name} {one.name}")
+            if not np.array_equal(result.words, other.words):
+                raise RuntimeError(f"{shape.name} {one.name}: {device.info.kind} and {compare.info.kind} differ")
+        return result.counters, predict(design, packets).cycles
+
+    return [
+        _row(shape.name, count, one, bits, "codes" if codes else "int32", virtual * m.side, batch,
+             run(one, virtual), run(one, 2 * virtual))
+        for one in passes(design, shape, bits, codes, split, first, batch)
+    ]  # fmt: skip
+
+
+def drive(
+    device: Device,
+    design: Design,
+    shape: ConvShape,
+    bits: Bits,
+    count: int = 1,
+    values: bool = True,
+    batch: int = 128,
+    virtual: int = 2,
+    first: bool = False,
+) -> list[Row]:
+    """Run one layer's products through the driver, as training does: results are 32-bit sums.
+
+    Args:
+        device: the RTL.
+        bits: of weights, activations, gradients; all three have affine grids.
+        count: how often the layer occurs (copied into the row).
+        values: activations and gradients travel as float32 and are quantized on the fabric, gradients stochastically,
+            which is what training sends; else as codes.  Weights are codes in either case.
+        batch: real images over which fixed cost is spread.
+        virtual: virtual images of the shorter run; the longer has twice as many.
+        first: the network's first layer, which needs no input gradient.
+    """
+    side = lower(design, shape).side
+
+    def run(one: Pass, images: int) -> tuple[Counters, int]:
+        rng = np.random.default_rng(0)
+        predicted = []
+        engine = FabricEngine(
+            device,
+            keep_rows=False,
+            recorder=lambda words, _: predicted.append(predict(design, headers(words)).cycles),
+        )
+        m = ConvGeometry(
+            images * side, shape.in_channels, shape.out_channels, shape.in_hw, (shape.kernel,) * 2, shape.stride,
+            shape.padding,
+        )  # fmt: skip
+
+        def operand(size: tuple[int, ...], width: int, as_values: bool, key: int | None = None) -> Operand:
+            grid = Grid(width, False, np.asarray(2.0**-6, np.float32), np.asarray(-1.0, np.float32), key)
+            codes = rng.integers(0, 1 << width, size)
+            if not as_values:
+                return Operand(grid, codes=codes)
+            return Operand(grid, values=((codes + rng.random(size)) * grid.scale + grid.zero).astype(np.float32))
+
+        x = operand((m.batch, m.in_channels, *m.in_hw), bits.a, values)
+        w = operand((m.out_channels, m.in_channels, *m.kernel), bits.w, False)
+        g = operand((m.batch, m.out_channels, *m.out_hw), bits.g, values, key=1)
+        if one.name == "forward":
+            engine.forward(x, w, m)
+        elif one.name == "backward":
+            engine.backward(x, g, w, m)
+        else:
+            engine.weight_gradient(x, g, m)
+        return engine.meter.totals, sum(predicted)
+
+    output = "driver, values" if values else "driver, codes"
+    return [
+        _row(shape.name, count, one, bits, output, virtual * side, batch, run(one, virtual), run(one, 2 * virtual))
+        for one in passes(design, shape, bits, codes=False, first=first)
+    ]
 
 
 def _row(
-    label: dict[str, Any], bits: Bits, ideal: float, short: dict[str, int], long: dict[str, int], images: int, batch: int,
-    predicted: int,
+    layer: str, count: int, one: Pass, bits: Bits, output: str, images: int, batch: int, shorter: tuple[Counters, int],
+    longer: tuple[Counters, int],
 ) -> Row:  # fmt: skip
-    """A row from the counters of ``images`` and twice as many; ``predicted`` are cycles of the latter."""
+    """A row from the counters and predicted cycles of ``images`` real images, and of twice as many."""
+    (short, _), (long, predicted) = shorter, longer
     fixed = max(0, 2 * short["CYCLES"] - long["CYCLES"])
 
-    def per_image(count: Callable[[Mapping[str, int]], int]) -> float:
-        one, two = count(short), count(long)
-        return (two - one) / images + ((2 * one - two) / batch if fixed else 0)
+    def per_image(counted: Callable[[Counters], int]) -> float:
+        once, twice = counted(short), counted(long)
+        return (twice - once) / images + ((2 * once - twice) / batch if fixed else 0)
 
     def counter(name: str) -> float:
         return per_image(lambda counters: counters[name])
 
     return Row(
-        **label,
+        layer=layer,
+        count=count,
+        product=one.name,
+        output=output,
         bits=f"{bits.w}/{bits.a}/{bits.g}",
         cycles=counter("CYCLES"),
-        ideal=ideal,
-        utilisation=ideal * images / (long["CYCLES"] - short["CYCLES"]),
+        ideal=one.ideal,
+        utilisation=one.ideal * images / (long["CYCLES"] - short["CYCLES"]),
         fixed=fixed,
         busy=counter("BUSY"),
         stall_drain=counter("STALL_DRAIN"),
@@ -253,24 +323,25 @@ def _row(
 
 
 def bench(
-    device: Device,
     design: Design,
     shapes: Iterable[ConvShape],
     bits: Bits,
-    codes: bool = True,
-    split: bool = False,
-    batch: int = 128,
+    rows_of: Callable[[ConvShape, Bits, int, bool], list[Row]],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """All convolutions of a network at one precision: rows, cycles per image, images per second at the design's clock."""
+    """All convolutions of a network at one precision: rows, cycles per image, images per second at the design's clock.
+
+    Args:
+        rows_of: :func:`measure` or :func:`drive` of a layer, its widths, how often it occurs, and whether it is the first.
+    """
     rows: list[Row] = []
     for index, (shape, count) in enumerate(distinct(shapes)):
         progress(f"{shape.name} at {bits.w}/{bits.a}/{bits.g}")
-        rows += measure(device, design, shape, bits, count, codes, batch, split=split, first=index == 0)
+        rows += rows_of(shape, bits, count, index == 0)
     total = sum(r.cycles * r.count for r in rows)
     return {
         "bits": f"{bits.w}/{bits.a}/{bits.g}",
-        "output": "codes" if codes else "int32",
+        "output": rows[0].output,
         "cycles_per_image": total,
         "images_per_second": design.clock_mhz * 1e6 / total,
         "utilisation": sum(r.ideal * r.count for r in rows) / total,
@@ -278,58 +349,88 @@ def bench(
     }
 
 
-def proportionality(device: Device, design: Design) -> list[dict[str, float]]:
-    """Cycles of a compute-bound product for every pair of 2..8 x 2..16 bits against 8x8 bits times the share of pairs.
+def proportionality(device: Device, design: Design) -> list[dict[str, Any]]:
+    """Cycles of a product for every pair of 2..8 x 2..16 bits against 8x8 bits times the share of plane pairs.
 
-    The product is a weight gradient, whose results stay on chip: nothing but the array can be the limit.  Cycles are
-    the difference between one WGRAD packet and two, so loading and reading out cancel.
+    The products are a weight gradient of one group each way, whose results stay on chip, and convolutions of one and of
+    four channel groups, whose results leave as codes as wide as the activations.  Cycles are the difference between one
+    packet and two, so loading and reading out cancel.  Pairs that the INT32 rule refuses are left out.
+
+    ``compute_bound`` says whether a tile's steps last until the tile before it is out of the way: it takes
+    ``C + 1`` values to drain in a weight gradient, ``C`` and three cycles in a convolution, and there ``out_bits`` row
+    words to send.
     """
-    rows, images = 8, 4
-
-    def cycles(a_bits: int, b_bits: int) -> int:
-        totals = []
-        for repeats in (1, 2):
-            wgrad: Packet = {
-                "opcode": Opcode.WGRAD, "rows": rows, "groups": 1, "out_groups": 1, "images": images, "a_bits": a_bits,
-                "b_bits": b_bits, "segment_start": 1, "a_planes": (1 << a_bits) - 1, "b_planes": (1 << b_bits) - 1,
-                "taps": ALL_TAPS,
-            }  # fmt: skip
-            load: Packet = {"opcode": Opcode.LOAD, "rows": rows, "groups": 1, "out_groups": 1, "images": images}
-            packets: list[Packet] = [
-                {
-                    **load,
-                    "target": Target.A,
-                    "a_bits": a_bits,
-                    "payload_words": images * rows * a_bits * design.row_words,
-                },
-                {
-                    **load,
-                    "target": Target.G,
-                    "a_bits": b_bits,
-                    "payload_words": images * rows * b_bits * design.row_words,
-                },
-                *[wgrad] * repeats,
-                {"opcode": Opcode.END},
-            ]
-            totals.append(check(device.run(program(design, packets))).counters["CYCLES"])
-        return totals[1] - totals[0]
-
-    base = cycles(8, 8)
-    result = []
-    for a_bits in range(2, 9):
-        for b_bits in range(2, 17):
-            measured = cycles(a_bits, b_bits)
-            ideal = base * a_bits * b_bits / 64
-            result.append(
-                {
-                    "a_bits": a_bits,
-                    "b_bits": b_bits,
-                    "cycles": measured,
-                    "proportional": ideal,
-                    "deviation": measured / ideal - 1,
-                }
-            )
+    result: list[dict[str, Any]] = []
+    for product, groups in (("weight_gradient", 1), ("convolution", 1), ("convolution", 4)):
+        pairs: list[dict[str, Any]] = []
+        for a_bits in range(2, 9):
+            for b_bits in range(2, 17):
+                if product == "convolution" and not conv_fits(design, groups, a_bits, b_bits, wide=False):
+                    continue
+                one, two = (
+                    check(device.run(program(design, _repeated(design, product, groups, a_bits, b_bits, n))))
+                    for n in (1, 2)
+                )
+                if product == "convolution":
+                    steps = groups * a_bits * b_bits
+                    behind = max(design.channels + STREAMING_CYCLES[Opcode.CONV], a_bits * design.row_words)
+                else:
+                    steps, behind = _IMAGES * a_bits * b_bits, design.channels + 1
+                pairs.append(
+                    {
+                        "product": product,
+                        "groups": groups,
+                        "a_bits": a_bits,
+                        "b_bits": b_bits,
+                        "compute_bound": steps >= behind,
+                        "cycles": two.counters["CYCLES"] - one.counters["CYCLES"],
+                    }
+                )
+        base = next(p["cycles"] for p in pairs if p["a_bits"] == p["b_bits"] == 8)
+        for pair in pairs:
+            pair["proportional"] = base * pair["a_bits"] * pair["b_bits"] / 64
+            pair["deviation"] = pair["cycles"] / pair["proportional"] - 1
+        result += pairs
     return result
+
+
+_IMAGES = 4  #: virtual images of eight rows whose weight gradient is compared
+
+
+def _repeated(design: Design, product: str, groups: int, a_bits: int, b_bits: int, repeats: int) -> list[Packet]:
+    """A program of ``repeats`` equal products on operands that are loaded once."""
+    planes: Packet = {
+        "rows": 8, "groups": groups, "a_bits": a_bits, "b_bits": b_bits, "segment_start": 1,
+        "a_planes": (1 << a_bits) - 1, "b_planes": (1 << b_bits) - 1,
+    }  # fmt: skip
+
+    def tensor(target: Target, bits: int, images: int) -> Packet:
+        return {
+            "opcode": Opcode.LOAD, "target": target, "rows": 8, "groups": groups, "out_groups": 1, "images": images,
+            "a_bits": bits, "payload_words": images * 8 * groups * bits * design.row_words,
+        }  # fmt: skip
+
+    def entries(target: Target, rows: int, words: int) -> Packet:
+        return {
+            "opcode": Opcode.LOAD, "target": target, "rows": rows, "groups": 1, "out_groups": 1, "images": 1,
+            "payload_words": rows * words,
+        }  # fmt: skip
+
+    if product == "weight_gradient":
+        loads = [tensor(Target.A, a_bits, _IMAGES), tensor(Target.G, b_bits, _IMAGES)]
+        packet: Packet = {**planes, "opcode": Opcode.WGRAD, "out_groups": 1, "images": _IMAGES, "taps": ALL_TAPS}
+    else:
+        weights = 2 * groups * b_bits
+        loads = [
+            entries(Target.E, 2 * design.channels, 2),
+            entries(Target.W, weights, design.weight_words),
+            tensor(Target.A, a_bits, 1),
+        ]
+        packet = {
+            **planes, "opcode": Opcode.CONV, "out_groups": 2, "images": 1, "format": OutputFormat.CODES,
+            "out_bits": a_bits, "shift": 8,
+        }  # fmt: skip
+    return [*loads, *[packet] * repeats, {"opcode": Opcode.END}]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from hw.contract import HEADER_WORDS, ROW_BANKS, TAPS, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
@@ -71,6 +71,7 @@ def meet(x: Ranges, y: Ranges) -> bool:
     return any(b in y and y[b][0] < end and first < y[b][1] for b, (first, end) in x.items())
 
 
+@lru_cache(maxsize=1 << 12)
 def steps_of_tile(a_planes: int, b_planes: int, a_bits: int, b_bits: int, inner: int, sums: bool) -> int:
     """Array steps of one tile: computed plane pairs times their inner length, one step for an empty diagonal."""
     steps = 0

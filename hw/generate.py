@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -180,6 +181,23 @@ def compile_order(names: Iterable[str], primitives: bool) -> list[str]:
         chosen |= {p.name: p.as_posix() for p in paths if p.parent == Path("xc7")}
     first = ("fabric_pkg.sv", "engine_pkg.sv")
     return [chosen[n] for n in (*(n for n in first if n in chosen), *(n for n in sorted(chosen) if n not in first))]
+
+
+def rtl_digest(design: Design) -> str:
+    """SHA-256, 64 hexadecimal digits, of what a measurement on the simulated RTL rests on.
+
+    That is the rendered SystemVerilog that simulation reads, so the sources and the design's parameters, comments and
+    white space left out.
+
+    Raises:
+        GenerateError: a template is broken.
+    """
+    digest = hashlib.sha256()
+    for name, text in render(design).items():
+        if name.startswith("rtl/") and not name.startswith("rtl/xc7/"):
+            code = " ".join(re.sub(r"//[^\n]*", "", text).split())
+            digest.update(f"{name}\0{code}\0".encode())
+    return digest.hexdigest()
 
 
 def manifest(design: Design, files: dict[str, str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 import fractrain
 from host import engine_bench
-from host.engine_bench import measure, refuse_unfit
+from host.engine_bench import drive, measure, proportionality, refuse_unfit
 from host.programs import headers
 from host.rtl import RtlDevice
 from hw.contract import Flag, array_idle
@@ -61,6 +61,7 @@ def test_a_good_command_opens_the_device(no_device: None, tmp_path: Path) -> Non
         ["--figure", "FILE/x.svg"],
         ["--figure", "FOLDER/x.nothing"],
         ["--bits", "8/8/8", "16/16/16"],
+        ["--driver", "--split"],
         ["--model", "resnet18"],
         ["--design", "sim-small"],
     ],
@@ -90,7 +91,7 @@ def test_json_is_printed_and_saved_alike(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("hw.layers.network", lambda _: [SMALL])
-    monkeypatch.setattr(engine_bench, "proportionality", lambda *_: [{"deviation": 0.0, "a_bits": 8, "b_bits": 8}])
+    monkeypatch.setattr(engine_bench, "proportionality", lambda *_: [])
     saved, figure = tmp_path / "new" / "x.json", tmp_path / "x.svg"
     command = ["bench", "engine", "--design", "sim-small", "--bits", "2/2/2", "1/1/1", "--output", "codes"]
     assert fractrain.main([*command, "--json", "--save", str(saved), "--figure", str(figure)]) == 0
@@ -135,3 +136,26 @@ def test_cycles_in_which_loads_hold_the_array_up_are_idle(rtl: RtlDevice) -> Non
     """At stride 2 four rows are loaded for one, which one-bit weights are done with before the next have come."""
     (forward, _) = measure(rtl, DESIGN, ConvShape("strided", 8, 8, 3, 2, 1, (16, 16)), Bits(1, 8, 8))
     assert forward.idle > forward.cycles / 2
+
+
+@pytest.mark.parametrize("values", [True, False])
+def test_the_drivers_programs_are_measured_and_predicted(rtl: RtlDevice, values: bool) -> None:
+    rows = drive(rtl, DESIGN, LAYER, Bits(4, 3, 6), values=values)
+    assert [row.product for row in rows] == ["forward", "backward"]
+    assert [row.product for row in drive(rtl, DESIGN, SMALL, Bits(2, 2, 2), first=True)][1:] == ["weight_gradient"]
+    for row in rows:
+        assert row.predicted_total == pytest.approx(row.measured_total, rel=0.03)
+        assert row.busy + row.stall_drain + row.idle == pytest.approx(row.cycles)
+        assert row.stall_drain > 0
+
+
+def test_cycles_follow_the_plane_pairs_where_the_array_is_the_limit(rtl: RtlDevice) -> None:
+    pairs = proportionality(rtl, DESIGN)
+    bound = [p for p in pairs if p["compute_bound"]]
+    assert {(p["product"], p["groups"]) for p in bound} == {
+        ("weight_gradient", 1),
+        ("convolution", 1),
+        ("convolution", 4),
+    }
+    assert all(abs(p["deviation"]) <= 0.1 for p in bound)
+    assert any(p["deviation"] > 0.5 for p in pairs if not p["compute_bound"])
