@@ -35,7 +35,9 @@ def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="the driver's programs as training runs them, float32 values in and 32-bit sums out, and with codes in",
     )
     engine.add_argument("--split", action="store_true", help="the two gradients as programs of their own")
-    engine.add_argument("--batch", type=int, default=128, help="images over which fixed costs are spread")
+    engine.add_argument(
+        "--batch", type=int, default=128, help="images over which fixed costs are spread; --driver runs them all"
+    )
     engine.add_argument("--figure", type=Path, help="draw the result into this file (SVG or PNG)")
     engine.add_argument("--json", action="store_true", help="print JSON")
     engine.add_argument("--save", type=Path, help="also write the JSON to this file")
@@ -143,6 +145,7 @@ def run_engine(arguments: argparse.Namespace) -> int:
     for bits in precisions:
         for codes in outputs:
             refuse_unfit(design, shapes, bits, codes, arguments.split)
+    digest = rtl_digest(design)  # of what is opened now, whatever is edited during the run
     device = open_device("rtl", design)
 
     def rows_of(option: bool, shape: ConvShape, bits: Bits, count: int, first: bool) -> list[Row]:
@@ -167,7 +170,7 @@ def run_engine(arguments: argparse.Namespace) -> int:
         "command": command_of(arguments),
         "design": design.name,
         "hash": f"{design.hash64:016x}",
-        "rtl": rtl_digest(design),
+        "rtl": digest,
         "model": arguments.model,
         "batch": arguments.batch,
         "runs": runs,
@@ -195,6 +198,8 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
     from host.engine_bench import STATES
 
     console, runs, pairs = Console(), result["runs"], result["proportionality"]
+    if not console.is_terminal:
+        console.width = 120  # a file or a pipe takes whole names
     table = Table(
         title=f"{result['model']} on {result['design']} at {clock_mhz:g} MHz, convolutions of training, RTL counters"
     )

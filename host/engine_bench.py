@@ -1,7 +1,8 @@
 """``fractrain bench engine``: a network's training products on the simulated hardware, against the cycle model.
 
 Every distinct convolution runs with random codes, forward and backward, for two lengths of the batch; the difference
-is the cost of an image, the rest is spread over a batch.  Programs are those of :mod:`hw.workload`, or the driver's own.
+is the cost of an image, the rest is spread over a batch.  Programs are those of :mod:`hw.workload`; the driver's own
+run over a whole batch.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from host.device import U64, Device, check
+from host.device import U64, Device, Result, check
 from host.engine import FabricEngine
 from host.products import ConvGeometry, Grid, Operand
 from host.programs import ALL_TAPS, ProgramBuilder, check_header, conv_fits, headers
 from hw import contract
-from hw.contract import Error, Opcode, OutputFormat, Target
+from hw.contract import TIMING_COUNTERS, Error, Opcode, OutputFormat, Target
 from hw.cycles import STREAMING_CYCLES, predict
 from hw.design import Design
 from hw.layers import Bits, ConvShape
 from hw.workload import Packet, WorkloadError, backward, forward, lower
 
-Counters = Mapping[str, int]
 VIRTUAL = 4  #: virtual images of the shorter of two runs
 
 #: what the array does in a cycle, of a row's attributes
@@ -40,7 +40,8 @@ STATES = {
 class Row:
     """One layer shape, one pass: RTL counters against ideal and model.
 
-    Cycles are per real image of a batch: the difference of the two runs, and the batch's share of what it leaves.
+    Cycles are per real image of a batch: the difference of the two runs, and the batch's share of what it leaves; of the
+    driver's programs, which take many images at once, a whole batch is run instead.
 
     Attributes:
         layer, count, product, bits, output: what ran, and how often the network has it.
@@ -53,7 +54,7 @@ class Row:
         idle: the array has no step to do (``hw.contract.array_idle``).
         stall_in, stall_hazard: the loader waits for a stream, for the array.
         stall_out: a result waits for the output stream.
-        measured_total, predicted_total: of the longer run, by the RTL and by the model.
+        measured_total, predicted_total: of the longer run or the whole batch, by the RTL and by the model.
         model_error: of the prediction, relative.
     """
 
@@ -204,22 +205,29 @@ def measure(
         RuntimeError: ``compare`` answers otherwise.
     """
     m = lower(design, shape)
-
-    def run(one: Pass, images: int) -> tuple[Counters, int]:
-        packets = one.packets(images)
-        words = program(design, packets)
-        result = check(device.run(words), f"{shape.name} {one.name}")
-        if compare is not None:
-            other = check(compare.run(words), f"{shape.name} {one.name}")
-            if not np.array_equal(result.words, other.words):
-                raise RuntimeError(f"{shape.name} {one.name}: {device.info.kind} and {compare.info.kind} differ")
-        return result.counters, predict(design, packets).cycles
-
-    return [
-        _row(shape.name, count, one, bits, "codes" if codes else "int32", virtual * m.side, batch,
-             run(one, virtual), run(one, 2 * virtual))
-        for one in passes(design, shape, bits, codes, split, first, batch)
-    ]  # fmt: skip
+    images = virtual * m.side
+    rows = []
+    for one in passes(design, shape, bits, codes, split, first, batch):
+        counted, predicted = [], 0
+        for n in (virtual, 2 * virtual):
+            packets = one.packets(n)
+            words = program(design, packets)
+            result = check(device.run(words), f"{shape.name} {one.name}")
+            if compare is not None:
+                other = check(compare.run(words), f"{shape.name} {one.name}")
+                if not np.array_equal(result.words, other.words):
+                    raise RuntimeError(f"{shape.name} {one.name}: {device.info.kind} and {compare.info.kind} differ")
+            counted.append(result.counters)
+            predicted = predict(design, packets).cycles
+        short, long = counted
+        fixed = max(0, 2 * short["CYCLES"] - long["CYCLES"])
+        each = {n: (long[n] - short[n]) / images for n in TIMING_COUNTERS}
+        more = each["CYCLES"]
+        if fixed:
+            each = {n: each[n] + (2 * short[n] - long[n]) / batch for n in TIMING_COUNTERS}
+        output = "codes" if codes else "int32"
+        rows.append(_row(shape.name, count, one, bits, output, each, more, fixed, long["CYCLES"], predicted))
+    return rows
 
 
 def drive(
@@ -230,10 +238,9 @@ def drive(
     count: int = 1,
     values: bool = True,
     batch: int = 128,
-    virtual: int = 2,
     first: bool = False,
 ) -> list[Row]:
-    """Run one layer's products through the driver, as training does: results are 32-bit sums.
+    """Run one layer's products over a whole batch through the driver, as training does: results are 32-bit sums.
 
     Args:
         device: the RTL.
@@ -241,84 +248,70 @@ def drive(
         count: how often the layer occurs (copied into the row).
         values: activations and gradients travel as float32 and are quantized on the fabric, gradients stochastically,
             which is what training sends; else as codes.  Weights are codes in either case.
-        batch: real images over which fixed cost is spread.
-        virtual: virtual images of the shorter run; the longer has twice as many.
+        batch: real images.
         first: the network's first layer, which needs no input gradient.
     """
-    side = lower(design, shape).side
+    rng = np.random.default_rng(0)
+    m = ConvGeometry(
+        batch, shape.in_channels, shape.out_channels, shape.in_hw, (shape.kernel,) * 2, shape.stride, shape.padding
+    )
 
-    def run(one: Pass, images: int) -> tuple[Counters, int]:
-        rng = np.random.default_rng(0)
-        predicted = []
-        engine = FabricEngine(
-            device,
-            keep_rows=False,
-            recorder=lambda words, _: predicted.append(predict(design, headers(words)).cycles),
-        )
-        m = ConvGeometry(
-            images * side, shape.in_channels, shape.out_channels, shape.in_hw, (shape.kernel,) * 2, shape.stride,
-            shape.padding,
-        )  # fmt: skip
+    def operand(size: tuple[int, ...], width: int, as_values: bool, key: int | None = None) -> Operand:
+        grid = Grid(width, False, np.asarray(2.0**-6, np.float32), np.asarray(-1.0, np.float32), key)
+        codes = rng.integers(0, 1 << width, size)
+        if not as_values:
+            return Operand(grid, codes=codes)
+        return Operand(grid, values=((codes + rng.random(size)) * grid.scale + grid.zero).astype(np.float32))
 
-        def operand(size: tuple[int, ...], width: int, as_values: bool, key: int | None = None) -> Operand:
-            grid = Grid(width, False, np.asarray(2.0**-6, np.float32), np.asarray(-1.0, np.float32), key)
-            codes = rng.integers(0, 1 << width, size)
-            if not as_values:
-                return Operand(grid, codes=codes)
-            return Operand(grid, values=((codes + rng.random(size)) * grid.scale + grid.zero).astype(np.float32))
+    x = operand((batch, m.in_channels, *m.in_hw), bits.a, values)
+    w = operand((m.out_channels, m.in_channels, *m.kernel), bits.w, False)
+    g = operand((batch, m.out_channels, *m.out_hw), bits.g, values, key=1)
+    rows = []
+    for one in passes(design, shape, bits, codes=False, first=first):
+        predicted: list[int] = []
 
-        x = operand((m.batch, m.in_channels, *m.in_hw), bits.a, values)
-        w = operand((m.out_channels, m.in_channels, *m.kernel), bits.w, False)
-        g = operand((m.batch, m.out_channels, *m.out_hw), bits.g, values, key=1)
+        def predict_too(words: U64, _: Result, to: list[int] = predicted) -> None:
+            to.append(predict(design, headers(words)).cycles)
+
+        engine = FabricEngine(device, keep_rows=False, recorder=predict_too)
         if one.name == "forward":
             engine.forward(x, w, m)
         elif one.name == "backward":
             engine.backward(x, g, w, m)
         else:
             engine.weight_gradient(x, g, m)
-        return engine.meter.totals, sum(predicted)
-
-    output = "driver, values" if values else "driver, codes"
-    return [
-        _row(shape.name, count, one, bits, output, virtual * side, batch, run(one, virtual), run(one, 2 * virtual))
-        for one in passes(design, shape, bits, codes=False, first=first)
-    ]
+        totals = engine.meter.totals
+        each = {n: totals[n] / batch for n in TIMING_COUNTERS}
+        output = "driver, values" if values else "driver, codes"
+        cycles = totals["CYCLES"]
+        rows.append(_row(shape.name, count, one, bits, output, each, each["CYCLES"], 0, cycles, sum(predicted)))
+    return rows
 
 
 def _row(
-    layer: str, count: int, one: Pass, bits: Bits, output: str, images: int, batch: int, shorter: tuple[Counters, int],
-    longer: tuple[Counters, int],
+    layer: str, count: int, one: Pass, bits: Bits, output: str, each: Mapping[str, float], more: float, fixed: int,
+    measured: int, predicted: int,
 ) -> Row:  # fmt: skip
-    """A row from the counters and predicted cycles of ``images`` real images, and of twice as many."""
-    (short, _), (long, predicted) = shorter, longer
-    fixed = max(0, 2 * short["CYCLES"] - long["CYCLES"])
-
-    def per_image(counted: Callable[[Counters], int]) -> float:
-        once, twice = counted(short), counted(long)
-        return (twice - once) / images + ((2 * once - twice) / batch if fixed else 0)
-
-    def counter(name: str) -> float:
-        return per_image(lambda counters: counters[name])
-
+    """A row from the counters per image, ``each``, and the cycles that one more image takes, ``more``."""
     return Row(
         layer=layer,
         count=count,
         product=one.name,
-        output=output,
         bits=f"{bits.w}/{bits.a}/{bits.g}",
-        cycles=counter("CYCLES"),
+        output=output,
+        cycles=each["CYCLES"],
         ideal=one.ideal,
-        utilisation=one.ideal * images / (long["CYCLES"] - short["CYCLES"]),
+        utilisation=one.ideal / more,
         fixed=fixed,
-        busy=counter("BUSY"),
-        stall_drain=counter("STALL_DRAIN"),
-        idle=per_image(contract.array_idle),
-        stall_in=counter("STALL_IN"),
-        stall_hazard=counter("STALL_HAZARD"),
-        stall_out=counter("STALL_OUT"),
-        measured_total=long["CYCLES"],
+        busy=each["BUSY"],
+        stall_drain=each["STALL_DRAIN"],
+        idle=contract.array_idle(each),
+        stall_in=each["STALL_IN"],
+        stall_hazard=each["STALL_HAZARD"],
+        stall_out=each["STALL_OUT"],
+        measured_total=measured,
         predicted_total=predicted,
-        model_error=predicted / long["CYCLES"] - 1,
+        model_error=predicted / measured - 1,
     )
 
 
@@ -456,5 +449,5 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.plot(thousands("ideal"), names, "k|", markersize=14, label="array always full")
     axes.invert_yaxis()
     axes.set_xlabel(f"thousand cycles per image ({result['model']} on {result['design']}, RTL counters)")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)

@@ -253,7 +253,7 @@ FUNCTIONAL_COUNTERS = ("PACKETS", "SKIPPED", "SATURATED", "WORDS_IN", "WORDS_OUT
 TIMING_COUNTERS = ("CYCLES", "BUSY", "STALL_IN", "STALL_HAZARD", "STALL_OUT", "STALL_DRAIN")
 
 
-def array_idle(counters: Mapping[str, int]) -> int:
+def array_idle(counters: Mapping[str, float]) -> float:
     """Cycles in which the array had no step to do: ``CYCLES - BUSY - STALL_DRAIN``.
 
     The array computes (BUSY), holds a tile's last step back until the drain is free (STALL_DRAIN), or has none: it waits

@@ -2,6 +2,9 @@
 
 The model follows the RTL's structure: one loader that takes packets in order, a queue of four commands, one sequencer,
 a drain that holds one tile, and an output stream of one word per cycle.  Constants are the RTL's pipeline lengths.
+
+A packet takes some microseconds, whatever it computes, so the two or three hundred packets of a product over a batch
+take a few milliseconds; searches keep results by layer (``hw/fabric_cost.py``).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from host.programs import headers
 from host.rtl import RtlDevice
 from hw.contract import Flag, array_idle
 from hw.cycles import predict
-from hw.design import load_design
-from hw.layers import Bits, ConvShape
+from hw.design import ROOT, load_design
+from hw.generate import render, rtl_digest
+from hw.layers import Bits, ConvShape, network
 from hw.workload import WorkloadError
 from tests.host.random_programs import random_programs
 
@@ -140,9 +142,11 @@ def test_cycles_in_which_loads_hold_the_array_up_are_idle(rtl: RtlDevice) -> Non
 
 @pytest.mark.parametrize("values", [True, False])
 def test_the_drivers_programs_are_measured_and_predicted(rtl: RtlDevice, values: bool) -> None:
-    rows = drive(rtl, DESIGN, LAYER, Bits(4, 3, 6), values=values)
+    rows = drive(rtl, DESIGN, LAYER, Bits(4, 3, 6), values=values, batch=8)
     assert [row.product for row in rows] == ["forward", "backward"]
-    assert [row.product for row in drive(rtl, DESIGN, SMALL, Bits(2, 2, 2), first=True)][1:] == ["weight_gradient"]
+    assert [row.product for row in drive(rtl, DESIGN, SMALL, Bits(2, 2, 2), batch=3, first=True)][1:] == [
+        "weight_gradient"
+    ]
     for row in rows:
         assert row.predicted_total == pytest.approx(row.measured_total, rel=0.03)
         assert row.busy + row.stall_drain + row.idle == pytest.approx(row.cycles)
@@ -159,3 +163,66 @@ def test_cycles_follow_the_plane_pairs_where_the_array_is_the_limit(rtl: RtlDevi
     }
     assert all(abs(p["deviation"]) <= 0.1 for p in bound)
     assert any(p["deviation"] > 0.5 for p in pairs if not p["compute_bound"])
+
+
+# -- the committed measurements -------------------------------------------------------------------------------------
+
+MEASURED = sorted((ROOT / "docs" / "measurements").glob("engine-*.json"))
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_a_committed_measurement_is_of_the_present_rtl(path: Path) -> None:
+    """Comments apart, the RTL and the design's parameters are those that were measured."""
+    data = json.loads(path.read_text())
+    present = rtl_digest(load_design(data["design"]))
+    assert data["rtl"] == present, f"the RTL is not the one measured in {path.name}; run: {data['command']}"
+
+
+def test_the_digest_sees_code_and_parameters_but_no_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rtl_digest(DESIGN)
+    assert rtl_digest(replace(DESIGN, depth_a=DESIGN.depth_a * 2)) != before
+    files = render(DESIGN)
+    edits = {"// a remark\n": True, "logic surplus;\n": False}
+    for text, same in edits.items():
+        monkeypatch.setattr(
+            "hw.generate.render", lambda _, text=text: {**files, "rtl/drain.sv": text + files["rtl/drain.sv"]}
+        )
+        assert (rtl_digest(DESIGN) == before) is same
+
+
+def measured(name: str) -> dict[tuple[str, str], Any]:
+    """Runs of a committed measurement, by precision and output."""
+    data = json.loads((ROOT / "docs" / "measurements" / f"engine-{name}.json").read_text())
+    return {(run["bits"], run["output"]): run for run in data["runs"]}
+
+
+def test_the_targets_are_met() -> None:
+    runs = measured("zc706")
+    assert runs["8/8/8", "codes"]["images_per_second"] >= 550
+    assert 1 - runs["4/3/6", "codes"]["cycles_per_image"] / runs["8/8/8", "codes"]["cycles_per_image"] >= 0.60
+    shapes = {shape.name: shape for shape in network("resnet38")}
+    plain = [
+        row
+        for row in measured("zc706-split")["8/8/8", "codes"]["rows"]
+        for shape in [shapes[row["layer"]]]
+        if (shape.kernel, shape.stride) == (3, 1) and shape.in_channels % 16 == shape.out_channels % 16 == 0
+    ]
+    assert {row["product"] for row in plain} == {"forward", "input_gradient", "weight_gradient"}
+    assert sum(row["count"] for row in plain if row["product"] == "forward") == 34
+    for row in plain:
+        assert row["utilisation"] >= 0.85, row
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_the_model_is_right_about_what_was_measured(path: Path) -> None:
+    for run in json.loads(path.read_text())["runs"]:
+        for row in run["rows"]:
+            assert abs(row["predicted_total"] / row["measured_total"] - 1) <= 0.03, row
+            assert row["busy"] + row["stall_drain"] + row["idle"] == pytest.approx(row["cycles"]), row
+
+
+def test_cycles_are_proportional_to_plane_pairs_as_measured() -> None:
+    pairs = json.loads((ROOT / "docs" / "measurements" / "engine-zc706.json").read_text())["proportionality"]
+    assert len(pairs) > 300
+    for pair in pairs:
+        assert abs(pair["deviation"]) <= 0.10 or not pair["compute_bound"], pair

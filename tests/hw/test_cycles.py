@@ -47,7 +47,8 @@ def packets_of(design: Design, shape: ConvShape, row: dict[str, Any]) -> list[Pa
     if row["product"] == "forward":
         return list(forward(design, shape, bits, VIRTUAL, codes))
     gradients = ("input_gradient", "weight_gradient") if row["product"] == "backward" else (row["product"],)
-    return list(backward(design, shape, bits, VIRTUAL, codes, products=gradients))
+    batch = measurement()["batch"] // lower(design, shape).side
+    return list(backward(design, shape, bits, VIRTUAL, codes, products=gradients, summed=batch))
 
 
 @pytest.mark.parametrize("row", list(rows()))
