@@ -446,6 +446,7 @@ def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
     else:
         try:
             with zipfile.ZipFile(path) as archive:
+                _check_directory(archive)
                 loaded = _decode(path, sorted(archive.namelist()), archive.read)
         except DataError:
             raise
@@ -465,6 +466,14 @@ def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
             )
         os.replace(scratch.name, stored)
     return loaded
+
+
+def _check_directory(archive: zipfile.ZipFile) -> None:
+    """Raises BadZipFile where a damaged directory hides files, which zipfile takes for files that are not there."""
+    for entry in archive.infolist():
+        archive.open(entry).close()  # compares its name with the one before the file's data
+        if b"PK\1\2" in entry.comment:  # of a length that takes in the next entry
+            raise zipfile.BadZipFile(f"the comment of {entry.filename} holds other files' directory entries")
 
 
 def _state(files: dict[str, Path]) -> str:

@@ -237,6 +237,19 @@ def test_damaged_archive_is_refused_or_holds_the_same(sources: Path, name: str, 
             assert np.array_equal(getattr(got, part), getattr(true, part)), part
 
 
+@pytest.mark.parametrize("field", ["name", "comment length"])
+def test_zip_whose_directory_hides_an_image_is_refused(sources: Path, tmp_path: Path, field: str) -> None:
+    whole = bytearray((sources / "stored.zip").read_bytes())
+    name = whole.rindex(b"train/cat/", 0, whole.rindex(b"train/cat/"))  # in the directory, where one more cat follows
+    if field == "name":
+        whole[name] ^= 1
+    else:
+        whole[name - 14] = 46 + len("train/cat/0000.png")  # the next entry becomes a comment of this one
+    (tmp_path / "images.zip").write_bytes(whole)
+    with pytest.raises(DataError, match=r"images\.zip"):
+        load_data(str(tmp_path / "images.zip"))
+
+
 @pytest.mark.parametrize(("source", "file"), [("py", "data_batch_3"), ("py", "batches.meta"), ("images", None)])
 @settings(deadline=None, max_examples=100)
 @given(place=st.one_of(PLACES, st.floats(0, 0.02)), mask=MASKS)
