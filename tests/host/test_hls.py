@@ -364,6 +364,23 @@ def test_loads_and_products_of_overlapping_ranges_in_any_order(data: st.DataObje
     assert_alike(bit_serial_device(SMALL).run(words), ReferenceDevice(SMALL).run(words), kind)
 
 
+def broken_files(old: str, new: str) -> dict[str, str]:
+    """The rendered kernel with one place changed."""
+    files = hls_files(SMALL)
+    assert files["fabric.cpp"].count(old) == 1, "the code to break is no longer there"
+    return files | {"fabric.cpp": files["fabric.cpp"].replace(old, new)}
+
+
+def differs(device: HlsDevice, programs: Iterator[tuple[str, npt.NDArray[np.uint64]]]) -> bool:
+    """Whether a program ends elsewhere than on the reference, or with other results; all of them are run."""
+    reference = ReferenceDevice(SMALL)
+    found = False
+    for _, words in programs:
+        ours, expected = device.run(words), reference.run(words)
+        found |= ours.position != expected.position or not np.array_equal(ours.words, expected.words)
+    return found
+
+
 WAITS = {
     "loads that never wait": ("state.products == 0 || waits ||", "state.products == 0 ||"),
     "loads into A that do not wait": ("meet(own.a, state.last.a) || ", ""),
@@ -381,16 +398,8 @@ WAITS = {
 
 @pytest.mark.parametrize("what", WAITS)
 def test_a_load_that_overtakes_a_product_is_found(what: str) -> None:
-    files = hls_files(SMALL)
-    old, new = WAITS[what]
-    assert files["fabric.cpp"].count(old) == 1, "the code to break is no longer there"
-    files["fabric.cpp"] = files["fabric.cpp"].replace(old, new)
-    broken, reference = bit_serial_device(SMALL, files), ReferenceDevice(SMALL)
-    found = False
-    for _, words in overtaking_programs():
-        ours, expected = broken.run(words), reference.run(words)
-        found |= ours.position != expected.position or not np.array_equal(ours.words, expected.words)
-    assert found
+    files = broken_files(*WAITS[what])
+    assert differs(bit_serial_device(SMALL, files), overtaking_programs())
 
 
 # -- tiles that leave while the next one is computed ---------------------------------------------------------------------
@@ -495,16 +504,8 @@ HAND_OVERS = {
 
 @pytest.mark.parametrize("what", HAND_OVERS)
 def test_a_tile_that_does_not_leave_whole_is_found(what: str) -> None:
-    files = hls_files(SMALL)
-    old, new = HAND_OVERS[what]
-    assert files["fabric.cpp"].count(old) == 1, "the code to break is no longer there"
-    files["fabric.cpp"] = files["fabric.cpp"].replace(old, new)
-    broken, reference = refusing_device(files), ReferenceDevice(SMALL)
-    found = False
-    for _, words in hand_over_programs():
-        ours, expected = broken.run(words), reference.run(words)
-        found |= ours.position != expected.position or not np.array_equal(ours.words, expected.words)
-    assert found
+    files = broken_files(*HAND_OVERS[what])
+    assert differs(refusing_device(files), hand_over_programs())
 
 
 # -- C simulation ------------------------------------------------------------------------------------------------------
@@ -537,10 +538,7 @@ BREAKS = {
 
 @pytest.mark.parametrize("what", BREAKS)
 def test_breaking_one_operator_fails_the_simulation(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = hls_files(SMALL)
-    old, new = BREAKS[what]
-    assert files["fabric.cpp"].count(old) == 1, "the code to break is no longer there"
-    files["fabric.cpp"] = files["fabric.cpp"].replace(old, new)
+    files = broken_files(*BREAKS[what])
     # -O1 builds quicker
     monkeypatch.setattr(csim_commands, "fast_flags", lambda: ("-O1",))
     assert simulate(SMALL, tmp_path, "native", files=files)["mismatches"] > 0
