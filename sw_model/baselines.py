@@ -109,6 +109,9 @@ def wageubn_error_flagged(e: Tensor, bits: int = 8) -> Tensor:
 def wageubn_gradient(g: Tensor, rate: int, key: int) -> Tensor:
     """The weight gradient in integer steps: ``SR(rate g / R)`` clipped to ``+-(rate - 1)``.
 
+    R may lie below max|g|, by up to sqrt(2), so that the largest gradients are cut off: the published format, which
+    does not promise an unbiased gradient.
+
     Args:
         rate: dynamic range, a power of two such as 128.
     """

@@ -3,7 +3,7 @@
 All take a matrix x (N, D), one row per sample, round stochastically and are unbiased: E[Q(x)] = x.  With
 B = 2**bits - 1 and R the range (max - min) of what shares a grid:
 
-* per tensor (PTQ): one grid.  Var <= N D R**2 / (4 B**2).
+* per tensor (PTQ): one grid, with zero as a point, so that R is taken with zero.  Var <= N D R**2 / (4 (B - 1)**2).
 * per sample (PSQ): a grid per row.  Var <= D / (4 B**2) * sum_i R_i**2, much less when few rows are large.
 * block Householder (BHQ): rows are grouped so that every block has one large row and some small ones; an orthogonal
   reflection spreads the large row over its block, whose rows, scaled against each other, are then quantized as in PSQ
@@ -42,21 +42,36 @@ def _round_rows(x: Tensor, low: Tensor, span: Tensor, bits: int, key: int) -> Te
     return codes * scale + low
 
 
+def grid_with_zero(bottom: float, top: float, steps: int) -> tuple[float, int]:
+    """The finest grid of ``steps`` equal steps that covers ``[bottom, top]`` and has zero as one of its points.
+
+    Its step is at most ``(top - bottom) / (steps - 1)``, by which the range may grow to put zero on a point.
+
+    Args:
+        bottom, top: ``bottom <= 0 <= top``; two steps at least where zero lies strictly between them.
+
+    Returns:
+        the step, and the number of steps below zero.
+    """
+    if bottom == 0 or top == 0:
+        return max((top - bottom) / steps, _SMALLEST), steps if bottom else 0
+    # Fewer steps below zero stretch the grid's lower part, more of them its upper part: the best number is beside the
+    # real one.  Both parts keep a step, or all values of one sign would become zero.
+    exact = steps * -bottom / (top - bottom)
+    beside = {min(max(whole, 1), steps - 1) for whole in (math.floor(exact), math.ceil(exact))}
+    step, offset = min((max(-bottom / o, top / (steps - o)), o) for o in beside)
+    return max(step, _SMALLEST), offset
+
+
 def ptq(x: Tensor, bits: int, key: int) -> Tensor:
-    """Per tensor, with zero on the grid: z = min(x, 0), and z is moved to a whole number of steps."""
+    """Per tensor, with zero on the grid; one bit has no point to spare for a zero inside the range and takes its ends."""
     _check(x, bits)
     low, span = extremes(x)
-    high = float(low + span)
-    bottom, top = min(float(low), 0.0), max(high, 0.0)
-    scale = max((top - bottom) / (2**bits - 1), _SMALLEST)
-    offset = math.ceil(-bottom / scale)
-    # Moving zero onto the grid may push an end off it; the step grows by what that needs.
+    bottom, top = min(float(low), 0.0), max(float(x.max()), 0.0)
+    if bits == 1 and bottom < 0 < top:
+        return _round_rows(x, low, span, bits, key)
     steps = 2**bits - 1
-    offset = min(offset, steps)
-    if offset:
-        scale = max(scale, -bottom / offset)
-    if steps > offset:
-        scale = max(scale, top / (steps - offset))
+    scale, offset = grid_with_zero(bottom, top, steps)
     codes = (x / scale + (offset + random_units(x.numel(), key).reshape(x.shape))).floor_().clamp_(0, steps)
     return (codes - offset) * scale
 
@@ -142,9 +157,11 @@ def bhq(x: Tensor, bits: int, key: int) -> Tensor:
 
 
 def ptq_variance_bound(x: Tensor, bits: int) -> float:
-    """Upper bound of PTQ's total variance, N D R**2 / (4 B**2), R the range including zero."""
+    """Upper bound of PTQ's total variance, N D R**2 / (4 (B - 1)**2), R the range including zero.
+
+    Without zero on the grid it is N D R**2 / (4 B**2); see :func:`grid_with_zero` for the step that zero costs.
+    """
     span = max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
-    # The nudge of zero onto the grid may lengthen a step by one part in B - 1.
     steps = 2**bits - 1
     return x.numel() * (span / max(steps - 1, 1)) ** 2 / 4
 
