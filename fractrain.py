@@ -8,20 +8,20 @@ import sys
 
 #: modules that offer ``register(subparsers)`` or ``register_bench(kinds)``; none of them imports anything heavy before its command runs
 ROOMS = (
-    "hw.generate_commands",
-    "hw.synthesis_commands",
-    "hw.bitstream_commands",
-    "hw.cost_commands",
-    "hw.explore_commands",
-    "host.csim_commands",
-    "host.cosim_commands",
-    "host.bench_commands",
-    "host.saif_commands",
-    "host.simulation_commands",
-    "host.board_commands",
-    "sw_model.commands",
-    "sw_model.export_commands",
-    "sw_model.demo_commands",
+    "hw.commands.generate_commands",
+    "hw.commands.synthesis_commands",
+    "hw.commands.bitstream_commands",
+    "hw.commands.cost_commands",
+    "hw.commands.explore_commands",
+    "host.commands.csim_commands",
+    "host.commands.cosim_commands",
+    "host.commands.bench_commands",
+    "host.commands.saif_commands",
+    "host.commands.simulation_commands",
+    "host.commands.board_commands",
+    "sw_model.commands.training_commands",
+    "sw_model.commands.export_commands",
+    "sw_model.commands.demo_commands",
 )
 
 

@@ -24,7 +24,7 @@ from hw.design import BEAT_BITS, ROOT, STREAM_BITS, Design
 
 HLS_TEMPLATES = ROOT / "hls_templates"
 RTL_SOURCES = ROOT / "hw" / "rtl"
-DOC_TEMPLATES = ROOT / "hw" / "templates"
+DOC_TEMPLATES = ROOT / "hw" / "reports"
 MANIFEST = "manifest.json"
 
 

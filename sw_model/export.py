@@ -22,14 +22,14 @@ from torch.nn import functional as F
 
 from host.board.job import RECIPE, write_job
 from host.board.operations import OPERATIONS
-from host.products import ConvGeometry
-from sw_model.data import ImageSet
-from sw_model.gates import GatedNetwork
-from sw_model.layers import DEPTHWISE, QConv2d, Run, quantized_layers
-from sw_model.models import Convolve, plain
-from sw_model.recipe import ConfigError, TrainConfig
-from sw_model.tasks import Classification, open_task
-from sw_model.training import build_network
+from host.operands import ConvGeometry
+from sw_model.data.images import ImageSet
+from sw_model.nn.gates import GatedNetwork
+from sw_model.nn.layers import DEPTHWISE, QConv2d, Run, quantized_layers
+from sw_model.nn.models import Convolve, plain
+from sw_model.train.loop import build_network
+from sw_model.train.recipe import ConfigError, TrainConfig
+from sw_model.train.tasks import Classification, open_task
 
 
 class ExportError(ValueError):
@@ -513,7 +513,7 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
 
 
 def _fixed(model: nn.Module, name: str, layer: nn.Module) -> list[int] | None:
-    """Widths of a layer that does not follow the schedule, as :func:`sw_model.layers.set_precision` has them."""
+    """Widths of a layer that does not follow the schedule, as :func:`sw_model.nn.layers.set_precision` has them."""
     if name in getattr(model, "keep_full", set()):
         return [0, 0, 0]
     depthwise = isinstance(layer, QConv2d) and layer.groups > 1

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from host.board.gates import Gates
+from host.board.gate_decisions import Gates
 from host.board.operations import OPERATIONS, JobError
 
 FORMAT, VERSION = "fractrain-job", 2

@@ -3,7 +3,7 @@
 All values are float32 but labels (int64).  Results do not depend on the machine's vector width: sums are formed in
 float64 in a fixed order (:func:`tree_sum`), transcendental functions and matrix products in float64, each rounded once;
 everything else is single float32 operations.  The software model computes the same with an exact engine
-(``sw_model/reproducible.py``), so that a job trains to the same bits as its recipe there.
+(``sw_model/nn/reproducible.py``), so that a job trains to the same bits as its recipe there.
 
 ==================== ========================================= ===================================================
 operation            operands                                  result
@@ -16,7 +16,7 @@ gated_input_gradient g, w, x, choice                           its gradient by x
 gated_weight_gradient g, x, w, choice                          its gradient by w
 gated_mask_gradient  gradient by x, x, choice                  its gradient by the choice, for all options
 choice               probabilities (N,P)                       1 at the greatest of each row, 0 elsewhere
-cost_term            cost, task loss                           cost times its signed weight, see host/board/gates.py
+cost_term            cost, task loss                           cost times its signed weight, see host/board/gate_decisions.py
 cost_term_gradient   g, cost, task loss                        its gradient by the cost
 batch_norm           x, weight, bias, mean, variance           y, batch mean, 1/std, new mean, new variance
 batch_norm_fixed     x, weight, bias, mean, variance           y with the running statistics

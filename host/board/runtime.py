@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from host.board.job import Graph, Job
+from host.board.layer_products import LayerState, Products
 from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
-from host.board.products import LayerState, Products
 from host.board.schedule import learning_rate, make_schedule
-from host.products import Engine
+from host.operands import Engine
 
 Array = npt.NDArray[Any]
 
@@ -348,8 +348,8 @@ def run_job(
 
     Args:
         job: from :func:`host.board.job.load_job`.
-        engine: multiplies codes: :class:`host.engine.FabricEngine` on any device, or
-            :class:`host.board.products.ExactEngine`.
+        engine: multiplies codes: :class:`host.driver.fabric_engine.FabricEngine` on any device, or
+            :class:`host.board.layer_products.ExactEngine`.
         out: run folder, made if missing; None leaves no files.
         resume: continue from the folder's checkpoint; the result is bit for bit that of an unbroken run.
         stop_after: stop, with a checkpoint, once so many steps are done in total.

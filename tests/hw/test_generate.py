@@ -12,9 +12,9 @@ import pytest
 
 import hw.generate as generator
 from hw import contract
+from hw.commands.generate_commands import register
 from hw.design import Design, DesignError, load_design
 from hw.generate import GenerateError, context, generate, render
-from hw.generate_commands import register
 
 DESIGNS = [load_design(name) for name in ("sim-small", "pynq-z2", "zc706", "zcu104")]
 

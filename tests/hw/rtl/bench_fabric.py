@@ -8,13 +8,13 @@ from typing import Any
 import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from host.cosim.testbench import DONE, IDLE, READY, START, TB, differences
-from host.device import split_streams
-from host.reference import ReferenceDevice
+from host.devices.device import split_streams
+from host.devices.reference import ReferenceDevice
+from host.verify.testbench import DONE, IDLE, READY, START, TB, differences
 from hw.contract import REGISTERS, VERSION, Error
 from hw.design import STREAM_BITS, load_design
-from tests.host.malformed import good_program, malformed_programs
-from tests.host.random_programs import random_program, random_programs
+from tests.support.malformed import good_program, malformed_programs
+from tests.support.random_programs import random_program, random_programs
 
 DESIGN = load_design(os.environ["BENCH_DESIGN"])
 PROGRAMS = int(os.environ.get("BENCH_PROGRAMS", "12"))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 
-from host.packing import quantize
+from host.program.packing import quantize
 
 F32 = npt.NDArray[np.float32]
 U32 = npt.NDArray[np.uint32]

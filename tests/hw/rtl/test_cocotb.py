@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from host.cosim.simulation import build_fabric, build_simulation, run_bench
-from host.rtl import rtl_sources
+from host.devices.rtl import rtl_sources
+from host.verify.simulation import build_fabric, build_simulation, run_bench
 from hw.design import load_design
 from hw.generate import RTL_SOURCES, generate
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import host.cosim_commands
+import host.commands.cosim_commands
 from fractrain import main
-from host.cosim_commands import cosimulate
-from host.rtl import rtl_sources
+from host.commands.cosim_commands import cosimulate
+from host.devices.rtl import rtl_sources
 from hw.design import load_design
 from hw.generate import generate
 
@@ -43,7 +43,7 @@ def test_command_prints_the_figures_and_fails_on_disagreement(
     report: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(**change: Any) -> int:
-        monkeypatch.setattr(host.cosim_commands, "cosimulate", lambda *_: {**report, **change})
+        monkeypatch.setattr(host.commands.cosim_commands, "cosimulate", lambda *_: {**report, **change})
         return main(["cosim"])
 
     assert answer() == 0

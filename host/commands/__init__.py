@@ -1,0 +1,1 @@
+"""Command lines of devices, benches and board: they parse and print."""

@@ -1,0 +1,258 @@
+"""``fractrain bench engine`` and ``kernel``: a network's training products on the RTL, and what the HLS kernel takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hw.networks import Bits
+
+#: weights/activations/gradients of the committed measurement; savings are against the first
+PRECISIONS = ("8/8/8", "4/4/8", "4/3/6", "3/3/6", "2/2/4")
+
+
+def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds ``engine`` and ``kernel`` to ``fractrain bench``."""
+    engine = kinds.add_parser(
+        "engine", help="cycles of a network's three training products on the RTL, and the model's"
+    )
+    engine.add_argument("--design", default="zc706", help="design (default: %(default)s)")
+    engine.add_argument("--model", default="resnet38", help="network (default: %(default)s)")
+    engine.add_argument(
+        "--bits", nargs="+", default=list(PRECISIONS), metavar="W/A/G", help="precisions, baseline first"
+    )
+    programs = engine.add_mutually_exclusive_group()
+    programs.add_argument(
+        "--output", choices=("codes", "int32", "both"), default="both", help="how results leave the fabric"
+    )
+    programs.add_argument(
+        "--driver",
+        action="store_true",
+        help="the driver's programs as training runs them, float32 values in and 32-bit sums out, and with codes in",
+    )
+    engine.add_argument("--split", action="store_true", help="the two gradients as programs of their own")
+    engine.add_argument(
+        "--batch", type=int, default=128, help="images over which fixed costs are spread; --driver runs them all"
+    )
+    engine.add_argument("--figure", type=Path, help="draw the result into this file (SVG or PNG)")
+    engine.add_argument("--json", action="store_true", help="print JSON")
+    engine.add_argument("--save", type=Path, help="also write the JSON to this file")
+    engine.set_defaults(run=run_engine)
+    kernel = kinds.add_parser(
+        "kernel", help="loop iterations of the HLS kernel on a network, by what overlaps with its array"
+    )
+    kernel.add_argument("--design", default="zc706", help="design (default: %(default)s)")
+    kernel.add_argument("--model", default="resnet38", help="network (default: %(default)s)")
+    kernel.add_argument("--bits", nargs="+", default=["8/8/8", "4/3/6"], metavar="W/A/G", help="precisions")
+    kernel.add_argument("--batch", type=int, default=128, help="images over which fixed costs are spread")
+    kernel.add_argument("--json", action="store_true", help="print JSON")
+    kernel.set_defaults(run=run_kernel)
+
+
+def widths(text: str) -> Bits:
+    """Bit widths of a precision such as 4/3/6.
+
+    Raises:
+        ValueError: not three widths that the fabric has.
+    """
+    parts = text.split("/")
+    if len(parts) != 3 or not all(p.isdecimal() and 1 <= int(p) <= 16 for p in parts):
+        raise ValueError(f"--bits {text!r} must be three widths of 1 to 16 bits, such as 8/8/8")
+    return Bits(*map(int, parts))
+
+
+def refuse_unwritable(option: str, path: Path | None) -> None:
+    """Refuse a path at which no file can be made, before a long run has something to write there.
+
+    Raises:
+        ValueError: a folder, or below something that is no folder, or a folder that may not be written.
+    """
+    if path is None:
+        return
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{option} {path}: no file can be made there; name a file in a folder that can be written")
+
+
+def run_kernel(arguments: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hw.design import load_design
+    from hw.model.kernel_cycles import Overlap, kernel_training_cycles
+    from hw.networks import network
+
+    design, shapes = load_design(arguments.design), network(arguments.model)
+    precisions = [widths(text) for text in arguments.bits]
+    if arguments.batch < 1:
+        raise ValueError(f"--batch {arguments.batch}: fixed costs are spread over at least one image")
+    rows = []
+    for text, bits in zip(arguments.bits, precisions, strict=True):
+        forms = {f.name.lower(): kernel_training_cycles(design, shapes, bits, arguments.batch, f) for f in Overlap}
+        rows.append({"bits": text, **forms, "saved": 1 - forms["tiles"] / forms["none"]})
+    if arguments.json:
+        print(json.dumps({"design": design.name, "model": arguments.model, "rows": rows}, indent=1))
+        return 0
+    table = Table(title=f"{arguments.model} on the HLS kernel of {design.name}: loop iterations per image")
+    for heading in ("w/a/g", "nothing overlaps", "loads do", "tiles leave too", "saved"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        iterations = (f"{row[f.name.lower()]:,.0f}" for f in Overlap)
+        table.add_row(row["bits"], *iterations, f"{100 * row['saved']:.1f} %")
+    Console().print(table)
+    return 0
+
+
+def command_of(arguments: argparse.Namespace) -> str:
+    """The command that makes the result with these arguments anew, for the record."""
+    words = ["fractrain bench engine --design", arguments.design, "--model", arguments.model, "--bits", *arguments.bits]
+    words += ["--driver"] if arguments.driver else ["--output", arguments.output]
+    words += ["--split"] if arguments.split else []
+    words += ["--batch", str(arguments.batch)]
+    for option in ("save", "figure"):
+        if path := getattr(arguments, option):
+            words += [f"--{option}", path.as_posix()]
+    return " ".join(words)
+
+
+def run_engine(arguments: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    from rich.console import Console
+
+    from host.devices.device import open_device
+    from host.measure.engine_bench import Row, bench, draw, drive, measure, proportionality, refuse_unfit
+    from hw.design import load_design
+    from hw.generate import rtl_digest
+    from hw.networks import ConvShape, network
+
+    design = load_design(arguments.design)
+    shapes = network(arguments.model)
+    outputs = {"codes": [True], "int32": [False], "both": [True, False]}[arguments.output]
+    precisions = [widths(text) for text in arguments.bits]
+    if arguments.batch < 1:
+        raise ValueError(f"--batch {arguments.batch}: fixed costs are spread over at least one image")
+    if arguments.driver and arguments.split:
+        raise ValueError("--split asks for programs that the driver does not send; leave it or --driver out")
+    for option in ("save", "figure"):
+        refuse_unwritable(f"--{option}", getattr(arguments, option))
+    if arguments.figure and arguments.figure.suffix.lower() not in (".svg", ".png"):
+        raise ValueError(f"--figure {arguments.figure}: name a file that ends in .svg or .png")
+    for bits in precisions:
+        for codes in outputs:
+            refuse_unfit(design, shapes, bits, codes, arguments.split)
+    digest = rtl_digest(design)  # of what is opened now, whatever is edited during the run
+    device = open_device("rtl", design)
+
+    def rows_of(option: bool, shape: ConvShape, bits: Bits, count: int, first: bool) -> list[Row]:
+        if arguments.driver:
+            return drive(device, design, shape, bits, count, option, arguments.batch, first=first)
+        return measure(device, design, shape, bits, count, option, arguments.batch, split=arguments.split, first=first)
+
+    options = [True, False] if arguments.driver else outputs  # values or codes in; codes or sums out
+    with Console(stderr=True).status("") as status:
+        runs = [
+            bench(design, shapes, bits, partial(rows_of, option), status.update)
+            for bits in precisions
+            for option in options
+        ]
+        status.update("cycles against plane pairs")
+        pairs = [] if arguments.driver or arguments.split else proportionality(device, design)
+    for run in runs:
+        base = next(r for r in runs if r["output"] == run["output"])
+        run["saved"] = 1 - run["cycles_per_image"] / base["cycles_per_image"]
+
+    result = {
+        "command": command_of(arguments),
+        "design": design.name,
+        "hash": f"{design.hash64:016x}",
+        "rtl": digest,
+        "model": arguments.model,
+        "batch": arguments.batch,
+        "runs": runs,
+        "proportionality": pairs,
+    }
+    text = json.dumps(result, indent=1)
+    if arguments.save:
+        arguments.save.parent.mkdir(parents=True, exist_ok=True)
+        arguments.save.write_text(text + "\n", encoding="utf-8")
+    if arguments.figure:
+        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+        draw(result, arguments.figure)
+    if arguments.json:
+        print(text)
+    else:
+        print_tables(result, design.clock_mhz)
+    return 0
+
+
+def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
+    """The result of ``bench engine`` for people, on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from host.measure.engine_bench import STATES
+
+    console, runs, pairs = Console(), result["runs"], result["proportionality"]
+    if not console.is_terminal:
+        console.width = 120  # a file or a pipe takes whole names
+    table = Table(
+        title=f"{result['model']} on {result['design']} at {clock_mhz:g} MHz, convolutions of training, RTL counters"
+    )
+    for heading in ("w/a/g", "output", "cycles/image", "images/s", "utilisation", "saved", "model error"):
+        table.add_column(heading, justify="right")
+    for run in runs:
+        worst = max((abs(row["model_error"]) for row in run["rows"]), default=0.0)
+        table.add_row(
+            run["bits"],
+            run["output"],
+            f"{run['cycles_per_image']:,.0f}",
+            f"{run['images_per_second']:,.0f}",
+            f"{100 * run['utilisation']:.1f} %",
+            f"{100 * run['saved']:.1f} %",
+            f"{100 * worst:.1f} %",
+        )
+    console.print(table)
+    for run in runs:
+        if run["output"] == "int32":
+            continue
+        rows = Table(title=f"{run['bits']}, {run['output']}: cycles per image")
+        for heading in (
+            "layer",
+            "times",
+            "pass",
+            "cycles",
+            "ideal",
+            "utilisation",
+            "busy",
+            "wait drain",
+            "idle",
+            "model",
+        ):
+            rows.add_column(heading, justify="left" if heading in ("layer", "pass") else "right")
+        for r in run["rows"]:
+            rows.add_row(
+                r["layer"],
+                str(r["count"]),
+                r["product"],
+                f"{r['cycles']:,.0f}",
+                f"{r['ideal']:,.0f}",
+                f"{100 * r['utilisation']:.1f} %",
+                *(f"{r[state]:,.0f}" for state in STATES),
+                f"{100 * r['model_error']:+.1f} %",
+            )
+        console.print(rows)
+    for product, groups in dict.fromkeys((p["product"], p["groups"]) for p in pairs):
+        of = [p for p in pairs if (p["product"], p["groups"]) == (product, groups)]
+        bound = [p for p in of if p["compute_bound"]]
+        worst_pair = max(bound, key=lambda p: abs(p["deviation"]))
+        console.print(
+            f"{product} of {groups} group{'s' * (groups > 1)}, {len(of)} pairs of 2..8 x 2..16 bits: {len(bound)} compute-bound, "
+            f"at most {100 * abs(worst_pair['deviation']):.1f} % from proportional "
+            f"(at {worst_pair['a_bits']}x{worst_pair['b_bits']}); of the others at most "
+            f"{100 * max((p['deviation'] for p in of if not p['compute_bound']), default=0):.1f} % more"
+        )

@@ -1,0 +1,54 @@
+"""Command line of the switching activity: ``saif``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """``fractrain saif``: 0 on success, 2 if the layer cannot run or nothing can be simulated or written."""
+    from host.devices.device import DeviceError
+    from host.measure.saif import fitting_layer, record
+    from hw.design import DesignError, load_design
+    from hw.generate import GenerateError
+    from hw.networks import Bits, network
+
+    try:
+        design, bits = load_design(arguments.design), Bits.parse(arguments.bits)
+        shape = fitting_layer(design, network(arguments.model), bits, arguments.layer)
+        done = record(design, shape, bits, arguments.out, arguments.images, arguments.seed)
+    except (DesignError, GenerateError, DeviceError, OSError, ValueError) as e:
+        print(f"fractrain saif: {e}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(asdict(done) | {"bits": str(bits), "file": str(arguments.out)}, indent=2))
+    else:
+        print(
+            f"{arguments.out}: {done.layer} at {bits} on {design.name}, {done.cycles} cycles of {done.period_ps} ps, "
+            f"{done.busy} of them in programs"
+        )
+        print(f"for Vivado (not tried yet): read_saif -strip_path TOP/fabric -out_file unmatched.txt {arguments.out}")
+    return 0
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``saif`` to the command line."""
+    parser = subparsers.add_parser(
+        "saif",
+        help="switching activity of the RTL for Vivado's power report",
+        description="Simulates the training products of one layer, with random codes, and writes how often every bit "
+        "toggles, as SAIF. The first build of a design takes minutes.",
+    )
+    parser.add_argument("--design", default="sim-small", help="name in configs/designs, or a TOML file")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="SAIF file to write")
+    parser.add_argument("--model", default="resnet38", help="network of the layer (default: %(default)s)")
+    parser.add_argument("--layer", help="its name (default: the first of stride 1 that the design takes in one piece)")
+    parser.add_argument("--bits", default="8,8,8", metavar="W,A,G", help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2, help="virtual images to run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the codes (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="machine-readable summary")
+    parser.set_defaults(run=run)

@@ -1,0 +1,1 @@
+"""From quantized tensors to stream programs and back: the fabric as an engine of products."""

@@ -1,0 +1,1 @@
+"""Measurements on devices: cycles of training products, switching activity."""

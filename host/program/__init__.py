@@ -1,0 +1,1 @@
+"""Stream programs: building them, packing codes into bit planes."""

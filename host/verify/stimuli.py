@@ -1,0 +1,253 @@
+"""Programs for simulation that cover what matters: every product at every pair of precisions.
+
+Shapes, signs, masks, segments and formats are drawn from a seeded generator; every value is reachable, and each program
+writes all that it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from host.program.builder import ALL_TAPS, ProgramBuilder, accumulator_entries, conv_fits, tensor_addresses, wgrad_fits
+from host.program.packing import pack_affine
+from hw.contract import MAX_BITS, ROW_BANKS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.design import Design
+
+U64 = npt.NDArray[np.uint64]
+Point = tuple[str, int, int]  #: product, a_bits, b_bits
+
+PRODUCTS = ("CONV", "WGRAD")
+ALL_POINTS: frozenset[Point] = frozenset(
+    (product, a, b) for product in PRODUCTS for a in range(1, MAX_BITS + 1) for b in range(1, MAX_BITS + 1)
+)
+
+
+@dataclass(frozen=True)
+class Stimulus:
+    """A program, and the points that its products cover."""
+
+    name: str
+    words: U64
+    points: frozenset[Point]
+
+
+class _Sweep:
+    """Writes one program that multiplies one precision of the first operand with several of the second."""
+
+    def __init__(self, design: Design, a_bits: int, seed: int) -> None:
+        self.design, self.a_bits = design, a_bits
+        self.rng = np.random.default_rng([seed, a_bits])
+        self.builder = ProgramBuilder(design)
+        self.points: set[Point] = set()
+
+    def draw(self, low: int, high: int) -> int:
+        """Uniform integer of low..high."""
+        return int(self.rng.integers(low, high + 1))
+
+    def words(self, count: int) -> U64:
+        """Random words; now and then all ones, the worst case of a sum."""
+        if self.draw(0, 4) == 0:
+            return np.full(count, (1 << 64) - 1, dtype=np.uint64)
+        return self.rng.integers(0, 1 << 64, size=count, dtype=np.uint64)
+
+    def segments(self) -> int:
+        lanes = self.design.lanes
+        width = self.draw(1, lanes)
+        return sum(1 << p for p in range(0, lanes, width))
+
+    def mask(self, bits: int) -> int:
+        full = (1 << bits) - 1
+        return full if self.draw(0, 1) else self.draw(0, full)
+
+    def randomness(self) -> dict[str, int]:
+        """Fields of stochastic rounding."""
+        names = ("key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride")
+        return {name: self.draw(0, (1 << 32) - 1) for name in names}
+
+    def tensor_words(self, images: int, rows: int, groups: int, bits: int) -> U64:
+        """PACKED payload; now and then with planes that are zero."""
+        words = self.words(images * rows * groups * bits * self.design.row_words)
+        if self.draw(0, 2) == 0:
+            zero = self.rng.random(bits) < 0.5
+            words.reshape(images * rows * groups, bits, -1)[:, zero] = 0
+        return words
+
+    def flags(self, *choices: Flag) -> int:
+        return sum(int(flag) for flag in choices if self.draw(0, 1))
+
+    def load_tensor(self, target: Target, rows: int, groups: int, images: int, bits: int) -> int:
+        """LOAD into A or G at a random base, which is returned; single images are sometimes quantized from floats."""
+        depth = self.design.depth_a if target == Target.A else self.design.depth_g
+        base = self.draw(0, depth - tensor_addresses(images, rows, groups, bits))
+        fields = {
+            "target": int(target),
+            "rows": rows,
+            "groups": groups,
+            "out_groups": 1,
+            "images": images,
+            "a_bits": bits,
+            "base_a" if target == Target.A else "base_b": base,
+        }
+        if images > 1 or self.draw(0, 1):
+            self.builder.packet(Opcode.LOAD, self.tensor_words(images, rows, groups, bits), **fields)
+            return base
+        count = rows * groups * self.design.lanes * self.design.channels
+        scale = np.float32(2.0 ** self.draw(-8, 8))
+        zero = np.float32(self.draw(-4, 4))
+        if self.draw(0, 1):  # codes and ties, exactly
+            values = (zero + scale * 0.5 * self.rng.integers(-2 << bits, 3 << bits, size=count)).astype(np.float32)
+        else:
+            scale *= np.float32(1 + self.rng.random())
+            zero += np.float32(self.rng.normal())
+            values = (zero + scale * (1 << bits) * (self.rng.random(count) * 1.2 - 0.1)).astype(np.float32)
+        corners = np.array([0, -0.0, 1e-40, -1e-40, 1.2e-38, 3.4e38, -3.4e38], dtype=np.float32)
+        where = self.rng.random(count) < 0.05
+        values[where] = self.rng.choice(corners, size=int(where.sum()))
+        flags = self.flags(Flag.A_SIGNED, Flag.STOCHASTIC)
+        if flags & Flag.STOCHASTIC:
+            fields |= self.randomness()
+        self.builder.packet(
+            Opcode.LOAD,
+            values.view(np.uint64),
+            **fields,
+            format=LoadFormat.FLOAT32,
+            flags=flags,
+            segment_start=self.segments(),
+            zero=int(zero.view(np.uint32)),
+            reciprocal=int((np.float32(1) / scale).view(np.uint32)),
+        )
+        return base
+
+    def affine(self, entries: int) -> U64:
+        """Epilogue entries that hold moderate scales and offsets."""
+        scale, offset = (self.rng.normal(size=(2, entries)) * 2.0 ** self.draw(-20, 20)).astype(np.float32)
+        return pack_affine(scale, offset)
+
+    def load_entries(self, target: Target, entries: int, payload: U64 | None = None) -> int:
+        """LOAD weights or epilogue entries, random ones by default, at a random base, which is returned."""
+        d = self.design
+        depth, size = (d.depth_w, d.weight_words) if target == Target.W else (d.depth_epilogue, 2)
+        base = self.draw(0, depth - entries)
+        field = "base_b" if target == Target.W else "base_epilogue"
+        self.builder.packet(
+            Opcode.LOAD,
+            self.words(entries * size) if payload is None else payload,
+            target=int(target),
+            rows=entries,
+            groups=1,
+            images=1,
+            out_groups=1,
+            **{field: base},
+        )
+        return base
+
+    def product(self, shape: dict[str, int], b_bits: int) -> dict[str, int]:
+        return {
+            **shape,
+            "a_bits": self.a_bits,
+            "b_bits": b_bits,
+            "segment_start": self.segments(),
+            "a_planes": self.mask(self.a_bits),
+            "b_planes": self.mask(b_bits),
+        }
+
+    def conv(self, shape: dict[str, int], base_a: int, b_bits: int) -> None:
+        groups = shape["groups"]
+        if not conv_fits(self.design, groups, self.a_bits, b_bits, True):
+            return
+        out_groups = self.draw(1, 2)
+        fields = {"base_a": base_a, "base_b": self.load_entries(Target.W, out_groups * groups * b_bits)}
+        form = OutputFormat(self.draw(0, len(OutputFormat) - 1))
+        if not conv_fits(self.design, groups, self.a_bits, b_bits, False):
+            form = OutputFormat.INT64
+        optional: tuple[Flag, ...] = ()
+        entries = out_groups * self.design.channels
+        if form == OutputFormat.CODES:
+            fields |= {
+                "base_epilogue": self.load_entries(Target.E, entries),
+                "out_bits": self.draw(1, MAX_BITS),
+                "shift": self.draw(0, 47),
+            }
+            optional = (Flag.RELU, Flag.OUT_SIGNED, *((Flag.STOCHASTIC,) if self.design.rounding_lanes else ()))
+        elif form == OutputFormat.STATISTICS:
+            fields["pixels"] = self.draw(1, self.design.lanes)
+        elif form == OutputFormat.FLOAT32:
+            fields["base_epilogue"] = self.load_entries(Target.E, entries, self.affine(entries))
+        else:
+            optional = (Flag.A_SUM,)
+        product = self.product(shape, b_bits)
+        if shape["rows"] % 4 == 0 and self.draw(0, 1):
+            optional += (Flag.STRIDE_2,)
+        flags = self.flags(Flag.A_SIGNED, Flag.B_SIGNED, *optional) | self.skip_zero(shape)
+        if flags & Flag.STRIDE_2:
+            product["rows"] //= 4
+        if flags & Flag.STOCHASTIC:
+            fields |= self.randomness()
+        self.builder.packet(Opcode.CONV, **product, **fields, flags=flags, format=form, out_groups=out_groups)
+        self.points.add(("CONV", self.a_bits, b_bits))
+
+    def skip_zero(self, shape: dict[str, int]) -> int:
+        """SKIP_ZERO now and then, if every bank of the tensors has been written."""
+        return self.flags(Flag.SKIP_ZERO) if shape["rows"] % ROW_BANKS == 0 else 0
+
+    def wgrad(self, shape: dict[str, int], base_a: int, b_bits: int) -> None:
+        d, groups, rows, images = self.design, shape["groups"], shape["rows"], shape["images"]
+        if not wgrad_fits(d, rows, images, self.a_bits, b_bits):
+            return
+        out_groups = self.draw(1, 2)
+        base_g = self.load_tensor(Target.G, rows, out_groups, images, b_bits)
+        flags = self.flags(Flag.A_SIGNED, Flag.B_SIGNED, Flag.ONES) | self.skip_zero(shape)
+        taps = (ALL_TAPS, 1 << self.draw(0, 8), self.draw(1, ALL_TAPS))[self.draw(0, 2)]
+        entries = accumulator_entries(d, out_groups, groups, bool(flags & Flag.ONES), taps)
+        base = self.draw(0, d.depth_accumulator - entries)
+        fields = {
+            **self.product(shape, b_bits),
+            "out_groups": out_groups,
+            "base_a": base_a,
+            "base_b": base_g,
+            "base_accumulator": base,
+            "taps": taps,
+        }
+        self.builder.packet(Opcode.WGRAD, **fields, flags=flags | int(Flag.CLEAR))
+        # once more on top where two sums surely fit
+        if wgrad_fits(d, 2 * rows, images, self.a_bits, b_bits) and self.draw(0, 1):
+            self.builder.packet(Opcode.WGRAD, **fields, flags=flags)
+        count = self.draw(1, min(entries, 3 * d.channels))
+        narrow = 2 * rows * images * d.lanes << (self.a_bits + b_bits) < 1 << 31
+        form = OutputFormat.INT32 if narrow and self.draw(0, 1) else OutputFormat.INT64
+        self.builder.read(count, base + self.draw(0, entries - count), form)
+        self.points.add(("WGRAD", self.a_bits, b_bits))
+
+    def run(self, b_range: Iterable[int]) -> None:
+        """A few products for each precision of the second operand."""
+        images, rows, groups = self.draw(1, 2), self.draw(1, 11), self.draw(1, 2)
+        if self.draw(0, 1):
+            rows = 4 * self.draw(1, 2)  # what a stride of two can look at
+        while tensor_addresses(images, rows, groups, self.a_bits) > min(self.design.depth_a, self.design.depth_g):
+            images, groups = 1, 1
+        shape = {"images": images, "rows": rows, "groups": groups}
+        base_a = self.load_tensor(Target.A, rows, groups, images, self.a_bits)
+        for b_bits in b_range:
+            self.conv(shape, base_a, b_bits)
+            self.wgrad(shape, base_a, b_bits)
+
+
+def precision_sweep(
+    design: Design, seed: int = 0, max_bits: int = MAX_BITS, max_pairs: int = MAX_BITS * MAX_BITS
+) -> Iterator[Stimulus]:
+    """Programs whose products together cover every pair of precisions, CONV and WGRAD.
+
+    Args:
+        design: whose buffers they fit.
+        seed: same seed, same programs.
+        max_bits: greatest precision of either operand.
+        max_pairs: leaves out products of more plane pairs than this, for slow simulators.
+    """
+    for a_bits in range(1, max_bits + 1):
+        sweep = _Sweep(design, a_bits, seed)
+        sweep.run([b for b in range(1, max_bits + 1) if a_bits * b <= max_pairs])
+        yield Stimulus(f"sweep-a{a_bits}-seed{seed}", sweep.builder.words(), frozenset(sweep.points))

@@ -1,0 +1,1 @@
+"""Command lines of generation, synthesis, bitstreams and cost: they parse and print."""

@@ -1,0 +1,150 @@
+"""Command line of the synthesis: area by module, LUT per binary MAC, and the fit against the part."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hw.design import ROOT, DesignError, load_design
+from hw.generate import GenerateError, generate
+
+
+def table(data: dict[str, Any]) -> str:
+    """Report as text."""
+    lines = [
+        f"{data['design']} on {data['part']}, {data['tool']}",
+        f"{'module':<20}{'inst':>6}{'LUT each':>10}{'LUT':>9}{'FF':>9}{'BRAM36':>8}{'DSP':>6}{'s':>7}",
+    ]
+    for row in data["modules"]:
+        each, every = row["one"], row["all"]
+        lines.append(
+            f"{row['module']:<20}{row['instances']:>6}{each['lut']:>10}{every['lut']:>9}{every['ff']:>9}"
+            f"{every['bram36']:>8g}{every['dsp']:>6}{row['seconds']:>7.0f}"
+        )
+
+    def line(name: str, area: dict[str, Any]) -> str:
+        return f"{name:<36}{area['lut']:>9}{area['ff']:>9}{area['bram36']:>8g}{area['dsp']:>6}"
+
+    if "total" in data:
+        lines += [line("total, hierarchy kept", data["total"]), line("percent of the part", data["percent_of_part"])]
+    if "flattened" in data:
+        flat = data["flattened"]
+        lines += [line("total, flattened", flat), line("percent of the part", flat["percent_of_part"])]
+    if "lut_per_binary_mac" in data:
+        ratio = data["lut_per_binary_mac"]
+        lines.append(
+            f"LUT per binary MAC ({data['binary_macs']} per cycle): array {ratio['array']}, "
+            f"with the operand network {ratio['array_and_operand_network']}"
+        )
+    return "\n".join(lines)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """``fractrain synth``: 0 if the design fits its part, 1 if not or Yosys fails, 2 on an impossible request."""
+    from hw.tools import yosys
+
+    try:
+        design = load_design(arguments.design)
+        if arguments.accumulators:
+            design = replace(design, accumulators=arguments.accumulators)
+        folder = generate(design, arguments.out or ROOT / "build" / design.name)
+    except (DesignError, GenerateError) as e:
+        print(f"fractrain synth: {e}", file=sys.stderr)
+        return 2
+    pieces = yosys.pieces(design)
+    if arguments.module:
+        pieces = [p for p in pieces if p.name == arguments.module]
+        if not pieces:
+            known = ", ".join(p.name for p in yosys.pieces(design))
+            print(f"fractrain synth: no module {arguments.module!r}; name one of {known}", file=sys.stderr)
+            return 2
+    try:
+        results = []
+        for piece in pieces:
+            print(f"synthesising {piece.name} ...", file=sys.stderr, flush=True)
+            results.append(yosys.synthesize(piece, folder, seconds=arguments.seconds))
+        flat = None
+        if arguments.flatten:
+            print("synthesising the whole, flattened ...", file=sys.stderr, flush=True)
+            flat = yosys.synthesize(yosys.whole(design), folder, seconds=arguments.seconds)
+        data = yosys.report(design, results, flat)
+        if arguments.accumulators:
+            data["command"] += f" --accumulators {arguments.accumulators}"
+    except yosys.SynthesisError as e:
+        print(f"fractrain synth: {e}", file=sys.stderr)
+        return 1
+    if arguments.module:  # no claim about the whole from a part of it
+        data = {k: v for k, v in data.items() if k in ("design", "part", "tool", "accumulators", "modules")}
+    text = json.dumps(data, indent=1)
+    if arguments.save:
+        arguments.save.write_text(text + "\n", encoding="utf-8")
+    print(text if arguments.json else table(data))
+    return 0 if data.get("fits", True) else 1
+
+
+def figure(arguments: argparse.Namespace) -> int:
+    """``fractrain area``: stacked bars of what each module takes of its part, from saved results."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.results]
+    groups = {
+        "dot products": ("dot_product_unit",),
+        "operand sums": ("operand_sum_unit", "dot_product_array"),
+        "operand network": ("operand_network",),
+        "buffers": ("buffer_a", "buffer_g", "buffer_w"),
+        "loader and quantizers": ("loader", "quantizer"),
+        "drain and epilogue": ("drain",),
+        "control": ("sequencer", "command_queue", "control_registers", "fabric"),
+    }
+    keys = {"lut": "LUT", "ff": "FF", "bram36": "BRAM36", "dsp": "DSP"}
+    plt.rcParams["svg.hashsalt"] = "area"  # the same results give the same bytes
+    fig, axes = plt.subplots(1, len(reports), figsize=(4.6 * len(reports), 4.2), sharey=True, squeeze=False)
+    for axis, data in zip(axes[0], reports, strict=True):
+        bottom = [0.0] * len(keys)
+        for label, names in groups.items():
+            rows = [r["all"] for r in data["modules"] if r["module"] in names]
+            share = [100 * sum(r[key] for r in rows) / data["part_has"][key] for key in keys]
+            axis.bar(list(keys.values()), share, bottom=bottom, label=label, width=0.7)
+            bottom = [a + b for a, b in zip(bottom, share, strict=True)]
+        for x, height in enumerate(bottom):
+            axis.text(x, height + 1, f"{height:.0f} %", ha="center")
+        axis.axhline(100, color="black", linewidth=0.8)
+        axis.set_title(f"{data['design']}: {data['binary_macs']:,} binary MAC per cycle\n{data['part']}")
+    axes[0][0].set_ylabel("percent of the part")
+    axes[0][-1].legend(fontsize=8, loc="upper right")
+    axes[0][0].set_ylim(0, 112)
+    fig.tight_layout()
+    fig.savefig(arguments.out, metadata={"Date": None})
+    print(arguments.out)
+    return 0
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``synth`` and ``area`` to the command line."""
+    parser = subparsers.add_parser("synth", help="area of a design by module, from Yosys")
+    parser.add_argument("--design", default="sim-small", help="name in configs/designs, or a TOML file")
+    parser.add_argument("--tool", choices=("yosys",), default="yosys")
+    parser.add_argument("--module", help="one module only")
+    parser.add_argument("--accumulators", choices=("dsp", "lut"), help="other accumulators than the design says")
+    parser.add_argument("--flatten", action="store_true", help="also synthesise the whole as one module (long)")
+    parser.add_argument("--seconds", type=float, default=3600, help="most time for one module (default: 3600)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--save", type=Path, help="also write the JSON to this file")
+    parser.add_argument("--out", type=Path, help="folder for the generated design (default: build/DESIGN)")
+    parser.set_defaults(run=run)
+    parser = subparsers.add_parser("area", help="figure of saved synthesis results")
+    measurements = ROOT / "docs" / "measurements"
+    parser.add_argument(
+        "results", nargs="*", type=Path,
+        default=[measurements / "synth-pynq-z2.json", measurements / "synth-zc706.json"],
+        help="results of fractrain synth --save",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=measurements / "area.svg")
+    parser.set_defaults(run=figure)

@@ -1,0 +1,428 @@
+"""Search for the best design of a chip: every geometry, clock and number of fabrics, by the models.
+
+A point is a design, times how many of it share the chip.  Latency and energy are those of ``hw.cost.fabric``, area that
+of ``hw.model.resources``; a point that does not fit the limits is not costed.  What the models do not say is assumed:
+
+- **timing**: a design reaches the clock that the committed design of its part states as target (``CLOCKS``), whatever
+  its buffers and however full the chip; no place-and-route run is behind it;
+- **streams**: each fabric has the three streams of the contract (two in, one out); fabrics on one chip share the DDR
+  and divide a batch between them.
+
+Results are one JSON object per line in the folder of a run.  A line counts again only if the request and the sources of
+the models are the same, so a run goes on where it stopped and never mixes models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hw.cost.count import Schedule
+from hw.cost.count import mean_work as layer_work
+from hw.cost.fabric import BATCH, STEPS, FabricMachine, bandwidth, training_step
+from hw.design import PARTS, ROOT, Design, DesignError, load_design
+from hw.model.resources import resources
+from hw.networks import Bits, ConvShape
+
+#: assumed greatest clock in MHz: the target of the part's committed design
+CLOCKS = {"xc7z045ffg900-2": 150.0, "xc7z020clg400-1": 100.0, "xczu7ev-ffvc1156-2-e": 250.0}
+CLOCK_SHARES = (2 / 3, 1.0)
+CHANNELS = (8, 16)
+#: shallower memories save no block RAM: a block is 512 words deep at its widest
+DEPTHS = {
+    "depth_a": (512, 1024, 2048),
+    "depth_g": (512, 1024, 2048),
+    "depth_w": (512, 1024, 2048),
+    "depth_accumulator": (2048, 4096, 8192, 16384),
+}
+EPILOGUE = 256
+FABRICS = (1, 2, 3)
+STREAMS = 3  #: of a fabric
+MAX_LUT, MAX_BRAM = 75.0, 80.0  #: percent of the part that leave room for routing, DMA engines and interconnect
+OBJECTIVES = ("seconds", "lut", "bram36", "energy_j")
+POINTS = "points.jsonl"
+#: modules, below ``hw``, on which a point depends
+_MODELS = ("contract", "cost/explore", "cost/fabric", "design", "model/cycles", "model/resources", "model/workload", "networks")
+
+Work = tuple[tuple[float, ConvShape, Bits], ...]
+
+
+class ExploreError(ValueError):
+    """Nothing to explore, or nothing fits; the message names the limit."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A design on its chip and what it costs; times and energies are of one training sample.
+
+    Attributes:
+        design: one fabric.
+        fabrics: how many of it the chip holds.
+        streams: of all fabrics.
+        lut, ff, bram36, dsp: of all fabrics.
+        seconds: of the three products (estimate where the host computes any).
+        energy_j: estimate of the same.
+        cycles: of the fabric, waiting for memory not included.
+        steps: full training step by kind of normalisation, seconds (estimates).
+    """
+
+    design: Design
+    fabrics: int
+    streams: int
+    lut: int
+    ff: int
+    bram36: float
+    dsp: int
+    seconds: float
+    energy_j: float
+    cycles: float
+    steps: dict[str, float]
+
+    def values(self) -> tuple[float, ...]:
+        """What is minimised, in the order of ``OBJECTIVES``."""
+        return tuple(getattr(self, name) for name in OBJECTIVES)
+
+    def percent(self, kind: str) -> float:
+        """Share of the part's resources of a kind: lut, ff, bram36 or dsp."""
+        return 100 * float(getattr(self, kind)) / float(getattr(PARTS[self.design.part], kind))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be optimised.
+
+    Attributes:
+        part: a key of ``PARTS``.
+        model: name of the network, for reports.
+        work: (mean occurrences per sample, layer, widths) over the whole schedule.
+        batch: samples per step.
+        max_lut, max_bram: limits in percent of the part.
+        clocks: in MHz.
+        memory: which DDR the fabrics share, one of ``hw.cost.fabric.MEMORIES``.
+    """
+
+    part: str
+    model: str
+    work: Work
+    batch: int = BATCH
+    max_lut: float = MAX_LUT
+    max_bram: float = MAX_BRAM
+    clocks: tuple[float, ...] = ()
+    memory: str = "ps"
+
+    def key(self) -> str:
+        """Digest of everything that a point's costs depend on, the sources of the models included."""
+        text = repr((self.part, self.work, self.batch, self.memory))
+        return hashlib.sha256(f"{_models()}{text}".encode()).hexdigest()[:16]
+
+
+@cache
+def _models() -> str:
+    digest = hashlib.sha256()
+    for name in _MODELS:
+        digest.update((ROOT / "hw" / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def find_part(name: str) -> str:
+    """Full name of a part from its beginning, for example ``xc7z045``.
+
+    Raises:
+        ExploreError: no part, or several, begin like that.
+    """
+    found = [part for part in PARTS if name and part.startswith(name.lower())]
+    if len(found) != 1:
+        raise ExploreError(f"part {name!r} names {len(found)} parts; write one of {', '.join(PARTS)}")
+    return found[0]
+
+
+def mean_work(shapes: Sequence[ConvShape], schedule: Schedule, count: str = "paper") -> Work:
+    """How often each layer runs at which widths for one sample, on the mean over a schedule; equal layers are merged.
+
+    Raises:
+        ExploreError: the schedule has no length.
+    """
+    if schedule.epochs <= 0:
+        raise ExploreError(f"schedule {schedule.name} lasts {schedule.epochs} epochs; give it a positive length")
+    merged: dict[tuple[ConvShape, Bits], float] = {}
+    for (shape, bits), weight in layer_work(shapes, schedule, count).items():
+        plain = replace(shape, name=f"{shape.kind} {shape.in_channels}->{shape.out_channels} of {shape.in_hw}")
+        merged[plain, bits] = merged.get((plain, bits), 0.0) + weight
+    return tuple((weight, shape, bits) for (shape, bits), weight in merged.items())
+
+
+# -- points ---------------------------------------------------------------------------------------------------------
+
+
+def _fits(design: Design, fabrics: int, request: Request) -> bool:
+    part, area = PARTS[design.part], resources(design).times(fabrics)
+    return (
+        area.lut <= request.max_lut / 100 * part.lut
+        and area.bram36 <= request.max_bram / 100 * part.bram36
+        and area.ff <= part.ff
+        and area.dsp <= part.dsp
+    )
+
+
+def committed(part: str) -> list[Design]:
+    """Designs in ``configs/designs`` for a part."""
+    designs = (load_design(path) for path in sorted((ROOT / "configs" / "designs").glob("*.toml")))
+    return [design for design in designs if design.part == part]
+
+
+def candidates(request: Request) -> list[tuple[Design, int]]:
+    """All designs, and how many of each, that fit the limits; the part's committed designs are among them."""
+    ceiling = CLOCKS[request.part]
+    clocks = request.clocks or tuple(round(share * ceiling, 3) for share in CLOCK_SHARES)
+    chosen: dict[tuple[Any, ...], tuple[Design, int]] = {}
+    short = request.part[:7]
+    kinds = itertools.product(CHANNELS, ("dsp", "lut"), itertools.product(*DEPTHS.values()))
+    for channels, accumulators, depths in kinds:
+        sizes = dict(zip(DEPTHS, depths, strict=True))
+        for clock in clocks:
+            name = "-".join([short, f"c{channels}", accumulators, *map(str, depths), f"{clock:g}"])
+            try:
+                design = Design(
+                    name,
+                    request.part,
+                    clock,
+                    channels,
+                    depth_epilogue=EPILOGUE,
+                    accumulators=accumulators,
+                    statistics_lanes=channels,
+                    **sizes,
+                )
+            except DesignError as error:
+                if not 10 <= clock <= 500:
+                    raise ExploreError(str(error)) from error
+                continue  # more block RAM or DSP slices than the part has
+            for fabrics in FABRICS:
+                if _fits(design, fabrics, request):
+                    chosen[_identity(design, fabrics)] = design, fabrics
+    for design in committed(request.part):
+        if _fits(design, 1, request) and (not request.clocks or design.clock_mhz <= max(clocks)):
+            chosen[_identity(design, 1)] = design, 1  # under its own name
+    return list(chosen.values())
+
+
+def _identity(design: Design, fabrics: int) -> tuple[Any, ...]:
+    return (*(value for key, value in asdict(design).items() if key != "name"), fabrics)
+
+
+def evaluate(design: Design, fabrics: int, work: Work, batch: int, memory: str = "ps") -> Point:
+    """Costs of one point.
+
+    Raises:
+        ValueError: the part's board has no such memory.
+    """
+    machine = FabricMachine(design, fabrics, batch, bandwidth(design.part, memory))
+    seconds = energy = cycles = 0.0
+    steps = dict.fromkeys(STEPS, 0.0)
+    for weight, shape, bits in work:
+        for cost in machine.products(shape, bits).values():
+            seconds += weight * cost.seconds
+            energy += weight * cost.energy_j
+            cycles += weight * cost.cycles
+        for step in STEPS:
+            steps[step] += weight * training_step(machine, [shape], bits, step).seconds
+    area = resources(design).times(fabrics)
+    return Point(
+        design, fabrics, STREAMS * fabrics, area.lut, area.ff, area.bram36, area.dsp, seconds, energy, cycles, steps
+    )
+
+
+def _evaluate_all(
+    points: Sequence[tuple[Design, int]], work: Work, batch: int, options: Mapping[str, str]
+) -> list[Point]:
+    """Points of one geometry, which share their cycle counts."""
+    return [evaluate(design, fabrics, work, batch, **options) for design, fabrics in points]
+
+
+def load_points(file: Path, key: str) -> list[Point]:
+    """Points of an earlier run for the same request and models.
+
+    A last line that was cut off, by a kill or a full disk, does not count.
+
+    Raises:
+        ExploreError: a line before the last is no point.
+    """
+    if not file.exists():
+        return []
+    points = []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            data = json.loads(line)
+            if data.pop("key") == key:
+                points.append(Point(**{**data, "design": Design(**data["design"])}))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            if number < len(lines):
+                raise ExploreError(f"{file}, line {number} is no result ({error}); delete the line") from error
+    return points
+
+
+def _batches(groups: Sequence[list[tuple[Design, int]]], request: Request, jobs: int) -> Iterator[list[Point]]:
+    """Results group by group, as they come."""
+    options = {} if request.memory == "ps" else {"memory": request.memory}
+    arguments = [(group, request.work, request.batch, options) for group in groups]
+    if jobs != 1 and len(groups) > 1:
+        try:
+            from joblib import Parallel, delayed
+        except ImportError:
+            pass  # one process does the same, only later
+        else:
+            parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
+            yield from parallel(delayed(_evaluate_all)(*a) for a in arguments)
+            return
+    for a in arguments:
+        yield _evaluate_all(*a)
+
+
+def explore(
+    request: Request, folder: Path | None = None, jobs: int = 1, progress: Callable[[int, int], None] = lambda *_: None
+) -> list[Point]:
+    """Costs of all candidates, fastest first.
+
+    Args:
+        request: what is optimised.
+        folder: of the run; points found there are not costed again, new ones are added line by line.
+        jobs: processes, -1 for all cores.  joblib runs them, so one of its cluster backends may.
+        progress: called with the points done and their number.
+
+    Raises:
+        ExploreError: no candidate fits, or the folder holds something else.
+        ValueError: the part's board has no such memory.
+    """
+    bandwidth(request.part, request.memory)
+    wanted = {_identity(*c): c for c in candidates(request)}
+    if not wanted:
+        raise ExploreError(
+            f"no design fits {request.max_lut:g} % of the LUT and {request.max_bram:g} % of the block RAM of "
+            f"{request.part}; raise the limits"
+        )
+    key = request.key()
+    known = load_points(folder / POINTS, key) if folder else []
+    done = {_identity(p.design, p.fabrics): p for p in known}
+    done = {name: p for name, p in done.items() if name in wanted}
+    groups: dict[tuple[Any, ...], list[tuple[Design, int]]] = {}
+    for name, (design, fabrics) in wanted.items():
+        if name not in done:
+            depths = tuple(getattr(design, depth) for depth in (*DEPTHS, "depth_epilogue"))
+            groups.setdefault((design.channels, fabrics, *depths), []).append((design, fabrics))
+    progress(len(done), len(wanted))
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        _end_line(folder / POINTS)
+    for points in _batches(list(groups.values()), request, jobs):
+        done |= {_identity(p.design, p.fabrics): p for p in points}
+        if folder:
+            with (folder / POINTS).open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps({"key": key, **asdict(p)}) + "\n" for p in points)
+        progress(len(done), len(wanted))
+    return sorted(done.values(), key=lambda p: (p.values(), p.design.name))
+
+
+def _end_line(file: Path) -> None:
+    """Cut a last line that was not written to its end, so that the next one starts its own."""
+    if file.exists() and (text := file.read_text(encoding="utf-8")) and not text.endswith("\n"):
+        file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+
+
+def pareto(points: Iterable[Point]) -> list[Point]:
+    """Points that no other one matches in every objective and beats in one, fastest first; of equals, one."""
+    front: list[Point] = []
+    for p in sorted(points, key=Point.values):
+        if not any(all(a <= b for a, b in zip(q.values(), p.values(), strict=True)) for q in front):
+            front.append(p)
+    return front
+
+
+def best(points: Sequence[Point]) -> Point:
+    """The fastest point; area decides between equally fast ones, then energy.
+
+    Raises:
+        ExploreError: there is none.
+    """
+    if not points:
+        raise ExploreError("there is no point to choose from; explore first")
+    return min(points, key=lambda p: (p.seconds, p.lut, p.bram36, p.energy_j))
+
+
+# -- results --------------------------------------------------------------------------------------------------------
+
+
+def design_toml(point: Point, name: str, note: str = "") -> str:
+    """A design file for ``--design``; what is estimated about it is in its comments."""
+    d = asdict(point.design)
+    lines = [
+        f"# Found by fractrain explore{': ' + note if note else ''}.",
+        f"# By the models: {point.seconds * 1e3:.4g} ms per sample (products of training), "
+        f"{point.percent('lut'):.1f} % LUT, {point.percent('bram36'):.1f} % block RAM.",
+    ]
+    if point.fabrics > 1:
+        lines.append(f"# For {point.fabrics} of these on the chip, each taking its share of a batch.")
+    lines.append(f"name = {json.dumps(name)}")
+    lines += [f"{key} = {json.dumps(value)}" for key, value in d.items() if key != "name"]
+    return "\n".join(lines) + "\n"
+
+
+def table(points: Iterable[Point]) -> str:
+    """Points as text, one per line."""
+    rows = [["design", "fabrics", "MHz", "ms/sample", "LUT %", "BRAM %", "DSP %", "mJ (estimate)"]]
+    for p in points:
+        percents = [f"{p.percent(kind):.1f}" for kind in ("lut", "bram36", "dsp")]
+        times = [f"{p.seconds * 1e3:.4g}", *percents, f"{p.energy_j * 1e3:.4g}"]
+        rows.append([p.design.name, str(p.fabrics), f"{p.design.clock_mhz:g}", *times])
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([f"{row[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
+def draw(points: Sequence[Point], path: Path, title: str) -> None:
+    """Latency against LUT and block RAM of all points, the front, the best and the committed designs."""
+    from matplotlib.figure import Figure
+
+    front, chosen = pareto(points), best(points)
+    names = {d.name for d in committed(chosen.design.part)}
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, kind, label in zip(figure.subplots(1, 2), ("lut", "bram36"), ("LUT", "block RAM"), strict=True):
+        shade: Any = None
+        for shown, size, edge in ((points, 14, "none"), (front, 34, "black")):
+            shade = axes.scatter(
+                [p.percent(kind) for p in shown], [p.seconds * 1e3 for p in shown], s=size, edgecolors=edge,
+                c=[p.energy_j * 1e3 for p in shown], vmin=0, vmax=max(p.energy_j for p in points) * 1e3,
+                label="Pareto front" if shown is front else "",
+            )  # fmt: skip
+        for p in points:
+            if p.design.name in names:
+                axes.plot(p.percent(kind), p.seconds * 1e3, "s", ms=11, mfc="none", mec="tab:red", label=p.design.name)
+        axes.plot(chosen.percent(kind), chosen.seconds * 1e3, "*", ms=15, mfc="none", mec="tab:blue", label="best")
+        axes.set(
+            yscale="log", xlabel=f"{label}, % of {chosen.design.part}", ylabel="ms per sample, products of training"
+        )
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.legend(fontsize=8)
+        if kind == "bram36":
+            figure.colorbar(shade, ax=axes, label="mJ per sample (estimate)")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def write_results(points: Sequence[Point], folder: Path, title: str) -> list[Path]:
+    """Write ``best.toml``, ``front.json`` and ``explore.svg``; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = best(points)
+    files = [folder / "best.toml", folder / "front.json", folder / "explore.svg"]
+    files[0].write_text(design_toml(chosen, f"best-{chosen.design.part[:7]}", title), encoding="utf-8")
+    files[1].write_text(json.dumps([asdict(p) for p in pareto(points)], indent=1) + "\n", encoding="utf-8")
+    draw(points, files[2], title)
+    return files

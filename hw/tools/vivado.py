@@ -1,0 +1,537 @@
+"""From a design to an overlay package: HLS or RTL packaging, block design, implementation, reports, collection.
+
+Everything that the tools run is rendered from ``hw/vivado`` beforehand, so that the scripts can be read, kept and
+tested without the tools.  Tools are looked for by what they can do, since their names have changed with the releases.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+
+from hw import contract
+from hw.design import ROOT, Design
+from hw.generate import compile_order, manifest, render, write_atomically
+
+Flow = Literal["rtl", "hls"]
+TEMPLATES = ROOT / "hw" / "vivado"
+DEFAULT_TIMEOUT = 24 * 3600.0  #: seconds for one tool
+
+VIVADO_VERSIONS = "2022.1 (for PYNQ 3.0) or 2024.1 (for PYNQ 3.1)"
+
+
+class BitstreamError(RuntimeError):
+    """A tool is missing or failed, or its reports say that the result must not be used."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """What the block design must know of a board.
+
+    Attributes:
+        name: of the board.
+        board_part: pattern of Vivado's board files.
+        remedy: what to do where Vivado lacks them.
+        ps: library block of the processor; ps_rule: its automation rule; automation: settings of that rule.
+        ps_properties: settings beyond the board's preset.
+        clock_pin, reset_pin, interrupt_pin, control_port, memory_ports, port_clocks: names on the processor.
+        address_bits: of the DMAs; burst: beats, at most what the memory port takes.
+    """
+
+    name: str
+    board_part: str
+    remedy: str
+    ps: str
+    ps_rule: str
+    automation: str
+    ps_properties: tuple[tuple[str, str], ...]
+    clock_pin: str
+    reset_pin: str
+    interrupt_pin: str
+    control_port: str
+    memory_ports: tuple[str, str, str]
+    port_clocks: tuple[str, ...]
+    address_bits: int
+    burst: int
+
+
+def _zynq7(name: str, board_part: str, remedy: str) -> Board:
+    return Board(
+        name,
+        board_part,
+        remedy,
+        ps="processing_system7",
+        ps_rule="processing_system7",
+        automation='make_external "FIXED_IO, DDR" apply_board_preset "1" Master "Disable" Slave "Disable"',
+        ps_properties=(
+            ("PCW_USE_M_AXI_GP0", "1"),
+            ("PCW_FPGA0_PERIPHERAL_FREQMHZ", "100"),
+            *((f"PCW_USE_S_AXI_HP{i}", "1") for i in range(3)),
+            *((f"PCW_S_AXI_HP{i}_DATA_WIDTH", "64") for i in range(3)),
+            ("PCW_USE_FABRIC_INTERRUPT", "1"),
+            ("PCW_IRQ_F2P_INTR", "1"),
+        ),
+        clock_pin="FCLK_CLK0",
+        reset_pin="FCLK_RESET0_N",
+        interrupt_pin="IRQ_F2P",
+        control_port="M_AXI_GP0",
+        memory_ports=("S_AXI_HP0", "S_AXI_HP1", "S_AXI_HP2"),
+        port_clocks=("M_AXI_GP0_ACLK", "S_AXI_HP0_ACLK", "S_AXI_HP1_ACLK", "S_AXI_HP2_ACLK"),
+        address_bits=32,
+        burst=16,  # AXI3 bursts have 16 beats at most
+    )
+
+
+BOARDS: dict[str, Board] = {
+    "xc7z045ffg900-2": _zynq7(
+        "zc706", "xilinx.com:zc706:part0:*", "install the ZC706 board files from the XilinxBoardStore"
+    ),
+    "xc7z020clg400-1": _zynq7(
+        "pynq-z2", "tul.com.tw:pynq-z2:part0:*", "put TUL's PYNQ-Z2 board files into data/boards/board_files of Vivado"
+    ),
+    "xczu7ev-ffvc1156-2-e": Board(
+        "zcu104",
+        "xilinx.com:zcu104:part0:*",
+        "install the ZCU104 board files from the XilinxBoardStore",
+        ps="zynq_ultra_ps_e",
+        ps_rule="zynq_ultra_ps_e",
+        automation='apply_board_preset "1"',
+        ps_properties=(
+            ("PSU__USE__M_AXI_GP0", "1"),
+            ("PSU__USE__M_AXI_GP1", "0"),
+            ("PSU__USE__M_AXI_GP2", "0"),
+            *((f"PSU__USE__S_AXI_GP{i}", "1") for i in (2, 3, 4)),
+            *((f"PSU__SAXIGP{i}__DATA_WIDTH", "64") for i in (2, 3, 4)),
+            ("PSU__FPGA_PL0_ENABLE", "1"),
+            ("PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ", "100"),
+            ("PSU__USE__IRQ0", "1"),
+        ),
+        clock_pin="pl_clk0",
+        reset_pin="pl_resetn0",
+        interrupt_pin="pl_ps_irq0",
+        control_port="M_AXI_HPM0_FPD",
+        memory_ports=("S_AXI_HP0_FPD", "S_AXI_HP1_FPD", "S_AXI_HP2_FPD"),
+        port_clocks=("maxihpm0_fpd_aclk", "saxihp0_fpd_aclk", "saxihp1_fpd_aclk", "saxihp2_fpd_aclk"),
+        address_bits=40,
+        burst=64,
+    ),
+}
+
+#: identity of the fabric block by flow: ours for RTL, the tool's own default for HLS
+VLNV: dict[str, dict[str, str]] = {
+    "rtl": {"vendor": "fractrain", "library": "fabric", "version": "1.0"},
+    "hls": {"vendor": "xilinx.com", "library": "hls", "version": "1.0"},
+}
+
+
+# -- tools ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HlsTool:
+    """How to run HLS with what is installed.
+
+    Attributes:
+        name: program that decides the era.
+        commands: argument lists, one after the other, in the folder of the sources.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+
+
+def find_hls(which: Callable[[str], str | None] = shutil.which) -> HlsTool:
+    """The newest way of running HLS that this computer has.
+
+    Raises:
+        BitstreamError: none.
+    """
+    if which("v++") and which("vitis-run"):
+        common = ("--mode", "hls", "--config", "fabric.cfg", "--work_dir", "work_hls")
+        return HlsTool("v++", (("v++", "-c", *common), ("vitis-run", "--package", *common)))
+    if which("vitis-run"):
+        return HlsTool("vitis-run", (("vitis-run", "--mode", "hls", "--tcl", "hls.tcl"),))
+    if which("vitis_hls"):
+        return HlsTool("vitis_hls", (("vitis_hls", "-f", "hls.tcl"),))
+    raise BitstreamError(
+        "no HLS tool: neither v++ with vitis-run (Vitis 2023.2 and later) nor vitis_hls (2020.2 to 2024.2) is on the "
+        "PATH; source settings64.sh of Vitis, or use --flow rtl, which needs Vivado only"
+    )
+
+
+def find_vivado(design: Design, which: Callable[[str], str | None] = shutil.which) -> str:
+    """Path of Vivado.
+
+    Raises:
+        BitstreamError: there is none.
+    """
+    found = which("vivado")
+    if found is None:
+        extra = (
+            "; the XC7Z045 needs a licence beyond the free edition, the XC7Z020 and XCZU7EV do not"
+            if design.part.startswith("xc7z045")
+            else ""
+        )
+        raise BitstreamError(
+            f"vivado is not on the PATH; install {VIVADO_VERSIONS} and source its settings64.sh{extra}. "
+            "--scripts-only writes the scripts without it"
+        )
+    return found
+
+
+def vivado_version(text: str) -> str | None:
+    """Release in what ``vivado -version`` prints, such as "2024.1"."""
+    match = re.search(r"\b[vV]ivado v(\d{4}\.\d)", text)
+    return match[1] if match else None
+
+
+# -- scripts ----------------------------------------------------------------------------------------------------------
+
+
+def _environment(folder: Path) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def package_name(design: Design) -> str:
+    """Python name of a design's overlay package."""
+    return "fractrain_overlay_" + re.sub(r"\W", "_", design.name)
+
+
+def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
+    """Sources and scripts of one build: path relative to the build folder -> text.
+
+    Raises:
+        BitstreamError: the chip is on no board that is known here.
+        ValueError: fewer than one job.
+    """
+    if design.part not in BOARDS:
+        raise BitstreamError(f"no board with {design.part}; known are {', '.join(b.name for b in BOARDS.values())}")
+    if jobs < 1:
+        raise ValueError(f"--jobs {jobs} must be at least 1")
+    generated = render(design)
+    files = {n: t for n, t in generated.items() if n.startswith(f"{flow}/")}
+    # 7-series primitives for every part, which is what hw/tools/yosys.py counts. For UltraScale+ Vivado must retarget CARRY4,
+    # DSP48E1 and LUT6_2 when it links the netlist; one that it could not would be a black box, which ends the build.
+    sources = compile_order((n.removeprefix("rtl/") for n in generated if n.startswith("rtl/")), primitives=True)
+    values: dict[str, Any] = {
+        "design": design,
+        "board": BOARDS[design.part],
+        "flow": flow,
+        "jobs": jobs,
+        "sources": sources,
+        "vlnv": VLNV[flow],
+        "strategy": {
+            "synthesis": "Flow_PerfOptimized_high",
+            "implementation": "Performance_ExplorePostRoutePhysOpt",
+        },
+    }
+    environment = _environment(TEMPLATES)
+    names = ["build.tcl", "block_design.tcl", "implement.tcl", "fabric.xdc"]
+    names += ["package_rtl.tcl"] if flow == "rtl" else []
+    for name in names:
+        files[name] = environment.get_template(f"{name}.j2").render(values)
+    if flow == "hls":
+        files["hls/hls.tcl"] = environment.get_template("hls.tcl.j2").render(values)
+        config = files["hls/hls_config.cfg"].splitlines()
+        # synthesis needs no test bench, whose stimuli are made by the C simulation
+        kept = [line for line in config if not line.startswith("tb.")]
+        files["hls/fabric.cfg"] = "\n".join([*kept, "package.output.file=export.zip"]) + "\n"
+    return dict(sorted(files.items()))
+
+
+def write_scripts(files: dict[str, str], out: Path) -> None:
+    """Write the files of :func:`render_scripts` below ``out``, each in one step."""
+    for name, text in files.items():
+        write_atomically(out / name, text.encode())
+
+
+def unpack_hls_export(out: Path) -> None:
+    """Unpack what HLS has exported into the block catalogue ``ip/fabric_hls``.
+
+    Raises:
+        BitstreamError: no export, or one with names that lead elsewhere.
+    """
+    exports = sorted((out / "hls").rglob("export.zip"), key=lambda p: p.stat().st_mtime)
+    target = out / "ip" / "fabric_hls"
+    if not exports:
+        raise BitstreamError(f"HLS left no export.zip below {out / 'hls'}; read its log")
+    shutil.rmtree(target, ignore_errors=True)
+    with zipfile.ZipFile(exports[-1]) as archive:
+        for name in archive.namelist():
+            if name.startswith("/") or ".." in Path(name).parts:
+                raise BitstreamError(f"{exports[-1]} holds the name {name!r}, which leads out of the folder")
+        archive.extractall(target)
+    if not (target / "component.xml").is_file():
+        raise BitstreamError(f"{exports[-1]} holds no component.xml; it is no packaged block")
+
+
+# -- reports ----------------------------------------------------------------------------------------------------------
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.strip().lstrip("<"))
+    except ValueError:
+        return None
+
+
+def parse_timing(text: str) -> dict[str, float]:
+    """Slack of a timing summary, nanoseconds: ``wns``, ``tns``, ``failing_endpoints``, ``whs``, ``ths``.
+
+    Raises:
+        BitstreamError: the report has no summary table.
+    """
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        if "WNS(ns)" in line and "WHS(ns)" in line:
+            # the column order is fixed; names contain blanks, values do not
+            for row in lines[i + 1 : i + 4]:
+                values = [v for v in (_number(w) for w in row.split()) if v is not None]
+                if len(values) >= 6:
+                    return dict(
+                        zip(("wns", "tns", "failing_endpoints", "endpoints", "whs", "ths"), values[:6], strict=True)
+                    )
+    raise BitstreamError("the timing report has no table with WNS and WHS; was the design routed and clocked?")
+
+
+_ROWS = {
+    "lut": ("Slice LUTs", "CLB LUTs"),
+    "ff": ("Slice Registers", "CLB Registers"),
+    "bram36": ("Block RAM Tile",),
+    "uram": ("URAM",),
+    "dsp": ("DSPs",),
+}
+
+
+def parse_utilization(text: str) -> dict[str, dict[str, float]]:
+    """Used and available resources: ``lut``, ``ff``, ``bram36``, ``dsp`` (and ``uram``) -> ``used``, ``available``.
+
+    Raises:
+        BitstreamError: a row is missing.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for line in text.splitlines():
+        cells = [c.strip() for c in line.strip().strip("|").split("|")]
+        for name, titles in _ROWS.items():
+            if name in found or len(cells) < 4 or cells[0].rstrip("*") not in titles:
+                continue
+            values = [v for v in map(_number, cells[1:]) if v is not None]
+            if len(values) >= 3:  # Used, Fixed, (Prohibited,) Available, Util%
+                found[name] = {"used": values[0], "available": values[-2]}
+    missing = [n for n in ("lut", "ff", "bram36", "dsp") if n not in found]
+    if missing:
+        raise BitstreamError(f"the utilisation report has no row for {', '.join(missing)}; is it of this release?")
+    return found
+
+
+def parse_power(text: str) -> float | None:
+    """Total on-chip power in watts, as estimated."""
+    match = re.search(r"Total On-Chip Power \(W\)\s*\|\s*([0-9.]+)", text)
+    return float(match[1]) if match else None
+
+
+def read_reports(folder: Path, design: Design) -> dict[str, Any]:
+    """Summary of the reports in ``folder`` (timing.rpt, utilization.rpt, power.rpt).
+
+    Raises:
+        BitstreamError: a report is missing or not understood.
+    """
+    texts = {}
+    for name in ("timing", "utilization", "power"):
+        path = folder / f"{name}.rpt"
+        if not path.is_file():
+            raise BitstreamError(f"{path} is missing; did implementation run to its end?")
+        texts[name] = path.read_text(encoding="utf-8", errors="replace")
+    timing = parse_timing(texts["timing"])
+    period = 1000 / design.clock_mhz
+    return {
+        "clock_mhz": design.clock_mhz,
+        "timing": timing,
+        "timing_met": timing["wns"] >= 0 and timing["whs"] >= 0,
+        "reachable_mhz": round(1000 / max(period - timing["wns"], 1e-3), 2),
+        "utilization": parse_utilization(texts["utilization"]),
+        "power_w": parse_power(texts["power"]),
+    }
+
+
+# -- overlay ----------------------------------------------------------------------------------------------------------
+
+
+def overlay_files(design: Design, flow: Flow, with_driver: bool = True) -> dict[str, str]:
+    """Texts of the overlay package, without bitstream and reports: path -> text.
+
+    Args:
+        design, flow: what was built.
+        with_driver: include the driver and board runtime, so that the board needs no other package.
+    """
+    package = package_name(design)
+    driver = _driver_files() if with_driver else {}
+    values: dict[str, Any] = {
+        "design": design,
+        "board": BOARDS[design.part],
+        "contract": contract,
+        "vlnv": VLNV[flow],
+        "package": package,
+        "parameters": asdict(design),
+        "driver_packages": sorted({str(Path(n).parent).replace("/", ".") for n in driver if "/" in n}),
+    }
+    environment = _environment(TEMPLATES / "overlay")
+    values["parameters"] = dict(values["parameters"])
+    texts = {
+        "pyproject.toml": environment.get_template("pyproject.toml.j2").render(values),
+        f"{package}/__init__.py": environment.get_template("__init__.py.j2").render(values),
+        f"{package}/notebooks/__init__.py": '"""Notebooks of the overlay."""\n',
+        f"{package}/notebooks/first_run.ipynb": environment.get_template("first_run.ipynb.j2").render(values),
+    }
+    # hw.design finds designs by name in configs/designs beside the package
+    lines = [f"{key} = {json.dumps(value)}" for key, value in asdict(design).items()]
+    texts[f"configs/designs/{design.name}.toml"] = "\n".join(lines) + "\n"
+    return {**texts, **driver}
+
+
+def _driver_files() -> dict[str, str]:
+    """Modules that the board imports: the driver, its runtime and the contract."""
+    files = {"fractrain.py": (ROOT / "fractrain.py").read_text(encoding="utf-8")}
+    hardware = ("__init__", "contract", "design", "networks", "model/__init__", "model/cycles", "model/workload")
+    for path in [*sorted((ROOT / "host").rglob("*.py")), *(ROOT / "hw" / f"{name}.py" for name in hardware)]:
+        files[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
+    return files
+
+
+def collect(
+    design: Design,
+    flow: Flow,
+    results: Path,
+    out: Path,
+    *,
+    accept_timing: bool = False,
+    tools: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Overlay package from a finished build.
+
+    Args:
+        design, flow: what was built.
+        results: folder with ``DESIGN.bit``, ``DESIGN.hwh`` and the reports.
+        out: folder of the package; replaced as a whole once it is complete.
+        accept_timing: collect even if timing is not met.
+        tools: names and versions, for the manifest.
+
+    Returns:
+        The overlay's manifest.
+
+    Raises:
+        BitstreamError: something is missing, or timing is not met.
+    """
+    report = read_reports(results, design)
+    if not report["timing_met"] and not accept_timing:
+        raise BitstreamError(
+            f"timing is not met: worst slack {report['timing']['wns']} ns (hold {report['timing']['whs']} ns) at "
+            f"{design.clock_mhz:g} MHz; set clock_mhz = {int(report['reachable_mhz'])} or lower in the design, or pass "
+            "--accept-timing to have it nevertheless"
+        )
+    payload = {}
+    for suffix in ("bit", "hwh"):
+        path = results / f"{design.name}.{suffix}"
+        if not path.is_file() or not path.stat().st_size:
+            raise BitstreamError(f"{path} is missing or empty; did implementation run to its end?")
+        payload[suffix] = path.read_bytes()
+    summary = {
+        **manifest(design, render(design)),
+        "board": BOARDS[design.part].name,
+        "flow": flow,
+        "report": report,
+        "tools": tools or {},
+    }
+    package = package_name(design)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        for name, text in overlay_files(design, flow).items():
+            write_atomically(scratch / name, text.encode())
+        for suffix, data in payload.items():
+            write_atomically(scratch / package / f"{design.name}.{suffix}", data)
+        text = json.dumps(summary, indent=2, sort_keys=True) + "\n"
+        write_atomically(scratch / package / f"{design.name}.json", text.encode())
+        os.chmod(scratch, 0o755)
+        if out.exists():
+            if not (out / package).is_dir() and any(out.iterdir()):
+                raise BitstreamError(f"{out} exists and is no overlay package; name another folder with --out")
+            shutil.rmtree(out)
+        os.replace(scratch, out)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return summary
+
+
+# -- build ------------------------------------------------------------------------------------------------------------
+
+
+def run_tool(command: tuple[str, ...], folder: Path, log: Path, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Run one tool in ``folder`` with its output in ``log``.
+
+    Raises:
+        BitstreamError: it failed or did not end; the message quotes its errors and names the log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    try:
+        with log.open("w", encoding="utf-8") as stream:
+            done = subprocess.run(
+                command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=timeout
+            )
+    except subprocess.TimeoutExpired as e:
+        raise BitstreamError(f"{command[0]} did not end within {timeout / 3600:g} h; see {log}") from e
+    if done.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith(("ERROR", "CRITICAL WARNING", "stub:"))][:10] or lines[-10:]
+        raise BitstreamError(
+            f"{command[0]} failed with status {done.returncode} after {time.monotonic() - begun:.0f} s; see {log}:\n"
+            + "\n".join(errors)
+        )
+
+
+def build(design: Design, flow: Flow, folder: Path, jobs: int = 2, timeout: float = DEFAULT_TIMEOUT) -> dict[str, str]:
+    """Render, run HLS if asked for, and implement; results lie in ``folder/out``.
+
+    Tools are looked for before anything is written.
+
+    Returns:
+        Tools used and their versions.
+
+    Raises:
+        BitstreamError: a tool is missing or failed.
+    """
+    vivado = find_vivado(design)
+    hls = find_hls() if flow == "hls" else None
+    shown = subprocess.run([vivado, "-version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    tools = {"vivado": vivado_version(shown.stdout) or "unknown"}
+    write_scripts(render_scripts(design, flow, jobs), folder)
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    if hls is not None:
+        tools["hls"] = hls.name
+        for i, command in enumerate(hls.commands):
+            run_tool(command, folder / "hls", folder / "log" / f"hls{i}.log", timeout)
+        unpack_hls_export(folder)
+    command = (vivado, "-mode", "batch", "-notrace", "-nojournal", "-log", "log/vivado.log", "-source", "build.tcl")
+    run_tool(command, folder, folder / "log" / "console.log", timeout)
+    return tools

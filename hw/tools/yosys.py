@@ -1,0 +1,417 @@
+"""Area of the generated RTL on 7-series parts, from Yosys.
+
+Every module is synthesised once, with the modules it contains left out as boxes, and its cells are multiplied by the
+number of its instances: hundreds of equal units cost one unit's time and memory, and the area is known by module.
+Nothing is optimised across module borders this way, so a flattened run, where it is feasible, says how much that costs.
+Yosys runs in a process of its own: a crash, or a design that outgrows the memory or the time allowed, ends that
+process only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hw import contract
+from hw.design import PARTS, ROOT, Design
+from hw.generate import compile_order
+
+CACHE = ROOT / "build" / "cache"
+QUANTIZERS = 4  #: lanes of the loader
+_FLOW = 2  #: raise it when the Yosys commands change, so that cached results are not used
+
+#: primitives that the sources in rtl/xc7 instantiate
+XC7_PRIMITIVES = ("LUT6", "LUT6_2", "CARRY4", "DSP48E1")
+
+#: LUTs of a cell: logic, and LUTs used as memory or shift registers
+LUTS = {
+    **{f"LUT{n}": 1 for n in range(1, 7)},
+    "LUT6_2": 1,
+    "INV": 1,
+    "SRL16E": 1,
+    "SRLC16E": 1,
+    "SRLC32E": 1,
+    "RAM32X1D": 2,
+    "RAM64X1D": 2,
+    "RAM128X1D": 4,
+    "RAM32M": 4,
+    "RAM64M": 4,
+    "RAM32X1S": 1,
+    "RAM64X1S": 1,
+    "RAM128X1S": 2,
+    "RAM256X1S": 4,
+}
+FLIP_FLOPS = frozenset(("FDRE", "FDSE", "FDCE", "FDPE", "FDRE_1", "FDSE_1", "FDCE_1", "FDPE_1", "LDCE", "LDPE"))
+BRAM36 = {"RAMB36E1": 1.0, "RAMB18E1": 0.5}
+#: cells that take none of the resources counted
+FREE = frozenset(("CARRY4", "MUXF7", "MUXF8", "BUFG", "IBUF", "OBUF", "VCC", "GND"))
+
+
+class SynthesisError(RuntimeError):
+    """Yosys is missing, refused the sources or did not end; the message says which."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """Resources, BRAM in blocks of 36 Kib."""
+
+    lut: int = 0
+    ff: int = 0
+    bram36: float = 0.0
+    dsp: int = 0
+
+    @staticmethod
+    def of(cells: dict[str, int]) -> Area:
+        """Area of primitive cells.
+
+        Raises:
+            SynthesisError: a cell that is no known primitive.
+        """
+        for name in cells:
+            if not (name in LUTS or name in FLIP_FLOPS or name in BRAM36 or name in FREE or name == "DSP48E1"):
+                raise SynthesisError(f"Yosys left a cell {name} that is no primitive of the part; correct the RTL")
+        return Area(
+            lut=sum(n * LUTS.get(name, 0) for name, n in cells.items()),
+            ff=sum(n for name, n in cells.items() if name in FLIP_FLOPS),
+            bram36=sum(n * BRAM36.get(name, 0.0) for name, n in cells.items()),
+            dsp=cells.get("DSP48E1", 0),
+        )
+
+    def times(self, n: int) -> Area:
+        """Area of ``n`` of these."""
+        return Area(self.lut * n, self.ff * n, self.bram36 * n, self.dsp * n)
+
+    def __add__(self, other: Area) -> Area:
+        return Area(self.lut + other.lut, self.ff + other.ff, self.bram36 + other.bram36, self.dsp + other.dsp)
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return {"lut": self.lut, "ff": self.ff, "bram36": self.bram36, "dsp": self.dsp}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One synthesis run: a module with some of the modules it contains, the others left out as boxes.
+
+    Attributes:
+        name: in reports.
+        module: its SystemVerilog name.
+        instances: how often it occurs in the whole design.
+        generics: its parameters.
+        boxes: modules left out, and how many instances of each the piece must have. All others are synthesised with it.
+    """
+
+    name: str
+    module: str
+    instances: int = 1
+    generics: tuple[tuple[str, int], ...] = ()
+    boxes: tuple[tuple[str, int], ...] = ()
+
+
+def pieces(design: Design) -> list[Piece]:
+    """Pieces that together are the whole fabric, each once."""
+    dsp = int(design.accumulators == "dsp")
+    dot = (("BITS", design.dot_bits), ("ACC", contract.ACCUMULATOR_BITS))
+    row_bits, weight_bits = design.lanes * design.channels, design.channels * design.dot_bits
+    children = (
+        "loader", "command_queue", "sequencer", "weight_buffer", "operand_network", "dot_product_array", "drain",
+        "control_registers",
+    )  # fmt: skip
+    return [
+        Piece("dot_product_unit", "dot_product_unit", design.units, (*dot, ("DSP", dsp))),
+        Piece("operand_sum_unit", "dot_product_unit", design.lanes, (*dot, ("ONES", 1), ("DSP", 0))),
+        Piece("dot_product_array", "dot_product_array", boxes=(("dot_product_unit", design.units + design.lanes),)),
+        Piece("operand_network", "operand_network"),
+        Piece("buffer_a", "tensor_buffer", generics=(("DEPTH", design.depth_a), ("WIDTH", row_bits))),
+        Piece("buffer_g", "tensor_buffer", generics=(("DEPTH", design.depth_g), ("WIDTH", row_bits))),
+        Piece("buffer_w", "weight_buffer", generics=(("DEPTH", design.depth_w), ("WIDTH", weight_bits))),
+        Piece("quantizer", "quantizer", QUANTIZERS),
+        Piece("loader", "loader", boxes=(("quantizer", QUANTIZERS),)),
+        Piece("drain", "drain"),
+        Piece("sequencer", "sequencer"),
+        Piece("command_queue", "command_queue"),
+        Piece("control_registers", "control_registers"),
+        Piece("fabric", "fabric", boxes=(*((name, 1) for name in children), ("tensor_buffer", 2))),
+    ]
+
+
+#: pieces that make up the array proper, and with the network that feeds it
+ARRAY = ("dot_product_unit", "operand_sum_unit", "dot_product_array")
+ARRAY_AND_NETWORK = (*ARRAY, "operand_network")
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Result of one run.
+
+    Attributes:
+        name: of the piece.
+        instances: of the piece in the whole design.
+        seconds: time it took.
+        peak_mib: memory that it took at most, in MiB.
+        cells: primitive cells of one instance, boxes left out.
+    """
+
+    name: str
+    instances: int
+    seconds: float
+    peak_mib: int
+    cells: dict[str, int]
+
+    def area(self) -> Area:
+        """Area of one instance."""
+        return Area.of(self.cells)
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+
+
+def _cells_file() -> Path:
+    """Yosys' models of the primitives."""
+    try:
+        import pyosys
+    except ImportError as e:
+        raise SynthesisError("pyosys is not installed: pip install pyosys (see pyproject.toml for the version)") from e
+    return Path(str(pyosys.__file__)).parent / "share" / "xilinx" / "cells_sim.v"
+
+
+def _primitives(names: tuple[str, ...]) -> dict[str, re.Match[str]]:
+    text = _cells_file().read_text(encoding="utf-8")
+    found = {}
+    for name in names:
+        match = re.search(rf"^module {name}\s*\((.*?)\);(.*?)^endmodule", text, re.MULTILINE | re.DOTALL)
+        if match is None:
+            raise SynthesisError(f"this Yosys has no model of {name}")
+        found[name] = match
+    return found
+
+
+def primitive_models(names: tuple[str, ...] = XC7_PRIMITIVES) -> str:
+    """Verilog models of primitives, for simulation."""
+    return "\n".join(m[0] for m in _primitives(names).values()) + "\n"
+
+
+def primitive_headers(names: tuple[str, ...] = XC7_PRIMITIVES) -> str:
+    """Verilog declarations of primitives: ports and parameters only."""
+    text = []
+    for name, match in _primitives(names).items():
+        parameters = re.findall(r"^\s*parameter\b[^;]*;", match[2], re.MULTILINE)
+        text.append("\n".join([f"module {name} ({match[1]});", *parameters, "endmodule"]))
+    return "\n".join(text) + "\n"
+
+
+def synthesis_sources(folder: Path) -> list[Path]:
+    """SystemVerilog files of a generated design for synthesis: primitives replace the forms for simulation."""
+    rtl = folder / "rtl"
+    names = (p.relative_to(rtl).as_posix() for p in rtl.rglob("*.sv"))
+    return [rtl / name for name in compile_order(names, primitives=True)]
+
+
+def _content(piece: Piece, sources: list[Path]) -> list[tuple[str, str]]:
+    """What a piece's area depends on, found from the sources: name and text of every package and every module that it
+    contains, directly or not; of a box its header only. Comments are left out.
+
+    Modules and packages lie in files of their names.
+    """
+    texts = {p.stem: re.sub(r"//.*", "", p.read_text(encoding="utf-8")) for p in sources}
+    boxes = {name for name, _ in piece.boxes}
+    found: set[str] = set()
+    front = {piece.module, *(name for name in texts if name.endswith("_pkg"))}
+    while front:
+        found |= front
+        # a name that means something else only adds a source too many
+        words = {word for name in front - boxes for word in re.findall(r"\w+", texts[name])}
+        front = (words & texts.keys()) - found
+    return [(name, _box(texts[name])[0] if name in boxes else texts[name]) for name in sorted(found)]
+
+
+def _box(text: str) -> tuple[str, list[str]]:
+    """Header of a SystemVerilog module as a module of its own, and the names of its parameters."""
+    match = re.search(r"^module\b.*?^\);", text, re.MULTILINE | re.DOTALL)
+    if match is None:
+        raise SynthesisError("a module's header does not end with a line `);`; correct its form")
+    header = re.sub(r"//.*", "", match[0])
+    parameters = re.findall(r"\b(?:parameter|localparam)\b[^=]*?(\w+)\s*=", header)
+    return f"`default_nettype none\n{match[0]}\nendmodule\n`default_nettype wire\n", parameters
+
+
+def cache_key(piece: Piece, folder: Path) -> str:
+    """Name of a piece's result in the cache: a hash of the piece, the sources that it is made of, and the tool."""
+    known = (piece, _content(piece, synthesis_sources(folder)), version("pyosys"), _FLOW)
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
+
+# -- the run ----------------------------------------------------------------------------------------------------------
+
+
+def _work(job: dict[str, Any]) -> None:
+    """Body of the process that runs Yosys: writes its cell counts to ``job["result"]``."""
+    from pyosys import libyosys
+
+    limit = int(job["memory_mib"]) << 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    design = libyosys.Design()
+
+    def run(command: str) -> None:
+        libyosys.run_pass(command, design)
+
+    boxes = " ".join(f"--blackboxed-module {name}" for name in (*XC7_PRIMITIVES, *job["boxes"]))
+    generics = " ".join(f"-G {name}={value}" for name, value in job["generics"])
+    run(f"read_slang --unroll-limit=1000000 --top {job['top']} {boxes} {generics} {' '.join(job['sources'])}")
+    for name, parameters in job["boxes"].items():  # a box has no parameters as far as Yosys knows
+        if parameters:
+            run(f"setparam {' '.join(f'-unset {p}' for p in parameters)} t:{name}")
+    # no pads: the fabric is a block inside the programmable logic
+    run(f"synth_xilinx -family xc7 -flatten -noiopad -noclkbuf -top {job['top']}")
+    run(f"tee -q -o {job['result']} stat -json")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    Path(job["result"] + ".peak").write_text(str(peak))
+
+
+def synthesize(
+    piece: Piece, folder: Path, *, seconds: float = 3600, memory_mib: int = 16384, cache: Path | None = CACHE
+) -> Synthesis:
+    """Area of one piece of a generated design.
+
+    Args:
+        piece: what to synthesise.
+        folder: of the generated design.
+        seconds: most time that Yosys may take.
+        memory_mib: most memory that Yosys may take, in MiB.
+        cache: folder of earlier results, found by the contents of the sources.
+
+    Raises:
+        SynthesisError: Yosys is missing, refused the sources, or needed more time or memory.
+    """
+    sources = synthesis_sources(folder)
+    kept = cache / f"synth-{piece.name}-{cache_key(piece, folder)}.json" if cache else None
+    if kept and kept.exists():
+        return Synthesis(**json.loads(kept.read_text()))
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as work:
+        headers = Path(work) / "primitives.v"
+        headers.write_text(primitive_headers(), encoding="utf-8")
+        result = Path(work) / "stat.json"
+        boxes: dict[str, list[str]] = {}
+        read = [headers]
+        for source in sources:
+            if source.stem in dict(piece.boxes):
+                text, boxes[source.stem] = _box(source.read_text(encoding="utf-8"))
+                source = Path(work) / source.name
+                source.write_text(text, encoding="utf-8")
+            read.append(source)
+        job = {
+            "top": piece.module,
+            "generics": piece.generics,
+            "boxes": boxes,
+            "memory_mib": memory_mib,
+            "sources": [str(path) for path in read],
+            "result": str(result),
+        }
+        log = Path(work) / "log"
+        with log.open("w") as stream:
+            command = [sys.executable, "-m", "hw.tools.yosys", json.dumps(job)]
+            process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired as e:
+                raise SynthesisError(f"Yosys did not end within {seconds:.0f} s on {piece.name}") from e
+            finally:
+                process.kill()  # also when this process is told to stop: Yosys must not live on alone
+                process.wait()
+        if process.returncode or not result.exists():
+            lines = log.read_text(errors="replace").splitlines()
+            errors = [line for line in lines if "ERROR" in line or "error:" in line][:5] or lines[-3:]
+            raise SynthesisError(f"Yosys failed on {piece.name}: " + "; ".join(errors))
+        modules = {name.removeprefix("\\"): m for name, m in json.loads(result.read_text())["modules"].items()}
+        peak = int(Path(f"{result}.peak").read_text())
+    cells: dict[str, int] = {}
+    found: Counter[str] = Counter()
+    wanted = dict(piece.boxes)
+    top = next(name for name in modules if name.split("$")[0] == piece.module)
+    for name, n in modules[top]["num_cells_by_type"].items():
+        name = name.removeprefix("\\")
+        if (plain := name.split("$")[0]) in wanted:
+            found[plain] += int(n)
+        else:
+            cells[name] = int(n)
+    if dict(found) != wanted:
+        raise SynthesisError(f"{piece.name} has instances {dict(found)} instead of {wanted}; correct pieces()")
+    done = Synthesis(piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells)
+    done.area()
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(asdict(done)))
+    return done
+
+
+def whole(design: Design) -> Piece:
+    """The whole fabric as one flattened piece."""
+    return Piece(f"{design.name} flattened", "fabric")
+
+
+def report(design: Design, results: list[Synthesis], flat: Synthesis | None = None) -> dict[str, Any]:
+    """Area by module, in total, per binary MAC and against the part, ready for JSON."""
+    part = PARTS[design.part]
+
+    def total(names: Iterable[str] | None = None) -> Area:
+        return sum((r.area().times(r.instances) for r in results if names is None or r.name in names), Area())
+
+    def fit(area: Area) -> dict[str, float]:
+        return {
+            key: round(100 * value / getattr(part, key), 2) for key, value in area.as_dict().items()
+        }  # percent of the part
+
+    array, fed = total(ARRAY), total(ARRAY_AND_NETWORK)
+    data: dict[str, Any] = {
+        "design": design.name,
+        "part": design.part,
+        "tool": f"Yosys {version('pyosys')}, synth_xilinx -family xc7",
+        "command": f"fractrain synth --design {design.name} --tool yosys --json",
+        "binary_macs": design.binary_macs,
+        "accumulators": design.accumulators,
+        "modules": [
+            {
+                "module": r.name,
+                "instances": r.instances,
+                "one": r.area().as_dict(),
+                "all": r.area().times(r.instances).as_dict(),
+                "seconds": r.seconds,
+                "peak_mib": r.peak_mib,
+            }
+            for r in results
+        ],
+        "total": total().as_dict(),
+        "part_has": {"lut": part.lut, "ff": part.ff, "bram36": part.bram36, "dsp": part.dsp},
+        "percent_of_part": fit(total()),
+        "fits": all(v <= 100 for v in fit(total()).values()),
+        "lut_per_binary_mac": {
+            "array": round(array.lut / design.binary_macs, 3),
+            "array_and_operand_network": round(fed.lut / design.binary_macs, 3),
+        },
+    }
+    if flat is not None:
+        data["flattened"] = {
+            **flat.area().as_dict(),
+            "percent_of_part": fit(flat.area()),
+            "seconds": flat.seconds,
+            "peak_mib": flat.peak_mib,
+        }
+    return data
+
+
+if __name__ == "__main__":
+    _work(json.loads(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Command lines of training, export and demo: they parse and print."""

@@ -1,0 +1,1 @@
+"""Data sets: images in memory, image folders, text."""

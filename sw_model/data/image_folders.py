@@ -1,0 +1,254 @@
+"""Class folders of images of any size, ImageNet's form, decoded as training goes: only a few batches are in memory.
+
+Augmentation is the usual one: in training a crop of random area and shape, resized (Szegedy et al. 2015, "Going deeper
+with convolutions"), and a flip; in testing the centre of the resized image.  What happens to an image is a function of
+(seed, epoch, place in the epoch), so neither the number of threads nor where a run resumes changes a pixel.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sw_model.data.images import (
+    UNREADABLE,
+    WHOLE,
+    DataError,
+    ImageSet,
+    Indices,
+    Part,
+    fixed_sample,
+    half_of,
+    load_data,
+    normalised,
+)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SUFFIXES = (".jpg", ".jpeg", ".png")
+AREA = (0.08, 1.0)  #: of the random crop, as a share of the image
+RATIO = (3 / 4, 4 / 3)  #: width to height of the random crop
+TEST_SCALE = 256 / 224  #: shorter side of a test image, before its centre is cropped, to the side of the crop
+AHEAD = 2  #: batches that are decoded while another is trained on
+
+
+@dataclass(frozen=True)
+class FolderSet:
+    """Images in files, and their labels.
+
+    Attributes:
+        root: folder that holds ``train`` and ``val``.
+        train_files, test_files: paths below the root, encoded as the file system does, bytes (N,).
+        train_labels, test_labels: int64 (N,), 0 .. classes-1.
+        classes: names.
+        size: height and width of the network's images, in pixels.
+        augment: whether training images are cropped and flipped at random, or treated as test images.
+        workers: threads that decode; 0 means one for every processor (divided among the processes of a training).
+    """
+
+    root: Path
+    train_files: np.ndarray
+    train_labels: np.ndarray
+    test_files: np.ndarray
+    test_labels: np.ndarray
+    classes: tuple[str, ...]
+    size: int = 224
+    augment: bool = True
+    workers: int = 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return 3, self.size, self.size
+
+    @property
+    def train_count(self) -> int:
+        """Training images."""
+        return len(self.train_labels)
+
+    def limited(self, train: int = 0, test: int = 0) -> FolderSet:
+        """The first ``train`` and ``test`` images (0: all) of a fixed shuffle, the same for every run."""
+        return self._only(fixed_sample(len(self.train_labels), train), fixed_sample(len(self.test_labels), test))
+
+    def subset(self, name: str) -> FolderSet:
+        """Half of the data set, as adaptation and fine-tuning use it; see :func:`sw_model.data.images.half_of`; "all" is the whole."""
+        if name == "all":
+            return self
+        half = half_of(name, self.classes, self.train_labels, self.test_labels)
+        return self._only(half.train, half.test, half.classes)
+
+    def _only(self, train: Indices, test: Indices, classes: range | None = None) -> FolderSet:
+        """The images at these indices, and of the classes these, numbered anew."""
+        kept = range(len(self.classes)) if classes is None else classes
+        return replace(
+            self,
+            train_files=self.train_files[train],
+            train_labels=self.train_labels[train] - kept.start,
+            test_files=self.test_files[test],
+            test_labels=self.test_labels[test] - kept.start,
+            classes=self.classes[kept.start : kept.stop],
+        )
+
+    def unaugmented(self) -> FolderSet:
+        """The same images, every one shown as in testing."""
+        return replace(self, augment=False)
+
+    def train_steps(self, batch: int) -> int:
+        """Batches per epoch; the last one may be smaller."""
+        return -(-self.train_count // batch)
+
+    def train_batches(
+        self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A part of shuffled, augmented batches of an epoch from batch ``start``: float32 (n, 3, size, size), int64 (n,).
+
+        Raises:
+            DataError: when an image cannot be read; the message names its file.
+        """
+        order = np.random.default_rng((seed, epoch)).permutation(self.train_count)
+
+        def places() -> Iterator[range]:
+            for index in range(start, self.train_steps(batch)):
+                first, last = index * batch, min((index + 1) * batch, self.train_count)
+                yield range(first, last)[part.rows(last - first)]
+
+        def pixels(place: int) -> np.ndarray:
+            # One more than the place: NumPy takes (seed, epoch, 0) for (seed, epoch), which has drawn the order.
+            rng = np.random.default_rng((seed, epoch, place + 1)) if self.augment else None
+            return self._pixels(self.train_files[order[place]], rng)
+
+        for rows, images in self._decoded(places(), pixels, part):
+            yield images, torch.from_numpy(self.train_labels[order[rows.start : rows.stop]])
+
+    def test_batches(self, batch: int, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """A part of the test images, class by class and by name.
+
+        Raises:
+            DataError: when an image cannot be read; the message names its file.
+        """
+        own = range(len(self.test_labels))[part.rows(len(self.test_labels))]
+        batches = (own[first : first + batch] for first in range(0, len(own), batch))
+        for rows, images in self._decoded(batches, lambda place: self._pixels(self.test_files[place], None), part):
+            yield images, torch.from_numpy(self.test_labels[rows.start : rows.stop])
+
+    def _decoded(
+        self, batches: Iterator[range], pixels: Callable[[int], np.ndarray], part: Part
+    ) -> Iterator[tuple[range, Tensor]]:
+        """Batches of places and their normalised images, in order; threads work on those that come next."""
+        workers = self.workers or max(1, (os.cpu_count() or 1) // part.size)
+        pool = ThreadPoolExecutor(workers, "decode")
+        ahead: deque[tuple[range, list[Future[np.ndarray]]]] = deque()
+
+        def first() -> tuple[range, Tensor]:
+            rows, futures = ahead.popleft()
+            images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
+            for image, future in zip(images, futures, strict=True):
+                image[...] = future.result()
+            return rows, normalised(images, 255.0, IMAGENET_MEAN, IMAGENET_STD)
+
+        try:
+            for rows in batches:
+                ahead.append((rows, [pool.submit(pixels, place) for place in rows]))
+                if len(ahead) > AHEAD:
+                    yield first()
+            while ahead:
+                yield first()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _pixels(self, name: bytes, rng: np.random.Generator | None) -> np.ndarray:
+        """An image as the network sees it, at random if there is a generator: uint8 (3, size, size)."""
+        path = self.root / os.fsdecode(name)
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (*UNREADABLE, Image.DecompressionBombError) as error:
+            raise DataError(f"image {path} cannot be read ({error}); replace it, then resume the run") from error
+        if rng is None:
+            array = np.asarray(centre(image, self.size))
+        else:
+            box = random_box(image.width, image.height, rng)
+            array = np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR, box))
+            array = array[:, ::-1] if rng.random() < 0.5 else array
+        return array.transpose(2, 0, 1)
+
+
+def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A crop of random area, shape and place: left, top, right, bottom, in pixels.
+
+    The area is uniform over ``AREA``, the ratio of the sides log-uniform over ``RATIO``.  After ten draws that do not fit
+    the image it is the largest central one whose ratio is nearest to the image's.
+    """
+    for _ in range(10):
+        area = rng.uniform(*AREA) * width * height
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * RATIO[1])))
+    h = min(height, max(1, round(width / RATIO[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def centre(image: Image.Image, size: int) -> Image.Image:
+    """The central ``size`` x ``size`` pixels of an image whose shorter side is resized to ``TEST_SCALE`` times that."""
+    scale = round(size * TEST_SCALE) / min(image.size)
+    w, h = (max(size, round(n * scale)) for n in image.size)
+    left, top = (w - size) // 2, (h - size) // 2
+    resized = image.resize((w, h), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def open_images(source: str, cache: Path | None = None) -> ImageSet | FolderSet:
+    """The images that ``source`` names: a folder that holds ``val`` as a :class:`FolderSet`, all else in memory.
+
+    Args:
+        source: as for :func:`sw_model.data.images.load_data`, or a folder with ``train/CLASS/*.jpg|jpeg|png`` and
+            ``val/CLASS/...`` of images of any size.
+        cache: see :func:`sw_model.data.images.load_data`.
+
+    Raises:
+        DataError: if the source is missing, incomplete or broken.  Of a :class:`FolderSet`, files are listed, not read.
+    """
+    root = Path(source).expanduser()
+    if source == "digits" or not (root / "val").is_dir():
+        return load_data(source, cache)
+    classes = _classes(root / "train")
+    if unknown := sorted(set(_classes(root / "val")) - set(classes)):
+        raise DataError(f"{root} tests classes that it does not train: {', '.join(unknown[:5])}")
+    return FolderSet(root, *_files(root, "train", classes), *_files(root, "val", classes), classes)
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is missing; expected train/CLASS/*.jpg and val/CLASS/*.jpg")
+    names = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
+    if not names:
+        raise DataError(f"{folder} holds no class folders; sort its images into one folder per class")
+    return names
+
+
+def _files(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Paths below the root, and labels."""
+    files, labels = [], []
+    for label, title in enumerate(classes):
+        folder = root / part / title
+        if part == "val" and not folder.is_dir():
+            continue
+        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES))
+        if not names:
+            raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)}); add some or remove the folder")
+        files += [os.fsencode(f"{part}/{title}/{name}") for name in names]
+        labels += [label] * len(names)
+    return np.array(files), np.array(labels, dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Quantized layers, networks, gates, normalisation, and what they cost."""

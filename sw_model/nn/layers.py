@@ -1,0 +1,578 @@
+"""Convolution and linear layers whose three training products run on quantized operands.
+
+Semantics (FracTrain): the output is ``conv(Qa(x), Qw(w))``; the output gradient is quantized once, stochastically, and
+serves both the input gradient, with the quantized weight, and the weight gradient, with the quantized activation.  The
+quantizers are straight-through: gradients pass them unchanged.
+
+Each layer has two paths with the same codes.  The *fast* one multiplies fake-quantized floats with PyTorch.  The
+*exact* one hands operands to a :class:`host.operands.Engine` (software, simulated fabric, board), which returns integer
+sums, and forms the real value in float64, rounded once.
+
+One deviation from the published code, in ``fixed`` mode: a weight has one grid per channel that the product *outputs*.
+The input gradient contracts over output channels, where a per-output-channel scale could not leave the sum, so there
+the weight is quantized again, on one grid per input channel.  ``paper`` mode uses the forward pass's weights in the
+input gradient; integer engines cannot, so it has the fast path only.  What the detail changes in training:
+``fractrain bench accuracy defects``, variant ``weight-grid``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from host.driver.grouped import product_sums
+from host.operands import ConvGeometry, Engine, Grid, Operand
+from sw_model.nn.parallel import Shard
+from sw_model.quantize.affine import (
+    Mode,
+    affine_grid,
+    affine_values,
+    derive_key,
+    extremes,
+    fake_quantize,
+    grid_from_range,
+    kept_values,
+    quantize,
+    quantize_and_keep,
+    random_units,
+)
+from sw_model.quantize.methods import PRODUCTS, Convolution, check_bits
+from sw_model.quantize.statquant import QUANTIZERS
+
+#: ``on_product(layer name, product, macs per call, bits of operand a, bits of operand b)``; 32 bits mean unquantized.
+ProductHook = Callable[[str, str, int, int, int], None]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bits of the three operands of a layer; 0 and 32 both mean float32, unquantized.
+
+    Attributes:
+        weight, activation, grad: widths, 0, 1..16 or 32.
+        weight_grad: width of the gradient in the weight-gradient product, if it differs (SBM's bifurcated gradient);
+            None quantizes the gradient once for both products.  Products of two activations have no weight gradient.
+    """
+
+    weight: int
+    activation: int
+    grad: int
+    weight_grad: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "activation", "grad", "weight_grad"):
+            bits = getattr(self, name)
+            if bits is None and name == "weight_grad":
+                continue
+            if not isinstance(bits, int) or isinstance(bits, bool) or not (0 <= bits <= 16 or bits == 32):
+                raise ValueError(f"{name} bits must be 0, 1..16 or 32 (0 and 32: unquantized), not {bits!r}")
+            if bits == 32:
+                object.__setattr__(self, name, 0)
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """(weight, activation, gradient, gradient in the weight-gradient product), 32 standing for unquantized."""
+        last = self.grad if self.weight_grad is None else self.weight_grad
+        return self.weight or 32, self.activation or 32, self.grad or 32, last or 32
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any operand is quantized."""
+        return min(self.widths) < 32
+
+    def __str__(self) -> str:
+        return "/".join(str(b) for b in (self.weight, self.activation, self.grad)) if self.quantized else "fp32"
+
+
+FULL = Precision(0, 0, 0)
+
+
+#: Details of the published code that mode "paper" keeps and "fixed" repairs: scales never below 1e-8; running ranges that
+#: start at zero; an input gradient on the forward product's weights, whose scales cannot leave its sum.
+DEFECTS = ("scale-floor", "zero-start", "weight-grid")
+
+
+@dataclass
+class Run:
+    """What all layers of a model share during training.
+
+    Attributes:
+        engine: exact engine of the quantized products, or None for the fast path.
+        seed, step: counters behind the keys of stochastic rounding; the training loop advances ``step``.
+        mode: "fixed", "paper" for all of :data:`DEFECTS`, or the names of some, joined by "+".
+        gradient: quantizer of output gradients: "affine" (FracTrain's), or StatQuant's "ptq", "psq" or "bhq", whose
+            grids are no single affine one per tensor, so they have the fast path only.
+        quantizer: "affine" (FracTrain's and SBM's), or a comparison method of :data:`sw_model.quantize.methods.PRODUCTS`, which
+            have the fast path only.
+        momentum: share of the old value in the running activation ranges.
+        on_product: called for every product, quantized or not, before it is computed.
+        shard: this process's part of the batch (or of those samples that take part) in training, if several share it.
+    """
+
+    engine: Engine | None = None
+    seed: int = 0
+    step: int = 0
+    mode: str = "fixed"
+    gradient: str = "affine"
+    quantizer: str = "affine"
+    momentum: float = 0.1
+    on_product: ProductHook | None = None
+    shard: Shard | None = None
+
+    def gradient_values(
+        self, grad: Tensor, bits: int, key: int, shard: Shard | None, scratch: str | None = None
+    ) -> Tensor:
+        """An output gradient, stochastically rounded on the affine grid of the whole batch.
+
+        Args:
+            grad: float32, samples along the leading axis.
+            bits: width.
+            key: of the random numbers.
+            shard: the layer's part of the batch when it ran forward, if several processes share one.
+            scratch: see :func:`sw_model.quantize.affine.affine_values`.
+        """
+        if shard is None:
+            return affine_values(grad, bits, key=key, mode=self.floor, scratch=scratch)
+        grid = grid_from_range(*shard.extremes(grad), bits, key=key, mode=self.floor)
+        return fake_quantize(grad, grid, first=shard.first(grad))
+
+    def keeps(self, defect: str) -> bool:
+        """Whether a detail of the published code is kept."""
+        return defect in (DEFECTS if self.mode == "paper" else self.mode.split("+"))
+
+    @property
+    def floor(self) -> Mode:
+        """Mode of the quantizers, which decides the smallest scale."""
+        return "paper" if self.keeps("scale-floor") else "fixed"
+
+    @property
+    def input_gradient_axis(self) -> int:
+        """Axis of the weight along which the input gradient's grids lie: its own, or the forward product's."""
+        return 0 if self.keeps("weight-grid") else 1
+
+
+@dataclass
+class _Call:
+    """One forward call of a layer: what its backward pass needs besides tensors."""
+
+    layer: QLayer
+    geometry: ConvGeometry
+    groups: int
+    precision: Precision
+    engine: Engine | None
+    key: int
+    shard: Shard | None
+    grid: Grid | None = None
+    weight_shape: tuple[int, ...] = field(default=())
+
+
+def batch_extremes(x: Tensor, shard: Shard | None) -> tuple[Tensor, Tensor]:
+    """Minimum and range of the whole batch, of which this process may have a part; see ``quantizers.extremes``."""
+    return extremes(x) if shard is None else shard.extremes(x)
+
+
+class QLayer(nn.Module):
+    """Common part of the quantized layers: precision, keys, running activation range.
+
+    ``salt`` distinguishes calls of one layer within one step (a gated layer may run once per option); ``folds`` says
+    whether training batches update the running range.
+    """
+
+    running_low: Tensor
+    running_span: Tensor
+    batches: Tensor
+    weight: nn.Parameter
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precision = FULL
+        self.run = Run()
+        self.name = type(self).__name__
+        self.index = 0
+        self.salt = 0
+        self.folds = True
+        self.register_buffer("running_low", torch.zeros(()))
+        self.register_buffer("running_span", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def engine(self) -> Engine | None:
+        """The exact engine, shared by all layers of the run; None selects the fast path."""
+        return self.run.engine
+
+    @engine.setter
+    def engine(self, engine: Engine | None) -> None:
+        self.run.engine = engine
+
+    def gradient_key(self) -> int:
+        """32-bit key of this call's stochastic rounding, a function of (seed, step, layer, salt)."""
+        return derive_key(self.run.seed, self.run.step, self.index, self.salt)
+
+    def activation_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Minimum and range for an input: in training of the batch, folded into the running ones; else the running ones.
+
+        Raises:
+            RuntimeError: in evaluation before any training batch.
+            ValueError: if the input holds NaN or infinity.
+        """
+        if self.training:
+            low, span = batch_extremes(x, self.run.shard)
+            if self.folds:
+                self._note_range(low, span)
+            return low, span
+        if int(self.batches) == 0:
+            raise RuntimeError(
+                f"layer {self.name} has not seen a training batch, so its activation range is unknown; train first, "
+                "load a checkpoint, or call .train()"
+            )
+        extremes(x)  # refuses NaN and infinity, which clamping would hide
+        return self.running_low.cpu(), self.running_span.cpu()
+
+    @torch.no_grad()
+    def _note_range(self, low: Tensor, span: Tensor) -> None:
+        """Folds a batch's range into the running one: ``r <- m * r + (1 - m) * new``.
+
+        The published code starts from zero, which biases the first averages towards zero; ``fixed`` mode starts from
+        the first batch.
+        """
+        momentum = self.run.momentum
+        if int(self.batches) == 0 and not self.run.keeps("zero-start"):
+            momentum = 0.0
+        self.running_low.mul_(momentum).add_(low.to(self.running_low.device), alpha=1 - momentum)
+        self.running_span.mul_(momentum).add_(span.to(self.running_span.device), alpha=1 - momentum)
+        self.batches += 1
+
+    def whole(self, rows: int) -> int:
+        """Rows of the whole batch, of which this process has ``rows``."""
+        return rows if self.run.shard is None else self.run.shard.whole(rows)
+
+    def report(self, product: str, macs: int, a: int, b: int) -> None:
+        """Tells the run's hook of a product.
+
+        Args:
+            product: "forward", "input_gradient" or "weight_gradient".
+            macs: multiply-accumulates over the whole batch.
+            a, b: bits of the operands, 32 for unquantized.
+        """
+        if self.run.on_product is not None:
+            self.run.on_product(self.name, product, macs, a, b)
+
+    def _product(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
+        macs = self.whole(geometry.batch) * weight.numel() * math.prod(geometry.out_hw)
+        w, a, g, last = self.precision.widths
+        self.report("forward", macs, a, w)
+        if self.training and torch.is_grad_enabled():
+            if x.requires_grad:
+                self.report("input_gradient", macs, g, w)
+            if weight.requires_grad:
+                self.report("weight_gradient", macs, a, last)
+        if not self.precision.quantized:
+            return F.conv2d(x, weight, None, geometry.stride, geometry.padding, 1, groups)
+        engine = self.run.engine
+        if self.run.quantizer != "affine":
+            return self._comparison(x, weight, geometry, groups)
+        if engine is not None:
+            self.check_integers(self.precision.widths)
+        call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key(), self.run.shard)
+        result: Tensor = _QuantizedProduct.apply(x, weight, call)
+        return result
+
+    def check_integers(self, widths: tuple[int, ...]) -> None:
+        """Refuses products that no integer engine computes.
+
+        Args:
+            widths: of all operands, 32 for unquantized.
+
+        Raises:
+            ValueError: an operand in float32, or quantizers that have the fast path only.
+        """
+        if max(widths) > 16:
+            raise ValueError(
+                f"layer {self.name} leaves an operand unquantized ({self.precision}), which an integer engine "
+                "cannot multiply; give all three operands 1..16 bits, or none"
+            )
+        if self.run.mode != "fixed":
+            raise ValueError(f"mode {self.run.mode!r} has the fast path only; use mode 'fixed' with an engine")
+        if self.run.gradient != "affine":
+            raise ValueError(f"gradient quantizer {self.run.gradient!r} has the fast path only; use 'affine'")
+
+    def _comparison(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
+        """The product by one of the methods that FracTrain is compared with."""
+        if self.run.engine is not None:
+            raise ValueError(f"quantizer {self.run.quantizer!r} has the fast path only; use 'affine' with an engine")
+        p = self.precision
+        check_bits(self.run.quantizer, p.widths)
+        key = self.gradient_key()
+        call = Convolution(p.weight, p.activation, p.grad, geometry.stride, geometry.padding, groups, key)
+        return PRODUCTS[self.run.quantizer](x, weight, call)
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(x.detach().cpu().numpy())
+
+
+def weight_operand(weight: Tensor, bits: int, axis: int) -> Operand:
+    """A weight (O, I, kh, kw) as codes, one grid per output (axis 0) or input channel (axis 1)."""
+    grid = affine_grid(weight.detach(), bits, axis=axis)
+    return Operand(grid, codes=_numpy(quantize(weight.detach(), grid, axis)).astype(np.int32))
+
+
+def _tensor_operand(x: Tensor, grid: Grid, groups: int) -> Operand:
+    """Values for the engine to quantize; codes for a depthwise product, whose channels are several calls and must not
+    restart the element counter of stochastic rounding."""
+    if groups == 1:
+        return Operand(grid, values=_numpy(x))
+    return Operand(grid, codes=_numpy(quantize(x, grid)).astype(np.int32))
+
+
+class _QuantizedProduct(torch.autograd.Function):
+    """The three products of one layer call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, call: _Call) -> Tensor:
+        ctx.call = call
+        p, g, groups = call.precision, call.geometry, call.groups
+        if p.activation:
+            low, span = call.layer.activation_range(x.detach())
+            call.grid = grid_from_range(low, span, p.activation, mode=call.layer.run.floor)
+        if call.engine is None:
+            # oneDNN's convolutions of few channels take half the time with the channels last; what follows keeps that.
+            x = x.contiguous(memory_format=torch.channels_last)
+            xq, kept = x, x
+            if call.grid is not None:
+                xq, kept = quantize_and_keep(x, call.grid, "activation")
+            wq = weight
+            if p.weight:
+                wq = affine_values(weight, p.weight, axis=0, mode=call.layer.run.floor)
+            ctx.save_for_backward(kept, weight)
+            return F.conv2d(xq, wq, None, g.stride, g.padding, 1, groups)
+        ctx.save_for_backward(x, weight)
+        assert call.grid is not None
+        a = _tensor_operand(x, call.grid, groups)
+        w = weight_operand(weight, p.weight, 0)
+        y = product_sums(call.engine, "forward", a, w, g, groups).real(a.grid, w.grid, 1)
+        return torch.from_numpy(y).to(x.device)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        call: _Call = ctx.call
+        kept, weight = ctx.saved_tensors
+        need_x, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        p, g, groups = call.precision, call.geometry, call.groups
+        mode = call.layer.run.floor
+        if call.layer.run.gradient != "affine":
+            return *_statquant_gradients(call, kept, weight, grad.contiguous(), (need_x, need_w)), None
+        split = p.weight_grad is not None and p.weight_grad != p.grad
+        # A key of its own: the two roundings of a bifurcated gradient are independent.
+        last_key = derive_key(call.key, 1) if split else call.key
+        if call.engine is None:
+            grad = grad.contiguous(memory_format=torch.channels_last)
+            run = call.layer.run
+            gq = run.gradient_values(grad, p.grad, call.key, call.shard, "gradient") if p.grad else grad
+            last_gq = gq
+            if split:
+                last_gq = run.gradient_values(grad, p.weight_grad, last_key, call.shard) if p.weight_grad else grad
+            dx, dw = _fast_gradients(call, kept, weight, gq, last_gq, (need_x, need_w))
+            return dx, dw, None
+        dx = dw = None
+        grad = grad.contiguous()
+        grid = affine_grid(grad, p.grad, key=call.key, mode=mode)
+        last_grid = grid
+        if split and p.weight_grad:
+            last_grid = affine_grid(grad, p.weight_grad, key=last_key, mode=mode)
+        assert call.grid is not None
+        gradient = _tensor_operand(grad, grid, groups)
+        last = _tensor_operand(grad, last_grid, groups) if split else gradient
+        if need_x:
+            w = weight_operand(weight, p.weight, 0 if groups > 1 else 1)
+            real = product_sums(call.engine, "input_gradient", gradient, w, g, groups).real(grid, w.grid, 1)
+            dx = torch.from_numpy(real).to(grad.device)
+        if need_w:
+            a = _tensor_operand(kept, call.grid, groups)
+            real = product_sums(call.engine, "weight_gradient", a, last, g, groups).real(a.grid, last_grid)
+            dw = torch.from_numpy(real).to(grad.device)
+        return dx, dw, None
+
+
+def _fast_gradients(
+    call: _Call, kept: Tensor, weight: Tensor, gq: Tensor, last_gq: Tensor, need: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Input and weight gradient from fake-quantized output gradients, in one call where both are the same."""
+    p, g, groups, mode = call.precision, call.geometry, call.groups, call.layer.run.floor
+    need_x, need_w = need
+    wq = weight
+    if p.weight and need_x:
+        # Depthwise weights (C, 1, kh, kw) have one input channel per row, so their axis is 0 either way.
+        axis = 0 if groups > 1 else call.layer.run.input_gradient_axis
+        wq = affine_values(weight, p.weight, axis=axis, mode=mode)
+    xq = kept
+    if call.grid is not None and need_w:
+        xq = kept_values(kept, call.grid, "activation")
+    if need_x and need_w and gq is last_gq:
+        dx, dw = convolution_gradients(xq, wq, gq, g.stride, g.padding, groups)
+        return dx, dw
+    shape = (g.batch, g.in_channels, *g.in_hw)
+    return (
+        conv2d_input(shape, wq, gq, g.stride, g.padding, 1, groups) if need_x else None,
+        conv2d_weight(xq, weight.shape, last_gq, g.stride, g.padding, 1, groups) if need_w else None,
+    )
+
+
+def convolution_gradients(
+    x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int, groups: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a convolution by its input and its weight, which share one pass over the output gradient."""
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups, [True, True, False]
+    )
+    return dx, dw
+
+
+def _statquant_gradients(
+    call: _Call, kept: Tensor, weight: Tensor, grad: Tensor, need: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both gradients with one of StatQuant's quantizers on the output gradient, a matrix of samples and features."""
+    p = call.precision
+    quantizer = QUANTIZERS[call.layer.run.gradient]
+    rows = grad.flatten(1)
+    gq = quantizer(rows, p.grad, call.key).reshape(grad.shape) if p.grad else grad
+    last_gq = gq
+    if p.weight_grad is not None and p.weight_grad != p.grad:
+        key = derive_key(call.key, 1)
+        last_gq = quantizer(rows, p.weight_grad, key).reshape(grad.shape) if p.weight_grad else grad
+    return _fast_gradients(call, kept, weight, gq, last_gq, need)
+
+
+class QConv2d(QLayer):
+    """Two-dimensional convolution without bias, square stride and zero padding; dense or depthwise.
+
+    Args:
+        in_channels, out_channels: counts.
+        kernel_size: height and width of the kernel.
+        stride, padding: pixels, the same for both axes.
+        groups: 1, or ``in_channels == out_channels`` for a depthwise convolution.
+
+    Maps float32 (N, in_channels, H, W) to (N, out_channels, OH, OW).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, groups: int = 1
+    ) -> None:
+        if groups != 1 and not groups == in_channels == out_channels:
+            raise ValueError(
+                f"groups={groups} with {in_channels} -> {out_channels} channels: use 1 (dense) or one group per channel"
+            )
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.padding, self.groups = kernel_size, stride, padding, groups
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"layer {self.name} takes (N, {self.in_channels}, H, W), not {tuple(x.shape)}")
+        kernel = (self.kernel_size, self.kernel_size)
+        geometry = ConvGeometry(
+            x.shape[0], self.in_channels, self.out_channels, (x.shape[2], x.shape[3]), kernel, self.stride, self.padding
+        )
+        return self._product(x, self.weight, geometry, self.groups)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, groups={self.groups}, precision={self.precision}"
+        )
+
+
+class QLinear(QLayer):
+    """Linear layer over the last axis; the product is quantized, the bias is added in float32.
+
+    Maps float32 (..., in_features) to (..., out_features); its weight is (out_features, in_features).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        bound = 1 / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"layer {self.name} takes (..., {self.in_features}), not {tuple(x.shape)}")
+        rows = x.reshape(-1, self.in_features, 1, 1)
+        geometry = ConvGeometry(rows.shape[0], self.in_features, self.out_features, (1, 1))
+        y = self._product(rows, self.weight[:, :, None, None], geometry, 1)
+        y = y.reshape(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, precision={self.precision}"
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QLayer]]:
+    """(name, layer) of every quantized layer, in the order of registration."""
+    for name, module in model.named_modules():
+        if isinstance(module, QLayer):
+            yield name, module
+
+
+class Dropout(nn.Module):
+    """Sets elements to zero at random in training, and divides the others by the share that is left.
+
+    Which ones is a function of (seed, step, number of this module, place in the global batch): a resumed run drops the
+    same ones, and so do several processes.  Samples lie along the leading axis.
+
+    Args:
+        share: probability of an element's being dropped, from 0 up to, but less than, 1.
+    """
+
+    KEY = 1 << 32  #: in the place of a layer's salt, larger than any
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.index, self.run = share, 0, Run()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.share:
+            return x
+        key = derive_key(self.run.seed, self.run.step, self.index, self.KEY)
+        first = 0 if self.run.shard is None else self.run.shard.first(x)
+        kept = random_units(x.numel(), key, first).reshape(x.shape) >= self.share
+        return x * kept.to(x).div_(1 - self.share)
+
+    def extra_repr(self) -> str:
+        return f"{self.share}"
+
+
+def attach(model: nn.Module, run: Run) -> Run:
+    """Makes all quantized layers and dropouts of a model share ``run``, names and numbers them; returns ``run``."""
+    for index, (name, layer) in enumerate(quantized_layers(model)):
+        layer.run, layer.name, layer.index = run, name, index
+    for index, dropout in enumerate(module for module in model.modules() if isinstance(module, Dropout)):
+        dropout.run, dropout.index = run, index
+    return run
+
+
+#: Fixed precision of depthwise convolutions in quantized networks, which are too sensitive for less (paper, 4.2).
+DEPTHWISE = Precision(8, 8, 16)
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Sets the precision of every quantized layer except those that the model lists in ``keep_full``.
+
+    Depthwise convolutions get :data:`DEPTHWISE` whenever ``precision`` quantizes at all, as in the paper.
+
+    A model's ``keep_full`` attribute, a set of layer names, says which layers stay in float32 (stem, classifier).
+    """
+    keep: set[str] = getattr(model, "keep_full", set())
+    for name, layer in quantized_layers(model):
+        depthwise = isinstance(layer, QConv2d) and layer.groups > 1
+        layer.precision = FULL if name in keep else DEPTHWISE if depthwise and precision.quantized else precision

@@ -1,0 +1,372 @@
+"""Networks built from quantized convolutions: CIFAR ResNets, ImageNet ResNets, MobileNetV2.
+
+Batch normalisation, activation functions and pooling stay in float32.  ``keep_full`` of a model names the layers that a
+precision schedule leaves in float32.
+
+Every network is a row of blocks between an ``entry`` and an ``exit``, and a block is a residual branch and a way round
+it, so that gates (:mod:`sw_model.nn.gates`) can choose each block's precision without knowing the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sw_model.nn.layers import QConv2d, QLinear
+from sw_model.nn.normalisation import normalise
+from sw_model.quantize.methods import RangeBatchNorm2d
+
+
+def _stem_and_head(model: nn.Module, quantize_stem: bool, quantize_head: bool) -> set[str]:
+    keep = set() if quantize_stem else {"stem"}
+    if not quantize_head:
+        keep.add("head")
+    return keep
+
+
+#: How a block computes one of its convolutions; gates put their own in place of :func:`plain`.
+Convolve = Callable[[QConv2d, Tensor], Tensor]
+
+
+def plain(layer: QConv2d, x: Tensor) -> Tensor:
+    """The layer at the precision that it has."""
+    result: Tensor = layer(x)
+    return result
+
+
+class GateShape(NamedTuple):
+    """Published shape of a network's gates.
+
+    Attributes:
+        projection: widths of the linear layers from the pooled input to the LSTM, with ReLU between them.
+        hidden: width of the LSTM's state.
+    """
+
+    projection: tuple[int, ...]
+    hidden: int
+
+
+class Block(nn.Module):
+    """A residual branch, a way round it, and how the two meet; maps (N, C, H, W) to (N, C', H', W')."""
+
+    shortcut: nn.Sequential | None
+    #: Whether there is a way round the branch.
+    skippable = True
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        raise NotImplementedError
+
+    def residual(self, x: Tensor, convolve: Convolve = plain) -> Tensor:
+        """The residual branch up to its last normalisation, which :meth:`join` does together with the sum."""
+        raise NotImplementedError
+
+    def way_round(self, x: Tensor, convolve: Convolve = plain) -> Tensor | None:
+        """The shortcut: the input itself or a convolution of it; None if the block has none."""
+        if self.shortcut is None:
+            return x
+        convolution, normalisation = self.shortcut
+        assert isinstance(convolution, QConv2d)
+        return normalise(normalisation, convolve(convolution, x), relu=False)
+
+    def join(self, residual: Tensor | None, way_round: Tensor | None) -> Tensor:
+        """The block's output from what :meth:`residual` and :meth:`way_round` return; without a residual, that of a block
+        that is skipped."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(self.residual(x), self.way_round(x))
+
+
+class Backbone(nn.Module):
+    """A network whose blocks gates can govern.
+
+    Attributes:
+        gate: shape of its gates.
+        keep_full: names of layers that schedules leave in float32.
+    """
+
+    gate: GateShape
+    keep_full: set[str]
+    stem: QConv2d
+    blocks: nn.ModuleList
+
+    def block_list(self) -> list[Block]:
+        """The blocks in order."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def ungated(self) -> set[str]:
+        """Names of layers that the published gated network leaves in float32 besides stem and head."""
+        return set()
+
+    def entry(self, x: Tensor) -> Tensor:
+        """From the image to the first block's input."""
+        raise NotImplementedError
+
+    def exit(self, x: Tensor) -> Tensor:
+        """From the last block's output to the logits."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.entry(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.exit(x)
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions with batch normalisation, and a shortcut (1x1 convolution where the shape changes)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = QConv2d(in_channels, out_channels, 3, stride, 1)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = QConv2d(out_channels, out_channels, 3, 1, 1)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = None
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(QConv2d(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+
+    @property
+    def in_channels(self) -> int:
+        return self.conv1.in_channels
+
+    def residual(self, x: Tensor, convolve: Convolve = plain) -> Tensor:
+        return convolve(self.conv2, normalise(self.bn1, convolve(self.conv1, x)))
+
+    def join(self, residual: Tensor | None, way_round: Tensor | None) -> Tensor:
+        assert way_round is not None
+        return F.relu(way_round) if residual is None else normalise(self.bn2, residual, way_round)
+
+
+class CifarResNet(Backbone):
+    """ResNet of depth 6n+2 for small images (He et al. 2016): three groups of n blocks, the last two halving the image.
+
+    Args:
+        depth: 8, 14, 20, ... = 6n+2.
+        classes: number of outputs.
+        in_channels: 3 for CIFAR, 1 for digits.
+        width: channels of the first group; the groups have width, 2*width, 4*width.
+        quantize_stem: whether schedules apply to the first convolution.
+        quantize_head: whether schedules apply to the classifier.
+
+    Maps float32 (N, in_channels, H, W) to logits (N, classes).
+    """
+
+    gate = GateShape((32, 16), 16)
+
+    def __init__(
+        self,
+        depth: int,
+        classes: int = 10,
+        in_channels: int = 3,
+        width: int = 16,
+        *,
+        quantize_stem: bool = True,
+        quantize_head: bool = False,
+    ) -> None:
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"a CIFAR ResNet has depth 6n+2 (8, 14, 20, ...), not {depth}")
+        super().__init__()
+        per_group = (depth - 2) // 6
+        self.stem = QConv2d(in_channels, width, 3, 1, 1)
+        self.bn = nn.BatchNorm2d(width)
+        blocks: list[nn.Module] = []
+        channels = width
+        for group in range(3):
+            for block in range(per_group):
+                out = width << group
+                blocks.append(BasicBlock(channels, out, 2 if group and not block else 1))
+                channels = out
+        self.blocks = nn.ModuleList(blocks)
+        self.head = QLinear(channels, classes)
+        self.keep_full = _stem_and_head(self, quantize_stem, quantize_head)
+
+    def entry(self, x: Tensor) -> Tensor:
+        return normalise(self.bn, self.stem(x))
+
+    def exit(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+#: Blocks per group of the ImageNet networks, by depth.
+IMAGENET_LAYOUT: dict[int, Sequence[int]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class ImageNetResNet(Backbone):
+    """ResNet-18 or -34 for 224-pixel images: 7x7 stem with stride 2, max pooling, four groups of basic blocks."""
+
+    gate = GateShape((40,), 20)
+
+    def __init__(
+        self,
+        depth: int,
+        classes: int = 1000,
+        *,
+        width: int = 64,
+        quantize_stem: bool = True,
+        quantize_head: bool = False,
+    ) -> None:
+        if depth not in IMAGENET_LAYOUT:
+            raise ValueError(f"an ImageNet ResNet of basic blocks has depth 18 or 34, not {depth}")
+        super().__init__()
+        self.stem = QConv2d(3, width, 7, 2, 3)
+        self.bn = nn.BatchNorm2d(width)
+        blocks: list[nn.Module] = []
+        channels = width
+        for group, count in enumerate(IMAGENET_LAYOUT[depth]):
+            for block in range(count):
+                out = width << group
+                blocks.append(BasicBlock(channels, out, 2 if group and not block else 1))
+                channels = out
+        self.blocks = nn.ModuleList(blocks)
+        self.head = QLinear(channels, classes)
+        self.keep_full = _stem_and_head(self, quantize_stem, quantize_head)
+
+    def ungated(self) -> set[str]:
+        return {f"blocks.{i}.shortcut.0" for i, block in enumerate(self.block_list()) if block.shortcut is not None}
+
+    def entry(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(normalise(self.bn, self.stem(x)), 3, 2, 1)
+
+    def exit(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+class InvertedResidual(Block):
+    """MobileNetV2's block: 1x1 expansion, 3x3 depthwise, 1x1 projection without activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.expand = QConv2d(in_channels, hidden, 1)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.depthwise = QConv2d(hidden, hidden, 3, stride, 1, groups=hidden)
+        self.bn2 = nn.BatchNorm2d(hidden)
+        self.project = QConv2d(hidden, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.skippable = stride == 1
+        self.shortcut = None
+        if stride == 1 and in_channels != out_channels:
+            self.shortcut = nn.Sequential(QConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
+
+    @property
+    def in_channels(self) -> int:
+        return self.expand.in_channels
+
+    def residual(self, x: Tensor, convolve: Convolve = plain) -> Tensor:
+        y = normalise(self.bn1, convolve(self.expand, x))
+        y = normalise(self.bn2, convolve(self.depthwise, y))
+        return convolve(self.project, y)
+
+    def way_round(self, x: Tensor, convolve: Convolve = plain) -> Tensor | None:
+        return super().way_round(x, convolve) if self.skippable else None
+
+    def join(self, residual: Tensor | None, way_round: Tensor | None) -> Tensor:
+        if residual is None:
+            assert way_round is not None
+            return way_round
+        return normalise(self.bn3, residual, way_round, relu=False)
+
+
+class CifarMobileNetV2(Backbone):
+    """MobileNetV2 for 32-pixel images: the original's layout with the first two strides removed.
+
+    Maps float32 (N, 3, 32, 32) to logits (N, classes).
+    """
+
+    gate = GateShape((64, 32), 32)
+
+    # expansion, channels, blocks, stride of the first block
+    LAYOUT = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+    def __init__(self, classes: int = 10, *, quantize_stem: bool = True, quantize_head: bool = False) -> None:
+        super().__init__()
+        self.stem = QConv2d(3, 32, 3, 1, 1)
+        self.bn = nn.BatchNorm2d(32)
+        blocks: list[nn.Module] = []
+        channels = 32
+        for expansion, out, count, stride in self.LAYOUT:
+            for block in range(count):
+                blocks.append(InvertedResidual(channels, out, stride if block == 0 else 1, expansion))
+                channels = out
+        self.blocks = nn.ModuleList(blocks)
+        self.last = QConv2d(channels, 1280, 1)
+        self.bn_last = nn.BatchNorm2d(1280)
+        self.head = QLinear(1280, classes)
+        self.keep_full = _stem_and_head(self, quantize_stem, quantize_head)
+
+    def ungated(self) -> set[str]:
+        return {"last"}
+
+    def entry(self, x: Tensor) -> Tensor:
+        return normalise(self.bn, self.stem(x))
+
+    def exit(self, x: Tensor) -> Tensor:
+        x = normalise(self.bn_last, self.last(x))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def use_range_norm(model: nn.Module) -> nn.Module:
+    """``model`` with Range BN in place of every batch normalisation."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, RangeBatchNorm2d(child.num_features))
+    return model
+
+
+def build_model(
+    name: str,
+    classes: int,
+    image: tuple[int, int, int],
+    *,
+    width: int = 16,
+    quantize_stem: bool = True,
+    quantize_head: bool = False,
+    norm: str = "batch",
+    seed: int = 0,
+) -> nn.Module:
+    """A freshly initialised network.
+
+    Args:
+        name: "resnet-N" (N = 6n+2: for small images; 18 and 34: the ImageNet networks), or "mobilenetv2".
+        classes: number of outputs.
+        image: channels, height and width of the input.
+        width: channels of the first group (CIFAR ResNets only).
+        quantize_stem, quantize_head: whether schedules apply to the first and the last layer.
+        norm: "batch", or "range" for :class:`sw_model.quantize.methods.RangeBatchNorm2d`.
+        seed: initialisation; the caller's random state is left as it was.
+
+    Raises:
+        ValueError: if the name is unknown or does not suit the images.
+    """
+    options = {"quantize_stem": quantize_stem, "quantize_head": quantize_head}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(name, classes, image, width, options)
+    return use_range_norm(model) if norm == "range" else model
+
+
+def _build(name: str, classes: int, image: tuple[int, int, int], width: int, options: dict[str, bool]) -> nn.Module:
+    kind, _, number = name.partition("-")
+    if kind == "resnet" and number.isdecimal():
+        if int(number) in IMAGENET_LAYOUT:
+            return ImageNetResNet(int(number), classes, **options)
+        return CifarResNet(int(number), classes, image[0], width, **options)
+    if name == "mobilenetv2":
+        if image[0] != 3:
+            raise ValueError(f"mobilenetv2 takes images of 3 channels, not {image[0]}; use resnet-8, -14, -20, ...")
+        return CifarMobileNetV2(classes, **options)
+    raise ValueError(
+        f"unknown model {name!r}; use resnet-8, resnet-38, resnet-74, resnet-18, resnet-34, mobilenetv2, "
+        "transformer-small or transformer-base"
+    )

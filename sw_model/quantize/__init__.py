@@ -1,0 +1,1 @@
+"""Quantizers: affine grids, StatQuant, other methods, and their compiled CPU kernels."""

@@ -1,0 +1,326 @@
+"""Affine quantizers of FracTrain, stated so that software and fabric agree on every code.
+
+Formula (Banner et al. 2018, "Scalable methods for 8-bit training", as FracTrain uses it), with ``n = 2**bits - 1``::
+
+    z = min x,  R = max x - min x,  s = max(R / n, floor),  r = 1 / s
+    t = (x - z) * r
+    q = clamp(rne(t), 0, n)          to nearest, ties to even
+    q = clamp(floor(t + u), 0, n)    stochastic, u uniform on [0, 1) in steps of 2**-24
+
+Every step is one IEEE single-precision operation.  Subnormal inputs and subnormal intermediate results count as zero,
+as they do on the fabric.  The random number of element ``i`` (flat C-order index) is a function of ``i`` and a 32-bit
+key alone, so the order in which elements are visited, and by how many lanes, does not matter.
+
+Codes come back as float32 tensors holding integers (exact up to 2**24), ready for both the fast path, which multiplies
+fake-quantized floats, and the exact one, which converts them to integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from host.operands import Grid
+from host.operands import derive_key as derive_key  # part of this module's interface too
+from sw_model.quantize import kernels
+
+Mode = Literal["fixed", "paper"]
+
+#: Smallest scale: the published code's constant, or the smallest normal float32, whose reciprocal is still finite.
+SCALE_FLOOR: dict[str, np.float32] = {"paper": np.float32(1e-8), "fixed": np.float32(2.0**-126)}
+#: Largest float32 that is subnormal; ``hardshrink`` zeroes everything up to and including it.
+_LARGEST_SUBNORMAL = 2.0**-126 - 2.0**-149
+#: Above this scale the reciprocal would be subnormal.
+_LARGEST_SCALE = np.float32(2.0**126)
+_MASK32 = 0xFFFFFFFF
+
+
+def _as_int32(word: int) -> int:
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def random_units(count: int, key: int, first: int = 0) -> Tensor:
+    """The uniform numbers ``u_i = (fmix32(i ^ key) >> 8) * 2**-24``, i from ``first``: float32, shape (count,).
+
+    Torch's int32 multiplication wraps modulo 2**32 as the hash wants; its right shift is arithmetic, hence the masks.
+    """
+    end = first + count
+    if end > 1 << 32:
+        raise ValueError(f"a tensor of {end} elements repeats its random numbers; split it below 2**32 elements")
+    if end > 1 << 31:
+        h = torch.arange(first, end, dtype=torch.int64).to(torch.int32)
+    else:
+        h = torch.arange(first, end, dtype=torch.int32)
+    h ^= _as_int32(key & _MASK32)
+    h ^= (h >> 16).bitwise_and_(0xFFFF)
+    h *= _as_int32(0x85EBCA6B)
+    h ^= (h >> 13).bitwise_and_(0x7FFFF)
+    h *= _as_int32(0xC2B2AE35)
+    h ^= (h >> 16).bitwise_and_(0xFFFF)
+    h >>= 8
+    h &= 0xFFFFFF
+    return h.to(torch.float32).mul_(2.0**-24)
+
+
+def flush(x: Tensor) -> Tensor:
+    """``x`` with subnormal float32 values replaced by zero; NaN and infinity pass."""
+    return torch.nn.functional.hardshrink(x, _LARGEST_SUBNORMAL)
+
+
+def _check_bits(bits: int) -> None:
+    if not 1 <= bits <= 16:
+        raise ValueError(
+            f"cannot quantize to {bits} bits: a code has 1 to 16; leave the operand unquantized (0) instead"
+        )
+
+
+def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
+    """Minimum and range (max - min) of ``x`` over everything, or per index of ``axis``; float32 on the CPU, flushed.
+
+    Raises:
+        TypeError: if ``x`` is not float32.
+        ValueError: if ``x`` is empty, holds NaN or infinity, or its range overflows.
+    """
+    if x.dtype != torch.float32:
+        raise TypeError(f"quantizers take float32 tensors, not {x.dtype}; convert with .float() first")
+    if x.numel() == 0:
+        raise ValueError(
+            f"cannot choose a grid for an empty tensor of shape {tuple(x.shape)}; skip the product instead"
+        )
+    if axis is None and kernels.usable(x):
+        found = kernels.minimum_and_range(x)
+        if found is not None:
+            return found
+    if axis is None:
+        lo, hi = torch.aminmax(x)
+    else:
+        lo, hi = torch.aminmax(x.movedim(axis, 0).reshape(x.shape[axis], -1), dim=1)
+    lo, hi = flush(lo), flush(hi)
+    span = hi - lo
+    if not bool(torch.isfinite(span).all()):
+        raise non_finite(x, lo, hi)
+    return lo.cpu(), flush(span).cpu()
+
+
+def non_finite(x: Tensor, lo: Tensor, hi: Tensor) -> ValueError:
+    """The error about a tensor whose range is not finite."""
+    return ValueError(
+        f"a tensor of shape {tuple(x.shape)} holds NaN or infinity, or a range beyond float32 (min {lo.min():g}, "
+        f"max {hi.max():g}); training has diverged: lower the learning rate or raise the precision"
+    )
+
+
+def grid_from_range(lo: Tensor, span: Tensor, bits: int, *, key: int | None = None, mode: Mode = "fixed") -> Grid:
+    """The affine grid of ``bits`` bits over ``[lo, lo + span]`` (float32, shape () or (C,)).
+
+    Raises:
+        ValueError: if ``bits`` is out of 1..16 or the scale exceeds 2**126, where its reciprocal would be subnormal.
+    """
+    _check_bits(bits)
+    steps = np.float32((1 << bits) - 1)
+    scale = np.maximum(span.numpy().astype(np.float32) / steps, SCALE_FLOOR[mode])
+    if (scale > _LARGEST_SCALE).any():
+        raise ValueError(f"range {span.max():g} is too large for {bits} bits (scale above 2**126); rescale the tensor")
+    return Grid(bits, False, scale, lo.numpy().astype(np.float32), key)
+
+
+def affine_grid(x: Tensor, bits: int, *, axis: int | None = None, key: int | None = None, mode: Mode = "fixed") -> Grid:
+    """The affine grid of a tensor: one per tensor, or one per index of ``axis``.
+
+    Args:
+        x: float32 tensor of any shape.
+        bits: width of a code, 1..16.
+        axis: None for one grid per tensor; 0 for one per sample of an activation (N, ...) or per output channel of a
+            weight (O, I, kh, kw); 1 for one per input channel of a weight.
+        key: 32-bit key of stochastic rounding; None rounds to nearest even.
+        mode: "paper" keeps the published scale floor of 1e-8, which silently costs small gradients their precision;
+            "fixed" only avoids division by zero.
+
+    A constant tensor (R = 0) gets code 0 everywhere, whose value is the constant itself.
+    """
+    lo, span = extremes(x, axis)
+    return grid_from_range(lo, span, bits, key=key, mode=mode)
+
+
+def _along(values: np.ndarray, ndim: int, axis: int | None, device: torch.device) -> Tensor | float:
+    """Grid numbers as something that broadcasts against a tensor of ``ndim`` axes."""
+    if values.ndim == 0:
+        return float(values)
+    if axis is None:
+        raise ValueError(f"a grid of {values.shape[0]} scales needs the axis that they belong to; pass axis=0 or 1")
+    shape = [1] * ndim
+    shape[axis] = -1
+    return torch.from_numpy(values).reshape(shape).to(device)
+
+
+def quantize(x: Tensor, grid: Grid, axis: int | None = None, first: int = 0) -> Tensor:
+    """Codes of ``x`` on ``grid``: a new float32 tensor of the same shape that holds integers within ``grid.limits``.
+
+    ``first`` is the number of the first element in stochastic rounding, where ``x`` is a part of a larger tensor.
+
+    Values outside the grid clamp to its ends (only evaluation, with its running ranges, has such values).  The caller
+    vouches for finite input, as :func:`extremes` does for any grid taken from the tensor itself.
+    """
+    zero = _along(grid.zero, x.ndim, axis, x.device)
+    reciprocal = _along(np.float32(1) / grid.scale, x.ndim, axis, x.device)
+    t = flush(flush(x) - zero).mul_(reciprocal)
+    low, high = grid.limits
+    if grid.key is None:
+        t.round_()
+    else:
+        # A subnormal t needs no flushing here: adding it to a multiple of 2**-24 gives what zero gives.
+        t += random_units(t.numel(), grid.key, first).reshape(t.shape).to(t.device)
+        t.floor_()
+    return t.clamp_(low, high)
+
+
+def dequantize(codes: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
+    """Values ``s * q + z`` of codes, float32; :meth:`host.operands.Sums.real` states the exact arithmetic."""
+    scale = _along(grid.scale, codes.ndim, axis, codes.device)
+    zero = _along(grid.zero, codes.ndim, axis, codes.device)
+    return codes.to(torch.float32) * scale + zero
+
+
+def _fused(x: Tensor, grids: list[Grid]) -> bool:
+    """Whether the kernels can put a tensor on per-tensor grids."""
+    return kernels.usable(x) and all(not grid.signed and grid.scale.ndim == 0 for grid in grids)
+
+
+def fake_quantize(x: Tensor, grid: Grid, axis: int | None = None, first: int = 0) -> Tensor:
+    """``x`` moved to the nearest (or stochastically chosen) point of ``grid``, float32; see :func:`quantize`."""
+    if _fused(x, [grid]):
+        table = kernels.row_grids([grid])
+        table["first"] = first & _MASK32
+        return kernels.quantize_rows(kernels.dense(x), table, grid.key is not None)
+    return dequantize(quantize(x, grid, axis, first), grid, axis)
+
+
+def affine_values(
+    x: Tensor,
+    bits: int,
+    *,
+    axis: int | None = None,
+    key: int | None = None,
+    mode: Mode = "fixed",
+    scratch: str | None = None,
+) -> Tensor:
+    """``x`` on its own affine grid: ``fake_quantize(x, affine_grid(x, bits, ...), axis)`` in fewer passes.
+
+    Args:
+        x, bits, axis, key, mode: see :func:`affine_grid`.
+        scratch: name of the scratch memory that may hold the result, see :func:`sw_model.quantize.kernels.scratch`.
+    """
+    shape_fits = axis is None or (key is None and axis < 2 and x.ndim == 4)
+    if kernels.usable(x) and shape_fits and x.numel() and 1 <= bits <= 16:
+        steps, floor = (1 << bits) - 1, float(SCALE_FLOOR[mode])
+        if axis is None:
+            values = kernels.quantize_affine(kernels.dense(x), steps, floor, key, scratch)
+        else:
+            values = kernels.quantize_affine_channels(x, axis, steps, floor)
+        if values is not None:
+            return values
+    # Also the way to the error message of whatever the kernels refused.
+    grid = affine_grid(x, bits, axis=axis, key=key, mode=mode)
+    return dequantize(quantize(x, grid, axis), grid, axis)
+
+
+def quantize_and_keep(x: Tensor, grid: Grid, scratch: str | None = None) -> tuple[Tensor, Tensor]:
+    """Values of ``x`` on a per-tensor grid rounded to nearest, and a compact form to keep: see :func:`kept_values`.
+
+    Only the values may lie in scratch memory, and only if they are not themselves what is kept.
+    """
+    if grid.bits > 8:
+        values = fake_quantize(x, grid)
+        return values, values
+    if _fused(x, [grid]):
+        x = kernels.dense(x)
+        codes = torch.empty_like(x, dtype=torch.uint8)
+        return kernels.quantize_rows(x, kernels.row_grids([grid]), False, codes, scratch), codes
+    exact = quantize(x, grid)
+    return dequantize(exact, grid), exact.to(torch.uint8)
+
+
+def kept_values(kept: Tensor, grid: Grid, scratch: str | None = None) -> Tensor:
+    """The values that :func:`quantize_and_keep` returned, from what it said to keep."""
+    if kept.dtype != torch.uint8:
+        return kept
+    if kept.device.type == "cpu" and kernels.library() is not None:
+        return kernels.dequantize_codes(kept, grid, scratch)
+    return dequantize(kept, grid)
+
+
+class Group(NamedTuple):
+    """Samples of a tensor that lie on one grid.  Random numbers count elements as if the group were a tensor of its own.
+
+    Attributes:
+        samples: their indices, int64 (n,), rising.
+        grid: per tensor.
+        before: samples of the group in earlier parts of a tensor that several processes share.
+    """
+
+    samples: Tensor
+    grid: Grid
+    before: int = 0
+
+
+def fake_quantize_groups(x: Tensor, groups: Sequence[Group], scratch: str | None = None) -> Tensor:
+    """Values of ``x`` (N, ...) whose samples lie on different grids.
+
+    Args:
+        x: float32.
+        groups: name every sample once.
+        scratch: name of the scratch memory that may hold the result, see :func:`sw_model.quantize.kernels.scratch`.
+    """
+    if not len(x):
+        return x
+    grids = [group.grid for group in groups]
+    stochastic = grids[0].key is not None
+    if _fused(x, grids):
+        table = np.zeros(len(x), kernels.ROW_GRID)
+        length = x.numel() // len(x)
+        for group, record in zip(groups, kernels.row_grids(grids), strict=True):
+            rows = group.samples.numpy()
+            table[rows] = record
+            places = group.before + np.arange(len(rows), dtype=np.uint64)
+            table["first"][rows] = (places * length).astype(np.uint32)
+        return kernels.quantize_rows(kernels.dense(x), table, stochastic, None, scratch)
+    values = torch.empty_like(x)
+    for group in groups:
+        chosen = x[group.samples]
+        first = group.before * (x.numel() // len(x))
+        values[group.samples] = dequantize(quantize(chosen, group.grid, first=first), group.grid)
+    return values
+
+
+def option_products(x: Tensor, weight: Tensor, grids: list[Grid], *, fast: bool = True) -> Tensor:
+    """``sum weight[n] * Q_k(x)[n]`` for every sample n and per-tensor grid k rounded to nearest: float32 (N, K).
+
+    Without ``fast`` the sum is one PyTorch operation, whose order :mod:`sw_model.nn.reproducible` may settle.
+    """
+    if fast and _fused(x, grids):
+        x, weight = kernels.dense(x.detach()), weight.detach()
+        if weight.stride() != x.stride():
+            weight = torch.empty_like(x).copy_(weight)
+        return kernels.option_products(x, weight, kernels.row_grids(grids))
+    columns = [(weight * dequantize(quantize(x, grid), grid)).flatten(1).sum(1) for grid in grids]
+    return torch.stack(columns, 1)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, estimate: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, grad
+
+
+def straight_through(value: Tensor, estimate: Tensor) -> Tensor:
+    """``value`` forward, to the bit (``value - estimate + estimate`` rounds), the gradient of ``estimate`` backward."""
+    result: Tensor = _StraightThrough.apply(value, estimate)
+    return result

@@ -1,0 +1,1 @@
+"""Studies over several runs: accuracy over seeds, speed, comparison, demo."""

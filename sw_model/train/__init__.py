@@ -1,0 +1,1 @@
+"""Training: recipe, schedules, loop, run folder, resume."""

@@ -1,0 +1,230 @@
+"""A run's folder: settings, device, checkpoint, metrics, precision used, result and figure, each replaced
+atomically, and the events that TensorBoard draws."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hw.cost.count import RECORD
+from sw_model.train.metrics import Metric
+from sw_model.train.recipe import ConfigError, TrainConfig
+from sw_model.train.run_device import RunDevice
+
+CHECKPOINT = "checkpoint.pt"
+CONFIG, DEVICE, METRICS, RESULT = "config.toml", "device.json", "metrics.csv", "result.json"
+CHECKPOINT_FORMAT = 2
+SCRATCH = ".part"  #: ends the names of files that are being written
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets ``write`` fill a scratch file beside ``path``, then replaces ``path``: readers see the old or the new."""
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=SCRATCH)
+    os.close(handle)
+    try:
+        write(Path(scratch))
+        with open(scratch, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents: tensors and plain containers only.
+
+    Raises:
+        ConfigError: if the file is missing, broken or of another format.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no checkpoint at {path}; start without resuming")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"checkpoint {path} cannot be read ({error}); start again without resuming") from error
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise ConfigError(f"checkpoint {path} has another format; it was written by another version")
+    return state
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` as UTF-8; for use with :func:`write_atomically`."""
+    path.write_text(text, encoding="utf-8")
+
+
+class RunFolder:
+    """Where a run leaves its files.
+
+    Args:
+        path: the folder, made by :meth:`begin`; None leaves no files.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def saved(self, resume: bool) -> dict[str, Any] | None:
+        """The checkpoint to resume from; None for a new run.
+
+        Raises:
+            ConfigError: if there is nothing to resume, or a new run would overwrite another.
+        """
+        if self.path is None:
+            if resume:
+                raise ConfigError("resuming needs the run folder; pass out")
+            return None
+        checkpoint = self.path / CHECKPOINT
+        if resume:
+            return load_checkpoint(checkpoint)
+        if checkpoint.exists():
+            raise ConfigError(f"{self.path} already holds a run; resume it or choose another folder")
+        return None
+
+    def device(self) -> RunDevice | None:
+        """What the run in this folder was trained on; None if an old version wrote it, which kept no record.
+
+        Raises:
+            ConfigError: if the record is broken.
+        """
+        if self.path is None or not (self.path / DEVICE).is_file():
+            return None
+        try:
+            record = json.loads((self.path / DEVICE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{self.path / DEVICE} is not valid JSON ({error}); restore the file") from error
+        return RunDevice.from_record(record)
+
+    def begin(self, config: TrainConfig, device: RunDevice) -> None:
+        """Makes the folder, without what a killed run left half written; writes the settings and what computes the run."""
+        if self.path is not None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in (CHECKPOINT, CONFIG, DEVICE, METRICS, RECORD, RESULT):
+                for scratch in self.path.glob(f"{name}*{SCRATCH}"):
+                    scratch.unlink()
+            write_atomically(self.path / CONFIG, lambda p: write_text(p, config.to_toml()))
+            record = json.dumps(device.record(), indent=1) + "\n"
+            write_atomically(self.path / DEVICE, lambda p: write_text(p, record))
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint."""
+        if self.path is not None:
+            write_atomically(self.path / CHECKPOINT, lambda p: torch.save({"format": CHECKPOINT_FORMAT, **state}, p))
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Writes one row per epoch."""
+        if self.path is not None:
+            write_atomically(self.path / METRICS, lambda p: _write_metrics(p, history))
+
+    def write_schedule(self, record: str) -> None:
+        """Writes the precision that was really used so far, see :mod:`sw_model.train.record`."""
+        if self.path is not None:
+            write_atomically(self.path / RECORD, lambda p: write_text(p, record))
+
+    def finish(self, summary: dict[str, Any], history: list[dict[str, Any]], metric: Metric) -> None:
+        """Writes the result and draws the curves."""
+        if self.path is not None:
+            write_atomically(self.path / RESULT, lambda p: write_text(p, json.dumps(summary, indent=1) + "\n"))
+            if history:
+                draw_curves(history, metric, self.path / "curves.png")
+
+
+class EventLog:
+    """TensorBoard's event files: loss and learning rate by step, the row of metrics by epoch.
+
+    Steps count from 1.  A log that goes on after ``step`` hides whatever was logged beyond it, so a run that was killed
+    and resumed shows every step once.
+
+    Args:
+        folder: where event files lie; None logs nothing.
+        step: steps done so far.
+    """
+
+    def __init__(self, folder: Path | None, step: int) -> None:
+        self._writer: Any = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second, so only runs with a folder pay
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def flush(self) -> None:
+        """Writes what has been logged, so that a checkpoint never knows more than the log."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def step(self, step: int, loss: float, lr: float) -> None:
+        """Takes a training step."""
+        if self._writer is not None:
+            self._writer.add_scalar("step/loss", loss, step)
+            self._writer.add_scalar("step/lr", lr, step)
+
+    def epoch(self, step: int, row: dict[str, Any]) -> None:
+        """Takes the metrics of an epoch that ended with ``step``."""
+        if self._writer is None:
+            return
+        values = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        values |= {f"bits_{name}": bits for name, bits in _widths(row).items()}
+        for name, value in values.items():
+            self._writer.add_scalar(f"epoch/{name}", value, step)
+
+
+def _widths(row: dict[str, Any]) -> dict[str, int]:
+    """Bits of an epoch by operand, 32 for float32; none where gates choose them."""
+    if row["bits"] == "gated":
+        return {}
+    bits = (0, 0, 0) if row["bits"] == "fp32" else map(int, row["bits"].split("/"))
+    return {name: width or 32 for name, width in zip(("weight", "activation", "gradient"), bits, strict=True)}
+
+
+def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def draw_curves(history: list[dict[str, Any]], metric: Metric, path: Path) -> None:
+    """Loss, metric and bits over epochs as one picture (PNG)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    epochs = [row["epoch"] for row in history]
+    upper.plot(epochs, [row["loss"] for row in history], color="tab:blue", marker=".", label="training loss")
+    upper.set_ylabel("training loss")
+    upper.grid(alpha=0.3)
+    right = upper.twinx()
+    column, factor = f"test_{metric.name}", 100 if metric.percent else 1
+    tested = [(row["epoch"], factor * row[column]) for row in history if row[column] is not None]
+    right.plot(*zip(*tested, strict=True), color="tab:red", marker=".", label=f"test {metric.name}")
+    right.set_ylabel(f"test {metric.name}" + (" (%)" if metric.percent else ""))
+    upper.legend(handles=[*upper.lines, *right.lines], loc="center right")
+    if history[0]["target"] is not None:
+        lower.plot(epochs, [row["cp"] for row in history], marker=".", label="cost of the gates' choices")
+        lower.step(epochs, [row["target"] for row in history], where="mid", label="target")
+        lower.set_ylabel("% of float32")
+    else:
+        lower.set_ylabel("bits")
+        for position, name in enumerate(_widths(history[0])):
+            # Equal widths would hide one another, so the lines are set apart a little.
+            bits = [_widths(row)[name] + 0.06 * (position - 1) for row in history]
+            lower.step(epochs, bits, where="mid", label=name)
+    lower.set_xlabel("epoch")
+    lower.legend(loc="lower right")
+    lower.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

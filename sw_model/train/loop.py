@@ -1,0 +1,537 @@
+"""The training loop: quantized training by a recipe, resumable to the bit.
+
+A run is a function of its :class:`TrainConfig`: initialisation, order, augmentation and every stochastic rounding
+derive from the seed and counters.  With an exact engine it is the same everywhere; on the fast path PyTorch's products
+add float32 in an order that follows the machine and the number of threads, so there the same bits take the same of both.
+See :mod:`sw_model.train.folder` for what a run leaves behind.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from host.operands import Engine
+from sw_model.data.image_folders import FolderSet
+from sw_model.data.images import ImageSet
+from sw_model.data.text import TokenSet
+from sw_model.nn.cost_meter import CostMeter, layer_macs, step_factor
+from sw_model.nn.gates import Choice, GatedNetwork, gated_loss, way_of
+from sw_model.nn.layers import Precision, Run, attach, quantized_layers, set_precision
+from sw_model.nn.models import Backbone
+from sw_model.nn.parallel import ALONE, Ranks, Shard, share_statistics
+from sw_model.nn.reproducible import Reproducible
+from sw_model.nn.transformer import QMatmul
+from sw_model.quantize.affine import straight_through
+from sw_model.train.folder import EventLog, RunFolder
+from sw_model.train.pretrained import load_pretrained
+from sw_model.train.recipe import ConfigError, TrainConfig, learning_rate
+from sw_model.train.record import GATED, RunSchedule
+from sw_model.train.run_device import RunDevice
+from sw_model.train.schedules import Pfq
+from sw_model.train.tasks import Task, evaluate, open_task, smallest_batch
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands, for hooks.
+
+    Attributes:
+        epoch: from 0; step: within the epoch, from 0; global_step: within the training.
+        stage: of the schedule; stage_step: steps since the stage began.
+        precision: of this step.
+        images: inputs (images or sequences) in this step's batch.
+        loss: mean training loss of the batch (None before the step is done).
+    """
+
+    epoch: int
+    step: int
+    global_step: int
+    stage: int
+    stage_step: int
+    precision: Precision
+    images: int
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training run has come to.
+
+    Attributes:
+        metric: what scores are: "accuracy" (share of test images classified rightly) or "perplexity".
+        test_score, best_score: at the end, and best of all evaluations; None if there was none.
+        history: one row per epoch: epoch, stage, bits, loss, train and test metric (the latter may be None), cp
+            (percent, as published: mean over samples and layers that the schedule governs), target, lr, cc, cc_full,
+            seconds.
+        cc: computational cost, paper's count, in float32 MACs; cc_full: every product as it ran; cc_static: paper's
+            count of the same images at 8/8/8.
+        cp: cc as a percentage of float32 training.  The paper's count of a gated run is that of the gated blocks, in
+            ``cc``, ``cc_static`` and ``cp`` alike.
+        images, steps: inputs (images or sequences) and steps trained on in total.
+        finished: False if ``stop_after`` ended the run early.
+        seconds: wall time of this call.
+        counters: the engine's counters after the run (empty without an engine).
+    """
+
+    metric: str
+    test_score: float | None
+    best_score: float | None
+    history: list[dict[str, Any]]
+    cc: float
+    cc_full: float
+    cc_static: float
+    cp: float
+    images: int
+    steps: int
+    finished: bool
+    seconds: float
+    counters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def test_accuracy(self) -> float:
+        """``test_score`` of a classifier that has been tested."""
+        return self._accuracy(self.test_score)
+
+    @property
+    def best_accuracy(self) -> float:
+        """``best_score`` of a classifier that has been tested."""
+        return self._accuracy(self.best_score)
+
+    def _accuracy(self, score: float | None) -> float:
+        if self.metric != "accuracy" or score is None:
+            raise ValueError(f"no accuracy: the metric is {self.metric}, the score {score}")
+        return score
+
+
+class _Progress:
+    """A live progress bar on the terminal, or nothing."""
+
+    def __init__(self, active: bool, total: int) -> None:
+        self._bar = None
+        if active:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._task = self._bar.add_task("training", total=total, note="")
+
+    def __enter__(self) -> _Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def at(self, step: int, note: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, note=note)
+
+    def line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+
+
+def _check_engine(config: TrainConfig) -> None:
+    """Refuses recipes whose products no integer engine computes."""
+    for name, integers in (("quantizer", "affine"), ("gradient", "affine"), ("mode", "fixed")):
+        if getattr(config, name) != integers:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r} has the fast path only; integer engines compute {integers!r}"
+            )
+    for precision in config.precisions():
+        if precision.quantized and max(precision.widths) > 16:
+            raise ConfigError(
+                f"stages: {precision} leaves an operand in float32, which integer engines do not multiply; give all "
+                "operands 1..16 bits, or none, or take the fast path"
+            )
+
+
+def build_network(config: TrainConfig, task: Task, *, pretrained: bool = True) -> tuple[nn.Module, GatedNetwork | None]:
+    """The initial network of a recipe, and the gated network around it if the recipe has gates.
+
+    Args:
+        config, task: the recipe and its task.
+        pretrained: whether to load the weights that ``config.init`` names; a resumed run has better ones.
+
+    Raises:
+        ConfigError: gates for a network that cannot have them; weights that do not fit.
+    """
+    model = task.build(config)
+    if config.init and pretrained:
+        load_pretrained(model, Path(config.init).expanduser())
+    if config.schedule != "dfq":
+        return model, None
+    if not isinstance(model, Backbone):
+        raise ConfigError(f"gates govern networks of residual blocks, not {config.model}")
+    options = [(option[0], option[1]) for option in config.options]
+    choice: Choice = "sample" if config.gate == "sample" else "argmax"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        return model, GatedNetwork(model, options, config.weight_bits, way=way_of(config.mode), choice=choice)
+
+
+def _check_ranks(config: TrainConfig, task: Task, engine: bool, ranks: Ranks) -> None:
+    """Refuses what several processes cannot train together."""
+    if engine:
+        raise ConfigError("exact engines take the whole batch; train with one process, or on the fast path")
+    for name, shared in (("quantizer", "affine"), ("gradient", "affine"), ("norm", "batch")):
+        if getattr(config, name) != shared:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r} takes the whole batch; train with one process, or use {shared!r}"
+            )
+    smallest = smallest_batch(task.data, config.batch)
+    if smallest < ranks.part.size:
+        raise ConfigError(
+            f"an epoch's last batch has {smallest} inputs, too few for {ranks.part.size} processes; change batch "
+            f"({config.batch}) or train_limit"
+        )
+
+
+class _Training:
+    """State of a run between steps: all of it goes into the checkpoint."""
+
+    def __init__(
+        self, config: TrainConfig, task: Task, device: RunDevice, ranks: Ranks, *, pretrained: bool = True
+    ) -> None:
+        self.config, self.task, self.device, self.ranks = config, task, device, ranks
+        base, self.gated = build_network(config, task, pretrained=pretrained)
+        self.model: nn.Module = base if self.gated is None else self.gated
+        if ranks.several:
+            share_statistics(self.model, ranks)
+        self.schedule = config.make_schedule()
+        macs = layer_macs(base, task.example())
+        if self.gated is not None:
+            macs = {f"{GATED}{name}": count for name, count in macs.items()}
+        depthwise = frozenset(n for n, m in quantized_layers(self.model) if getattr(m, "groups", 1) > 1)
+        attention = frozenset(n for n, m in quantized_layers(self.model) if isinstance(m, QMatmul))
+        # The published cost of a gated network is that of its blocks.
+        counted = {n: count for n, count in macs.items() if self.gated is None or n.startswith(f"{GATED}blocks.")}
+        self.cost = CostMeter(counted, depthwise, attention)
+        gate_macs = 0 if self.gated is None else sum(self.gated.gate_macs())
+        self.record = RunSchedule(task.trained(config), macs, depthwise, self.gated is not None, gate_macs)
+        self.run = attach(
+            self.model,
+            Run(
+                seed=config.seed,
+                mode=config.mode,
+                quantizer=config.quantizer,
+                gradient=config.gradient,
+                on_product=self._on_product,
+            ),
+        )
+        self.optimizer = _optimizer(config, self.model.parameters())
+        self.epoch, self.step, self.stage_step = 0, 0, 0
+        self.loss_sum, self.cp_sum, self.score_sum, self.seen = 0.0, 0.0, 0.0, 0
+        self.history: list[dict[str, Any]] = []
+        self.steps_per_epoch = task.data.train_steps(config.batch)
+
+    def _on_product(self, layer: str, product: str, macs: int, a: int, b: int) -> None:
+        if not self.cost.paused:
+            self.cost.on_product(layer, product, macs, a, b)
+            self.record.on_product(layer, product, macs, a, b)
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    @property
+    def global_step(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "config": self.config.to_toml(),
+            "device": self.device.record(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "cost": self.cost.state_dict(),
+            "record": self.record.state_dict(),
+            "position": [self.epoch, self.step, self.stage_step, self.seen],
+            "sums": [self.loss_sum, self.cp_sum, self.score_sum],
+            "history": self.history,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        trained = asdict(TrainConfig.from_toml(state["config"], "of the checkpoint"))
+        if names := sorted(name for name, value in asdict(self.config).items() if value != trained[name]):
+            raise ConfigError(
+                f"the checkpoint was written with other values of {', '.join(names)}; resume with the run folder's "
+                "config.toml as the recipe, or choose another folder"
+            )
+        before = RunDevice.from_record(state["device"]) if "device" in state else None
+        if before is not None:
+            self.device.check_same(before)
+        if state["record"] is None:
+            raise ConfigError(
+                "the checkpoint has no record of the precision that was used: an old version wrote it, of a language "
+                "model; train in another folder, with init naming this one to start from its weights"
+            )
+        if before is None and self.ranks.main:
+            warnings.warn(
+                "the checkpoint does not say which device computed it, as an old version wrote it; the run goes on with "
+                f"device {self.device}",
+                stacklevel=2,
+            )
+        elif before is not None and self.ranks.main:
+            self.device.warn_of_rounding(before)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.cost.load_state_dict(state["cost"])
+        self.record.load_state_dict(state["record"])
+        self.epoch, self.step, self.stage_step, self.seen = state["position"]
+        self.loss_sum, self.cp_sum, self.score_sum = state["sums"]
+        self.history = list(state["history"])
+        torch.set_rng_state(state["rng"])
+
+    def batch_size(self) -> int:
+        """Inputs of the batch that comes next, over all processes."""
+        return min(self.config.batch, self.task.data.train_count - self.step * self.config.batch)
+
+    def train_step(self, x: Tensor, y: Tensor, precision: Precision) -> float:
+        """Trains on this process's part of a batch; returns the loss of all of it."""
+        shard = Shard.of_batch(self.ranks, self.batch_size())
+        self.run.shard = shard if self.ranks.several else None
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.global_step, self.steps)
+        set_precision(self.model, precision)
+        self.run.step = self.global_step
+        self.optimizer.zero_grad(set_to_none=True)
+        output = self.model(x)
+        loss, score = self._mean(self.task.loss(output, y), shard), self.task.score(output.detach(), y)
+        score = float(self.ranks.sum(torch.tensor(score, dtype=torch.float64)))
+        value = float(loss.detach())
+        if self.gated is None:
+            loss.backward()
+            self.cost.step(precision, shard.total)
+            self.record.step(precision, shard.total)
+            cp = 100 * step_factor(precision) / 3
+        else:
+            config, cost = self.config, self._mean(self.gated.cp(), shard)
+            target = config.targets[self.schedule.stage]
+            gated_loss(loss, cost, target, config.beta, band=config.band, cap=config.cap or None).backward()
+            choices = self.gated.choices()
+            self.cost.step_gated(self.gated.shares(choices), precision)
+            self.record.step(precision, shard.total, self.gated.options, choices)
+            cp = float(cost.detach())
+        self.ranks.sum_gradients(self.model)
+        self.run.shard = None
+        self.optimizer.step()
+        if not math.isfinite(value):
+            raise RuntimeError(f"the loss is {value} at step {self.global_step}; lower lr ({self.config.lr})")
+        targets = shard.whole(y.numel())
+        self.loss_sum += value * targets
+        self.cp_sum += cp * targets
+        self.score_sum += score
+        self.seen += targets
+        return value
+
+    def _mean(self, x: Tensor, shard: Shard) -> Tensor:
+        """The mean over the whole batch of what has the mean ``x`` here; its gradient is this process's share."""
+        if not self.ranks.several:
+            return x
+        own = x * shard.share
+        return straight_through(self.ranks.sum(own.detach().double()).to(x.dtype), own)
+
+
+def _optimizer(config: TrainConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        betas = (config.betas[0], config.betas[1])
+        return torch.optim.AdamW(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+    )
+
+
+def _arithmetic(run: Run) -> AbstractContextManager[Any]:
+    """Where products are exact, so is everything around them: such a run is the same on any machine and as a job."""
+    return nullcontext() if run.engine is None else Reproducible()
+
+
+@contextmanager
+def _without_cost(cost: CostMeter) -> Iterator[None]:
+    cost.paused = True
+    try:
+        yield
+    finally:
+        cost.paused = False
+
+
+def train(
+    config: TrainConfig,
+    engine: Engine | None = None,
+    *,
+    out: Path | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    engine_for_step: Callable[[Step], Engine | None] | None = None,
+    evaluation_engine: Engine | Literal["same"] | None = "same",
+    data: ImageSet | FolderSet | TokenSet | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    stop_after: int | None = None,
+    ranks: Ranks = ALONE,
+) -> Result:
+    """Trains a network as configured.
+
+    Args:
+        config: the recipe.
+        engine: computes the quantized products exactly; None takes the fast floating-point path with the same codes.
+        out: run folder, made if missing; None leaves no files.
+        on_step: called after every step, with its loss.
+        engine_for_step: called before every step; the engine that it returns computes that step (None: fast path).
+        evaluation_engine: engine of the test passes; "same" takes ``engine``.
+        data: data set, if not the one that ``config.data`` names.
+        resume: continue from the run folder's checkpoint, on the device that the run began on; the rest of the run is
+            bit for bit what it would have been (with another number of threads, which brings a warning, up to the last
+            bits of float32 sums).
+        progress: draw a progress bar.
+        ranks: the processes that train together, each calling this function; only the first writes files.
+        stop_after: stop, with a checkpoint, once this many steps are done in total.
+
+    Raises:
+        ConfigError, DataError: before anything is written, if a choice is wrong or the data is unusable.
+    """
+    started = time.monotonic()
+    if engine is not None:
+        _check_engine(config)
+    folder = RunFolder(out)
+    saved = folder.saved(resume)
+    task = open_task(config, data, None if out is None else out.parent / "cache")
+    metric = task.metric
+    if ranks.several:
+        _check_ranks(config, task, engine is not None or engine_for_step is not None, ranks)
+    device = RunDevice.of(engine, by_step=engine_for_step is not None, ranks=ranks)
+    state = _Training(config, task, device, ranks, pretrained=saved is None)
+    if saved is not None:
+        state.load_state_dict(saved)
+    if not ranks.main:
+        folder, progress = RunFolder(None), False
+    folder.begin(config, device)
+    if state.history:
+        # A kill may have come between the checkpoint and what is written after it.
+        folder.write_metrics(state.history)
+        folder.write_schedule(state.record.to_json())
+    tester = engine if evaluation_engine == "same" else evaluation_engine
+    stopped = False
+    state.model.train()
+    with _Progress(progress, state.steps) as bar, EventLog(folder.path, state.global_step) as events:
+        while state.epoch < config.epochs and not stopped:
+            epoch_started = time.monotonic()
+            # A run resumed at the end of an epoch is tested at the precision of the step before.
+            precision = state.schedule.precision(state.epoch, state.global_step - (state.step > 0), state.steps)
+            set_precision(state.model, precision)
+            for x, y in task.data.train_batches(config.batch, config.seed, state.epoch, state.step, ranks.part):
+                if stop_after is not None and state.global_step >= stop_after:
+                    stopped = True
+                    break
+                precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
+                now = Step(
+                    state.epoch,
+                    state.step,
+                    state.global_step,
+                    state.schedule.stage,
+                    state.stage_step,
+                    precision,
+                    state.batch_size(),
+                )
+                state.run.engine = engine if engine_for_step is None else engine_for_step(now)
+                with _arithmetic(state.run):
+                    loss = state.train_step(x, y, precision)
+                state.step += 1
+                state.stage_step += 1
+                events.step(state.global_step, loss, state.optimizer.param_groups[0]["lr"])
+                bar.at(
+                    state.global_step,
+                    f"epoch {state.epoch + 1} bits {precision} loss {state.loss_sum / state.seen:.3f}",
+                )
+                if on_step is not None:
+                    on_step(replace(now, loss=loss))
+                if config.checkpoint_every and state.global_step % config.checkpoint_every == 0:
+                    events.flush()
+                    folder.save(state.state_dict())
+            if stopped:
+                break
+            tested = None
+            if (state.epoch + 1) % config.eval_every == 0 or state.epoch + 1 == config.epochs:
+                state.run.engine = tester
+                with _without_cost(state.cost), _arithmetic(state.run):
+                    tested = evaluate(state.model, task, config.eval_batch or config.batch, ranks)
+            mean_loss = state.loss_sum / state.seen
+            row: dict[str, Any] = {
+                "epoch": state.epoch + 1,
+                "stage": state.schedule.stage,
+                "bits": str(precision) if state.gated is None else "gated",
+                "loss": mean_loss,
+                f"train_{metric.name}": metric.value(state.score_sum, state.seen),
+                f"test_{metric.name}": tested,
+                "cp": state.cp_sum / state.seen,
+                "target": config.targets[state.schedule.stage] if config.targets else None,
+                "lr": state.optimizer.param_groups[0]["lr"],
+                "cc": state.cost.paper,
+                "cc_full": state.cost.full_total,
+                "seconds": round(time.monotonic() - epoch_started, 3),
+            }
+            state.history.append(row)
+            events.epoch(state.global_step, row)
+            after = "" if tested is None else f"  test {metric.text(tested)}"
+            bar.line(
+                f"epoch {row['epoch']:3d}  bits {row['bits']:>8}  cp {row['cp']:5.2f} %  loss {mean_loss:.4f}  "
+                f"train {metric.text(row[f'train_{metric.name}'])}{after}  {row['seconds']:.1f} s"
+            )
+            if state.schedule.epoch_finished(state.epoch, mean_loss):
+                state.stage_step = 0
+            state.record.finish_epoch()
+            state.epoch += 1
+            state.step, state.seen = 0, 0
+            state.loss_sum, state.cp_sum, state.score_sum = 0.0, 0.0, 0.0
+            events.flush()
+            folder.save(state.state_dict())
+            folder.write_metrics(state.history)
+            folder.write_schedule(state.record.to_json())
+    if stopped:
+        folder.save(state.state_dict())
+    elif isinstance(state.schedule, Pfq):
+        what = f"cost target {config.targets[state.schedule.stage]} %" if config.targets else ""
+        state.schedule.warn_if_unfinished(config.epochs, what)
+    scores = [row[f"test_{metric.name}"] for row in state.history if row[f"test_{metric.name}"] is not None]
+    result = Result(
+        metric=metric.name,
+        test_score=scores[-1] if scores else None,
+        best_score=metric.best(scores) if scores else None,
+        history=state.history,
+        cc=state.cost.paper,
+        cc_full=state.cost.full_total,
+        cc_static=state.cost.per_image(Precision(8, 8, 8)) * state.cost.images,
+        cp=state.cost.cp,
+        images=state.cost.images,
+        steps=state.global_step,
+        finished=not stopped,
+        seconds=time.monotonic() - started,
+        counters=dict(engine.meter.totals) if engine is not None else {},
+    )
+    folder.write_schedule(state.record.to_json())
+    folder.finish({**asdict(result), "cost_by_layer": state.cost.full}, state.history, metric)
+    return result

@@ -1,0 +1,74 @@
+"""Starting from trained weights: a run's checkpoint, or a file of named tensors."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sw_model.train.folder import CHECKPOINT
+from sw_model.train.recipe import ConfigError
+from sw_model.train.record import GATED
+
+HEAD = "head."
+
+
+def load_pretrained(model: nn.Module, path: Path) -> list[str]:
+    """Gives a network the weights, statistics and activation ranges of a trained one.
+
+    Of a gated run only the network inside is taken; gates start afresh.  The head keeps its initial values where the
+    number of its outputs differs.
+
+    Args:
+        model: freshly initialised, without gates.
+        path: a run folder, a checkpoint, or a file of named tensors (as ``torch.save`` writes a ``state_dict``).
+
+    Returns:
+        names that keep their initial values.
+
+    Raises:
+        ConfigError: if the file is missing or broken, or names or shapes differ; the model is then unchanged.
+    """
+    trained = _tensors(path / CHECKPOINT if path.is_dir() else path)
+    own = model.state_dict()
+    if any(name.startswith(GATED) for name in trained):
+        trained = {name.removeprefix(GATED): x for name, x in trained.items() if name.startswith(GATED)}
+    missing, unknown = sorted(set(own) - set(trained)), sorted(set(trained) - set(own))
+    if missing or unknown:
+        raise ConfigError(
+            f"init = {str(path)!r} holds another network: it lacks {_some(missing)}, and the recipe's network has no "
+            f"{_some(unknown)}; use the model that was trained"
+        )
+    other = {name for name, x in trained.items() if x.shape != own[name].shape}
+    classes_differ = any(trained[name].shape[:1] != own[name].shape[:1] for name in other if name.startswith(HEAD))
+    kept = sorted(name for name in own if name.startswith(HEAD)) if classes_differ else []
+    for name in sorted(other):
+        shapes = tuple(trained[name].shape), tuple(own[name].shape)
+        if name not in kept or shapes[0][1:] != shapes[1][1:]:
+            raise ConfigError(
+                f"init = {str(path)!r}: {name} is {shapes[0]}, the recipe's network has {shapes[1]}; use the width and "
+                "data that were trained"
+            )
+    model.load_state_dict({name: own[name] if name in kept else trained[name] for name in own})
+    return kept
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"init: no checkpoint at {path}; give a run folder or a checkpoint")
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"init: {path} cannot be read ({error}); give a file of tensors only") from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+        raise ConfigError(f"init: {path} holds no named tensors; give a run folder or a checkpoint")
+    return {str(name): x for name, x in state.items()}

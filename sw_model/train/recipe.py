@@ -1,0 +1,357 @@
+"""Training recipes: every setting of a run, read from TOML, checked before anything starts."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from sw_model.data.images import SUBSETS
+from sw_model.nn.gates import DEFECTS as GATE_DEFECTS
+from sw_model.nn.layers import DEFECTS, Precision
+from sw_model.quantize.methods import PRODUCTS, check_bits
+from sw_model.quantize.statquant import QUANTIZERS
+from sw_model.train.schedules import Cyclic, Indicator, Manual, Pfq, Schedule, Static
+
+
+class ConfigError(ValueError):
+    """A recipe or option is wrong; the message names it, its value and what is allowed."""
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """A plain value as an annotation of :class:`TrainConfig` asks for it: lists as tuples, integers as floats.
+
+    Raises:
+        ConfigError: another type, a number that is not finite, or an integer that TOML has no place for (64 bits).
+    """
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name} = {value!r} must be a list")
+        return tuple(_typed(f"{name}[{i}]", element, get_args(kind)[0]) for i, element in enumerate(value))
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+            raise ConfigError(f"{name} = {value!r} must be {'an integer' if kind is int else 'a number'}")
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise ConfigError(f"{name} = {value} is beyond 64 bits; use a smaller number")
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} = {value} must be a finite number")
+    elif not isinstance(value, kind):
+        raise ConfigError(f"{name} = {value!r} must be a {kind.__name__}")
+    return kind(value)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a training run.  A recipe is a TOML file with these names as keys.
+
+    Attributes:
+        data: "digits" or a path, see :func:`sw_model.data.image_folders.open_images` and, for language models,
+            :func:`sw_model.data.text.load_text`; train_limit, test_limit: images (or sequences) used (0: all).
+        subset: images only: "all" or half of the data set, see :func:`sw_model.data.images.half_of`.
+        init: run folder or checkpoint whose weights training starts from ("": random ones), see
+            :func:`sw_model.train.pretrained.load_pretrained`; of a relative path, from the working directory.
+        context, vocabulary: language models: words per sequence; entries of the vocabulary (0: all words).
+        dropout: language models: probability, by default that of Vaswani et al.'s base model, see
+            :class:`sw_model.nn.transformer.TransformerLM`.
+        model, width, quantize_stem, quantize_head: see :func:`sw_model.nn.models.build_model`; transformer-small and -base:
+            :data:`hw.networks.TRANSFORMERS`.
+        schedule: "static", "pfq", "cyclic", "manual" or "dfq" (gates; with several targets FracTrain).
+        stages: bits (weight, activation, gradient[, gradient in the weight gradient]) of each stage; 0: float32.
+        starts: manual schedule only: first epoch of each stage.
+        eps, alpha, window, norm_epochs, deadlines: PFQ's indicator, see :class:`sw_model.train.schedules.Indicator`.
+        options: gated training ("dfq"): (activation, gradient) widths that gates choose from; [0, 0] skips a block.
+        gate: gated training: "argmax" takes the likeliest option, "sample" draws one by its probability.  Options
+            [0, 0] and [32, 32] with sampling are E2-Train's selective layer update (SLU).
+        weight_bits: gated training: width of the weights in gated blocks.
+        targets: gated training: cost to aim at, percent of float32; several, none below the one before, make FracTrain,
+            which advances from one to the next by PFQ's indicator.  Ungated layers follow ``stages`` (one entry serves all targets).
+        beta, band, cap: gated training: weight of the cost in percent of float32 (not in the published code's units, see
+            :func:`sw_model.nn.gates.gated_loss`), dead band around the target in percent, limit of the term as a share of
+            the task loss (0: none).
+        low, high, cycles: cyclic schedule's widths and number of cycles; its gradient width is that of stages[0].
+        epochs, batch: length of training and images per step.
+        optimizer: "sgd" (with momentum, nesterov) or "adam" (with betas, and weight decay apart from the gradient).
+        lr, weight_decay: of either; weight decay applies to all parameters.
+        lr_schedule: "cosine" (to zero), "steps" (times lr_decay at each of the milestones, shares of training) or
+            "inverse-sqrt" (lr * sqrt(warmup steps / step) after the warmup, which it needs).
+        warmup: share of training over which the learning rate rises linearly.
+        augment: whether training images are shifted (and flipped, where the data set allows).
+        mode: "fixed", "paper" (all details of the published code), or some of them by name, joined by "+": see
+            :data:`sw_model.nn.layers.DEFECTS` and, for gated training, :data:`sw_model.nn.gates.DEFECTS`.
+        quantizer: "affine", or a comparison method: "dorefa", "wageubn" or "mxint", see :mod:`sw_model.quantize.methods`.
+        gradient: quantizer of gradients beside affine weights and activations, see :class:`sw_model.nn.layers.Run`.
+        norm: "batch", or "range" for Banner et al.'s Range BN.
+        seed: of everything random.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        eval_batch: images per evaluation step; 0 means ``batch``.
+        checkpoint_every: steps between checkpoints; 0 means at the end of every epoch only.
+    """
+
+    data: str = "digits"
+    train_limit: int = 0
+    test_limit: int = 0
+    subset: str = "all"
+    init: str = ""
+    model: str = "resnet-8"
+    width: int = 8
+    context: int = 64
+    vocabulary: int = 0
+    dropout: float = 0.1
+    quantize_stem: bool = True
+    quantize_head: bool = False
+    schedule: str = "pfq"
+    stages: tuple[tuple[int, ...], ...] = ((3, 3, 4), (4, 4, 6), (6, 6, 8), (8, 8, 8))
+    starts: tuple[int, ...] = ()
+    eps: float = 0.05
+    alpha: float = 0.3
+    window: int = 5
+    norm_epochs: int = 10
+    deadlines: tuple[int, ...] = ()
+    options: tuple[tuple[int, ...], ...] = ()
+    gate: str = "argmax"
+    weight_bits: int = 4
+    targets: tuple[float, ...] = ()
+    beta: float = 0.1
+    band: float = 0.0
+    cap: float = 0.0
+    low: int = 3
+    high: int = 8
+    cycles: int = 8
+    epochs: int = 10
+    batch: int = 64
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, ...] = (0.9, 0.98)
+    weight_decay: float = 1e-4
+    lr_schedule: str = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    lr_decay: float = 0.1
+    warmup: float = 0.0
+    augment: bool = True
+    mode: str = "fixed"
+    quantizer: str = "affine"
+    gradient: str = "affine"
+    norm: str = "batch"
+    seed: int = 1
+    eval_every: int = 1
+    eval_batch: int = 0
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
+        for name in ("epochs", "batch", "eval_every", "width", "context", "cycles", "window", "norm_epochs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
+        for name in ("train_limit", "test_limit", "eval_batch", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)} must not be negative (0 means the default)")
+        choices = {
+            "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
+            "optimizer": ("sgd", "adam"),
+            "lr_schedule": ("cosine", "steps", "inverse-sqrt"),
+            "quantizer": ("affine", *PRODUCTS),
+            "gradient": ("affine", *QUANTIZERS),
+            "norm": ("batch", "range"),
+            "gate": ("argmax", "sample"),
+            "subset": SUBSETS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}; use one of {', '.join(allowed)}")
+        if not self.stages:
+            raise ConfigError("stages is empty; give at least one [weight, activation, gradient]")
+        for stage in self.stages:
+            if len(stage) not in (3, 4):
+                raise ConfigError(
+                    f"stage {list(stage)} needs 3 or 4 widths: weight, activation, gradient[, weight gradient]"
+                )
+        share = "from 0 up to, but less than, 1"
+        needs = {
+            "seed": (self.seed >= 0, "at least 0"),
+            "lr": (self.lr > 0, "above 0"),
+            "lr_decay": (0 < self.lr_decay <= 1, "above 0, and at most 1"),
+            "milestones": (all(0 <= m <= 1 for m in self.milestones), "shares of training, from 0 to 1"),
+            "momentum": (0 <= self.momentum < 1, share),
+            "nesterov": (self.momentum > 0 or not self.nesterov, "false without momentum"),
+            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"two numbers {share}"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "warmup": (0 <= self.warmup < 1, share),
+            "dropout": (0 <= self.dropout < 1, share),
+            "starts": (all(epoch >= 0 for epoch in self.starts), "epochs from 0"),
+            "deadlines": (all(epoch >= 0 for epoch in self.deadlines), "epochs from 0"),
+            "targets": (
+                all(0 < t <= 100 for t in self.targets) and list(self.targets) == sorted(self.targets),
+                "percentages of float32 above 0, up to 100, none below the one before",
+            ),
+            "beta": (self.beta >= 0, "at least 0"),
+            "band": (self.band >= 0, "at least 0"),
+            "cap": (self.cap >= 0, "at least 0 (0: none)"),
+        }
+        for name, (fits, need) in needs.items():
+            if not fits:
+                raise ConfigError(f"{name} = {getattr(self, name)!r} must be {need}")
+        self._check_mode()
+        self._check_quantizer()
+        if self.vocabulary < 0 or self.vocabulary in (1, 2):
+            raise ConfigError(f"vocabulary = {self.vocabulary} must be 0 (all words) or at least 3")
+        if self.lr_schedule == "inverse-sqrt" and not self.warmup:
+            raise ConfigError("lr_schedule 'inverse-sqrt' counts from the end of the warmup; set warmup above 0")
+        try:
+            self.make_schedule()
+            if self.schedule == "dfq":
+                for option in self.options:
+                    Precision(self.weight_bits, *option)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if self.schedule == "dfq" and not self.weight_bits:
+            raise ConfigError("weight_bits = 0 must be 1..16, or 32 where gates choose between float32 and skipping")
+        if self.model.startswith("transformer"):
+            self._check_attention()
+
+    def _check_mode(self) -> None:
+        """Refuses names that are no details of the published code, or that this schedule does not have."""
+        known = (*DEFECTS, *GATE_DEFECTS) if self.schedule == "dfq" else DEFECTS
+        named = self.mode.split("+")
+        wrong = sorted(set(named) - set(known)) if self.mode not in ("fixed", "paper") else []
+        if wrong:
+            raise ConfigError(
+                f"mode = {self.mode!r} names {', '.join(map(repr, wrong))}; use 'fixed', 'paper', or {', '.join(known)} "
+                f"joined by '+' (schedule {self.schedule!r})"
+            )
+        if "norm-per-option" in named and "masked-noise" not in named:
+            raise ConfigError("mode: 'norm-per-option' comes with computing every option, so with 'masked-noise' too")
+
+    def _check_quantizer(self) -> None:
+        """Refuses what a comparison method cannot be combined with."""
+        for name in ("quantizer", "gradient"):
+            if self.schedule == "dfq" and getattr(self, name) != "affine":
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r}: gates mix the grids of affine quantizers only; use {name} "
+                    "'affine' with schedule 'dfq'"
+                )
+        if self.quantizer == "affine":
+            return
+        for name, allowed in (("gradient", "affine"), ("mode", "fixed")):
+            if getattr(self, name) != allowed:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} belongs to affine quantization; quantizer {self.quantizer!r} "
+                    f"brings its own: use {allowed!r}"
+                )
+        if self.quantizer == "dorefa" and (self.quantize_stem or self.quantize_head or self.model == "mobilenetv2"):
+            raise ConfigError(
+                "dorefa clips activations to 0..1, which suits what follows a ReLU: it leaves the first and the last "
+                "layer in float32 (quantize_stem = false, quantize_head = false) and has no linear bottlenecks "
+                f"(model {self.model!r})"
+            )
+        try:
+            for stage in self.stages:
+                check_bits(self.quantizer, Precision(*stage).widths)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def _check_attention(self) -> None:
+        """Refuses what products of two activations cannot have, which attention consists of."""
+        if self.quantizer != "affine":
+            raise ConfigError(
+                f"quantizer = {self.quantizer!r} has no rule for a product of two activations; use 'affine' with model "
+                f"{self.model!r}"
+            )
+        for precision in self.precisions():
+            if precision.quantized and not (precision.activation and precision.grad):
+                raise ConfigError(
+                    f"stages: {precision} leaves activations or gradients in float32, which attention quantizes together; "
+                    f"give both 1..16 bits, or all operands none, with model {self.model!r}"
+                )
+
+    def precisions(self) -> list[Precision]:
+        """Every precision of the layers that a schedule governs; of a cyclic one, whose widths swing, the lowest."""
+        if self.schedule == "cyclic":
+            return [Precision(self.low, self.low, self.stages[0][2])]
+        return [Precision(*stage) for stage in self.stages]
+
+    def make_schedule(self) -> Schedule:
+        """A fresh schedule as configured."""
+        stages = [Precision(*stage) for stage in self.stages]
+        if self.schedule != "dfq" and (self.options or self.targets):
+            raise ConfigError(f"options and targets belong to schedule 'dfq', not {self.schedule!r}; leave them out")
+        if self.schedule == "static":
+            if len(stages) != 1:
+                raise ConfigError(f"a static schedule has one stage, not {len(stages)}")
+            return Static(stages[0])
+        if self.schedule == "dfq":
+            if not self.targets or len(self.options) < 2 or any(len(option) != 2 for option in self.options):
+                raise ConfigError(
+                    f"dfq needs targets and at least two options [activation, gradient]; has targets "
+                    f"{list(self.targets)}, options {[list(o) for o in self.options]}"
+                )
+            stages = stages * len(self.targets) if len(stages) == 1 else stages
+            if len(stages) != len(self.targets):
+                raise ConfigError(f"{len(self.targets)} targets need one stage or as many, not {len(stages)}")
+        if self.schedule == "cyclic":
+            return Cyclic(self.low, self.high, stages[0].grad, self.cycles)
+        if self.schedule == "manual":
+            if len(self.starts) != len(stages):
+                raise ConfigError(f"{len(stages)} manual stages need as many starts, not {len(self.starts)}")
+            return Manual(list(zip(self.starts, stages, strict=True)))
+        indicator = Indicator(
+            len(stages) - 1, self.eps, self.alpha, self.window, self.norm_epochs, self.deadlines or None
+        )
+        return Pfq(stages, indicator)
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any]) -> TrainConfig:
+        """A configuration from plain values (a parsed recipe), types checked, unknown names refused."""
+        known = {f.name: f for f in fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"unknown recipe keys {', '.join(unknown)}; known are {', '.join(known)}")
+        return cls(**values)
+
+    @classmethod
+    def from_recipe(cls, path: Path, **overrides: Any) -> TrainConfig:
+        """A configuration from a TOML recipe; ``overrides`` win."""
+        try:
+            return cls.from_toml(path.read_text(encoding="utf-8"), str(path), **overrides)
+        except FileNotFoundError as error:
+            raise ConfigError(f"recipe {path} does not exist; see configs/recipes/") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe {path} cannot be read ({error}); give a text file in UTF-8") from error
+
+    @classmethod
+    def from_toml(cls, text: str, name: str, **overrides: Any) -> TrainConfig:
+        """A configuration from the text of a recipe, which errors call ``name``; ``overrides`` win."""
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"recipe {name} is not valid TOML: {error}") from error
+        return cls.from_mapping({**values, **overrides})
+
+    def to_toml(self) -> str:
+        """The configuration as a recipe; JSON's scalars and arrays are TOML's, which only escapes what JSON does and DEL."""
+        lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in asdict(self).items())
+        return "".join(lines).replace("\x7f", "\\u007f")
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Learning rate of global step ``step`` of ``steps``."""
+    position = step / steps
+    if position < config.warmup:
+        return config.lr * (step + 1) / math.ceil(config.warmup * steps)
+    if config.lr_schedule == "cosine":
+        share = (position - config.warmup) / (1 - config.warmup)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+    if config.lr_schedule == "inverse-sqrt":
+        return config.lr * math.sqrt(math.ceil(config.warmup * steps) / (step + 1))
+    return config.lr * config.lr_decay ** sum(position >= milestone for milestone in config.milestones)

@@ -1,0 +1,233 @@
+"""The precision that a run really used, epoch by epoch, as the record that ``hw.cost.count`` reads.
+
+Two things are recorded of every layer: what the schedule or the gates chose for it, which the published count of the
+cost goes by, and how its products ran.  The second differs where a layer stays in float32, where a sample that skips a
+block still needs its shortcut, or where gates compute every option.  Layers have the names of ``hw.networks``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hw.cost.count import SKIP, Trained
+from hw.networks import TRANSFORMERS, Bits
+from sw_model.nn.cost_meter import GATES
+from sw_model.nn.layers import DEPTHWISE, Precision
+from sw_model.nn.models import IMAGENET_LAYOUT, CifarMobileNetV2
+
+GATED = "base."  #: before the names of the layers of a gated network
+
+
+def widths(precision: Precision) -> Bits:
+    """Widths as the cost models write them: 32 for float32, the fourth only where it differs."""
+    w, a, g, last = precision.widths
+    return Bits(w, a, g, 0 if last == g else last)
+
+
+def layer_name(model: str, software: str) -> str:
+    """Name in ``hw.networks`` of a layer of ``sw_model.nn.models`` or ``sw_model.nn.transformer``.
+
+    Args:
+        model: as for ``build_model`` or ``build_language_model``.
+        software: name of the module, gated or not.
+
+    Raises:
+        ValueError: a layer that is neither in a block nor stem, head or last convolution.
+    """
+    name, text = software.removeprefix(GATED), model in TRANSFORMERS
+    fixed = {"head": "logits"} if text else {"stem": "stem", "head": "fc", "last": "head"}
+    if name in fixed:
+        return fixed[name]
+    block, _, part = name.removeprefix("blocks.").partition(".")
+    if not name.startswith("blocks.") or not part:
+        raise ValueError(f"layer {software!r} of {model} has no counterpart in hw.networks; name it there")
+    if text:
+        other = {"attention.mixture": "context", "up": "expand", "down": "contract"}
+        return f"layer{block}.{other.get(part, part.removeprefix('attention.'))}"
+    left, stage = int(block), 1
+    for count in _stage_blocks(model):
+        if left < count:
+            break
+        left, stage = left - count, stage + 1
+    return f"stage{stage}.{left}.{part.removesuffix('.0')}"
+
+
+def _stage_blocks(model: str) -> Sequence[int]:
+    """Blocks of every stage."""
+    if model == "mobilenetv2":
+        return [row[2] for row in CifarMobileNetV2.LAYOUT]
+    depth = int(model.removeprefix("resnet-"))
+    return IMAGENET_LAYOUT.get(depth) or [(depth - 2) // 6] * 3
+
+
+class RunSchedule:
+    """Collects the choices of a run; :meth:`to_json` is the record.
+
+    Args:
+        trained: the network and its data.
+        macs: multiply-accumulates per image and product, by the software's name of a layer.
+        depthwise: the software's names of depthwise layers, which have a precision of their own.
+        gated: whether gates choose the precision of the blocks.
+        gate_macs: multiply-accumulates per image and product of all gates, which run in float32.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        macs: Mapping[str, int],
+        depthwise: Iterable[str] = (),
+        gated: bool = False,
+        gate_macs: int = 0,
+    ) -> None:
+        self.trained, self.gated, self.gate_macs = trained, gated, gate_macs
+        self._names = {software: layer_name(trained.model, software) for software in macs}
+        self._macs = {self._names[software]: count for software, count in macs.items()}
+        self._depthwise = {self._names[software] for software in depthwise}
+        self._blocks: dict[int, list[str]] = {}
+        for software, name in self._names.items():
+            if gated and software.startswith(f"{GATED}blocks."):
+                self._blocks.setdefault(int(software.split(".")[2]), []).append(name)
+        self._open: dict[str, tuple[int, int, int, int]] = {}
+        self._stages: list[dict[str, Any]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """A new epoch: images by widths, of the schedule and of the gates, and multiply-accumulates by widths."""
+        self._images = 0
+        self._scheduled: Counter[Bits] = Counter()
+        self._chosen: dict[str, Counter[Bits]] = {}
+        self._ran: dict[str, Counter[Bits]] = {}
+
+    def on_product(self, layer: str, product: str, macs: int, a: int, b: int) -> None:
+        """Hook for :class:`sw_model.nn.layers.Run`: a layer reports its forward product, then its gradients.
+
+        The products of one call make one entry.  A first layer has no input gradient; its width is not known then, and
+        that of the weight gradient stands for it.  Gates run alike for every image, so nothing is collected of them.
+        """
+        if layer.startswith(GATES):
+            return
+        if product == "forward":
+            self._open[layer] = (macs, b, a, 0)
+            return
+        macs, w, activation, g = self._open[layer]
+        if product == "input_gradient":
+            self._open[layer] = (macs, w, activation, a)
+            return
+        bits = Bits(w, activation, g or b, 0 if g in (0, b) else b)
+        self._ran.setdefault(self._names[layer], Counter())[bits] += macs
+
+    def step(
+        self,
+        precision: Precision,
+        images: int,
+        options: Sequence[Precision | None] = (),
+        choices: Tensor | None = None,
+    ) -> None:
+        """Takes a training step.
+
+        Args:
+            precision: what the schedule gives to the layers that are not gated.
+            images: in the batch.
+            options: what gates choose from; None for skipping a block.
+            choices: option of every image at every gated block, int64 (blocks, images).
+        """
+        self._images += images
+        self._scheduled[widths(precision)] += images
+        if self._depthwise:
+            own = widths(DEPTHWISE if precision.quantized else precision)
+            for name in self._depthwise:
+                self._chosen.setdefault(name, Counter())[own] += images
+        if choices is None:
+            return
+        on_offer = [SKIP if p is None else widths(p) for p in options]
+        for block, row in enumerate(choices):
+            counts = torch.bincount(row, minlength=len(options)).tolist()
+            for name in self._blocks[block]:
+                if name in self._depthwise:
+                    continue
+                chosen = self._chosen.setdefault(name, Counter())
+                chosen.update({bits: count for bits, count in zip(on_offer, counts, strict=True) if count})
+
+    def finish_epoch(self) -> None:
+        """Closes an epoch; one like that before it makes that one longer."""
+        self._stages = self._with_open_epoch()
+        self._begin()
+
+    def _with_open_epoch(self) -> list[dict[str, Any]]:
+        if not self._images:
+            return self._stages
+        row = self._row()
+        if self._stages and self._stages[-1] | {"epochs": 0} == row | {"epochs": 0}:
+            row["epochs"] += self._stages[-1]["epochs"]
+            return [*self._stages[:-1], row]
+        return [*self._stages, row]
+
+    def _row(self) -> dict[str, Any]:
+        """The epoch so far as a stage."""
+        layers, ran = {}, {}
+        for name, macs in self._macs.items():
+            scheduled = self._chosen.get(name, self._scheduled)
+            if name in self._chosen:
+                layers[name] = _mixture(scheduled, self._images)
+            products = Counter(self._ran.get(name, {}))
+            # Gates that compute every option run a layer several times for an image, so that nothing is left.
+            if (left := macs * self._images - products.total()) > 0:
+                products[SKIP] += left
+            if products != Counter({bits: macs * count for bits, count in scheduled.items()}):
+                ran[name] = _mixture(products, macs * self._images)
+        return {
+            "epochs": self._images / self.trained.samples,
+            "options": _mixture(self._scheduled, self._images),
+            "layers": layers,
+            "ran": ran,
+        }
+
+    def to_json(self) -> str:
+        """The record up to now, an unfinished epoch as a part of one; read by ``hw.cost.count.load_schedule``."""
+        gated = {name for names in self._blocks.values() for name in names}
+        head = {
+            "gated": self.gated,
+            "gate_macs": self.gate_macs,
+            "trained": asdict(self.trained),
+            "fixed": {},
+            # The published code's cost is that of the gated blocks.
+            "uncounted": [name for name in self._macs if name not in gated] if self.gated else [],
+        }
+        stages = ",\n  ".join(json.dumps(stage) for stage in self._with_open_epoch())
+        return json.dumps(head)[:-1] + f',\n "stages": [\n  {stages}\n]}}\n'
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers; the inside of a step is not part of it."""
+        return {
+            "stages": self._stages,
+            "images": self._images,
+            "scheduled": _plain(self._scheduled),
+            "chosen": {name: _plain(counts) for name, counts in self._chosen.items()},
+            "ran": {name: _plain(counts) for name, counts in self._ran.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._stages, self._images = list(state["stages"]), state["images"]
+        self._scheduled = _counter(state["scheduled"])
+        self._chosen = {name: _counter(rows) for name, rows in state["chosen"].items()}
+        self._ran = {name: _counter(rows) for name, rows in state["ran"].items()}
+
+
+def _mixture(counts: Counter[Bits], whole: int) -> list[list[Any]]:
+    """Counts as shares of ``whole``, widths without a fourth one that says nothing."""
+    return [[count / whole, list(bits[:3] if not bits.weight_g else bits)] for bits, count in sorted(counts.items())]
+
+
+def _plain(counts: Counter[Bits]) -> list[list[Any]]:
+    return [[list(bits), count] for bits, count in counts.items()]
+
+
+def _counter(rows: list[list[Any]]) -> Counter[Bits]:
+    return Counter({Bits(*bits): count for bits, count in rows})

@@ -1,0 +1,235 @@
+"""Precision schedules: which bits all layers use, epoch by epoch.
+
+* ``Static``: one precision throughout (SBM's FW8/BW8 and the like).
+* ``Pfq``: FracTrain's progressive fractional quantization (Fu et al. 2020, Algorithm 1): precision rises in stages,
+  each time the training loss stops falling.
+* ``Cyclic``: cyclic precision training (Fu et al. 2021), a cosine between two precisions.
+* ``Manual``: stages at given epochs.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from sw_model.nn.layers import Precision
+
+
+class Schedule(Protocol):
+    """What the training loop asks of a schedule.  Epochs count from 0."""
+
+    @property
+    def stage(self) -> int:
+        """Index of the current stage, for the record."""
+        ...
+
+    def precision(self, epoch: int, step: int, steps: int) -> Precision:
+        """Precision of training step ``step`` of ``steps`` (of the whole training), which lies in ``epoch``."""
+        ...
+
+    def epoch_finished(self, epoch: int, loss: float) -> bool:
+        """Takes the mean training loss of an epoch; True if the stage has changed."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Static:
+    """The same precision at every step."""
+
+    def __init__(self, precision: Precision) -> None:
+        self._precision = precision
+        self.stage = 0
+
+    def precision(self, epoch: int, step: int, steps: int) -> Precision:
+        return self._precision
+
+    def epoch_finished(self, epoch: int, loss: float) -> bool:
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Indicator:
+    """PFQ's convergence indicator, apart from what a turn means.
+
+    At the end of every epoch: ``S`` is the mean loss of the first ``norm_epochs`` epochs (of those so far, until then).
+    While turns remain, the last ``window`` losses are kept; once there are that many and every earlier one differs from
+    the last by at most ``eps * S``, a turn fires, the window empties and ``eps`` is multiplied by ``alpha``.
+
+    Args:
+        turns: how many turns there are (stages - 1).
+        eps, alpha: threshold and its decay; 0.05 and 0.3 in the paper.
+        window: losses compared, the last included; 5 in the published code, so turns are at least 5 epochs apart.
+        norm_epochs: epochs whose mean loss normalises; 10 in the published code.
+        deadlines: epoch (counted from 0) at whose end turn k is forced if it has not fired; one per turn, rising.  The
+            published code has none, so a noisy loss may end training below its last stage.
+    """
+
+    def __init__(
+        self,
+        turns: int,
+        eps: float = 0.05,
+        alpha: float = 0.3,
+        window: int = 5,
+        norm_epochs: int = 10,
+        deadlines: Sequence[int] | None = None,
+    ) -> None:
+        if turns < 0 or window < 2 or norm_epochs < 1 or eps < 0 or not 0 < alpha <= 1:
+            raise ValueError(
+                f"indicator with turns={turns}, eps={eps}, alpha={alpha}, window={window}, norm_epochs={norm_epochs}: "
+                "needs turns >= 0, eps >= 0, 0 < alpha <= 1, window >= 2, norm_epochs >= 1"
+            )
+        if deadlines is not None and (len(deadlines) != turns or list(deadlines) != sorted(set(deadlines))):
+            raise ValueError(f"deadlines {list(deadlines)} must be {turns} rising epochs, one per turn")
+        self.turns_total, self.alpha, self.window, self.norm_epochs = turns, alpha, window, norm_epochs
+        self.deadlines = tuple(deadlines) if deadlines is not None else None
+        self.eps = eps
+        self.turns = 0
+        self.forced = 0
+        self._losses: list[float] = []
+        self._norm_sum, self._norm_count = 0.0, 0
+
+    def epoch_finished(self, epoch: int, loss: float) -> bool:
+        """Takes an epoch's mean loss; True if a turn fires (or its deadline forces it)."""
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss of epoch {epoch} is {loss}; training has diverged: lower the learning rate")
+        if self._norm_count < self.norm_epochs:
+            self._norm_sum += loss
+            self._norm_count += 1
+        if self.turns >= self.turns_total:
+            return False
+        self._losses = [*self._losses, loss][-self.window :]
+        scale = self._norm_sum / self._norm_count
+        converged = len(self._losses) == self.window and all(
+            abs(earlier - loss) <= self.eps * scale for earlier in self._losses[:-1]
+        )
+        overdue = self.deadlines is not None and epoch >= self.deadlines[self.turns]
+        if not converged and not overdue:
+            return False
+        self.turns += 1
+        self.forced += not converged
+        self._losses = []
+        self.eps *= self.alpha
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes, as plain numbers and lists."""
+        return {
+            "eps": self.eps,
+            "turns": self.turns,
+            "forced": self.forced,
+            "losses": list(self._losses),
+            "norm_sum": self._norm_sum,
+            "norm_count": self._norm_count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.eps, self.turns, self.forced = state["eps"], state["turns"], state["forced"]
+        self._losses = list(state["losses"])
+        self._norm_sum, self._norm_count = state["norm_sum"], state["norm_count"]
+
+
+class Pfq:
+    """Progressive fractional quantization: a list of precisions, advanced by :class:`Indicator`.
+
+    Args:
+        stages: precisions, lowest first; four in the paper.
+        indicator: decides the turns; needs one turn less than there are stages.
+    """
+
+    def __init__(self, stages: Sequence[Precision], indicator: Indicator) -> None:
+        if not stages or indicator.turns_total != len(stages) - 1:
+            raise ValueError(f"{len(stages)} stages need {len(stages) - 1} turns, not {indicator.turns_total}")
+        self.stages, self.indicator = tuple(stages), indicator
+
+    @property
+    def stage(self) -> int:
+        return self.indicator.turns
+
+    def precision(self, epoch: int, step: int, steps: int) -> Precision:
+        return self.stages[self.stage]
+
+    def epoch_finished(self, epoch: int, loss: float) -> bool:
+        return self.indicator.epoch_finished(epoch, loss)
+
+    def warn_if_unfinished(self, epochs: int, what: str = "") -> None:
+        """Warns if training of ``epochs`` epochs has ended below the last stage, which ``what`` may describe."""
+        if self.stage < len(self.stages) - 1:
+            what = what or f"{self.stages[self.stage]} bits"
+            warnings.warn(
+                f"PFQ ended after {epochs} epochs in stage {self.stage + 1} of {len(self.stages)} "
+                f"({what}); set deadlines, raise eps or train longer",
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.indicator.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.indicator.load_state_dict(state)
+
+
+class Cyclic:
+    """Cyclic precision training: weights and activations swing between two widths on a cosine, gradients stay.
+
+    ``b(t) = rint(low + (high - low) / 2 * (1 - cos(pi * (t mod T) / T)))``, T = steps / cycles.  ``stage`` is the width
+    last asked for.
+    """
+
+    def __init__(self, low: int = 3, high: int = 8, grad: int = 8, cycles: int = 32) -> None:
+        if not 1 <= low <= high <= 16 or cycles < 1:
+            raise ValueError(f"cyclic precision {low}..{high} bits in {cycles} cycles: needs 1 <= low <= high <= 16")
+        self.low, self.high, self.grad, self.cycles = low, high, grad, cycles
+        self.stage = low
+
+    def precision(self, epoch: int, step: int, steps: int) -> Precision:
+        period = max(steps / self.cycles, 1.0)
+        bits = round(self.low + (self.high - self.low) / 2 * (1 - math.cos(math.pi * (step % period) / period)))
+        self.stage = bits
+        return Precision(bits, bits, self.grad)
+
+    def epoch_finished(self, epoch: int, loss: float) -> bool:
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stage": self.stage}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stage = state["stage"]
+
+
+class Manual:
+    """Stages that begin at given epochs.
+
+    Args:
+        stages: (first epoch, precision) pairs, the first at epoch 0, rising.
+    """
+
+    def __init__(self, stages: Sequence[tuple[int, Precision]]) -> None:
+        starts = [start for start, _ in stages]
+        if not stages or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError(f"manual stages must start at rising epochs beginning with 0, not {starts}")
+        self.stages = tuple(stages)
+        self.stage = 0
+
+    def precision(self, epoch: int, step: int, steps: int) -> Precision:
+        self.stage = sum(start <= epoch for start, _ in self.stages) - 1
+        return self.stages[self.stage][1]
+
+    def epoch_finished(self, epoch: int, loss: float) -> bool:
+        return sum(start <= epoch + 1 for start, _ in self.stages) - 1 != self.stage
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stage": self.stage}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stage = state["stage"]

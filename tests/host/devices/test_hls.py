@@ -1,0 +1,631 @@
+"""The HLS kernel against the reference: random, malformed and broken on purpose, in both forms of its array."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hw.tools.compile
+from host.commands import csim_commands
+from host.commands.csim_commands import cases_of, simulate
+from host.devices.device import DeviceError, Result, split_streams
+from host.devices.hls import HlsDevice, build_hls
+from host.devices.library import LibraryDevice, result_bound
+from host.devices.reference import ReferenceDevice
+from host.program.builder import ALL_TAPS, ProgramBuilder
+from host.program.packing import pack_floats
+from host.verify.stimuli import ALL_POINTS, precision_sweep
+from hw.contract import (
+    FUNCTIONAL_COUNTERS,
+    TIMING_COUNTERS,
+    Error,
+    Flag,
+    LoadFormat,
+    Opcode,
+    OutputFormat,
+    Target,
+)
+from hw.design import Design, load_design
+from hw.tools.compile import (
+    BIT_SERIAL,
+    SANITIZE_FLAGS,
+    CompileError,
+    ap_types,
+    build_bench,
+    hls_files,
+    run_bench,
+    stimuli_text,
+)
+from tests.support.malformed import good_program, malformed_programs
+from tests.support.random_programs import random_program, random_programs
+
+SMALL = load_design("sim-small")
+PLAIN = load_design("pynq-z2")  #: without stochastic results
+DESIGNS = [SMALL, load_design("zc706"), PLAIN]
+
+
+def by_name(design: Design) -> str:
+    return design.name
+
+
+def assert_alike(ours: Result, expected: Result, what: object) -> None:
+    assert (ours.error, ours.position) == (expected.error, expected.position), what
+    assert np.array_equal(ours.words, expected.words), what
+    exact = FUNCTIONAL_COUNTERS if expected.error is Error.NONE else ("PACKETS", "WORDS_OUT")
+    assert {k: ours.counters[k] for k in exact} == {k: expected.counters[k] for k in exact}, what
+
+
+def bit_serial_device(design: Design, files: dict[str, str] | None = None) -> HlsDevice:
+    return HlsDevice(design, files, ["-O2" if files is None else "-O1", BIT_SERIAL, "-isystem", str(ap_types())])
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=by_name)
+def test_random_programs(design: Design) -> None:
+    device, reference = HlsDevice(design), ReferenceDevice(design)
+    for seed, words in enumerate(random_programs(design, 120)):
+        assert_alike(device.run(words), reference.run(words), seed)
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=by_name)
+def test_malformed_programs_and_the_good_one_after_each(design: Design) -> None:
+    device, reference = HlsDevice(design), ReferenceDevice(design)
+    good = good_program(design)
+    expected = reference.run(good)
+    for case in malformed_programs(design):
+        result = device.run_streams(case.words0, case.words1)
+        assert (result.error, result.position) == (case.error, case.position), case.name
+        assert_alike(result, reference.run_streams(case.words0, case.words1), case.name)
+        assert_alike(device.run(good), expected, f"the good program after {case.name}")
+
+
+def test_run_twice_gives_the_same() -> None:
+    device = HlsDevice(SMALL)
+    for seed in range(20):
+        words = random_program(SMALL, seed)
+        first = device.run(words)
+        device.reset()
+        assert_alike(device.run(words), first, seed)
+
+
+def test_buffers_keep_their_contents_and_devices_do_not_share_them() -> None:
+    program = good_program(SMALL)
+    loads, rest = _split_after_loads(program)
+    device, other = HlsDevice(SMALL), HlsDevice(SMALL)
+    together = device.run(program)
+    device = HlsDevice(SMALL)
+    assert device.run(loads).error is Error.NONE
+    assert np.array_equal(device.run(rest).words, together.words)
+    blank = other.run(rest).words
+    assert not np.array_equal(blank, together.words)
+    assert np.array_equal(blank, ReferenceDevice(SMALL).run(rest).words), "buffers are zero at power-up"
+
+
+def _split_after_loads(program: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A program as two: its LOAD packets, and what follows them."""
+    at = 0
+    while int(program[at]) >> 24 & 0xFF == 1:
+        at += 10 + (int(program[at]) >> 32)
+    return np.concatenate([program[:at], program[-10:]]), program[at:]
+
+
+def test_the_array_that_synthesis_sees_agrees_with_the_fast_one() -> None:
+    fast, slow = HlsDevice(SMALL), bit_serial_device(SMALL)
+    for seed, words in enumerate(random_programs(SMALL, 25, max_bits=4, max_rows=10)):
+        assert_alike(slow.run(words), fast.run(words), seed)
+    for stimulus in precision_sweep(SMALL, seed=5, max_pairs=16):
+        assert_alike(slow.run(stimulus.words), fast.run(stimulus.words), stimulus.name)
+    large, large_slow = HlsDevice(DESIGNS[1]), bit_serial_device(DESIGNS[1])
+    for seed, words in enumerate(random_programs(DESIGNS[1], 6, max_bits=2, max_rows=9)):
+        assert_alike(large_slow.run(words), large.run(words), seed)
+
+
+@pytest.mark.parametrize("array", ["native", "bit-serial"])
+def test_clean_under_the_address_and_undefined_behaviour_sanitizers(array: str, tmp_path: Path) -> None:
+    native = array == "native"
+    sweep = [s.words for s in precision_sweep(SMALL, max_pairs=256 if native else 4)]
+    drawn = [random_program(SMALL, seed, max_bits=16 if native else 2) for seed in range(30 if native else 4)]
+    ahead = [words for _, words in [*overtaking_programs(), *hand_over_programs()]]
+    programs = [(f"valid-{n}", *split_streams(words)) for n, words in enumerate([*sweep, *drawn, *ahead])]
+    programs += [(m.name, m.words0, m.words1) for m in malformed_programs(SMALL) if native or not m.slow]
+    stimuli = tmp_path / "stimuli.txt"
+    stimuli.write_text(stimuli_text(cases_of(SMALL, programs)))
+    # the vendor's headers shift negative numbers to the left, which C++20 defines and C++17 does not
+    flags = SANITIZE_FLAGS if native else (*SANITIZE_FLAGS, BIT_SERIAL, "-std=c++20")
+    result = run_bench(build_bench(SMALL, flags), stimuli)
+    assert result.programs == len(programs)
+    assert result.mismatches == 0, result.log
+
+
+BOUNDED_STREAM = """
+#pragma once
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <thread>
+namespace hls {
+template <typename T>
+class stream {
+public:
+    explicit stream(size_t depth = SIZE_MAX) : depth_(depth) {}
+    void write(const T& value) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return values_.size() < depth_; });
+        values_.push_back(value);
+        changed_.notify_all();
+    }
+    bool write_nb(const T& value) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (values_.size() >= depth_) return false;
+        values_.push_back(value);
+        changed_.notify_all();
+        return true;
+    }
+    T read() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return !values_.empty(); });
+        const T value = values_.front();
+        values_.pop_front();
+        changed_.notify_all();
+        return value;
+    }
+    bool read_nb(T& value) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (values_.empty()) return false;
+        value = values_.front();
+        values_.pop_front();
+        changed_.notify_all();
+        return true;
+    }
+    bool empty() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        return values_.empty();
+    }
+
+private:
+    size_t depth_;
+    std::deque<T> values_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+};
+}
+"""
+
+
+def concurrent_files(design: Design, depth: str) -> dict[str, str]:
+    """The kernel as synthesis builds it: all processes at the same time, streams of the depths that it states.
+
+    Args:
+        depth: of the loader's two streams instead of theirs, or "stated".
+    """
+    files = hls_files(design)
+    if depth != "stated":
+        pattern = r"(STREAM variable = (packets|writes) depth =) \d+"
+        files["fabric.cpp"], replaced = re.subn(pattern, rf"\1 {depth}", files["fabric.cpp"])
+        assert replaced == 2
+    kernel, replaced = re.subn(
+        r"(PacketStream|WriteStream|CommandStream|LineStream) (\w+);\n(.*\n)?#pragma HLS STREAM variable = \2 depth = (\d+)",
+        r"\1 \2(\4);",
+        files["fabric.cpp"],
+    )
+    assert replaced == 4
+    kernel, replaced = re.subn(
+        r"\n( *loader\(.*\);)\n( *engine_process\(.*\);)\n( *output_process\(.*\);)",
+        r"\n std::thread l([&] { \1 });\n std::thread e([&] { \2 });\n\3\n l.join();\n e.join();",
+        kernel,
+    )
+    assert replaced == 1
+    return {**files, "fabric.cpp": kernel, "hls_stream.h": BOUNDED_STREAM}
+
+
+@pytest.mark.parametrize("depth, sanitizer", [("stated", ()), ("1", ()), ("stated", ("-fsanitize=thread", "-g"))])
+def test_processes_that_run_at_the_same_time_agree_and_never_wait_for_each_other(
+    depth: str, sanitizer: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [random_program(SMALL, seed, max_bits=2, max_rows=9) for seed in range(12)]
+    programs = [(f"valid-{n}", *split_streams(w)) for n, w in enumerate(words)]
+    programs += [(name, *split_streams(w)) for name, w in [*overtaking_programs(), *hand_over_programs()]]
+    programs += [(m.name, m.words0, m.words1) for m in malformed_programs(SMALL) if not m.slow]
+    stimuli = tmp_path / "stimuli.txt"
+    stimuli.write_text(stimuli_text(cases_of(SMALL, programs)))
+    monkeypatch.setattr(hw.tools.compile, "_TIMEOUT", 120.0)
+    bench = build_bench(SMALL, ["-O1", BIT_SERIAL, "-I.", "-pthread", *sanitizer], concurrent_files(SMALL, depth))
+    result = run_bench(bench, stimuli)
+    assert (result.programs, result.mismatches) == (len(programs), 0), result.log
+
+
+# -- loads that run ahead of products ----------------------------------------------------------------------------------
+#
+# In the bit-serial library the processes run one after the other: all writes have come when the engine starts, and each
+# is stored as early as the protocol lets it.  The fast form stores a load when its packet is due.
+
+BASE, BITS, ROWS = 4, 4, 8  #: of the operands; eight rows are in all banks
+OPERANDS = {"conv": (Target.A, Target.W), "strided conv": (Target.A, Target.W), "wgrad": (Target.A, Target.G)}
+POISON = np.float32(np.nan)
+
+
+class Overtaking:
+    """Writes products, and small loads behind them into what they read.
+
+    Args:
+        seed: of the payloads.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.builder = ProgramBuilder(SMALL)
+        self.load(Target.A | Target.G, 0, 16)
+        self.load(Target.W, 0, 16)
+        self.load(Target.E, 0, SMALL.channels)
+
+    def words(self, count: int) -> npt.NDArray[np.uint64]:
+        return self.rng.integers(0, 1 << 64, count, dtype=np.uint64)
+
+    def load(self, target: Target, base: int, count: int = 1) -> None:
+        """Random contents for ``count`` addresses, 1 to 16."""
+        fields = {"target": int(target), "groups": 1, "images": 1, "out_groups": 1}
+        if target in (Target.W, Target.E):
+            size, name = (SMALL.weight_words, "base_b") if target == Target.W else (2, "base_epilogue")
+            self.builder.packet(Opcode.LOAD, self.words(count * size), **fields, rows=count, **{name: base})
+            return
+        bases = {name: base for name, bit in (("base_a", Target.A), ("base_b", Target.G)) if target & bit}
+        payload = self.words(ROWS * count * SMALL.row_words)
+        self.builder.packet(Opcode.LOAD, payload, **fields, **bases, rows=ROWS, a_bits=count)
+
+    def load_floats(self, base: int, bits: int, value: np.float32 | None = None) -> None:
+        """The same into A by way of the quantizer; ``value`` everywhere, or random ones."""
+        values = self.rng.uniform(0, 1 << bits, (ROWS, 1, SMALL.lanes, SMALL.channels)).astype(np.float32)
+        payload = pack_floats(values if value is None else np.full_like(values, value))
+        fields = {"target": Target.A, "format": LoadFormat.FLOAT32, "rows": ROWS, "groups": 1, "out_groups": 1}
+        more = {"images": 1, "a_bits": bits, "base_a": base, "segment_start": 1, "reciprocal": 0x3F800000}
+        self.builder.packet(Opcode.LOAD, payload, **fields, **more)
+
+    def product(
+        self,
+        what: str,
+        base: int = BASE,
+        base_b: int = BASE,
+        flags: int = 0,
+        codes: bool = False,
+        bits: int = BITS,
+        out_groups: int = 1,
+        images: int = 1,
+    ) -> None:
+        """A product of ``bits`` planes by as many, and for a weight gradient its READ."""
+        fields = {"groups": 1, "out_groups": out_groups, "images": images, "a_bits": bits, "b_bits": bits}
+        planes = (1 << bits) - 1
+        fields |= {"segment_start": 1, "a_planes": planes, "b_planes": planes, "base_a": base, "base_b": base_b}
+        if what == "wgrad":
+            clear = flags | Flag.CLEAR
+            self.builder.packet(Opcode.WGRAD, **fields, rows=ROWS, taps=ALL_TAPS, flags=clear)
+            self.builder.read(out_groups * 9 * (SMALL.channels + 1))
+            return
+        strided = what == "strided conv"  # four virtual rows for each of its own: eight addresses
+        flags |= Flag.STRIDE_2 if strided else 0
+        more = {"format": OutputFormat.CODES, "out_bits": 8, "shift": 8} if codes else {}
+        self.builder.packet(Opcode.CONV, **fields, **more, rows=4 if strided else ROWS, flags=flags)
+
+
+def overtaking_programs() -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
+    """Programs whose results tell whether a load has waited, each with its name."""
+    for what, targets in OPERANDS.items():
+        for target in targets:
+            last = BASE + (2 * BITS if what == "strided conv" and target == Target.A else BITS) - 1
+            for place, base in (("before", BASE - 1), ("first", BASE), ("last", last), ("behind", last + 1)):
+                writer = Overtaking()
+                writer.product(what)
+                writer.load(target, base)
+                writer.product(what)
+                writer.product(what, **{"base" if target == Target.A else "base_b": base})
+                yield f"{what}-{target.name}-{place}", writer.builder.words()
+    for base, name in ((BASE + BITS - 1, "last"), (BASE + BITS, "behind")):
+        writer = Overtaking()
+        writer.product("conv", flags=Flag.SKIP_ZERO)
+        writer.load_floats(base, 3)
+        writer.product("conv", base=base, flags=Flag.SKIP_ZERO)
+        yield f"floats-{name}", writer.builder.words()
+    writer = Overtaking()
+    for _ in range(3):
+        writer.product("conv", codes=True)
+        writer.load(Target.E, 0, SMALL.channels)
+    yield "entries", writer.builder.words()
+    # the load that fails has been read ahead together with one that does not
+    writer = Overtaking()
+    writer.product("conv")
+    writer.load(Target.A, BASE + BITS)
+    writer.load_floats(BASE + BITS, 2, POISON)
+    writer.product("conv")
+    yield "bad data", writer.builder.words()
+
+
+def test_a_load_never_changes_what_a_product_before_it_reads() -> None:
+    early, late, reference = bit_serial_device(SMALL), HlsDevice(SMALL), ReferenceDevice(SMALL)
+    for name, words in overtaking_programs():
+        expected = reference.run(words)
+        assert_alike(early.run(words), expected, name)
+        assert_alike(late.run(words), expected, name)
+
+
+@given(data=st.data(), seed=st.integers(0, 1 << 30))
+@settings(max_examples=60, deadline=None)
+def test_loads_and_products_of_overlapping_ranges_in_any_order(data: st.DataObject, seed: int) -> None:
+    writer = Overtaking(seed)
+    for _ in range(data.draw(st.integers(2, 8))):
+        kind = data.draw(st.sampled_from(("load", "load", "floats", *OPERANDS)))
+        base, base_b = data.draw(st.integers(0, 8)), data.draw(st.integers(0, 8))
+        if kind == "load":
+            target = data.draw(st.sampled_from((Target.A, Target.G, Target.A | Target.G, Target.W)))
+            writer.load(target, base, data.draw(st.integers(1, 4)))
+        elif kind == "floats":
+            writer.load_floats(base, data.draw(st.integers(1, 4)))
+        else:
+            writer.product(kind, base, base_b, data.draw(st.sampled_from((0, Flag.SKIP_ZERO))))
+    words = writer.builder.words()
+    assert_alike(bit_serial_device(SMALL).run(words), ReferenceDevice(SMALL).run(words), kind)
+
+
+def broken_files(old: str, new: str) -> dict[str, str]:
+    """The rendered kernel with one place changed."""
+    files = hls_files(SMALL)
+    assert files["fabric.cpp"].count(old) == 1, "the code to break is no longer there"
+    return files | {"fabric.cpp": files["fabric.cpp"].replace(old, new)}
+
+
+def differs(device: HlsDevice, programs: Iterator[tuple[str, npt.NDArray[np.uint64]]]) -> bool:
+    """Whether a program ends elsewhere than on the reference, or with other results; all of them are run."""
+    reference = ReferenceDevice(SMALL)
+    found = False
+    for _, words in programs:
+        ours, expected = device.run(words), reference.run(words)
+        found |= ours.position != expected.position or not np.array_equal(ours.words, expected.words)
+    return found
+
+
+WAITS = {
+    "loads that never wait": ("state.products == 0 || waits ||", "state.products == 0 ||"),
+    "loads into A that do not wait": ("meet(own.a, state.last.a) || ", ""),
+    "loads into G that do not wait": ("meet(own.g, state.last.g) || ", ""),
+    "loads into W that do not wait": (" || meet(own.w, state.last.w)", ""),
+    "a last address that does not count": ("x.first < y.end", "x.first + 1 < y.end"),
+    "a first address that does not count": ("y.first < x.end", "y.first + 1 < x.end"),
+    "a stride of two that reads the rows of one": (
+        "stack = h.images * blocks_of(operand_rows(h))", "stack = h.images * blocks_of(h.rows)"),
+    "writes one product early": ("held.after <= intake.products", "held.after <= intake.products + 1"),
+    "entries that leave the order": ("waits || h.target == TARGET_E", "waits"),
+    "an error before its turn": ("return intake.ended == 0 ? intake.error : ERR_NONE", "return intake.error"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WAITS)
+def test_a_load_that_overtakes_a_product_is_found(what: str) -> None:
+    files = broken_files(*WAITS[what])
+    assert differs(bit_serial_device(SMALL, files), overtaking_programs())
+
+
+# -- tiles that leave while the next one is computed ---------------------------------------------------------------------
+
+
+class HandOver(Overtaking):
+    """Writes products whose tiles take fewer steps than lines, as many, and more."""
+
+    def products(self, what: str) -> None:
+        for bits in (1, BITS, 2):
+            self.product(what, bits=bits, out_groups=2)
+            # two more lines for every other tile
+            self.product(what, bits=bits, out_groups=2, flags=0 if what == "wgrad" else Flag.A_SUM)
+            self.product(what, base=0, base_b=0, bits=bits, images=2)
+
+
+def hand_over_programs() -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
+    """Programs in which tiles wait for each other, each with its name."""
+    for what in OPERANDS:
+        writer = HandOver()
+        writer.products(what)
+        yield f"tiles-{what}", writer.builder.words()
+    writer = HandOver()
+    for what in OPERANDS:
+        writer.product(what, bits=1)
+        writer.load(Target.E, 0, 2 * SMALL.channels)
+        writer.product("conv", bits=1, codes=True, out_groups=2)
+        writer.load(Target.E, 0, 2 * SMALL.channels)
+    yield "tiles-and-entries", writer.builder.words()
+
+
+REFUSING_STREAM = """
+#pragma once
+#include <cstdint>
+#include <deque>
+namespace hls {
+// Says at random that there is no room, or nothing to read, to who does not wait for it.
+template <typename T>
+class stream {
+public:
+    void write(const T& value) { values_.push_back(value); }
+    bool write_nb(const T& value) {
+        if (refuses()) return false;
+        write(value);
+        return true;
+    }
+    T read() {
+        T value = T();
+        take(value);
+        return value;
+    }
+    bool read_nb(T& value) { return !refuses() && take(value); }
+    bool empty() const { return values_.empty(); }
+
+private:
+    bool take(T& value) {
+        if (values_.empty()) return false;
+        value = values_.front();
+        values_.pop_front();
+        return true;
+    }
+    bool refuses() { return ((state_ = state_ * 1664525u + 1013904223u) >> 31) != 0; }
+
+    std::deque<T> values_;
+    uint32_t state_ = 1;
+};
+}
+"""
+
+
+def refusing_device(files: dict[str, str] | None = None) -> HlsDevice:
+    """The kernel as synthesis sees it, one process after the other, between streams that refuse at random."""
+    files = {**(hls_files(SMALL) if files is None else files), "hls_stream.h": REFUSING_STREAM}
+    return HlsDevice(SMALL, files, ["-O1", BIT_SERIAL, "-I.", "-isystem", str(ap_types())])
+
+
+def test_results_do_not_depend_on_when_there_is_room_for_a_tile() -> None:
+    device, unhindered, reference = refusing_device(), bit_serial_device(SMALL), ReferenceDevice(SMALL)
+    drawn = [(str(seed), random_program(SMALL, seed, max_bits=3, max_rows=9)) for seed in range(20)]
+    for name, words in [*hand_over_programs(), *overtaking_programs(), *drawn]:
+        expected = reference.run(words)
+        assert_alike(device.run(words), expected, name)
+        assert_alike(unhindered.run(words), expected, name)
+
+
+FINISH = "finish_tile(buffers, writes, intake, shadow, commands, lines);\n                "
+KEEP = "keep_tile(shadow, tile, make_command(COMMAND_"
+HAND_OVERS = {
+    "a shadow overwritten too early": (f"{FINISH}{KEEP}TILE", f"{KEEP}TILE"),
+    "a shadow of WGRAD overwritten too early": (f"{FINISH}{KEEP}ADD", f"{KEEP}ADD"),
+    "lines lost at the program's end": (f"{FINISH}++intake.products;", "++intake.products;"),
+    "entries before the last tile": (f"{FINISH}++intake.products;", f"++intake.products; {FINISH}"),
+    "a line that found no room": (
+        "&& lines.write_nb(line_of(shadow))) ++shadow.line", ") lines.write_nb(line_of(shadow)), ++shadow.line"),
+    "a command that found no room": (
+        "&& commands.write_nb(shadow.command)) shadow", ") commands.write_nb(shadow.command), shadow"),
+    "a tile without its last line": ("shadow.line == count && commands", "shadow.line + 1 >= count && commands"),
+    "one half of a weight gradient": ("add ? Accumulated(low + high)", "add ? low"),
+    "the first image alone": ("if (++walk.image != images) return;", "++walk.image;"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HAND_OVERS)
+def test_a_tile_that_does_not_leave_whole_is_found(what: str) -> None:
+    files = broken_files(*HAND_OVERS[what])
+    assert differs(refusing_device(files), hand_over_programs())
+
+
+# -- C simulation ------------------------------------------------------------------------------------------------------
+
+
+def test_simulation_covers_every_product_at_every_pair_of_precisions(tmp_path: Path) -> None:
+    report = simulate(SMALL, tmp_path, "native")
+    assert report["mismatches"] == 0
+    assert report["words_compared"] > 100_000
+    assert report["coverage"]["missing"] == []
+    assert sum(report["coverage"]["covered"].values()) == len(ALL_POINTS) == 512
+
+
+BREAKS = {
+    "an AND that is an OR": ("popcountll(a[n] & b[", "popcountll(a[n] | b["),
+    "a pair that does not subtract": (" != (planes.b_signed && j ==", " && (planes.b_signed && j =="),
+    "no doubling between diagonals": ("sums[r][oc] *= 2", "sums[r][oc] *= 1"),
+    "a tap that crosses a segment's border": ("left[p] = ((has_left(h) >> p) & 1) != 0", "left[p] = p != 0"),
+    "a stride without its odd columns": ("at << CHANNELS | odd << (2 * CHANNELS)", "at << CHANNELS"),
+    "tiles of a tap mask that overlap": ("entry += CHANNELS + 1;", "entry += CHANNELS;"),
+    "zero planes that are not found": ("used |= uint32_t(some) << plane", "used |= 1u << plane"),
+    "ties that round up": ("fraction > half || (fraction == half && (whole & 1) != 0)", "fraction >= half"),
+    "an epilogue without its half": ("0 : int64_t(1) << (h.shift - 1)", "0 : 0"),
+    "random numbers of another pixel": ("+ pixel_index[first + k])", "+ pixel_index[k])"),
+    "statistics of all pixels": ("first + k >= command.header.pixels", "first + k >= LANES"),
+    "an offset with the wrong half": ("(uint32_t(offset >> 32) & 0xFFFFu)", "(uint32_t(offset >> 16) & 0xFFFFu)"),
+    "a counter that miscounts": ("if (empty) --saved;", "if (empty) ++saved;"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_breaking_one_operator_fails_the_simulation(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = broken_files(*BREAKS[what])
+    # -O1 builds quicker
+    monkeypatch.setattr(csim_commands, "fast_flags", lambda: ("-O1",))
+    assert simulate(SMALL, tmp_path, "native", files=files)["mismatches"] > 0
+
+
+def command(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    csim_commands.register(parser.add_subparsers())
+    arguments = parser.parse_args(["csim", *words])
+    return int(arguments.run(arguments))
+
+
+def test_command_line_and_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--path", "native", "--out", str(tmp_path), "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["mismatches"] == 0 and report["words_compared"] > 0
+
+    assert command("--design", "nonsense") == 2
+    assert "name one of" in capsys.readouterr().err
+
+    broken = hls_files(SMALL)
+    broken["fabric.cpp"] = broken["fabric.cpp"].replace("sums[r][oc] *= 2", "sums[r][oc] *= 1")
+    monkeypatch.setattr(csim_commands, "fast_flags", lambda: ("-O1",))
+    monkeypatch.setattr(hw.tools.compile, "hls_files", lambda design: broken)
+    assert command("--path", "native", "--out", str(tmp_path)) == 1
+    assert "expected" in capsys.readouterr().out
+
+
+# -- devices in shared libraries ---------------------------------------------------------------------------------------
+
+
+def test_device_tells_what_it_is_and_counts_only_what_it_can() -> None:
+    device = HlsDevice(SMALL)
+    assert (device.info.kind, device.info.design) == ("hls", SMALL)
+    result = device.run(good_program(SMALL))
+    assert device.info.hash64 == SMALL.hash64
+    assert {name: result.counters[name] for name in TIMING_COUNTERS} == dict.fromkeys(TIMING_COUNTERS, 0)
+
+
+def test_a_library_of_another_design_is_refused() -> None:
+    device = LibraryDevice("hls", DESIGNS[1], build_hls(SMALL))
+    with pytest.raises(DeviceError, match="rebuild the device"):
+        device.run(good_program(SMALL))
+
+
+def test_streams_that_cannot_carry_a_program_are_refused() -> None:
+    device = HlsDevice(SMALL)
+    words = good_program(SMALL)
+    with pytest.raises(ValueError, match="TLAST"):
+        device.run_streams(words[:0], words)
+    with pytest.raises(ValueError, match="even number"):
+        device.run(words[:-1])
+    device.close()
+    with pytest.raises(DeviceError, match="closed"):
+        device.run(words)
+
+
+def test_the_bound_on_results_is_what_a_program_sends() -> None:
+    reference = ReferenceDevice(SMALL)
+    for seed in range(30):
+        words = random_program(SMALL, seed)
+        assert result_bound(*split_streams(words), SMALL) == reference.run(words).words.size + 2
+
+
+def test_files_that_are_no_library_and_missing_compilers_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "none.so"
+    path.write_text("text")
+    with pytest.raises(DeviceError, match=r"none\.so is no library"):
+        LibraryDevice("hls", SMALL, path)
+    broken = {**hls_files(SMALL), "fabric.cpp": "not C++\n"}
+    with pytest.raises(DeviceError, match=r"could not build hls-sim-small(.|\n)*error"):
+        HlsDevice(SMALL, files=broken)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(DeviceError, match=r"g\+\+ is missing.*install"):
+        HlsDevice(SMALL)
+    with pytest.raises(CompileError, match=r"g\+\+ is missing"):
+        build_bench(SMALL, ["-O0"])

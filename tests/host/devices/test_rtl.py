@@ -1,0 +1,275 @@
+"""The Verilated RTL as a device against the reference: random, malformed, paused, reset, and broken on purpose."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host.devices.device import U64, DeviceError, Result
+from host.devices.reference import ReferenceDevice
+from host.devices.rtl import RtlDevice, rtl_sources
+from hw.contract import FUNCTIONAL_COUNTERS, Error
+from hw.design import Design, load_design
+from hw.generate import generate
+from tests.support.malformed import Malformed, good_program, malformed_programs
+from tests.support.random_programs import random_program, random_programs
+
+SMALL = load_design("sim-small")
+DESIGNS = [
+    SMALL,
+    pytest.param(load_design("zc706"), marks=pytest.mark.slow),  # its build takes minutes
+]
+COUNTS = {"sim-small": 60, "zc706": 12}
+
+
+def by_name(design: Design) -> str:
+    return design.name
+
+
+@cache
+def device_of(design: Design) -> RtlDevice:
+    """One instance for all tests: whatever a program leaves behind must not matter to the next."""
+    return RtlDevice(design)
+
+
+def pace(device: RtlDevice, pauses: int, seed: int = 1) -> RtlDevice:
+    """The device with every stream pausing in about ``pauses`` of 1000 cycles."""
+    device.library.fabric_pauses(device.handle, pauses, seed)
+    return device
+
+
+def differences(found: Result, expected: Result) -> list[str]:
+    """What differs; after an error only two counters are promised."""
+    names = FUNCTIONAL_COUNTERS if expected.error is Error.NONE else ("PACKETS", "WORDS_OUT")
+    out = [
+        f"{n}: {found.counters[n]} != {expected.counters[n]}"
+        for n in names
+        if found.counters[n] != expected.counters[n]
+    ]
+    if (found.error, found.position) != (expected.error, expected.position):
+        out.append(f"{found.error.name} at {found.position} != {expected.error.name} at {expected.position}")
+    if not np.array_equal(found.words, expected.words):
+        out.append(f"words: {found.words.size}, expected {expected.words.size}")
+    return out
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=by_name)
+def test_random_programs(design: Design) -> None:
+    device, reference = pace(device_of(design), 0), ReferenceDevice(design)
+    compared = 0
+    for seed, words in enumerate(random_programs(design, COUNTS[design.name])):
+        expected = reference.run(words)
+        result = device.run(words)
+        assert not differences(result, expected), seed
+        compared += expected.words.size
+        assert result.counters["CYCLES"] > result.counters["BUSY"]
+    assert compared > 10_000
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1 << 32), packets=st.integers(2, 12), pauses=st.integers(0, 950), order=st.integers(1, 1 << 31)
+)
+def test_pauses_do_not_change_the_answer(seed: int, packets: int, pauses: int, order: int) -> None:
+    words = random_program(SMALL, seed, packets=packets, max_bits=8)
+    result = pace(device_of(SMALL), pauses, order).run(words)
+    assert not differences(result, ReferenceDevice(SMALL).run(words))
+
+
+def test_pauses_stall_the_streams() -> None:
+    """Without this the tests above could pass with pauses that never happen."""
+    words = random_program(SMALL, 5, packets=10, max_bits=4)
+    free = pace(device_of(SMALL), 0).run(words).counters
+    slow = pace(device_of(SMALL), 700).run(words).counters
+    assert free["STALL_OUT"] == 0 < slow["STALL_OUT"]
+    assert free["STALL_IN"] < slow["STALL_IN"]
+    assert slow["CYCLES"] > 2 * free["CYCLES"]
+
+
+@pytest.mark.parametrize("pauses", [0, 400])
+@pytest.mark.parametrize("design", DESIGNS, ids=by_name)
+def test_malformed_programs_and_the_good_one_after_each(design: Design, pauses: int) -> None:
+    device, reference = pace(device_of(design), pauses, 9), ReferenceDevice(design)
+    good = good_program(design)
+    expected = reference.run(good)
+    assert not differences(device.run(good), expected)
+    for case in malformed_programs(design):
+        result = device.run_streams(case.words0, case.words1)
+        assert (result.error, result.position) == (case.error, case.position), case.name
+        assert not differences(result, reference.run_streams(case.words0, case.words1)), case.name
+        assert not differences(device.run(good), expected), f"the good program after {case.name}"
+        reference.run(good)
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=by_name)
+def test_run_twice_takes_the_same_cycles(design: Design) -> None:
+    device = pace(device_of(design), 0)
+    for seed in range(5):
+        words = random_program(design, 900 + seed, packets=8, max_bits=6)
+        first, second = device.run(words), device.run(words)
+        assert np.array_equal(first.words, second.words)
+        assert first.counters == second.counters
+
+
+def test_deadline_then_reset_then_a_good_program() -> None:
+    device = RtlDevice(SMALL)
+    good = good_program(SMALL)
+    expected = ReferenceDevice(SMALL).run(good)
+    for cycles in (1, 7, 60, 150, 300):  # in a header, in payloads, while results leave
+        with pytest.raises(DeviceError, match="no trailer within"):
+            device.run(good, timeout=cycles / 1e5)
+        device.reset()
+        assert not differences(device.run(good), expected), f"after {cycles} cycles and a reset"
+
+
+def test_instances_do_not_share_state() -> None:
+    first, second = RtlDevice(SMALL), RtlDevice(SMALL)
+    words = [random_program(SMALL, seed, packets=6, max_bits=5) for seed in (1, 2)]
+    expected = [ReferenceDevice(SMALL).run(w) for w in words]
+    assert not differences(first.run(words[0]), expected[0])
+    assert not differences(second.run(words[1]), expected[1])
+    assert not differences(first.run(words[1]), expected[1])
+
+
+def test_synthesis_form_of_the_operand_network_is_the_same(tmp_path: Path) -> None:
+    """The other form for synthesis, the dot product's, is compared on its own: its primitives simulate slowly."""
+    folder = generate(SMALL, tmp_path)
+    special = folder / "rtl" / "xc7" / "operand_network.sv"
+    sources = [special if path.name == special.name else path for path in rtl_sources(folder)]
+    assert special in sources
+    device, reference = RtlDevice(SMALL, sources), ReferenceDevice(SMALL)
+    for seed, words in enumerate(random_programs(SMALL, 30, max_bits=6)):
+        assert not differences(device.run(words), reference.run(words)), seed
+
+
+# -- broken on purpose ----------------------------------------------------------------------------------------------
+
+
+class Mutant(NamedTuple):
+    """One operator flipped: an expression that occurs once in a file, and what replaces it."""
+
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    Mutant("dot_product_unit", "a_i & b_i", "a_i | b_i"),
+    Mutant("dot_product_unit", "acc_q <<< 1", "acc_q >>> 1"),
+    Mutant("dot_product_unit", "-$signed({1'b0, count_q})", "+$signed({1'b0, count_q})"),
+    Mutant("sequencer", "j == 0 && sums", "j == 0 || sums"),
+    Mutant("sequencer", "a_address - 17'(a_stride_q)", "a_address + 17'(a_stride_q)"),
+    Mutant("sequencer", "stride || row_q != 11'(h.rows) - 11'd1", "row_q != 11'(h.rows) - 11'd1"),
+    Mutant("sequencer", "h.taps[8:0] & (9'h1FE << tap_q)", "h.taps[8:0] & (9'h1FF << tap_q)"),
+    Mutant("sequencer", "h.a_planes & a_found_q", "h.a_planes | a_found_q"),
+    Mutant("sequencer", "row_q != 0", "row_q == 0"),
+    Mutant("operand_network", "(row << CHANNELS) & left_mask", "(row << CHANNELS) | left_mask"),
+    Mutant("operand_network", "row & column_mask", "row | column_mask"),
+    Mutant("operand_network", "step_i.row[0] ? 3'(2*ky+2) : 3'(2*ky+6)", "step_i.row[0] ? 3'(2*ky+6) : 3'(2*ky+2)"),
+    Mutant("quantizer", "half_q && (sticky_q || whole_q[0])", "half_q && (sticky_q && whole_q[0])"),
+    Mutant("quantizer", "mix0 ^ (mix0 >> 16)", "mix0 ^ (mix0 << 16)"),
+    Mutant("quantizer", "half_q || sticky_q", "half_q && sticky_q"),
+    Mutant("fp32_add", "greater[31] != lesser[31]", "greater[31] == lesser[31]"),
+    Mutant("fp32_multiply", "a_i[31] ^ b_i[31]", "a_i[31] | b_i[31]"),
+    Mutant("drain", "lane_q[c] + lane_q[CHANNELS+c]", "lane_q[c] - lane_q[CHANNELS+c]"),
+    Mutant("epilogue", "coarse >> tile3_q.shift[3:0]", "coarse >> tile3_q.shift[2:0]"),
+    Mutant("epilogue", "tile1_q.relu && v[VW-1]", "tile1_q.relu || v[VW-1]"),
+    Mutant("epilogue", "(rounded_q[p] ^ {VW{negative}}) & beyond3_q", "rounded_q[p] & beyond3_q"),
+    Mutant("rounding", "mix1_q ^ (mix1_q >> 13)", "mix1_q ^ (mix1_q >> 12)"),
+    Mutant("rounding", "segment_d + image_stride_i", "pixel_d + image_stride_i"),
+    Mutant(
+        "statistics", "32'(count_q >> 1) * WIDTH + s < 32'(pixels_i)", "32'(count_q >> 1) * WIDTH + s <= 32'(pixels_i)"
+    ),
+    Mutant("statistics", "{{3{y[31]}}, y[31:17]}", "{3'd0, y[31:17]}"),
+    Mutant("statistics", "read_q.least < total.least", "read_q.least > total.least"),
+    Mutant("float_output", "infinite_q[ADD-1]", "infinite_q[0]"),
+    Mutant("fp32_from_int", "8'd158 - 8'(leading_q)", "8'd158 + 8'(leading_q)"),
+    Mutant("drain", "total[ACC_BITS] != total[ACC_BITS-1]", "total[ACC_BITS] == total[ACC_BITS-1]"),
+    Mutant("loader", "index_q + h.channel_stride * 32'(k)", "index_q - h.channel_stride * 32'(k)"),
+    Mutant("loader", "h.segment_start & beyond_lanes", "h.segment_start | beyond_lanes"),
+    Mutant("command_queue", "b0 < e1 && b1 < e0", "b0 < e1 && b1 > e0"),
+    Mutant("command_queue", "head_q + PW'(1)", "head_q + PW'(2)"),
+    Mutant("tensor_buffer", "write_bank_i == 3'(b) && write_slice_i == 8'(s)", "write_slice_i == 8'(s)"),
+    Mutant("tensor_buffer", "was_set || write_data_i != 0", "was_set && write_data_i != 0"),
+]
+
+CHOOSER = """
+// Which expression the simulated fabric has broken; read when an instance is made.
+static int chosen = 0;
+extern "C" int fabric_mutant() { return chosen; }
+extern "C" void fabric_choose(int number) { chosen = number; }
+"""
+
+
+def replace_once(text: str, old: str, new: str, where: str) -> str:
+    assert text.count(old) == 1, f"{where}: {old!r} occurs {text.count(old)} times; choose another expression to break"
+    return text.replace(old, new)
+
+
+def breakable_sources(folder: Path) -> list[Path]:
+    """RTL in which every mutant is present and one at most is active: all share one build."""
+    sources = rtl_sources(generate(SMALL, folder))
+    texts = {path.stem: path.read_text() for path in sources}
+    for number, (file, old, new) in enumerate(MUTANTS, start=1):
+        choice = f"(engine_pkg::mutant == 32'd{number} ? ({new}) : ({old}))"
+        texts[file] = replace_once(texts[file], old, choice, file)
+    declaration = 'import "DPI-C" function int fabric_mutant();\n  int unsigned mutant;\n'
+    texts["engine_pkg"] = replace_once(texts["engine_pkg"], "endpackage", f"  {declaration}endpackage", "engine_pkg")
+    start = "initial engine_pkg::mutant = unsigned'(engine_pkg::fabric_mutant());\nendmodule"
+    texts["fabric"] = replace_once(texts["fabric"], "endmodule", start, "fabric")
+    for path in sources:
+        path.write_text(texts[path.stem])
+    chooser = folder / "rtl" / "chooser.cpp"
+    chooser.write_text(CHOOSER)
+    return [*sources, chooser]
+
+
+class Breakable:
+    """The device with a chosen mutant, and programs that look for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sources = breakable_sources(folder)
+        reference = ReferenceDevice(SMALL)
+        self.programs: list[tuple[U64, Result]] = []
+        for words in [good_program(SMALL), *random_programs(SMALL, 40, max_bits=8)]:
+            self.programs.append((words, reference.run(words)))
+        self.refusals: list[Malformed] = malformed_programs(SMALL)[::40]
+
+    def first_difference(self, number: int) -> str | None:
+        """How the device with mutant ``number`` gives itself away; None if it does not."""
+        device = RtlDevice(SMALL, self.sources)
+        device.library.fabric_choose(number)
+        device.close()
+        device = RtlDevice(SMALL, self.sources)
+        try:
+            for k, (words, expected) in enumerate(self.programs):
+                if found := differences(device.run(words, timeout=2), expected):
+                    return f"program {k}: {found}"
+            for case in self.refusals:
+                result = device.run_streams(case.words0, case.words1, timeout=2)
+                if (result.error, result.position) != (case.error, case.position):
+                    return f"{case.name}: {result.error.name} at {result.position}"
+        except DeviceError as e:
+            return str(e)
+        return None
+
+
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> Breakable:
+    return Breakable(tmp_path_factory.mktemp("breakable"))
+
+
+def test_nothing_is_found_in_unbroken_rtl(breakable: Breakable) -> None:
+    assert breakable.first_difference(0) is None
+
+
+@pytest.mark.parametrize("number", range(1, len(MUTANTS) + 1), ids=[f"{m.file}: {m.new}" for m in MUTANTS])
+def test_one_flipped_operator_is_found(breakable: Breakable, number: int) -> None:
+    found = breakable.first_difference(number)
+    assert found is not None, f"nothing tells {MUTANTS[number - 1]} from correct RTL"

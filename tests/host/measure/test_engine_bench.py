@@ -1,0 +1,228 @@
+"""``fractrain bench engine``: what it refuses before it opens a device, and what it measures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fractrain
+from host.devices.rtl import RtlDevice
+from host.measure import engine_bench
+from host.measure.engine_bench import drive, measure, proportionality, refuse_unfit
+from host.program.builder import headers
+from hw.contract import Flag, array_idle
+from hw.design import ROOT, load_design
+from hw.generate import render, rtl_digest
+from hw.model.cycles import predict
+from hw.model.workload import WorkloadError
+from hw.networks import Bits, ConvShape, network
+from tests.support.random_programs import random_programs
+
+SMALL = ConvShape("small", 8, 8, 3, 1, 1, (8, 8))
+LAYER = ConvShape("layer", 16, 16, 3, 1, 1, (16, 16))
+
+DESIGN = load_design("sim-small")
+
+
+@pytest.fixture(scope="module")
+def rtl() -> RtlDevice:
+    return RtlDevice(DESIGN)
+
+
+class Opened(Exception):
+    """A device was asked for."""
+
+
+@pytest.fixture
+def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise Opened
+
+    monkeypatch.setattr("host.devices.device.open_device", refuse)
+
+
+def test_a_good_command_opens_the_device(no_device: None, tmp_path: Path) -> None:
+    with pytest.raises(Opened):
+        fractrain.main(["bench", "engine", "--design", "zc706", "--save", str(tmp_path / "new" / "x.json")])
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--bits", "2/2/2", "99/8/8"],
+        ["--bits", "2/2/2", "8/8"],
+        ["--bits", "8/8/²"],
+        ["--batch", "0"],
+        ["--batch", "-3"],
+        ["--save", "FOLDER"],
+        ["--figure", "FILE/x.svg"],
+        ["--figure", "FOLDER/x.nothing"],
+        ["--bits", "8/8/8", "16/16/16"],
+        ["--driver", "--split"],
+        ["--model", "resnet18"],
+        ["--design", "sim-small"],
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_refused_before_the_device_is_opened(
+    arguments: list[str], no_device: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    places = {"FOLDER": str(tmp_path), "FILE": str(tmp_path / "file")}
+    for name, place in places.items():
+        arguments = [a.replace(name, place) for a in arguments]
+    assert fractrain.main(["bench", "engine", *arguments]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_a_layer_that_the_design_cannot_hold_is_named() -> None:
+    wide = ConvShape("wide", 8, 8, 3, 1, 1, (64, 64))
+    with pytest.raises(WorkloadError, match="wide"):
+        refuse_unfit(load_design("sim-small"), [SMALL, wide], Bits(2, 2, 2))
+    with pytest.raises(WorkloadError, match="small"):
+        refuse_unfit(load_design("sim-small"), [SMALL], Bits(16, 16, 16))
+    refuse_unfit(load_design("sim-small"), [SMALL], Bits(4, 3, 6))
+
+
+def test_json_is_printed_and_saved_alike(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hw.networks.network", lambda _: [SMALL])
+    monkeypatch.setattr(engine_bench, "proportionality", lambda *_: [])
+    saved, figure = tmp_path / "new" / "x.json", tmp_path / "x.svg"
+    command = ["bench", "engine", "--design", "sim-small", "--bits", "2/2/2", "1/1/1", "--output", "codes"]
+    assert fractrain.main([*command, "--json", "--save", str(saved), "--figure", str(figure)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(saved.read_text())
+    assert [run["bits"] for run in printed["runs"]] == ["2/2/2", "1/1/1"]
+    assert figure.stat().st_size
+    assert fractrain.main(command) == 0
+    assert "2/2/2" in capsys.readouterr().out
+
+
+def test_the_model_counts_the_steps_of_the_array(rtl: RtlDevice) -> None:
+    """``compute`` is BUSY, whatever the program; planes that the fabric finds to be zero are not known beforehand."""
+    compared = with_ones = 0
+    for words in random_programs(DESIGN, 60):
+        packets = list(headers(words))
+        if not any(p["flags"] & Flag.SKIP_ZERO for p in packets):
+            counters = rtl.run(words).counters
+            assert predict(DESIGN, packets).compute == counters["BUSY"]
+            assert counters["BUSY"] + counters["STALL_DRAIN"] + array_idle(counters) == counters["CYCLES"]
+            assert array_idle(counters) > 0
+            compared += 1
+            with_ones += any(p["flags"] & Flag.ONES for p in packets)
+    assert compared >= 10 and with_ones >= 5
+
+
+@pytest.mark.parametrize("codes", [True, False])
+@pytest.mark.parametrize("bits", [Bits(8, 8, 8), Bits(4, 3, 6), Bits(2, 2, 2)], ids=str)
+@pytest.mark.parametrize("split", [True, False])
+def test_measured_cycles_are_the_models_and_every_one_is_accounted_for(
+    rtl: RtlDevice, bits: Bits, codes: bool, split: bool
+) -> None:
+    rows = measure(rtl, DESIGN, LAYER, bits, codes=codes, split=split)
+    assert len(rows) == 2 + split
+    for row in rows:
+        assert row.predicted_total == pytest.approx(row.measured_total, rel=0.03)
+        assert row.busy + row.stall_drain + row.idle == pytest.approx(row.cycles)
+        assert row.ideal <= row.busy <= row.cycles
+
+
+def test_cycles_in_which_loads_hold_the_array_up_are_idle(rtl: RtlDevice) -> None:
+    """At stride 2 four rows are loaded for one, which one-bit weights are done with before the next have come."""
+    (forward, _) = measure(rtl, DESIGN, ConvShape("strided", 8, 8, 3, 2, 1, (16, 16)), Bits(1, 8, 8))
+    assert forward.idle > forward.cycles / 2
+
+
+@pytest.mark.parametrize("values", [True, False])
+def test_the_drivers_programs_are_measured_and_predicted(rtl: RtlDevice, values: bool) -> None:
+    rows = drive(rtl, DESIGN, LAYER, Bits(4, 3, 6), values=values, batch=8)
+    assert [row.product for row in rows] == ["forward", "backward"]
+    assert [row.product for row in drive(rtl, DESIGN, SMALL, Bits(2, 2, 2), batch=3, first=True)][1:] == [
+        "weight_gradient"
+    ]
+    for row in rows:
+        assert row.predicted_total == pytest.approx(row.measured_total, rel=0.03)
+        assert row.busy + row.stall_drain + row.idle == pytest.approx(row.cycles)
+        assert row.stall_drain > 0
+
+
+def test_cycles_follow_the_plane_pairs_where_the_array_is_the_limit(rtl: RtlDevice) -> None:
+    pairs = proportionality(rtl, DESIGN)
+    bound = [p for p in pairs if p["compute_bound"]]
+    assert {(p["product"], p["groups"]) for p in bound} == {
+        ("weight_gradient", 1),
+        ("convolution", 1),
+        ("convolution", 4),
+    }
+    assert all(abs(p["deviation"]) <= 0.1 for p in bound)
+    assert any(p["deviation"] > 0.5 for p in pairs if not p["compute_bound"])
+
+
+# -- the committed measurements -------------------------------------------------------------------------------------
+
+MEASURED = sorted((ROOT / "docs" / "measurements").glob("engine-*.json"))
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_a_committed_measurement_is_of_the_present_rtl(path: Path) -> None:
+    """Comments apart, the RTL and the design's parameters are those that were measured."""
+    data = json.loads(path.read_text())
+    present = rtl_digest(load_design(data["design"]))
+    assert data["rtl"] == present, f"the RTL is not the one measured in {path.name}; run: {data['command']}"
+
+
+def test_the_digest_sees_code_and_parameters_but_no_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rtl_digest(DESIGN)
+    assert rtl_digest(replace(DESIGN, depth_a=DESIGN.depth_a * 2)) != before
+    files = render(DESIGN)
+    edits = {"// a remark\n": True, "logic surplus;\n": False}
+    for text, same in edits.items():
+        monkeypatch.setattr(
+            "hw.generate.render", lambda _, text=text: {**files, "rtl/drain.sv": text + files["rtl/drain.sv"]}
+        )
+        assert (rtl_digest(DESIGN) == before) is same
+
+
+def measured(name: str) -> dict[tuple[str, str], Any]:
+    """Runs of a committed measurement, by precision and output."""
+    data = json.loads((ROOT / "docs" / "measurements" / f"engine-{name}.json").read_text())
+    return {(run["bits"], run["output"]): run for run in data["runs"]}
+
+
+def test_the_targets_are_met() -> None:
+    runs = measured("zc706")
+    assert runs["8/8/8", "codes"]["images_per_second"] >= 550
+    assert 1 - runs["4/3/6", "codes"]["cycles_per_image"] / runs["8/8/8", "codes"]["cycles_per_image"] >= 0.60
+    shapes = {shape.name: shape for shape in network("resnet38")}
+    plain = [
+        row
+        for row in measured("zc706-split")["8/8/8", "codes"]["rows"]
+        for shape in [shapes[row["layer"]]]
+        if (shape.kernel, shape.stride) == (3, 1) and shape.in_channels % 16 == shape.out_channels % 16 == 0
+    ]
+    assert {row["product"] for row in plain} == {"forward", "input_gradient", "weight_gradient"}
+    assert sum(row["count"] for row in plain if row["product"] == "forward") == 34
+    for row in plain:
+        assert row["utilisation"] >= 0.85, row
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_the_model_is_right_about_what_was_measured(path: Path) -> None:
+    for run in json.loads(path.read_text())["runs"]:
+        for row in run["rows"]:
+            assert abs(row["predicted_total"] / row["measured_total"] - 1) <= 0.03, row
+            assert row["busy"] + row["stall_drain"] + row["idle"] == pytest.approx(row["cycles"]), row
+
+
+def test_cycles_are_proportional_to_plane_pairs_as_measured() -> None:
+    pairs = json.loads((ROOT / "docs" / "measurements" / "engine-zc706.json").read_text())["proportionality"]
+    assert len(pairs) > 300
+    for pair in pairs:
+        assert abs(pair["deviation"]) <= 0.10 or not pair["compute_bound"], pair

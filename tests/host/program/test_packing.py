@@ -1,0 +1,143 @@
+"""Packing round trips, bit positions as documented, and the quantizer against exact arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from host.program import packing
+from host.program.builder import PacketError, ProgramBuilder
+from hw.contract import Error, Target
+from hw.design import load_design
+from tests.support.direct import quantize_one
+
+DESIGNS = [load_design("sim-small"), load_design("zc706")]
+designs = st.sampled_from(DESIGNS)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def codes(seed: int, shape: tuple[int, ...], bits: int, signed: bool) -> packing.Codes:
+    low, high = packing.code_limits(bits, signed)
+    return np.random.default_rng(seed).integers(low, high + 1, size=shape)
+
+
+@settings(max_examples=60, deadline=None)
+@given(designs, st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 16), st.booleans(), seeds)
+def test_rows_round_trip(design, images, rows, groups, bits, signed, seed) -> None:  # type: ignore[no-untyped-def]
+    x = codes(seed, (images, rows, groups, design.lanes, design.channels), bits, signed)
+    words = packing.pack_rows(x, bits)
+    assert words.size == images * rows * groups * bits * design.row_words
+    assert np.array_equal(packing.unpack_rows(words, design, images, rows, groups, bits, signed), x)
+
+
+@settings(max_examples=40, deadline=None)
+@given(designs, st.integers(1, 3), st.integers(1, 3), st.integers(1, 16), st.booleans(), seeds)
+def test_weights_round_trip_whatever_the_padding(design, out_groups, groups, bits, signed, seed) -> None:  # type: ignore[no-untyped-def]
+    c = design.channels
+    x = codes(seed, (out_groups, groups, c, 9, c), bits, signed)
+    words = packing.pack_weights(x, bits, design)
+    used = c * design.dot_bits
+    if design.weight_words * 64 > used:
+        words[:, used // 64 :] |= ~np.uint64((1 << used % 64) - 1) if used % 64 else ~np.uint64(0)
+    assert np.array_equal(packing.unpack_weights(words, design, out_groups, groups, bits, signed), x)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 16), st.booleans(), st.integers(0, 2**16 - 1), seeds)
+def test_masked_planes_count_as_zero(bits, signed, mask, seed) -> None:  # type: ignore[no-untyped-def]
+    x = codes(seed, (3, 128), bits, signed)
+    mask &= (1 << bits) - 1
+    kept = x & mask
+    expected = np.where(kept >> (bits - 1) & 1, kept - (1 << bits), kept) if signed else kept
+    assert np.array_equal(packing.unpack_planes(packing.pack_planes(x, bits), bits, signed, mask), expected)
+
+
+def test_bits_lie_where_the_specification_says() -> None:
+    design = DESIGNS[0]
+    c, lanes = design.channels, design.lanes
+    x = np.zeros((1, 1, 1, lanes, c), dtype=np.int64)
+    x[0, 0, 0, 9, 3] = 0b100
+    words = packing.pack_rows(x, 3).reshape(3, design.row_words)
+    bit = 9 * c + 3
+    assert int(words[2, bit // 64]) == 1 << bit % 64
+    assert np.count_nonzero(words) == 1
+    w = np.zeros((1, 1, c, 9, c), dtype=np.int64)
+    w[0, 0, 5, 7, 2] = 1
+    flat = packing.pack_weights(w, 1, design)[0]
+    bit = (5 * 9 + 7) * c + 2
+    assert int(flat[bit // 64]) == 1 << bit % 64
+
+
+@given(hnp.arrays(np.int64, st.integers(1, 20).map(lambda n: 2 * n), elements=st.integers(-(2**31), 2**31 - 1)))
+def test_integers_round_trip(values) -> None:  # type: ignore[no-untyped-def]
+    for wide in (False, True):
+        words = packing.pack_integers(values, wide)
+        assert words.size == values.size // (1 if wide else 2)
+        assert np.array_equal(packing.unpack_integers(words, wide), values)
+
+
+@given(hnp.arrays(np.float32, 24, elements=st.floats(width=32)))
+def test_floats_round_trip(values) -> None:  # type: ignore[no-untyped-def]
+    assert np.array_equal(packing.unpack_floats(packing.pack_floats(values)).view(np.uint32), values.view(np.uint32))
+
+
+@given(st.lists(st.tuples(st.integers(-(1 << 17), (1 << 17) - 1), st.integers(-(1 << 47), (1 << 47) - 1)), min_size=1))
+def test_epilogue_entries_keep_their_sign(entries) -> None:  # type: ignore[no-untyped-def]
+    m, b = np.array(entries, dtype=np.int64).T
+    words = packing.pack_epilogue(m, b)
+    assert np.array_equal(packing.sign_extend(words[0::2], 18), m)
+    assert np.array_equal(packing.sign_extend(words[1::2], 48), b)
+
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+WORD = st.one_of(FINITE, st.sampled_from([0.0, -0.0, 1e-40, -1e-40, 2.0**-126, 3.4e38, -3.4e38, 0.5, 1.5, 2.5]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(WORD, min_size=1, max_size=8), WORD, WORD, st.integers(1, 16), st.booleans(), st.booleans(), seeds)
+def test_quantizer_equals_scalar_arithmetic(xs, z, r, bits, signed, stochastic, seed) -> None:  # type: ignore[no-untyped-def]
+    x = np.array(xs, dtype=np.float32)
+    zero, scale = np.float32(z), np.float32(r)
+    indices = np.random.default_rng(seed).integers(0, 1 << 32, size=x.size, dtype=np.uint32)
+    got, clamped = packing.quantize(x, zero, scale, bits, signed, seed if stochastic else None, indices)
+    u = (packing.fmix32(indices ^ np.uint32(seed)) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    want = [
+        quantize_one(
+            int(v.view(np.uint32)), int(zero.view(np.uint32)), int(scale.view(np.uint32)), bits, signed,
+            u[i] if stochastic else None,
+        )
+        for i, v in enumerate(x)
+    ]  # fmt: skip
+    assert got.tolist() == [code for code, _ in want]
+    assert clamped == sum(flag for _, flag in want)
+
+
+def test_hash_is_the_known_finalizer() -> None:
+    # published test value of the 32-bit finalizer: 1 -> 0x514E28B7, 0 -> 0
+    assert packing.fmix32(np.array([0, 1], dtype=np.uint32)).tolist() == [0, 0x514E28B7]
+
+
+def test_builder_refuses_before_anything_is_sent() -> None:
+    design = DESIGNS[0]
+    builder = ProgramBuilder(design)
+    x = np.zeros((1, 2, 1, design.lanes, design.channels), dtype=np.int64)
+    builder.load_packed(Target.A, x, 3)
+    with pytest.raises(PacketError, match=r"packet 1 \(LOAD\).*buffer A has") as caught:
+        builder.load_packed(Target.A, x, 3, base=design.depth_a - 1)
+    assert caught.value.error is Error.OUT_OF_BUFFER
+    with pytest.raises(ValueError, match=r"span 0\.\.9, outside 0\.\.7 of 3 unsigned bits"):
+        builder.load_packed(Target.A, x + np.arange(design.channels) // 7 * 9, 3)
+    with pytest.raises(PacketError, match="OVERFLOW"):
+        builder.conv(images=1, rows=1, groups=1, out_groups=1, a_bits=16, b_bits=16)
+    with pytest.raises(ValueError, match="should be"):
+        builder.load_weights(np.zeros((1, 1, 4, 9, 4), dtype=np.int64), 1)
+    with pytest.raises(ValueError, match="18 signed bits"):
+        builder.load_epilogue(np.array([1 << 17]), np.array([0]))
+    program = builder.end()
+    assert program.packets == 2
+    assert program.words().size % 2 == 0
+    with pytest.raises(ValueError, match="END packet already"):
+        builder.read(1)

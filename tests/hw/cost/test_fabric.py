@@ -1,0 +1,269 @@
+"""Designs as training machines: against the measured network, by hand on single layers, and through the commands."""
+
+import argparse
+import json
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hw.commands.cost_commands import register
+from hw.cost.fabric import (
+    MEMORY,
+    FabricMachine,
+    Host,
+    lowered_pieces,
+    paper_fabric,
+    total,
+    training_step,
+)
+from hw.cost.paper import Line, recompute, to_csv
+from hw.design import ROOT, Design, load_design
+from hw.model.cycles import training_cycles
+from hw.model.workload import WorkloadError, backward, forward, words
+from hw.networks import PRODUCTS, Bits, ConvShape, network, resnet_cifar
+
+CONV = ConvShape("conv", 64, 64, 3, 1, 1, (8, 8))
+BITS = Bits(4, 3, 6)
+
+
+@pytest.fixture(scope="module")
+def design() -> Design:
+    return load_design("zc706")
+
+
+@pytest.fixture(scope="module")
+def machine(design: Design) -> FabricMachine:
+    return FabricMachine(design)
+
+
+def command(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers())
+    arguments = parser.parse_args(words)
+    return int(arguments.run(arguments))
+
+
+# -- products -------------------------------------------------------------------------------------------------------
+
+
+def test_a_layer_that_fits_costs_what_the_cycle_model_says(design: Design, machine: FabricMachine) -> None:
+    products = machine.products(CONV, BITS)
+    expected = training_cycles(design, CONV, BITS)
+    assert products["forward"].cycles == pytest.approx(expected["forward"])
+    gradients = products["input_gradient"].cycles + products["weight_gradient"].cycles
+    assert gradients == pytest.approx(expected["backward"])
+
+
+def test_traffic_is_that_of_the_programs(design: Design, machine: FabricMachine) -> None:
+    products = machine.products(CONV, BITS)
+    images = 128 // 4  # four images of eight pixels side by side
+    assert products["forward"].read_bytes * 128 == 8 * words(list(forward(design, CONV, BITS, images)))
+    stored = CONV.outputs * BITS.a / 8
+    assert products["forward"].write_bytes == pytest.approx(stored, rel=0.01)
+    both = products["input_gradient"].read_bytes + products["weight_gradient"].read_bytes
+    assert both * 128 == pytest.approx(8 * words(list(backward(design, CONV, BITS, images))))
+
+
+def test_sums_leave_with_four_bytes_each(machine: FabricMachine) -> None:
+    cost = machine.products(CONV, BITS, codes=False)["forward"]
+    assert cost.write_bytes == pytest.approx(4 * CONV.outputs, rel=0.01)
+
+
+def test_sums_that_32_bits_cannot_hold_leave_with_eight(machine: FabricMachine) -> None:
+    cost = machine.products(CONV, Bits(16, 16, 16))["forward"]
+    assert cost.write_bytes == pytest.approx(8 * CONV.outputs, rel=0.01)
+
+
+def test_whole_network_against_the_measurement(machine: FabricMachine) -> None:
+    data = json.loads((ROOT / "docs" / "measurements" / "engine-zc706.json").read_text())
+    convolutions = [shape for shape in network(data["model"]) if shape.kind != "fc"]
+    for run in data["runs"]:
+        if run["bits"] != "8/8/8":
+            continue  # short measured runs overlap less than a whole batch, which matters at low precision
+        bits = Bits(*map(int, run["bits"].split("/")))
+        predicted = machine.cost(convolutions, bits, run["output"] == "codes").cycles
+        assert predicted == pytest.approx(run["cycles_per_image"], rel=0.03)
+
+
+def test_time_is_the_longer_of_cycles_and_traffic(design: Design) -> None:
+    fast = FabricMachine(design, bandwidth=1e12).products(CONV, BITS)["forward"]
+    assert fast.seconds == fast.cycles / (design.clock_mhz * 1e6)
+    slow = FabricMachine(design, bandwidth=1e7).products(CONV, BITS)["forward"]
+    assert slow.seconds == slow.ddr_bytes / 1e7
+    assert MEMORY[design.part] == 3.2e9
+
+
+def test_the_first_layer_has_no_input_gradient(machine: FabricMachine) -> None:
+    stem = replace(CONV, name="stem", kind="stem")
+    assert machine.products(stem, BITS)["input_gradient"].seconds == 0
+    assert machine.products(stem, BITS)["weight_gradient"].seconds > 0
+
+
+def test_operands_beyond_the_fabric_run_on_the_host(machine: FabricMachine) -> None:
+    cost = machine.products(CONV, Bits(32, 32, 32))["forward"]
+    assert (cost.cycles, cost.seconds) == (0, CONV.macs / machine.host.macs_per_second)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"fabrics": 0}, {"batch": 0}, {"bandwidth": -1.0}], ids=["fabrics", "batch", "bandwidth"]
+)
+def test_impossible_machines_are_refused(design: Design, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give a positive number"):
+        FabricMachine(design, **arguments)
+
+
+# -- layers that are cut --------------------------------------------------------------------------------------------
+
+
+def test_a_7x7_kernel_of_stride_2_is_four_pieces_over_four_phases(design: Design) -> None:
+    stem = ConvShape("stem", 3, 64, 7, 2, 3, (64, 64), kind="stem")
+    ((runs, piece, images),) = lowered_pieces(design, stem, 5)
+    assert (runs, images) == (4, 5)
+    assert (piece.in_channels, piece.kernel, piece.stride, piece.out_hw) == (12, 3, 1, (32, 32))
+
+
+def test_wide_images_run_in_tiles_with_a_halo(design: Design) -> None:
+    wide = ConvShape("wide", 16, 16, 3, 1, 1, (112, 112))
+    pieces = lowered_pieces(design, wide, 1)
+    widths = [piece.out_hw[1] for runs, piece, _ in pieces for _ in range(runs)]
+    assert max(widths) == design.lanes
+    assert sum(widths) - 2 * (len(widths) - 1) == 112
+
+
+def test_depthwise_channels_share_dense_products(design: Design) -> None:
+    shape = ConvShape("depthwise", 96, 96, 3, 1, 1, (16, 16), 96, "depthwise")
+    ((runs, piece, _),) = lowered_pieces(design, shape, 1)
+    assert (runs, piece.in_channels, piece.out_channels, piece.groups) == (6, 16, 16, 1)
+
+
+def test_rows_of_a_matrix_product_lie_side_by_side(design: Design) -> None:
+    ((runs, piece, images),) = lowered_pieces(design, ConvShape("fc", 64, 10, 1, 1, 0, (1, 1), kind="fc"), 128)
+    assert (runs, piece.in_hw, images) == (1, (4, 32), 1)
+
+
+def test_every_sample_of_attention_has_its_own_second_operand(design: Design) -> None:
+    scores = ConvShape("scores", 64, 4 * 32, 1, 1, 0, (32, 1), 4, "attention")
+    ((runs, piece, images),) = lowered_pieces(design, scores, 8)
+    assert (runs * images, piece.in_channels, piece.out_channels) == (32, 16, 32)
+
+
+def test_shallow_buffers_cost_more_and_one_group_is_the_least(design: Design) -> None:
+    large = ConvShape("large", 256, 256, 3, 1, 1, (32, 32))
+    deep = total(FabricMachine(replace(design, depth_w=2048)).products(large, BITS).values())
+    shallow = total(FabricMachine(replace(design, depth_w=256)).products(large, BITS).values())
+    assert shallow.cycles > deep.cycles
+    assert shallow.array_cycles == deep.array_cycles  # the same work, with more loads
+    with pytest.raises(WorkloadError, match="accumulator of 16 addresses"):
+        FabricMachine(replace(design, depth_accumulator=16)).products(large, BITS)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "mobilenetv2"])
+@pytest.mark.parametrize("name", ["zc706", "pynq-z2"])
+def test_networks_beyond_cifar_resnets_are_costed(name: str, model: str) -> None:
+    design = load_design(name)
+    shapes = network(model)[:12]
+    cost = FabricMachine(design, batch=16).cost(shapes, BITS)
+    ideal = sum(s.macs * a * b for s in shapes for a, b in s.operands(BITS).values()) / design.binary_macs
+    assert cost.array_cycles > 0.6 * ideal  # phases of strided layers hold one real tap in four at most
+    assert cost.cycles > cost.array_cycles
+
+
+def test_no_layer_is_cheaper_than_its_arithmetic(design: Design) -> None:
+    """Random layers on shallow and deep buffers, whatever they are cut into."""
+    rng = random.Random(6)
+    for _ in range(300):
+        depths = {f"depth_{name}": rng.choice((128, 512)) for name in "agw"}
+        groups, kernel = rng.choice((1, 1, 2, 8)), rng.choice((1, 3, 5, 7))
+        into, out = (groups * rng.choice((1, 3, 16, 40)) for _ in range(2))
+        height = rng.choice((7, 8, 14, 32, 56))
+        width = rng.choice((height, 1)) if kernel == 1 else height
+        shape = ConvShape(
+            "any", into, out, kernel, rng.choice((1, 2, 3)), kernel // 2, (height, width), groups
+        )  # fmt: skip
+        bits = Bits(rng.choice((2, 4, 8)), rng.choice((2, 3, 8)), rng.choice((4, 6, 16)))
+        machine = FabricMachine(replace(design, **depths), batch=rng.choice((1, 5, 32)))  # type: ignore[arg-type]
+        for product, cost in machine.products(shape, bits).items():
+            a, b = shape.operands(bits)[product]
+            assert cost.array_cycles >= 0.999 * shape.macs * a * b / design.binary_macs, (shape, product)
+            assert cost.cycles >= 0.999 * cost.array_cycles, (shape, product)
+
+
+def test_fabrics_share_a_batch_and_the_memory(design: Design) -> None:
+    one, two = (FabricMachine(design, n, batch=256).products(CONV, Bits(8, 8, 8))["forward"] for n in (1, 2))
+    assert two.cycles == pytest.approx(one.cycles / 2, rel=0.02)
+    assert two.ddr_bytes >= one.ddr_bytes
+
+
+# -- whole steps ----------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_more_than_its_products(machine: FabricMachine) -> None:
+    shapes = resnet_cifar(8)
+    products = machine.cost(shapes, BITS)
+    plain, again = (training_step(machine, shapes, BITS, kind) for kind in ("plain", "recompute"))
+    assert plain.seconds > again.seconds > products.seconds
+    assert again.fabric.seconds > products.seconds  # the convolutions of the statistics pass
+    assert again.host["statistics"] == 0 < plain.host["statistics"]
+    assert plain.host["update"] == again.host["update"]
+    elements = sum(shape.outputs for shape in shapes if shape.kind != "fc")
+    assert plain.host["statistics"] == pytest.approx(elements * 4 / machine.host.bytes_per_second)
+
+
+def test_an_infinitely_fast_host_leaves_the_fabric(design: Design) -> None:
+    host = Host(bytes_per_second=1e30, elements_per_second=1e30)
+    step = training_step(FabricMachine(design, host=host), [CONV], BITS)
+    assert step.seconds == pytest.approx(step.fabric.seconds)
+
+
+def test_unknown_normalisation(machine: FabricMachine) -> None:
+    with pytest.raises(ValueError, match="use one of plain, recompute"):
+        training_step(machine, [CONV], BITS, "fused")
+
+
+# -- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_cost_of_a_design(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("cost", "--model", "resnet8", "--bits", "4,3,6", "--machine", "zc706", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["batch"] == 128
+    assert {row["product"] for row in result["per_sample_layers"]} == set(PRODUCTS)
+    machine = FabricMachine(load_design("zc706"))
+    expected = machine.cost(resnet_cifar(8), BITS)
+    assert result["per_sample"]["cycles"] == pytest.approx(expected.cycles)
+    assert result["per_sample"]["latency_ms"] == pytest.approx(expected.seconds * 1e3)
+    step = training_step(machine, resnet_cifar(8), BITS)
+    assert result["full_step"]["plain"]["latency_ms"] == pytest.approx(step.seconds * 1e3)
+    assert command("cost", "--model", "resnet8", "--bits", "4,3,6", "--machine", "zc706") == 0
+    assert "full step, recompute" in capsys.readouterr().out
+
+
+def test_cost_names_the_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("cost", "--model", "resnet8", "--bits", "4,3,6", "--machine", "zc707") == 2
+    assert "neither cc nor bitfusion nor a design" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def lines(machine: FabricMachine) -> list[Line]:
+    return recompute(fabric=paper_fabric(machine))
+
+
+def test_the_paper_report_has_the_fabric_beside_the_board_measurement(
+    machine: FabricMachine, lines: list[Line]
+) -> None:
+    ours = {(line.group, line.quantity): line.fabric for line in lines if line.table == "ZC706"}
+    for group, published in (("ResNet-38 CIFAR-100", 34.9), ("ResNet-74 CIFAR-100", 36.6)):
+        saved = ours[group, "latency saving, per sample"]
+        assert saved is not None and saved > published
+        sums = ours[group, "latency saving, per sample: results as 32-bit sums"]
+        assert sums is not None and sums < published  # what codes save in the array is lost in traffic
+        plain = ours[group, "latency saving, per sample: full step, stored sums"]
+        again = ours[group, "latency saving, per sample: full step, recomputed sums"]
+        assert plain is not None and again is not None and plain < again < saved
+    assert "fabric zc706" in to_csv(lines, paper_fabric(machine)).splitlines()[0]
+
+
+def test_the_report_explains_every_fabric_line(lines: list[Line]) -> None:
+    assert all(line.explanation for line in lines if line.fabric is not None)

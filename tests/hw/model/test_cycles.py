@@ -1,0 +1,118 @@
+"""The cycle model against RTL counters that were measured and committed."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from hw.contract import Flag, Opcode, OutputFormat
+from hw.design import ROOT, Design, load_design
+from hw.model.cycles import contracts, predict, training_cycles
+from hw.model.workload import Packet, WorkloadError, backward, forward, lower
+from hw.networks import Bits, ConvShape, network
+
+MEASURED = ROOT / "docs" / "measurements" / "engine-zc706.json"
+TOLERANCE = 0.03
+VIRTUAL = 8  # virtual images of the run whose total the measurement keeps
+
+
+@cache
+def measurement() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(MEASURED.read_text())
+    return data
+
+
+def rows() -> Iterator[Any]:
+    for run in measurement()["runs"]:
+        for row in run["rows"]:
+            name = f"{row['layer']}-{row['product']}-{row['bits']}-{row['output']}"
+            yield pytest.param(row, id=name.replace("/", "."))
+
+
+@pytest.fixture(scope="module")
+def design() -> Design:
+    return load_design(measurement()["design"])
+
+
+@pytest.fixture(scope="module")
+def layers() -> dict[str, ConvShape]:
+    return {shape.name: shape for shape in network(measurement()["model"])}
+
+
+def packets_of(design: Design, shape: ConvShape, row: dict[str, Any]) -> list[Packet]:
+    bits, codes = Bits(*map(int, row["bits"].split("/"))), row["output"] == "codes"
+    if row["product"] == "forward":
+        return list(forward(design, shape, bits, VIRTUAL, codes))
+    gradients = ("input_gradient", "weight_gradient") if row["product"] == "backward" else (row["product"],)
+    batch = measurement()["batch"] // lower(design, shape).side
+    return list(backward(design, shape, bits, VIRTUAL, codes, products=gradients, summed=batch))
+
+
+@pytest.mark.parametrize("row", list(rows()))
+def test_total_of_a_measured_program(row: dict[str, Any], design: Design, layers: dict[str, ConvShape]) -> None:
+    predicted = predict(design, packets_of(design, layers[row["layer"]], row)).cycles
+    assert predicted == pytest.approx(row["measured_total"], rel=TOLERANCE)
+
+
+def test_the_measurement_covers_the_network(layers: dict[str, ConvShape]) -> None:
+    for run in measurement()["runs"]:
+        counted = sum(row["count"] for row in run["rows"] if row["product"] == "forward")
+        assert counted == sum(shape.kind != "fc" for shape in layers.values())
+
+
+def test_cycles_fall_with_the_product_of_the_widths(design: Design, layers: dict[str, ConvShape]) -> None:
+    shape = layers["stage2.0.conv2"]
+    wide, narrow = (sum(training_cycles(design, shape, Bits(n, n, n)).values()) for n in (8, 4))
+    assert narrow / wide == pytest.approx(0.25, abs=0.05)
+
+
+def test_layers_beyond_the_schedule_of_packets_are_refused(design: Design) -> None:
+    with pytest.raises(WorkloadError, match="7, groups 1, stride 2"):
+        lower(design, ConvShape("stem", 3, 64, 7, 2, 3, (224, 224)))
+
+
+def conv(design: Design, rows: int, form: OutputFormat, **more: int) -> int:
+    """Predicted cycles of one small CONV that is bound by its drain, loads left out."""
+    packet: Packet = {
+        "opcode": Opcode.CONV, "images": 1, "rows": rows, "groups": 1, "out_groups": 1, "a_bits": 1, "b_bits": 1,
+        "a_planes": 1, "b_planes": 1, "format": form, **more,
+    }  # fmt: skip
+    return predict(design, [packet, {"opcode": Opcode.END}]).cycles
+
+
+def test_statistics_take_two_cycles_for_as_many_pixels_as_there_are_lanes(design: Design) -> None:
+    tall, short = (conv(design, rows, OutputFormat.STATISTICS, pixels=32) for rows in (40, 8))
+    passes = design.lanes // design.statistics_lanes
+    assert tall - short == 32 * 2 * passes * design.channels
+
+
+def test_float_results_cost_what_integers_do(design: Design) -> None:
+    for rows in (8, 40):
+        assert conv(design, rows, OutputFormat.FLOAT32) == pytest.approx(conv(design, rows, OutputFormat.INT32), abs=60)
+
+
+def test_stochastic_codes_wait_for_their_random_words(design: Design) -> None:
+    quick = replace(design, rounding_lanes=8)
+    kind = {"out_bits": 4, "flags": int(Flag.STOCHASTIC)}
+    assert conv(quick, 8, OutputFormat.CODES, **kind) < conv(design, 8, OutputFormat.CODES, **kind)
+    assert conv(design, 8, OutputFormat.CODES, out_bits=4) < conv(quick, 8, OutputFormat.CODES, **kind)
+
+
+def test_weight_gradients_pay_for_the_taps_in_use(design: Design) -> None:
+    def cycles(taps: int) -> int:
+        packet: Packet = {
+            "opcode": Opcode.WGRAD, "images": 8, "rows": 32, "groups": 1, "out_groups": 1, "a_bits": 4, "b_bits": 4,
+            "a_planes": 15, "b_planes": 15, "taps": taps,
+        }  # fmt: skip
+        return predict(design, [packet, {"opcode": Opcode.END}]).compute
+
+    assert cycles(0x1FF) == 9 * cycles(0x10) == 9 * 8 * 4 * 16
+
+
+def test_long_matrix_products_contract_along_pixels_and_short_ones_along_channels(design: Design) -> None:
+    assert contracts(design, 128, 1024, 256, 4, 4, True)
+    assert contracts(design, 128, 1024, 256, 4, 4, False)
+    assert not contracts(design, 128, 64, 64, 8, 8, False)

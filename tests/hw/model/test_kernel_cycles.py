@@ -1,0 +1,109 @@
+"""The model of the HLS kernel's cycles against iterations that its C++ really makes."""
+
+import json
+
+import pytest
+
+import fractrain
+from host.devices.device import check
+from host.devices.hls import HlsDevice
+from host.measure.engine_bench import program
+from hw.contract import Flag, Opcode, Target
+from hw.design import load_design
+from hw.model.kernel_cycles import Overlap, kernel_training_cycles, lines_of_tile, predict_kernel, tiles
+from hw.model.workload import Packet, backward, forward
+from hw.networks import Bits, ConvShape, network
+from hw.tools.compile import BIT_SERIAL, ap_types, hls_files
+
+SMALL = load_design("sim-small")
+SHAPES = {
+    "one group": ConvShape("one", 8, 8, 3, 1, 1, (8, 8)),
+    "two groups": ConvShape("two", 16, 8, 3, 1, 1, (8, 8)),
+    "strided": ConvShape("strided", 8, 16, 3, 2, 1, (16, 16)),
+}
+BITS = Bits(2, 3, 2)
+VIRTUAL = 3
+
+
+def counting(before: str, statement: str) -> HlsDevice:
+    """The kernel as synthesis sees it, its SKIPPED register counting how often a statement behind ``before`` runs."""
+    files = hls_files(SMALL)
+    assert before + statement in files["fabric.cpp"], "the code to count is no longer there"
+    kernel = files["fabric.cpp"].replace(before + statement, f"{before}++counted_here, {statement}")
+    kernel = kernel.replace("namespace {\n", "namespace {\nuint32_t counted_here;\n", 1)
+    begin, end = "EngineStatus counted = {};", "status = counted;"
+    assert kernel.count(begin) == kernel.count(end) == 1
+    kernel = kernel.replace(begin, f"{begin} counted_here = 0;").replace(end, f"{end} status.skipped = counted_here;")
+    return HlsDevice(SMALL, {**files, "fabric.cpp": kernel}, ["-O1", BIT_SERIAL, "-isystem", str(ap_types())])
+
+
+def programs(shape: ConvShape) -> list[list[Packet]]:
+    return [list(forward(SMALL, shape, BITS, VIRTUAL)), list(backward(SMALL, shape, BITS, VIRTUAL))]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_array_steps_are_those_of_the_kernel(name: str) -> None:
+    device = counting("for (Walk walk = begin_walk(planes); !walk.done; ", "advance(walk, planes,")
+    for packets in programs(SHAPES[name]):
+        counted = check(device.run(program(SMALL, packets)), name).counters["SKIPPED"]
+        assert predict_kernel(SMALL, packets).compute == counted
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_array_rests_for_lines_that_outlast_the_next_tile_and_for_the_last_ones(name: str) -> None:
+    device = counting("while (shadow.occupied) {\n#pragma HLS PIPELINE II = 1\n        ", "hand_over(shadow,")
+    for packets in programs(SHAPES[name]):
+        rests = 0
+        for p in packets:
+            if p["opcode"] in (Opcode.CONV, Opcode.WGRAD):
+                assert not Flag(p.get("flags", 0)) & Flag.A_SUM, "these have more lines"
+                lines = lines_of_tile(SMALL, p)
+                steps = [steps for number, steps, _ in tiles(SMALL, p) for _ in range(number)]
+                rests += sum(max(0, lines - s) for s in steps[1:]) + lines
+        assert check(device.run(program(SMALL, packets)), name).counters["SKIPPED"] == rests
+
+
+def test_every_tile_but_the_last_leaves_without_a_cycle_where_steps_outlast_lines() -> None:
+    packets = list(forward(SMALL, SHAPES["one group"], Bits(8, 8, 8), 1))
+    product = next(p for p in packets if p["opcode"] == Opcode.CONV)
+    number = product["images"] * product["rows"] * product["out_groups"]
+    before, after = (predict_kernel(SMALL, packets, form).cycles for form in (Overlap.LOADS, Overlap.TILES))
+    assert before - after == (number - 1) * lines_of_tile(SMALL, product)
+
+
+def test_loads_are_stored_while_the_product_before_them_runs() -> None:
+    device = counting("intake.held.after <= intake.products) ", "store(buffers, intake);")
+    packets = programs(SHAPES["one group"])[0]
+    loads = [p for p in packets if p["opcode"] == Opcode.LOAD and p["target"] == Target.A]
+    assert len(loads) == VIRTUAL
+    # all but the first one find a product to overlap with; the end of a load is a write too
+    writes = sum(p["rows"] * p["groups"] * p["a_bits"] + 1 for p in loads[1:])
+    assert check(device.run(program(SMALL, packets)), "loads").counters["SKIPPED"] == writes
+
+
+def test_loads_that_must_wait_cost_cycles() -> None:
+    packets = programs(SHAPES["one group"])[0]
+    onto_itself = [{**p, "base_a": 0} if "base_a" in p else p for p in packets]
+    series = predict_kernel(SMALL, packets, Overlap.NONE).cycles
+    assert predict_kernel(SMALL, packets).cycles < predict_kernel(SMALL, onto_itself).cycles <= series
+
+
+def test_overlap_is_worth_more_than_a_sixth_on_the_measured_network() -> None:
+    design, shapes = load_design("zc706"), network("resnet38")
+    for bits in (Bits(8, 8, 8), Bits(4, 3, 6)):
+        series, ahead, now = (kernel_training_cycles(design, shapes, bits, 128, form) for form in Overlap)
+        assert ahead < 5 / 6 * series
+        assert now < 11 / 12 * ahead
+
+
+def test_command_prints_what_the_model_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fractrain.main(["bench", "kernel", "--bits", "4/3/6", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["rows"][0]
+    assert row["tiles"] == kernel_training_cycles(load_design("zc706"), network("resnet38"), Bits(4, 3, 6))
+    assert row["saved"] == 1 - row["tiles"] / row["none"]
+
+
+@pytest.mark.parametrize("arguments", [["--batch", "0"], ["--bits", "8/8"], ["--design", "nonsense"]])
+def test_command_refuses_bad_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert fractrain.main(["bench", "kernel", *arguments]) == 1
+    assert arguments[-1] in capsys.readouterr().err

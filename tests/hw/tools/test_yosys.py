@@ -1,0 +1,151 @@
+"""Synthesis: sources, accounting, failures, and the published figures of the committed measurements."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fractrain import main
+from hw.design import ROOT, load_design
+from hw.generate import generate
+from hw.tools.yosys import (
+    ARRAY,
+    Area,
+    Piece,
+    Synthesis,
+    SynthesisError,
+    cache_key,
+    pieces,
+    primitive_headers,
+    report,
+    synthesize,
+    whole,
+)
+
+MEASUREMENTS = ROOT / "docs" / "measurements"
+SMALL = load_design("sim-small")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate(SMALL, tmp_path_factory.mktemp("small"))
+
+
+def piece(name: str) -> Piece:
+    return next(p for p in pieces(SMALL) if p.name == name)
+
+
+def test_area_counts_primitives_and_refuses_others() -> None:
+    area = Area.of(
+        {"LUT6": 3, "LUT6_2": 2, "RAM32M": 1, "FDRE": 5, "RAMB18E1": 1, "RAMB36E1": 2, "DSP48E1": 4, "CARRY4": 9}
+    )
+    assert area == Area(lut=9, ff=5, bram36=2.5, dsp=4)
+    with pytest.raises(SynthesisError, match=r"\$_AND_"):
+        Area.of({"$_AND_": 1})
+
+
+def test_headers_declare_ports_and_parameters_only() -> None:
+    text = primitive_headers(("LUT6", "DSP48E1"))
+    assert text.count("endmodule") == 2 and "parameter [63:0] INIT" in text and "always" not in text
+
+
+def test_unit_in_primitives_meets_its_area(folder: Path) -> None:
+    area = synthesize(piece("dot_product_unit"), folder, cache=None).area()
+    assert area.dsp == 1 and area.lut / SMALL.dot_bits <= 1.30
+
+
+def test_boxes_are_left_out_and_counted(folder: Path) -> None:
+    from dataclasses import replace
+
+    array = piece("dot_product_array")
+    assert synthesize(array, folder).area().lut < 10
+    with pytest.raises(SynthesisError, match="instances"):
+        synthesize(replace(array, boxes=(("dot_product_unit", 1),)), folder, cache=None)
+
+
+def test_a_broken_source_and_a_deadline_are_errors(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SynthesisError, match="did not end within"):
+        synthesize(piece("sequencer"), folder, seconds=0.2, cache=None)
+    broken = generate(SMALL, tmp_path)
+    source = broken / "rtl" / "control_registers.sv"
+    source.write_text(source.read_text().replace("always_ff", "always_fff", 1))
+    with pytest.raises(SynthesisError, match="control_registers"):
+        synthesize(piece("control_registers"), broken, cache=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "changes"),
+    [
+        # modules inside modules inside: all that Yosys synthesises
+        *(("drain", s, True) for s in ("drain", "epilogue", "rounding", "statistics", "float_output", "fp32_add")),
+        ("quantizer", "fp32_multiply", True),
+        ("dot_product_unit", "xc7/counter_7_3", True),
+        ("drain", "engine_pkg", True),
+        ("sim-small flattened", "fp32_from_int", True),
+        ("drain", "loader", False),
+        ("dot_product_array", "xc7/counter_7_3", False),
+        # the inside of a box, and the form for simulation
+        ("fabric", "drain", False),
+        ("dot_product_unit", "dot_product_unit", False),
+    ],
+)
+def test_the_cache_knows_results_by_all_sources_that_they_come_from(
+    name: str, source: str, changes: bool, tmp_path: Path
+) -> None:
+    design = generate(SMALL, tmp_path)
+    wanted = next(p for p in (*pieces(SMALL), whole(SMALL)) if p.name == name)
+    before = cache_key(wanted, design)
+    path = design / "rtl" / f"{source}.sv"
+    end = "endpackage" if source.endswith("_pkg") else "endmodule"
+    path.write_text(path.read_text().replace(end, f"localparam int MORE = 1;\n{end}"))
+    assert (cache_key(wanted, design) != before) == changes
+
+
+def test_report_adds_up() -> None:
+    results = [
+        Synthesis(p.name, p.instances, 1.0, 1, {"LUT6": 2, "FDRE": 1, "RAMB36E1": 1, "DSP48E1": 0})
+        for p in pieces(SMALL)
+    ]
+    data = report(SMALL, results)
+    instances = sum(p.instances for p in pieces(SMALL))
+    assert data["total"] == {"lut": 2 * instances, "ff": instances, "bram36": instances, "dsp": 0}
+    assert data["percent_of_part"]["lut"] == pytest.approx(100 * 2 * instances / 53_200, abs=0.01)
+    assert data["lut_per_binary_mac"]["array"] == round(2 * (SMALL.units + SMALL.lanes + 1) / SMALL.binary_macs, 3)
+    assert not data["fits"]  # more block RAM than the part has
+
+
+def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "design")]
+    assert main(["synth", "--design", "sim-small", "--module", "no_such", *out]) == 2
+    assert "dot_product_unit" in capsys.readouterr().err
+    assert main(["synth", "--design", "sim-small", "--module", "operand_sum_unit", "--json", *out]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [row["module"] for row in data["modules"]] == ["operand_sum_unit"] and "total" not in data
+    unit = ["--module", "dot_product_unit", "--accumulators", "lut"]
+    assert main(["synth", "--design", "sim-small", *unit, "--json", *out]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["accumulators"] == "lut" and data["modules"][0]["one"]["dsp"] == 0
+
+
+@pytest.mark.parametrize("name", ["zc706", "pynq-z2"])
+def test_committed_measurement_meets_the_targets(name: str) -> None:
+    data = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())
+    assert {row["module"] for row in data["modules"]} == {p.name for p in pieces(load_design(name))}
+    assert data["fits"] and all(v <= 100 for v in data["percent_of_part"].values())
+    # short dot products share fewer bits with the column of operand sums
+    assert data["lut_per_binary_mac"]["array"] <= (1.30 if name == "zc706" else 1.50)
+    if name == "zc706":
+        assert data["percent_of_part"]["lut"] <= 75 and data["percent_of_part"]["bram36"] <= 80
+    units = {row["module"]: row for row in data["modules"] if row["module"] in ARRAY}
+    assert data["lut_per_binary_mac"]["array"] == pytest.approx(
+        sum(row["all"]["lut"] for row in units.values()) / data["binary_macs"], abs=0.001
+    )
+
+
+@pytest.mark.slow
+def test_the_whole_small_design_flattened_is_no_larger(folder: Path) -> None:
+    flat = synthesize(whole(SMALL), folder).area()
+    apart = sum((r.area().times(r.instances) for r in (synthesize(p, folder) for p in pieces(SMALL))), Area())
+    assert flat.lut <= 1.05 * apart.lut and flat.bram36 == apart.bram36
