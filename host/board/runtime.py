@@ -412,7 +412,7 @@ def run_job(
                 "cp": training.cost_sum / training.seen if job.gates is not None else None,
                 "target": training.schedule.target,
                 "seconds": round(time.monotonic() - epoch_begun, 3),
-                # of the whole board while programs ran; None where no sensor can be read
+                # of the whole board while programs ran; None where it was not measured
                 "energy_j": (engine.meter.totals["ENERGY_UJ"] - energy) / 1e6
                 if "ENERGY_UJ" in engine.meter.totals
                 else None,

@@ -51,6 +51,11 @@ def _device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--design", help="design of the fabric (default: sim-small; for tcp, whatever is served)")
     parser.add_argument("--overlay", type=Path, help="bitstream for --device pynq (default: the installed overlay)")
     parser.add_argument(
+        "--energy",
+        action="store_true",
+        help="for --device pynq: read the board's power monitors while programs run (default: off)",
+    )
+    parser.add_argument(
         "--token", type=Path, help=f"token file for tcp and serve (default: ${TOKEN_VARIABLE}, or ~/.fractrain-token)"
     )
 
@@ -70,7 +75,7 @@ def open_any(arguments: argparse.Namespace) -> Any:
     from hw.design import load_design
 
     name: str = arguments.device
-    if name.startswith("tcp://"):
+    if name.startswith("tcp://") and not arguments.energy:
         from host.devices.remote import RemoteDevice, read_token
 
         design = load_design(arguments.design) if arguments.design else None
@@ -78,7 +83,14 @@ def open_any(arguments: argparse.Namespace) -> Any:
     design = load_design(arguments.design or "sim-small")
     if arguments.overlay is not None and name != "pynq":
         raise ValueError("--overlay is for --device pynq only")
-    return open_device(name, design, **({"overlay": arguments.overlay} if arguments.overlay is not None else {}))
+    options: dict[str, Any] = {"overlay": arguments.overlay} if arguments.overlay is not None else {}
+    if arguments.energy:
+        if name != "pynq":
+            raise ValueError("--energy is for --device pynq only; of a board behind tcp://, start its server with it")
+        from host.devices.pynq_device import PowerSensor
+
+        options["sensor"] = PowerSensor()
+    return open_device(name, design, **options)
 
 
 def run_job_command(arguments: argparse.Namespace) -> int:

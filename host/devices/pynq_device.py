@@ -18,8 +18,10 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,20 +67,46 @@ _AFI_BASE, _AFI_STEP, _AFI_READ, _AFI_WRITE = 0xF8008000, 0x1000, 0x00, 0x14
 _RESET_TIMEOUT = 1.0  #: seconds that a reset may take
 _RESET_PAUSE = 1e-3  #: seconds; the reset controller needs some dozen clock cycles
 _LONGEST_SLEEP = 2e-3
+_LEAST_BUFFER = 1 << 12  #: words of the smallest allocation, eight pages
+
+
+@contextmanager
+def _asked_of_pynq(what: str, remedy: str) -> Iterator[None]:
+    """Around every use of PYNQ, which lets through whatever its parser, kernel interface or NumPy raise.
+
+    Raises:
+        DeviceError: what could not be done, PYNQ's own words, and the remedy.
+    """
+    try:
+        yield
+    except DeviceError:
+        raise
+    except Exception as e:
+        if isinstance(e, AttributeError | TypeError) and int(np.__version__.split(".")[0]) >= 2:
+            remedy = f"PYNQ 3 needs NumPy below 2, here is {np.__version__}: pip install 'numpy<2'"
+        raise DeviceError(f"{what} ({type(e).__name__}: {e}); {remedy}") from e
 
 
 def _pynq() -> Any:
     try:
-        return importlib.import_module("pynq")
-    except ImportError as e:
+        with _asked_of_pynq(
+            "the Python package pynq cannot be imported", "install 'pynq>=3.0.1,<4' on the board's image"
+        ):
+            return importlib.import_module("pynq")
+    except DeviceError as e:
+        if not isinstance(e.__cause__, ModuleNotFoundError) or e.__cause__.name != "pynq":
+            raise
         raise DeviceError(
             "the Python package pynq is missing; on the board install 'pynq>=3.0.1,<4' (version 4 has no Zynq-7000), "
             "on another computer use --device rtl or tcp://BOARD:PORT"
-        ) from e
+        ) from e.__cause__
 
 
 class ContiguousBuffer:
     """Physically contiguous memory for one stream, and the only place where caches are maintained.
+
+    PYNQ maintains the caches of a whole allocation, whatever part of it was asked for.  So there is one allocation for
+    every power of two, and a program uses the least that holds it: a short one costs little after a long one.
 
     Args:
         pynq: the module whose ``allocate`` makes the memory.
@@ -88,7 +116,8 @@ class ContiguousBuffer:
 
     def __init__(self, pynq: Any, what: str, most: int) -> None:
         self._pynq, self._what, self._most = pynq, what, most
-        self._memory: Any = None
+        self._sizes: dict[int, Any] = {}
+        self._memory: Any = None  # the one of the present program
 
     @property
     def address(self) -> int:
@@ -96,26 +125,38 @@ class ContiguousBuffer:
         return int(self._memory.physical_address)
 
     def reserve(self, words: int) -> None:
-        """Room for ``words`` words, by powers of two so that it is seldom allocated again.
+        """Room for ``words`` words.
 
         Raises:
             DeviceError: more than a transfer holds, or no contiguous memory left.
         """
         if words > self._most:
             raise DeviceError(f"{self._what} needs {words} words, a DMA transfer holds {self._most}; split the program")
-        if self._memory is not None and self._memory.size >= words:
-            return
-        size = min(self._most, max(1 << 12, 1 << (words - 1).bit_length()))
-        self.free()
+        size = min(self._most, max(_LEAST_BUFFER, 1 << (words - 1).bit_length()))
+        if size not in self._sizes:
+            self._sizes[size] = self._allocate(size)
+        self._memory = self._sizes[size]
+
+    def _allocate(self, size: int) -> Any:
+        def allocate() -> Any:
+            with _asked_of_pynq(
+                f"{self._what}: no {size * WORD_BYTES} bytes of contiguous memory",
+                "free other buffers, raise the kernel's cma= argument, or use smaller batches",
+            ):
+                return self._pynq.allocate(shape=(size,), dtype=np.uint64)
+
         try:
-            self._memory = self._pynq.allocate(shape=(size,), dtype=np.uint64)
-        except (MemoryError, RuntimeError, OSError) as e:
-            raise DeviceError(
-                f"{self._what}: no {size * WORD_BYTES} bytes of contiguous memory ({e}); free other buffers, raise the "
-                "kernel's cma= argument, or use smaller batches"
-            ) from e
-        if int(self._memory.physical_address) % WORD_BYTES:
-            raise DeviceError(f"{self._what}: memory at {self.address:#x} is not aligned to words, which the DMAs need")
+            memory = allocate()
+        except DeviceError:
+            if not self._sizes:
+                raise
+            self.free()  # the other sizes may be what is in the way
+            memory = allocate()
+        if int(memory.physical_address) % WORD_BYTES:
+            address = int(memory.physical_address)
+            memory.freebuffer()
+            raise DeviceError(f"{self._what}: memory at {address:#x} is not aligned to words, which the DMAs need")
+        return memory
 
     def send(self, words: U64) -> None:
         """Put words in and make the DMA see them."""
@@ -133,8 +174,8 @@ class ContiguousBuffer:
 
     def free(self) -> None:
         """Give the memory back."""
-        memory, self._memory = self._memory, None
-        if memory is not None:
+        sizes, self._sizes, self._memory = self._sizes, {}, None
+        for memory in sizes.values():
             memory.freebuffer()
 
 
@@ -248,6 +289,73 @@ class PowerSensor:
         return total if self.present else None
 
 
+class PowerMeter:
+    """Energy of the board while programs run, from a sensor that a thread of its own reads.
+
+    A reading takes milliseconds on the regulators' bus, so no program waits for one: a program's energy is its duration
+    times the mean of the readings begun and ended while it ran, or, where it was too short for one, of all readings
+    that were begun while a program ran.
+
+    Args:
+        sensor: what is read.
+        period: seconds between the ends and beginnings of readings.
+
+    Raises:
+        DeviceError: the sensor cannot be read.
+    """
+
+    def __init__(self, sensor: PowerSensor, period: float = 0.02) -> None:
+        if sensor.watts() is None:
+            raise DeviceError(
+                "no power monitor can be read on this board; measure without energy, or load the kernel's drivers of "
+                "its regulators (they appear below /sys/class/hwmon)"
+            )
+        self._sensor, self._period = sensor, period
+        self._lock = threading.Lock()
+        self._running, self._closed = threading.Event(), threading.Event()
+        self._here: list[float] = []  # readings, in watts, of the present program,
+        self._sum, self._count = 0.0, 0  # and of all
+        self._begun = 0.0
+        self._program = 0
+        self._thread = threading.Thread(target=self._read, name="power", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._closed.is_set():
+            if not self._running.wait(timeout=0.5):
+                continue
+            program = self._program
+            watts = self._sensor.watts()
+            with self._lock:
+                if watts is not None:
+                    self._sum, self._count = self._sum + watts, self._count + 1
+                    if self._running.is_set() and program == self._program:
+                        self._here.append(watts)
+            self._closed.wait(self._period)
+
+    def start(self) -> None:
+        """A program begins."""
+        with self._lock:
+            self._program += 1
+            self._here = []
+            self._begun = time.monotonic()
+        self._running.set()
+
+    def stop(self) -> float | None:
+        """The program is over: its joules, or None while nothing has been read yet."""
+        seconds = time.monotonic() - self._begun
+        with self._lock:
+            self._running.clear()
+            if self._here:
+                return seconds * sum(self._here) / len(self._here)
+            return seconds * self._sum / self._count if self._count else None
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._thread.join(timeout=1.0)
+
+
 def self_test_program(design: Design) -> U64:
     """Words of a short program that uses both input streams, all buffers and the array in every direction."""
     rng = np.random.default_rng(5)
@@ -269,7 +377,7 @@ def self_test_program(design: Design) -> U64:
     return builder.words()
 
 
-def split_program(words: U64, design: Design, most_in: int, most_out: int) -> list[tuple[U64, int]]:
+def split_program(words: U64, design: Design, most_in: int, most_out: int) -> list[tuple[U64, int, int]]:
     """A program as a list of shorter ones, cut between packets.
 
     Args:
@@ -279,17 +387,14 @@ def split_program(words: U64, design: Design, most_in: int, most_out: int) -> li
         most_out: result words, trailer included, that one part may send.
 
     Returns:
-        Parts and the number of packets before each.  A program with a header that the fabric would refuse is cut up to
+        Parts, the number of packets before each, and the result words that it sends at most, trailer included.  A program with a header that the fabric would refuse is cut up to
         there; the rest, which the fabric swallows, stays in one part if it fits.
 
     Raises:
         DeviceError: a single packet is too long.
     """
-    half = words.size // 2
-    if half <= most_in and result_bound(*split_streams(words), design) <= most_out:
-        return [(words, 0)]
     end = np.array(contract.pack_header(opcode=contract.Opcode.END), dtype=np.uint64)
-    parts: list[tuple[U64, int]] = []
+    parts: list[tuple[U64, int, int]] = []
     start = at = packets = first = 0
     sent = 2
     while at + HEADER_WORDS <= words.size:
@@ -303,7 +408,7 @@ def split_program(words: U64, design: Design, most_in: int, most_out: int) -> li
             results = result_bound(*split_streams(packet), design) - 2 if size == HEADER_WORDS else 0
         size = min(size, words.size - at)
         if at > start and ((at + size - start + HEADER_WORDS) // 2 > most_in or sent + results > most_out):
-            parts.append((np.concatenate([words[start:at], end]), first))
+            parts.append((np.concatenate([words[start:at], end]), first, sent))
             start, first, sent = at, packets, 2
         if (size + HEADER_WORDS) // 2 > most_in or 2 + results > most_out:
             raise DeviceError(
@@ -313,7 +418,7 @@ def split_program(words: U64, design: Design, most_in: int, most_out: int) -> li
         sent += results
         at += size
         packets += 1
-    parts.append((words[start:], first))
+    parts.append((words[start:], first, sent))
     return parts
 
 
@@ -325,10 +430,11 @@ class PynqDevice:
         overlay: path of the ``.bit`` file (its ``.hwh`` beside it), or a loaded ``pynq.Overlay``; None takes
             ``DESIGN.bit`` from the installed overlay packages.
         self_test: run a short program after loading and compare its answer with the reference.
-        sensor: board power; None looks for the kernel's monitors.
+        sensor: board power, read by a thread while programs run: results then count ``ENERGY_UJ``.  None measures none.
 
     Raises:
-        DeviceError: no pynq, a bitstream of another design, a wrong port width, or a failed self-test.
+        DeviceError: no pynq or one that does not work here, a bitstream of another design, a wrong port width, a failed
+            self-test, or a sensor that cannot be read.
     """
 
     def __init__(
@@ -336,8 +442,9 @@ class PynqDevice:
     ) -> None:
         self._design = design
         self._pynq = _pynq()
-        self._sensor = PowerSensor() if sensor is None else sensor
         self._buffers: dict[str, ContiguousBuffer] = {}
+        self._meter: PowerMeter | None = None
+        self._unfinished = False  # a program was abandoned and the reset after it did not end
         self.energy = 0.0  #: joules of all programs so far, of the whole board; 0 without a sensor
         self.overlay = self._load(overlay)
         self._fabric = self._mmio("fabric")
@@ -355,9 +462,15 @@ class PynqDevice:
         self._hash = self._check_identity()
         self._check_port_width()
         self._buffers = {name: ContiguousBuffer(self._pynq, name, self._most) for name in DMA_NAMES}
-        self.reset()
-        if self_test:
-            self.self_test()
+        try:
+            self.reset()
+            if self_test:
+                self.self_test()
+            if sensor is not None:
+                self._meter = PowerMeter(sensor)
+        except BaseException:
+            self.close()
+            raise
 
     # -- loading ----------------------------------------------------------------------------------------------------
 
@@ -371,13 +484,12 @@ class PynqDevice:
                 if not needed.is_file():
                     raise DeviceError(f"{needed} does not exist; an overlay is a .bit and a .hwh of the same name")
             self._check_manifest(bit)
-        try:
+        with _asked_of_pynq(
+            f"overlay {path} cannot be loaded",
+            f"install the overlay package of design {self._design.name!r} or give the path of its .bit, run as root, and "
+            "see that the .hwh is of this bitstream and of the Vivado release that this PYNQ reads (docs/board.md)",
+        ):
             return self._pynq.Overlay(path)
-        except (OSError, RuntimeError, ValueError) as e:
-            raise DeviceError(
-                f"overlay {path} cannot be loaded ({e}); install the overlay package of design {self._design.name!r} "
-                "or give the path of its .bit, and run as root"
-            ) from e
 
     def _check_manifest(self, bit: Path) -> None:
         """A manifest beside the bitstream is compared before the chip is touched."""
@@ -397,7 +509,10 @@ class PynqDevice:
 
     @property
     def _blocks(self) -> dict[str, Any]:
-        return dict(self.overlay.ip_dict)
+        with _asked_of_pynq(
+            "the overlay does not say what it holds", "build it with fractrain bitstream and keep its .hwh beside it"
+        ):
+            return dict(self.overlay.ip_dict)
 
     def _mmio(self, name: str) -> Any:
         blocks = self._blocks
@@ -406,7 +521,11 @@ class PynqDevice:
                 f"the overlay has no block {name!r} but {', '.join(sorted(blocks)) or 'none'}; "
                 "build it with fractrain bitstream"
             )
-        return self._pynq.MMIO(int(blocks[name]["phys_addr"]), int(blocks[name]["addr_range"]))
+        with _asked_of_pynq(
+            f"the registers of block {name!r} cannot be reached",
+            "run as root; if the description of the block is incomplete, build the overlay with fractrain bitstream",
+        ):
+            return self._pynq.MMIO(int(blocks[name]["phys_addr"]), int(blocks[name]["addr_range"]))
 
     def _parameter(self, block: str, name: str) -> int | None:
         """An integer parameter of a block from the hardware description; letter case differs between tool versions."""
@@ -477,7 +596,8 @@ class PynqDevice:
         if not self._design.part.startswith("xc7z"):
             return
         for port in range(3):
-            afi = self._pynq.MMIO(_AFI_BASE + port * _AFI_STEP, 0x1000)
+            with _asked_of_pynq(f"the settings of memory port HP{port} cannot be read", "run as root"):
+                afi = self._pynq.MMIO(_AFI_BASE + port * _AFI_STEP, 0x1000)
             for offset, direction in ((_AFI_READ, "read"), (_AFI_WRITE, "write")):
                 if int(afi.read(offset)) & 1:
                     raise DeviceError(
@@ -521,15 +641,22 @@ class PynqDevice:
         Raises:
             DeviceError: see :meth:`run_streams`; also a single packet too long for a transfer.
         """
-        parts = split_program(program_words(program), self._design, self._most, self._most)
+        words = program_words(program)
+        streams = split_streams(words)
+        # a program that knows its number of results spares a walk over its headers
+        known = getattr(program, "result_words", None)
+        bound = result_bound(*streams, self._design) if known is None else known + 2
         deadline = time.monotonic() + timeout
+        if words.size // 2 <= self._most and bound <= self._most:
+            return self._run(*streams, bound, timeout)
         total: Result | None = None
-        for words, first in parts:
-            result = self.run_streams(*split_streams(words), timeout=max(0.0, deadline - time.monotonic()))
+        for part, first, sends in split_program(words, self._design, self._most, self._most):
+            result = self._run(*split_streams(part), sends, max(0.0, deadline - time.monotonic()))
             if total is None:
                 total = result
                 continue
-            counters = {k: (total.counters.get(k, 0) + v) & 0xFFFFFFFF for k, v in result.counters.items()}
+            both = (total.counters, result.counters)
+            counters = {k: sum(c.get(k, 0) for c in both) & 0xFFFFFFFF for k in both[0] | both[1]}
             counters["PACKETS"] -= 1  # the END that was added to the part before,
             counters["WORDS_IN"] -= HEADER_WORDS
             counters["WORDS_OUT"] -= 2  # and its trailer
@@ -544,7 +671,8 @@ class PynqDevice:
     def run_streams(self, words0: U64, words1: U64, timeout: float = DEFAULT_TIMEOUT) -> Result:
         """Run from two streams with TLAST on the last word of each.
 
-        After any error the fabric and its DMAs are reset, so that the next program runs.
+        Whatever ends it before its time, an interrupt from the keyboard too, the fabric and its DMAs are reset, so that
+        the next program runs.
 
         Raises:
             DeviceError: no trailer in time, a DMA error, or fewer words than the fabric says it has sent; the message
@@ -553,48 +681,70 @@ class PynqDevice:
         """
         if words0.size == 0 or words1.size == 0:
             raise ValueError("a stream needs at least one word, which carries TLAST")
+        return self._run(words0, words1, result_bound(words0, words1, self._design), timeout)
+
+    def _run(self, words0: U64, words1: U64, bound: int, timeout: float) -> Result:
+        """Run from two streams a program that sends at most ``bound`` words."""
         if not self._buffers:
             raise DeviceError("the pynq device is closed; open another one")
         if not math.isfinite(timeout):
             raise ValueError(f"timeout {timeout} must be a finite number of seconds")
-        bound = result_bound(words0, words1, self._design)
         for name, size in zip(DMA_NAMES, (words0.size, words1.size, bound), strict=True):
             self._buffers[name].reserve(size)
+        if self._unfinished:
+            self.reset()
+        try:
+            return self._transfer(words0, words1, bound, timeout)
+        except DeviceError as e:
+            try:
+                state = self._state()
+            except Exception as unread:
+                state = f"the registers cannot be read: {unread}"
+            outcome = "the device was reset and takes the next program"
+            try:
+                self.reset()
+            except DeviceError as failed:
+                outcome = f"and the reset failed: {failed}"
+            raise DeviceError(f"pynq: {e} [{state}]; {outcome}") from e
+        except BaseException:
+            with suppress(DeviceError):  # the next program tries again, and says so if that fails
+                self.reset()
+            raise
+
+    def _transfer(self, words0: U64, words1: U64, bound: int, timeout: float) -> Result:
+        """Fill the buffers, start everything, wait, and collect; leaves everything as it is on an exception."""
         in0, in1, out = (self._buffers[name] for name in DMA_NAMES)
         in0.send(np.asarray(words0, dtype=np.uint64))
         in1.send(np.asarray(words1, dtype=np.uint64))
         out.expect()
         begun = time.monotonic()
-        before = self._sensor.watts()
+        if not self._register("CTRL") & 4:
+            raise DeviceError("the fabric is not idle before the program")
+        self._unfinished = True
+        joules: float | None = None
+        # receiver first and senders last, so that no stream waits for a channel that is not yet running
+        self._out.start(out.address, bound * WORD_BYTES)
+        self._fabric.write(REGISTER["CTRL"].offset, 1)
+        if self._meter is not None:
+            self._meter.start()
         try:
-            if not self._register("CTRL") & 4:
-                raise DeviceError("the fabric is not idle before the program")
-            # receiver first and senders last, so that no stream waits for a channel that is not yet running
-            self._out.start(out.address, bound * WORD_BYTES)
-            self._fabric.write(REGISTER["CTRL"].offset, 1)
             self._in0.start(in0.address, words0.size * WORD_BYTES)
             self._in1.start(in1.address, words1.size * WORD_BYTES)
             self._wait(begun + timeout, timeout, words0.size + words1.size)
-            count = self._out.length // WORD_BYTES
-            counters = {name: self._register(name) for name in COUNTERS}
-            if self._check_identity() != self._hash:
-                raise DeviceError("another overlay was loaded meanwhile")
-            if count != counters["WORDS_OUT"]:
-                raise DeviceError(
-                    f"{count} words arrived and the fabric sent {counters['WORDS_OUT']}: the result stream is truncated"
-                )
-            result = parse_output(out.received(count), counters)
-        except DeviceError as e:
-            state = self._state()
-            try:
-                self.reset()
-                outcome = "the device was reset and takes the next program"
-            except DeviceError as failed:
-                outcome = f"and the reset failed: {failed}"
-            raise DeviceError(f"pynq: {e} [{state}]; {outcome}") from e
-        after = self._sensor.watts()
-        if before is not None and after is not None:
-            joules = 0.5 * (before + after) * (time.monotonic() - begun)
+        finally:
+            if self._meter is not None:
+                joules = self._meter.stop()
+        count = self._out.length // WORD_BYTES
+        counters = {name: self._register(name) for name in COUNTERS}
+        if self._check_identity() != self._hash:
+            raise DeviceError("another overlay was loaded meanwhile")
+        if count != counters["WORDS_OUT"]:
+            raise DeviceError(
+                f"{count} words arrived and the fabric sent {counters['WORDS_OUT']}: the result stream is truncated"
+            )
+        result = parse_output(out.received(count), counters)
+        self._unfinished = False
+        if joules is not None:
             self.energy += joules
             result.counters["ENERGY_UJ"] = round(joules * 1e6)
         return result
@@ -645,9 +795,12 @@ class PynqDevice:
                     f"the fabric is not idle {_RESET_TIMEOUT:g} s after a reset (CTRL {self._register('CTRL'):#x}); "
                     "load the overlay again"
                 )
+        self._unfinished = False
 
     def close(self) -> None:
         """Free the contiguous memory; the device cannot be used afterwards."""
+        if self._meter is not None:
+            self._meter.close()
         buffers, self._buffers = self._buffers, {}
         for buffer in buffers.values():
             buffer.free()

@@ -28,7 +28,7 @@ from substitute_pynq import BLOCKS, Board  # its folder is that of this script
 from host.board.job import load_job
 from host.board.runtime import Training
 from host.devices.library import LibraryDevice
-from host.devices.pynq_device import PowerSensor, PynqDevice
+from host.devices.pynq_device import PynqDevice
 from host.driver.fabric_engine import FabricEngine
 from hw.design import load_design
 
@@ -148,7 +148,7 @@ def main(job: str, library: str, design_name: str, folder: str) -> None:
     bitstream.write_bytes(b"")
     bitstream.with_suffix(".hwh").write_text(hardware_description(board))
     Device.active_device = SimulatedDevice(board)
-    device = PynqDevice(design, bitstream, sensor=PowerSensor(Path(folder)))
+    device = PynqDevice(design, bitstream)
     assert type(device.overlay) is pynq.Overlay
     assert type(device.overlay.dma_in0) is DMA, "the description must be good enough for PYNQ's own DMA driver"
     training = Training(load_job(Path(job)), FabricEngine(device, keep_rows=False))

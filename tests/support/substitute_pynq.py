@@ -34,6 +34,7 @@ class Buffer(np.ndarray):
     def flush(self) -> None:
         self.physical[:] = self
         self.board.cache_operations += 1
+        self.board.flushed += self.nbytes
 
     def invalidate(self) -> None:
         self[:] = self.physical
@@ -51,6 +52,9 @@ class Board:
             "decode_error", "truncated_input", "truncated_result", "wrong_word", "dead" (DMAs do not leave their
             halted state; stays until removed).
         memory_limit: bytes of contiguous memory.
+        flushed: bytes of all flushes so far.
+        raises: what a use of the module raises next, by its name: "allocate", "Overlay", "MMIO".
+        on_start: called when a program starts, with the fabric busy; what it raises comes out of the register access.
     """
 
     def __init__(
@@ -63,6 +67,9 @@ class Board:
         self.memory: dict[int, Buffer] = {}
         self.memory_limit = 64 << 20
         self.cache_operations = 0
+        self.flushed = 0
+        self.raises: dict[str, Exception] = {}
+        self.on_start: Callable[[], None] | None = None
         self.programs = 0
         self.resets = 0
         self.narrow_port = False
@@ -78,6 +85,11 @@ class Board:
         for registers in self._dma.values():
             registers[0x04] = 1
 
+    @property
+    def busy(self) -> bool:
+        """Whether a program runs."""
+        return self._started
+
     # -- what the module offers ---------------------------------------------------------------------------------------
 
     def module(self) -> types.ModuleType:
@@ -89,6 +101,7 @@ class Board:
             """Hardware description as PYNQ gives it."""
 
             def __init__(self, path: str) -> None:
+                board.fail("Overlay")
                 if not str(path).endswith(".bit"):
                     raise OSError(f"{path} is no bitstream")
                 self.bitfile_name = str(path)
@@ -107,6 +120,7 @@ class Board:
             """Register access."""
 
             def __init__(self, base: int, length: int = 4) -> None:
+                board.fail("MMIO")
                 self.base, self.length = base, length
 
             def read(self, offset: int = 0) -> int:
@@ -122,7 +136,13 @@ class Board:
         module.Overlay, module.MMIO, module.allocate = Overlay, Mmio, board.allocate  # type: ignore[attr-defined]
         return module
 
+    def fail(self, name: str) -> None:
+        """Raise what a test wants ``name`` to raise."""
+        if name in self.raises:
+            raise self.raises.pop(name)
+
     def allocate(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        self.fail("allocate")
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if sum(b.nbytes for b in self.memory.values()) + size > self.memory_limit:
             raise RuntimeError("Failed to allocate Memory!")
@@ -206,6 +226,8 @@ class Board:
         """Once everything has been started the whole program runs."""
         if not self._started or len(self._armed) < 3:
             return
+        if self.on_start is not None:
+            self.on_start()
         self._armed.clear()
         self.programs += 1
         faults, self.faults = self.faults, set()

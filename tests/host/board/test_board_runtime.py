@@ -27,7 +27,7 @@ from host.board.runtime import RunResult, Training, run_job
 from host.board.schedule import learning_rate, make_schedule
 from host.commands import board_commands
 from host.devices.device import DeviceError
-from host.devices.pynq_device import PowerSensor, PynqDevice
+from host.devices.pynq_device import PynqDevice
 from host.devices.reference import ReferenceDevice
 from host.driver.fabric_engine import FabricEngine
 from host.driver.layout import host_codes
@@ -284,7 +284,7 @@ def test_a_step_through_the_boards_driver(path: Path, tmp_path: Path, monkeypatc
     install(board, monkeypatch)
     job = load_job(path)
     exact = Training(job, ExactEngine())
-    device = PynqDevice(design, overlay_files_of(tmp_path), sensor=PowerSensor(tmp_path))
+    device = PynqDevice(design, overlay_files_of(tmp_path))
     driven = Training(job, FabricEngine(device, keep_rows=False))
     assert exact.train_step() == driven.train_step()
     assert board.programs > 29

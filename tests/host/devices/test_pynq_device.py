@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from host.devices.device import DeviceError, open_device
 from host.devices.pynq_device import PowerSensor, PynqDevice, self_test_program, split_program
 from host.devices.reference import ReferenceDevice
+from host.program.builder import ProgramBuilder
 from hw.contract import VERSION, Error
 from hw.design import load_design
 from tests.support.malformed import good_program, malformed_programs
@@ -29,7 +31,7 @@ def opened(
 ) -> tuple[PynqDevice, Board]:
     board = Board(device or ReferenceDevice(DESIGN), DESIGN, **options)
     install(board, monkeypatch)
-    return PynqDevice(DESIGN, overlay_files(tmp_path), sensor=PowerSensor(tmp_path)), board
+    return PynqDevice(DESIGN, overlay_files(tmp_path)), board
 
 
 def test_programs_on_the_simulated_rtl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -194,14 +196,165 @@ def test_power_is_read_from_the_kernels_monitors(monkeypatch: pytest.MonkeyPatch
         (pairs / name).write_text(text)
     sensor = PowerSensor(tmp_path)
     assert sensor.watts() == pytest.approx(4.0)
-    board = Board(ReferenceDevice(DESIGN), DESIGN)
-    install(board, monkeypatch)
-    device = PynqDevice(DESIGN, overlay_files(tmp_path), sensor=sensor)
-    result = device.run(good_program(DESIGN))
-    assert result.counters["ENERGY_UJ"] > 0 < device.energy
     (direct / "power1_input").unlink()
     assert sensor.watts() is None
     assert PowerSensor(tmp_path / "none").watts() is None
+
+
+class Rail(PowerSensor):
+    """Draws 9 W while a program runs and 1 W otherwise."""
+
+    def __init__(self, folder: Path, board: Board) -> None:
+        super().__init__(folder)
+        self.board, self.readings = board, 0
+
+    def watts(self) -> float | None:
+        self.readings += 1
+        return 9.0 if self.board.busy else 1.0
+
+
+def test_energy_is_of_the_time_in_which_the_fabric_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    board = Board(ReferenceDevice(DESIGN), DESIGN)
+    install(board, monkeypatch)
+    rail = Rail(tmp_path, board)
+    device = PynqDevice(DESIGN, overlay_files(tmp_path), sensor=rail)
+    good = good_program(DESIGN)
+    board.on_start = lambda: time.sleep(0.2)
+    result = device.run(good)
+    assert device.energy == pytest.approx(result.counters["ENERGY_UJ"] * 1e-6, abs=1e-6)
+    watts = device.energy / 0.2
+    assert 7.0 < watts < 20.0, "idle power was measured, or much more time than the program took"
+    read = rail.readings
+    time.sleep(0.2)
+    assert rail.readings <= read + 1, "the sensor is read although nothing runs"
+    device.close()
+
+
+def test_energy_is_measured_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device, _ = opened(monkeypatch, tmp_path)
+    assert "ENERGY_UJ" not in device.run(good_program(DESIGN)).counters
+    assert device.energy == 0.0
+    with pytest.raises(DeviceError, match="no power monitor"):
+        PynqDevice(DESIGN, overlay_files(tmp_path), sensor=PowerSensor(tmp_path / "none"))
+
+
+def test_whatever_interrupts_a_program_the_next_one_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for cause in (KeyboardInterrupt, SystemExit, OSError, MemoryError):
+        for gpio in (True, False):
+            device, board = opened(monkeypatch, tmp_path, gpio=gpio)
+            good = good_program(DESIGN)
+            expected = device.run(good)
+
+            def interrupt(cause: type[BaseException] = cause, board: Board = board) -> None:
+                board.on_start = None
+                raise cause
+
+            board.on_start = interrupt
+            with pytest.raises(cause):
+                device.run(good)
+            assert np.array_equal(device.run(good).words, expected.words)
+
+
+def test_an_interrupted_reset_is_made_up_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device, board = opened(monkeypatch, tmp_path)
+    good = good_program(DESIGN)
+    expected = device.run(good)
+
+    def interrupt() -> None:
+        board.on_start = None
+        raise KeyboardInterrupt
+
+    board.on_start = interrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "reset", interrupt)  # the second Ctrl-C
+        with pytest.raises(KeyboardInterrupt):
+            device.run(good)
+    assert np.array_equal(device.run(good).words, expected.words)
+
+
+def test_a_device_that_cannot_be_opened_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    board = Board(ReferenceDevice(DESIGN), DESIGN)
+    install(board, monkeypatch)
+    board.faults = {"wrong_word"}
+    with pytest.raises(DeviceError, match="self-test"):
+        PynqDevice(DESIGN, overlay_files(tmp_path))
+    assert not board.memory
+
+
+@pytest.mark.parametrize("cause", [AttributeError("x"), KeyError("PS7"), TypeError("x"), ValueError("x"), OSError("x")])
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        ("Overlay", r"overlay .*fabric\.bit cannot be loaded \(%s.*; "),
+        ("MMIO", r"registers of block 'fabric' cannot be reached \(%s.*; "),
+        ("allocate", r"dma_in0: no 32768 bytes of contiguous memory \(%s.*; "),
+    ],
+)
+def test_what_pynq_raises_is_named_with_cause_and_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, use: str, message: str, cause: Exception
+) -> None:
+    board = Board(ReferenceDevice(DESIGN), DESIGN)
+    install(board, monkeypatch)
+    board.raises = {use: cause}
+    with pytest.raises(DeviceError, match=message % type(cause).__name__) as caught:
+        PynqDevice(DESIGN, overlay_files(tmp_path))
+    assert caught.value.__cause__ is cause
+    if isinstance(cause, AttributeError) and int(np.__version__.split(".")[0]) >= 2:
+        assert "'numpy<2'" in str(caught.value)
+
+
+def test_a_pynq_that_cannot_be_imported_is_not_a_missing_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pynq.py").write_text("raise RuntimeError('no device found')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "pynq", raising=False)
+    with pytest.raises(DeviceError, match=r"cannot be imported \(RuntimeError: no device found"):
+        PynqDevice(DESIGN, overlay_files(tmp_path))
+    (tmp_path / "pynq.py").write_text("import nothing_of_that_name\n", encoding="utf-8")
+    with pytest.raises(DeviceError, match="nothing_of_that_name"):
+        PynqDevice(DESIGN, overlay_files(tmp_path))
+
+
+def test_a_short_program_after_a_long_one_maintains_little_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device, board = opened(monkeypatch, tmp_path)
+    good = good_program(DESIGN)
+    device.run(np.concatenate([good[:-10]] * 400 + [good[-10:]]))
+    board.flushed = 0
+    device.run(good)
+    words = good.size + device.run(good).words.size
+    assert board.flushed <= 2 * 8 * words + 2 * 3 * (1 << 15)
+
+
+def test_memory_of_other_sizes_is_given_up_before_a_program_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device, board = opened(monkeypatch, tmp_path)
+    good = good_program(DESIGN)
+    long = np.concatenate([good[:-10]] * 400 + [good[-10:]])
+    expected = device.run(long)
+    device.run(good)
+    held = sum(b.nbytes for b in board.memory.values())
+    device.close()
+    device, board = opened(monkeypatch, tmp_path)
+    board.memory_limit = held - 1
+    device.run(good)
+    assert np.array_equal(device.run(long).words, expected.words)
+
+
+def test_a_program_that_knows_its_results_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device, _ = opened(monkeypatch, tmp_path)
+    builder = ProgramBuilder(DESIGN)
+    builder.read(4)
+    program = builder.end()
+    expected = device.run(program.words())
+
+    def walked(*_: Any) -> int:
+        raise AssertionError("the headers were walked")
+
+    monkeypatch.setattr("host.devices.pynq_device.result_bound", walked)
+    monkeypatch.setattr("host.devices.pynq_device.split_program", walked)
+    assert np.array_equal(device.run(program).words, expected.words)
 
 
 def test_the_self_test_uses_every_operation_on_every_design() -> None:
