@@ -265,8 +265,8 @@ def _save(report: dict[str, Any], path: Path | None) -> None:
 
 def run_bench_quantizers(arguments: argparse.Namespace) -> int:
     """``fractrain bench quantizers``: returns the exit status."""
-    from sw_model.studies.speed import bench_quantizers, print_quantizers
     from sw_model.data.images import load_data
+    from sw_model.studies.speed import bench_quantizers, print_quantizers
 
     try:
         report = bench_quantizers(
