@@ -508,7 +508,7 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
     values = {key: getattr(config, key) for key in RECIPE if key != "range_momentum"}
     values["stages"] = [[0 if bits == 32 else bits for bits in stage] for stage in config.stages]
     values["eval_batch"] = config.eval_batch or config.batch
-    values["range_momentum"] = Run().momentum
+    values["range_momentum"] = Run(mode=config.mode, range_momentum=config.range_momentum).running_share
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 

@@ -41,7 +41,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from host.operands import ConvGeometry, Grid, Operand, backward_mixed, several
 from sw_model.nn.cost_meter import GATES, PRODUCTS, step_factor
-from sw_model.nn.layers import Precision, QConv2d, Run, batch_extremes, convolution_gradients, weight_operand
+from sw_model.nn.layers import Precision, QConv2d, Run, batch_extremes, convolution_gradients, keeps, weight_operand
 from sw_model.nn.models import Backbone, Block, Convolve, GateShape, plain
 from sw_model.nn.parallel import ALONE, Shard
 from sw_model.quantize.affine import (
@@ -499,10 +499,9 @@ DEFECTS = ("masked-noise", "norm-per-option")
 
 def way_of(mode: str) -> Way:
     """How gated blocks are computed in a mode, see :attr:`sw_model.nn.layers.Run.mode`."""
-    named = DEFECTS if mode == "paper" else mode.split("+")
-    if "norm-per-option" in named:
+    if keeps(mode, "norm-per-option"):
         return "every"
-    return "every, statistics once" if "masked-noise" in named else "once"
+    return "every, statistics once" if keeps(mode, "masked-noise") else "once"
 
 
 #: Tells the keys of gates from those of layers.

@@ -95,8 +95,17 @@ FULL = Precision(0, 0, 0)
 
 
 #: Details of the published code that mode "paper" keeps and "fixed" repairs: scales never below 1e-8; running ranges that
-#: start at zero; an input gradient on the forward product's weights, whose scales cannot leave its sum.
-DEFECTS = ("scale-floor", "zero-start", "weight-grid")
+#: start at zero, or keep 0.9 of their old value; an input gradient on the forward product's weights, whose scales cannot
+#: leave its sum.
+DEFECTS = ("scale-floor", "zero-start", "range-momentum", "weight-grid")
+
+#: Share of the old value in the running ranges, and that of the published scripts; FracTrain's on CIFAR has 0.1 too.
+RANGE_MOMENTUM, PUBLISHED_RANGE_MOMENTUM = 0.1, 0.9
+
+
+def keeps(mode: str, detail: str) -> bool:
+    """Whether a mode keeps a detail of the published code: "paper" keeps all, other modes those that they name."""
+    return mode == "paper" or detail in mode.split("+")
 
 
 @dataclass
@@ -111,7 +120,7 @@ class Run:
             grids are no single affine one per tensor, so they have the fast path only.
         quantizer: "affine" (FracTrain's and SBM's), or a comparison method of :data:`sw_model.quantize.methods.PRODUCTS`, which
             have the fast path only.
-        momentum: share of the old value in the running activation ranges.
+        range_momentum: share of the old value in the running activation ranges; 0 leaves it to ``mode``.
         on_product: called for every product, quantized or not, before it is computed.
         shard: this process's part of the batch (or of those samples that take part) in training, if several share it.
     """
@@ -122,7 +131,7 @@ class Run:
     mode: str = "fixed"
     gradient: str = "affine"
     quantizer: str = "affine"
-    momentum: float = 0.1
+    range_momentum: float = 0.0
     on_product: ProductHook | None = None
     shard: Shard | None = None
 
@@ -145,7 +154,12 @@ class Run:
 
     def keeps(self, defect: str) -> bool:
         """Whether a detail of the published code is kept."""
-        return defect in (DEFECTS if self.mode == "paper" else self.mode.split("+"))
+        return keeps(self.mode, defect)
+
+    @property
+    def running_share(self) -> float:
+        """Share of the old value in the running activation ranges."""
+        return self.range_momentum or (PUBLISHED_RANGE_MOMENTUM if self.keeps("range-momentum") else RANGE_MOMENTUM)
 
     @property
     def floor(self) -> Mode:
@@ -242,7 +256,7 @@ class QLayer(nn.Module):
         The published code starts from zero, which biases the first averages towards zero; ``fixed`` mode starts from
         the first batch.
         """
-        momentum = self.run.momentum
+        momentum = self.run.running_share
         if int(self.batches) == 0 and not self.run.keeps("zero-start"):
             momentum = 0.0
         self.running_low.mul_(momentum).add_(low.to(self.running_low.device), alpha=1 - momentum)

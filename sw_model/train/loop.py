@@ -233,6 +233,7 @@ class _Training:
                 mode=config.mode,
                 quantizer=config.quantizer,
                 gradient=config.gradient,
+                range_momentum=config.range_momentum,
                 on_product=self._on_product,
             ),
         )

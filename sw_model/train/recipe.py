@@ -11,10 +11,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from sw_model.data.images import SUBSETS
 from sw_model.nn.gates import DEFECTS as GATE_DEFECTS
-from sw_model.nn.layers import DEFECTS, Precision
+from sw_model.nn.layers import DEFECTS, Precision, keeps
 from sw_model.quantize.methods import PRODUCTS, check_bits
 from sw_model.quantize.statquant import QUANTIZERS
-from sw_model.train.schedules import Cyclic, Indicator, Manual, Pfq, Schedule, Static
+from sw_model.train.schedules import DEFECTS as SCHEDULE_DEFECTS
+from sw_model.train.schedules import PUBLISHED_DECAYS, Cyclic, Indicator, Manual, Pfq, Schedule, Static
 
 
 class ConfigError(ValueError):
@@ -80,7 +81,10 @@ class TrainConfig:
         warmup: share of training over which the learning rate rises linearly.
         augment: whether training images are shifted (and flipped, where the data set allows).
         mode: "fixed", "paper" (all details of the published code), or some of them by name, joined by "+": see
-            :data:`sw_model.nn.layers.DEFECTS` and, for gated training, :data:`sw_model.nn.gates.DEFECTS`.
+            :data:`sw_model.nn.layers.DEFECTS`, for gated training :data:`sw_model.nn.gates.DEFECTS`, and where PFQ's
+            indicator decides :data:`sw_model.train.schedules.DEFECTS`.
+        range_momentum: share of the old value in the running activation ranges, which evaluation uses; 0 means 0.1, or the
+            published 0.9 where ``mode`` keeps it.
         quantizer: "affine", or a comparison method: "dorefa", "wageubn" or "mxint", see :mod:`sw_model.quantize.methods`.
         gradient: quantizer of gradients beside affine weights and activations, see :class:`sw_model.nn.layers.Run`.
         norm: "batch", or "range" for Banner et al.'s Range BN.
@@ -134,6 +138,7 @@ class TrainConfig:
     warmup: float = 0.0
     augment: bool = True
     mode: str = "fixed"
+    range_momentum: float = 0.0
     quantizer: str = "affine"
     gradient: str = "affine"
     norm: str = "batch"
@@ -182,6 +187,7 @@ class TrainConfig:
             "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"two numbers {share}"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "warmup": (0 <= self.warmup < 1, share),
+            "range_momentum": (0 <= self.range_momentum < 1, share),
             "dropout": (0 <= self.dropout < 1, share),
             "starts": (all(epoch >= 0 for epoch in self.starts), "epochs from 0"),
             "deadlines": (all(epoch >= 0 for epoch in self.deadlines), "epochs from 0"),
@@ -219,6 +225,8 @@ class TrainConfig:
     def _check_mode(self) -> None:
         """Refuses names that are no details of the published code, or that this schedule does not have."""
         known = (*DEFECTS, *GATE_DEFECTS) if self.schedule == "dfq" else DEFECTS
+        if self.schedule in ("pfq", "dfq"):
+            known = (*known, *SCHEDULE_DEFECTS)
         named = self.mode.split("+")
         wrong = sorted(set(named) - set(known)) if self.mode not in ("fixed", "paper") else []
         if wrong:
@@ -301,8 +309,9 @@ class TrainConfig:
             if len(self.starts) != len(stages):
                 raise ConfigError(f"{len(stages)} manual stages need as many starts, not {len(self.starts)}")
             return Manual(list(zip(self.starts, stages, strict=True)))
+        decays = PUBLISHED_DECAYS if keeps(self.mode, "eps-decay") else None
         indicator = Indicator(
-            len(stages) - 1, self.eps, self.alpha, self.window, self.norm_epochs, self.deadlines or None
+            len(stages) - 1, self.eps, self.alpha, self.window, self.norm_epochs, self.deadlines or None, decays
         )
         return Pfq(stages, indicator)
 

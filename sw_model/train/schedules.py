@@ -16,6 +16,11 @@ from typing import Any, Protocol
 
 from sw_model.nn.layers import Precision
 
+#: Detail of the published indicator that mode "paper" keeps and a recipe's mode may name: its threshold decays after the
+#: first two turns only, which shows where there are more than three.
+DEFECTS = ("eps-decay",)
+PUBLISHED_DECAYS = 2
+
 
 class Schedule(Protocol):
     """What the training loop asks of a schedule.  Epochs count from 0."""
@@ -67,6 +72,7 @@ class Indicator:
 
     Args:
         turns: how many turns there are (stages - 1).
+        decays: turns after which eps decays, from the first on; None: all of them, as the paper has it.
         eps, alpha: threshold and its decay; 0.05 and 0.3 in the paper.
         window: losses compared, the last included; 5 in the published code, so turns are at least 5 epochs apart.
         norm_epochs: epochs whose mean loss normalises; 10 in the published code.
@@ -82,6 +88,7 @@ class Indicator:
         window: int = 5,
         norm_epochs: int = 10,
         deadlines: Sequence[int] | None = None,
+        decays: int | None = None,
     ) -> None:
         if turns < 0 or window < 2 or norm_epochs < 1 or eps < 0 or not 0 < alpha <= 1:
             raise ValueError(
@@ -92,6 +99,7 @@ class Indicator:
             raise ValueError(f"deadlines {list(deadlines)} must be {turns} rising epochs, one per turn")
         self.turns_total, self.alpha, self.window, self.norm_epochs = turns, alpha, window, norm_epochs
         self.deadlines = tuple(deadlines) if deadlines is not None else None
+        self.decays = turns if decays is None else decays
         self.eps = eps
         self.turns = 0
         self.forced = 0
@@ -118,7 +126,8 @@ class Indicator:
         self.turns += 1
         self.forced += not converged
         self._losses = []
-        self.eps *= self.alpha
+        if self.turns <= self.decays:
+            self.eps *= self.alpha
         return True
 
     def state_dict(self) -> dict[str, Any]:

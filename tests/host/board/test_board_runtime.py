@@ -52,7 +52,8 @@ GATED = DEMO.with_name("digits-fractrain.toml")
 
 
 def small(**changes: Any) -> TrainConfig:
-    settings = {"train_limit": 80, "test_limit": 40, "epochs": 3, "deadlines": (0, 1, 2), "width": 8, **changes}
+    settings = {"train_limit": 80, "test_limit": 40, "epochs": 3, "deadlines": (0, 1, 2), "width": 8}
+    settings |= {"range_momentum": 0.3, **changes}
     return TrainConfig.from_recipe(DEMO, **settings)
 
 

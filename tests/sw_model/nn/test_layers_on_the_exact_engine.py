@@ -227,7 +227,7 @@ def test_gradient_key_follows_seed_step_layer_and_salt() -> None:
 
 
 @pytest.mark.parametrize(
-    "mode", ["fixed", "paper", "scale-floor", "zero-start", "weight-grid", "scale-floor+weight-grid"]
+    "mode", ["fixed", "paper", "scale-floor", "zero-start", "range-momentum", "weight-grid", "scale-floor+weight-grid"]
 )
 def test_published_details_are_kept_by_name(mode: str) -> None:
     layer, x = make("plain")
@@ -236,8 +236,12 @@ def test_published_details_are_kept_by_name(mode: str) -> None:
     x.requires_grad_()
     y = layer(x)
     _, span = Q.extremes(x.detach())
-    started_at_zero = mode in ("paper", "zero-start")
-    assert float(layer.running_span) == pytest.approx(float(span) * (0.9 if started_at_zero else 1))
+    kept = 0.9 if mode in ("paper", "range-momentum") else 0.1
+    first = float(span) * (1 - kept if mode in ("paper", "zero-start") else 1)
+    assert float(layer.running_span) == pytest.approx(first)
+    with torch.no_grad():
+        layer(3 * x)
+    assert float(layer.running_span) == pytest.approx(kept * first + (1 - kept) * 3 * float(span))
 
     upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)) * 1e-6  # 16 bits of this need 1e-10
     y.backward(upstream)
@@ -278,7 +282,7 @@ def test_zero_and_32_bits_are_plain_float32() -> None:
 
 def test_evaluation_uses_the_running_range() -> None:
     layer, x = make("plain")
-    L.attach(layer, L.Run(momentum=0.25))
+    L.attach(layer, L.Run(range_momentum=0.25))
     layer.precision = L.Precision(8, 3, 8)
     layer.eval()
     with pytest.raises(RuntimeError, match="training batch"):

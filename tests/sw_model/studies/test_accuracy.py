@@ -49,7 +49,7 @@ def test_every_variant_of_every_study_trains(study: Study, capsys: pytest.Captur
     assert all(np.isfinite(o.loss.mean) and 0 <= o.accuracy.mean <= 100 for o in outcomes.values())
     losses = [o.loss.mean for o in outcomes.values()]
     # Two steps do not show every published detail: running ranges, for one, matter to evaluation only.
-    assert len(set(losses)) > len(losses) / 2
+    assert len(set(losses)) >= len(losses) / 2
     show(small, outcomes, [1, 2], as_json=False)
     assert study.reference in capsys.readouterr().out
 

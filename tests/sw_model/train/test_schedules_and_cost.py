@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from sw_model.nn.cost_meter import CostMeter, layer_macs, step_factor
 from sw_model.nn.layers import Precision, Run, attach, set_precision
 from sw_model.nn.models import build_model
+from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.schedules import Cyclic, Indicator, Manual, Pfq
 
 STAGES = [Precision(3, 3, 6), Precision(4, 4, 8), Precision(6, 6, 8), Precision(8, 8, 8)]
@@ -43,6 +46,23 @@ def test_indicator_equals_its_definition(losses: list[float], eps: float, window
 def test_published_indicator_leaves_five_epochs_between_turns() -> None:
     indicator = Indicator(3)
     assert [e for e in range(30) if indicator.epoch_finished(e, 1.0)] == [4, 9, 14]
+
+
+def test_published_threshold_decays_after_two_turns_only() -> None:
+    losses = [1.0] * 15 + [1.0, 1.0005, 1.0, 1.0005, 1.0]
+    settings = {"eps": 0.1, "alpha": 0.1}
+    turns = {
+        decays: [e + 1 for e, loss in enumerate(losses) if indicator.epoch_finished(e, loss)]
+        for decays in (None, 2)
+        for indicator in [Indicator(4, **settings, decays=decays)]
+    }
+    assert turns == {None: [5, 10, 15], 2: [5, 10, 15, 20]}
+    recipe = TrainConfig(stages=[[3, 3, 4]] * 5, **settings)
+    for mode, decays in {"fixed": 4, "paper": 2, "eps-decay": 2, "weight-grid+eps-decay": 2}.items():
+        schedule = replace(recipe, mode=mode).make_schedule()
+        assert isinstance(schedule, Pfq) and schedule.indicator.decays == decays
+    with pytest.raises(ConfigError, match="eps-decay"):
+        replace(recipe, stages=((8, 8, 8),), schedule="static", mode="eps-decay")
 
 
 def test_deadlines_force_turns() -> None:
