@@ -212,7 +212,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     """``fractrain compare``: returns the exit status."""
-    from sw_model.accuracy.compare import ComparisonError, draw, read_runs, table
+    from sw_model.studies.compare import ComparisonError, draw, read_runs, table
 
     try:
         runs = read_runs(arguments.runs)
@@ -249,7 +249,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 def run_bench_train(arguments: argparse.Namespace) -> int:
     """``fractrain bench train``: returns the exit status."""
-    from sw_model.accuracy.speed import bench_training, print_training
+    from sw_model.studies.speed import bench_training, print_training
 
     report = bench_training(arguments.depth, arguments.batch, arguments.threads, arguments.rounds)
     print_training(report, arguments.json)
@@ -265,8 +265,8 @@ def _save(report: dict[str, Any], path: Path | None) -> None:
 
 def run_bench_quantizers(arguments: argparse.Namespace) -> int:
     """``fractrain bench quantizers``: returns the exit status."""
-    from sw_model.accuracy.speed import bench_quantizers, print_quantizers
     from sw_model.data.images import load_data
+    from sw_model.studies.speed import bench_quantizers, print_quantizers
 
     try:
         report = bench_quantizers(
