@@ -103,7 +103,15 @@ def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     accuracy.add_argument("--seeds", type=int, default=8, help="trainings of each variant (default: %(default)s)")
     accuracy.add_argument("--bits", type=int, default=5, help="statquant: of the gradients (default: %(default)s)")
-    accuracy.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    accuracy.add_argument("--only", nargs="+", metavar="VARIANT", default=[], help="train these variants only")
+    accuracy.add_argument(
+        "--save",
+        type=Path,
+        help="also write the JSON to this file, after every training; trainings that it holds are not repeated",
+    )
+    accuracy.add_argument("--again", action="store_true", help="repeat trainings that the file of --save holds")
+    accuracy.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: %(default)s)")
+    accuracy.add_argument("--threads", type=int, default=1, help="CPU threads of each (default: %(default)s)")
     accuracy.add_argument("--json", action="store_true", help="print JSON")
     accuracy.set_defaults(run=run_bench_accuracy)
 
@@ -258,9 +266,12 @@ def run_bench_train(arguments: argparse.Namespace) -> int:
 
 
 def _save(report: dict[str, Any], path: Path | None) -> None:
+    from sw_model.train.folder import write_atomically
+
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(report, indent=1) + "\n"
+        write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def run_bench_quantizers(arguments: argparse.Namespace) -> int:
@@ -302,17 +313,21 @@ def run_bench_accuracy(arguments: argparse.Namespace) -> int:
             "defects": accuracy.defects,
         }
         study = known[arguments.study]()
-        outcomes = accuracy.compare(
-            study,
-            seeds,
-            on_run=lambda name, seed, accuracy, loss: progress.print(
-                f"seed {seed}  {name}: accuracy {accuracy:.2f} %, loss {loss:.4f}", highlight=False
-            ),
-        )
+        runs = accuracy.read_report(arguments.save, study) if arguments.save else {}
+        accuracy.compare(study, {}, seeds)  # refuses too few seeds before anything is trained
+        trainings = accuracy.run(
+            study, seeds, only=arguments.only, finished={} if arguments.again else runs, jobs=arguments.jobs,
+            threads=arguments.threads,
+        )  # fmt: skip
+        for name, seed, trained in trainings:
+            line = f"seed {seed}  {name}: accuracy {trained.accuracy:.2f} %, loss {trained.loss:.4f}"
+            progress.print(line, highlight=False)
+            runs.setdefault(name, {})[seed] = trained
+            _save(accuracy.report(study, runs, seeds), arguments.save)
     except ValueError as error:
         print(f"fractrain bench accuracy: {error}", file=sys.stderr)
         return 2
-    accuracy.show(study, outcomes, seeds, arguments.json)
+    accuracy.show(study, runs, seeds, arguments.json)
     return 0
 
 

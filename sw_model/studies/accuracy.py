@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
 from sw_model.data.images import ImageSet, load_data
@@ -15,9 +19,6 @@ from sw_model.nn.gates import DEFECTS as GATE_DEFECTS
 from sw_model.nn.layers import DEFECTS
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
-
-#: Told of every finished training: variant, seed, test accuracy in percent, training loss of the last epoch.
-OnRun = Callable[[str, int, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -109,50 +110,145 @@ class Outcome:
     loss_gain: Estimate | None
 
 
-def compare(
-    study: Study, seeds: Sequence[int], *, data: ImageSet | None = None, on_run: OnRun | None = None
-) -> dict[str, Outcome]:
-    """Trains every variant with every seed, seeds in the outer loop.
+@dataclass(frozen=True)
+class Trained:
+    """What one training ended with: test accuracy in percent, mean training loss of the last epoch."""
+
+    accuracy: float
+    loss: float
+
+
+#: Finished trainings: variant -> seed -> result.
+Runs = dict[str, dict[int, Trained]]
+
+
+def _train(config: TrainConfig, data: ImageSet) -> Trained:
+    result = train(config, data=data)
+    return Trained(100 * result.test_accuracy, float(result.history[-1]["loss"]))
+
+
+def run(
+    study: Study,
+    seeds: Sequence[int],
+    *,
+    only: Sequence[str] = (),
+    finished: Runs | None = None,
+    data: ImageSet | None = None,
+    jobs: int = 1,
+    threads: int = 1,
+) -> Iterator[tuple[str, int, Trained]]:
+    """Trains variants with every seed, seeds in the outer loop; gives variant, seed and result of each, as they end.
 
     Args:
         study: what to train.
-        seeds: at least two different ones.
+        seeds: different ones.
+        only: variants to train; empty for all of them.
+        finished: trainings that need not be repeated.
         data: data set, if not the one that the recipes name.
+        jobs: processes that train at a time.
+        threads: CPU threads of each process, if there are several.
 
     Raises:
-        ConfigError: fewer than two seeds, or an unknown reference.
+        ConfigError: ``only`` or the reference names no variant.
+    """
+    for name in (study.reference, *only):
+        if name not in study.variants:
+            raise ConfigError(f"{name!r} is none of the variants {', '.join(study.variants)}")
+    done = finished or {}
+    waiting = [
+        (n, s) for s in seeds for n in study.variants if n in (only or study.variants) and s not in done.get(n, {})
+    ]
+    data = data or load_data(study.variants[study.reference].data)
+    configs = {(name, seed): replace(study.variants[name], seed=seed) for name, seed in waiting}
+    if jobs == 1:
+        for (name, seed), config in configs.items():
+            yield name, seed, _train(config, data)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork may inherit locks of PyTorch's threads
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        places = {pool.submit(_train, config, data): place for place, config in configs.items()}
+        try:
+            for future in as_completed(places):
+                yield *places[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def compare(study: Study, runs: Runs, seeds: Sequence[int]) -> dict[str, Outcome]:
+    """Every variant that all seeds have trained, against the reference, if they have trained that.
+
+    Raises:
+        ConfigError: fewer than two seeds, or some twice.
     """
     if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
         raise ConfigError(f"intervals need at least two seeds, all different, not {list(seeds)}")
-    if study.reference not in study.variants:
-        raise ConfigError(f"reference {study.reference!r} is none of the variants {', '.join(study.variants)}")
-    data = data or load_data(study.variants[study.reference].data)
-    accuracy: dict[str, list[float]] = {name: [] for name in study.variants}
-    loss: dict[str, list[float]] = {name: [] for name in study.variants}
-    for seed in seeds:
-        for name, config in study.variants.items():
-            result = train(replace(config, seed=seed), data=data)
-            accuracy[name].append(100 * result.test_accuracy)
-            loss[name].append(float(result.history[-1]["loss"]))
-            if on_run is not None:
-                on_run(name, seed, accuracy[name][-1], loss[name][-1])
+    whole = {name: [runs[name][s] for s in seeds] for name in study.variants if set(seeds) <= set(runs.get(name, {}))}
+    reference = whole.get(study.reference)
 
-    def gain(values: dict[str, list[float]], name: str) -> Estimate | None:
-        if name == study.reference:
+    def gain(name: str, quantity: Callable[[Trained], float]) -> Estimate | None:
+        if name == study.reference or reference is None:
             return None
-        return Estimate.of([a - b for a, b in zip(values[name], values[study.reference], strict=True)])
+        return Estimate.of([quantity(a) - quantity(b) for a, b in zip(whole[name], reference, strict=True)])
 
     return {
-        name: Outcome(Estimate.of(accuracy[name]), Estimate.of(loss[name]), gain(accuracy, name), gain(loss, name))
-        for name in study.variants
+        name: Outcome(
+            Estimate.of([each.accuracy for each in results]),
+            Estimate.of([each.loss for each in results]),
+            gain(name, lambda each: each.accuracy),
+            gain(name, lambda each: each.loss),
+        )
+        for name, results in whole.items()
     }
 
 
-def show(study: Study, outcomes: Mapping[str, Outcome], seeds: Sequence[int], as_json: bool) -> None:
+def _changes(config: TrainConfig) -> dict[str, Any]:
+    """Keys of a recipe that differ from the default's, apart from the seed; as JSON has them."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(replace(config, seed=TrainConfig.seed))))
+    default = json.loads(json.dumps(asdict(TrainConfig())))
+    return {key: value for key, value in plain.items() if value != default[key]}
+
+
+def report(study: Study, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
+    """Recipes, outcomes and every single training, for a JSON file; see :func:`read_report`."""
+    return {
+        "title": study.title,
+        "reference": study.reference,
+        "seeds": list(seeds),
+        "variants": {name: asdict(outcome) for name, outcome in compare(study, runs, seeds).items()},
+        "recipes": {name: _changes(study.variants[name]) for name in runs},
+        "runs": {name: {str(s): asdict(each) for s, each in sorted(by_seed.items())} for name, by_seed in runs.items()},
+    }
+
+
+def read_report(path: Path, study: Study) -> Runs:
+    """The trainings of a report of this study, none if there is no file.
+
+    Raises:
+        ConfigError: the file is no such report, or of other recipes.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        recipes = {name: dict(keys) for name, keys in found["recipes"].items()}
+        runs = {
+            name: {int(seed): Trained(float(r["accuracy"]), float(r["loss"])) for seed, r in by_seed.items()}
+            for name, by_seed in found["runs"].items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is no report of single trainings ({error!r}); name another file") from error
+    for name in runs:
+        if name not in study.variants or recipes.get(name) != _changes(study.variants[name]):
+            raise ConfigError(
+                f"{path} has trainings of {name!r} with another recipe than this study's; name another file"
+            )
+    return runs
+
+
+def show(study: Study, runs: Runs, seeds: Sequence[int], as_json: bool) -> None:
     """Prints the outcomes as JSON or as a table."""
     if as_json:
-        rows: dict[str, Any] = {name: asdict(outcome) for name, outcome in outcomes.items()}
-        print(json.dumps({"title": study.title, "reference": study.reference, "seeds": list(seeds), "variants": rows}))
+        print(json.dumps(report(study, runs, seeds)))
         return
     from rich.console import Console
     from rich.table import Table
@@ -162,7 +258,7 @@ def show(study: Study, outcomes: Mapping[str, Outcome], seeds: Sequence[int], as
 
     title = f"{study.title}: mean and 95 % interval of {len(seeds)} seeds"
     table = Table("variant", "test accuracy %", "training loss", f"accuracy - {study.reference}", "loss", title=title)
-    for name, o in outcomes.items():
+    for name, o in compare(study, runs, seeds).items():
         table.add_row(
             name, text(o.accuracy, 2), text(o.loss, 4), text(o.accuracy_gain, 2, "+"), text(o.loss_gain, 4, "+")
         )

@@ -24,7 +24,7 @@ CHECKPOINT_FORMAT = 2
 SCRATCH = ".part"  #: ends the names of files that are being written
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets ``write`` fill a scratch file beside ``path``, then replaces ``path``: readers see the old or the new."""
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=SCRATCH)
     os.close(handle)
