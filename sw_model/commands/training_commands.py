@@ -58,6 +58,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument(
         "--resume", type=Path, metavar="RUN", help="continue the run in this folder: its settings, its device"
     )
+    train.add_argument(
+        "--accelerator",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="cpu",
+        help="where PyTorch computes on device 'fast' (default: %(default)s; auto: a GPU if there is one)",
+    )
     train.add_argument("--threads", type=int, help="CPU threads of PyTorch")
     train.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
     train.set_defaults(run=run_train)
@@ -203,7 +209,9 @@ def run_train(arguments: argparse.Namespace) -> int:
             engine = open_engine(device, arguments.design or DESIGN)
         resume, progress = arguments.resume is not None, not arguments.json
         with processes() as ranks:
-            result = train(config, engine, out=out, resume=resume, progress=progress, ranks=ranks)
+            result = train(
+                config, engine, out=out, resume=resume, progress=progress, ranks=ranks, accelerator=arguments.accelerator
+            )
     except (ConfigError, DataError, ValueError) as error:
         print(f"fractrain train: {error}", file=sys.stderr)
         return 2

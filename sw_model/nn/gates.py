@@ -105,7 +105,7 @@ class _Dispatch:
 
 
 def _values(x: Tensor, grid: Grid) -> Operand:
-    return Operand(grid, values=np.ascontiguousarray(x.detach().numpy()))
+    return Operand(grid, values=np.ascontiguousarray(x.detach().cpu().numpy()))
 
 
 class _DispatchedConvolution(torch.autograd.Function):
@@ -190,7 +190,7 @@ class _DispatchedConvolution(torch.autograd.Function):
         if need_mask:
             assert dx is not None
             live = [k for k, precision in enumerate(call.options) if precision.activation]
-            dmask = torch.zeros(len(x), len(call.options))
+            dmask = x.new_zeros(len(x), len(call.options))
             grids = [call.activation_grid(k) for k in live]
             dmask[:, live] = option_products(x, dx, grids, fast=engine is None)
         return (dx if need_x else None), dw, dmask, None
@@ -355,12 +355,12 @@ class GatedNetwork(nn.Module):
         """Option of every sample, int64 (N,)."""
         if not self.training and self._untrained(block):
             assert self.skip is not None
-            return torch.full((len(soft),), self.skip)
+            return torch.full((len(soft),), self.skip, device=soft.device)
         if self.choice == "argmax" or not self.training:
             return soft.argmax(1)
         run = self.base.stem.run
         first = 0 if run.shard is None else run.shard.before
-        units = random_units(len(soft), derive_key(run.seed, run.step, block, _GATE_SALT), first).to(soft.device)
+        units = random_units(len(soft), derive_key(run.seed, run.step, block, _GATE_SALT), first, soft.device)
         return (soft.cumsum(1)[:, :-1] <= units[:, None]).sum(1)
 
     def _untrained(self, block: int) -> bool:

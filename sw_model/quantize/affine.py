@@ -43,8 +43,10 @@ def _as_int32(word: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-def random_units(count: int, key: int, first: int = 0) -> Tensor:
+def random_units(count: int, key: int, first: int = 0, device: torch.device | None = None) -> Tensor:
     """The uniform numbers ``u_i = (fmix32(i ^ key) >> 8) * 2**-24``, i from ``first``: float32, shape (count,).
+
+    The same bits on every ``device`` (None: the CPU).
 
     Torch's int32 multiplication wraps modulo 2**32 as the hash wants; its right shift is arithmetic, hence the masks.
     """
@@ -52,9 +54,9 @@ def random_units(count: int, key: int, first: int = 0) -> Tensor:
     if end > 1 << 32:
         raise ValueError(f"a tensor of {end} elements repeats its random numbers; split it below 2**32 elements")
     if end > 1 << 31:
-        h = torch.arange(first, end, dtype=torch.int64).to(torch.int32)
+        h = torch.arange(first, end, dtype=torch.int64, device=device).to(torch.int32)
     else:
-        h = torch.arange(first, end, dtype=torch.int32)
+        h = torch.arange(first, end, dtype=torch.int32, device=device)
     h ^= _as_int32(key & _MASK32)
     h ^= (h >> 16).bitwise_and_(0xFFFF)
     h *= _as_int32(0x85EBCA6B)
@@ -173,7 +175,7 @@ def quantize(x: Tensor, grid: Grid, axis: int | None = None, first: int = 0) -> 
         t.round_()
     else:
         # A subnormal t needs no flushing here: adding it to a multiple of 2**-24 gives what zero gives.
-        t += random_units(t.numel(), grid.key, first).reshape(t.shape).to(t.device)
+        t += random_units(t.numel(), grid.key, first, t.device).reshape(t.shape)
         t.floor_()
     return t.clamp_(low, high)
 

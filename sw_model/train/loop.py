@@ -32,6 +32,7 @@ from sw_model.nn.parallel import ALONE, Ranks, Shard, share_statistics
 from sw_model.nn.reproducible import Reproducible
 from sw_model.nn.transformer import QMatmul
 from sw_model.quantize.affine import straight_through
+from sw_model.train.accelerator import choose_accelerator, move, on
 from sw_model.train.folder import EventLog, RunFolder
 from sw_model.train.pretrained import load_pretrained
 from sw_model.train.recipe import ConfigError, TrainConfig, learning_rate
@@ -226,6 +227,8 @@ class _Training:
         self.cost = CostMeter(counted, depthwise, attention)
         gate_macs = 0 if self.gated is None else sum(self.gated.gate_macs())
         self.record = RunSchedule(task.trained(config), macs, depthwise, self.gated is not None, gate_macs)
+        self.accelerator = torch.device(device.accelerator)
+        move(self.model, self.accelerator)
         self.run = attach(
             self.model,
             Run(
@@ -317,6 +320,7 @@ class _Training:
         set_precision(self.model, precision)
         self.run.step = self.global_step
         self.optimizer.zero_grad(set_to_none=True)
+        x, y = on(self.accelerator, x, y)
         output = self.model(x)
         loss, score = self._mean(self.task.loss(output, y), shard), self.task.score(output.detach(), y)
         score = float(self.ranks.sum(torch.tensor(score, dtype=torch.float64)))
@@ -394,6 +398,7 @@ def train(
     progress: bool = False,
     stop_after: int | None = None,
     ranks: Ranks = ALONE,
+    accelerator: str = "cpu",
 ) -> Result:
     """Trains a network as configured.
 
@@ -411,6 +416,7 @@ def train(
         progress: draw a progress bar.
         ranks: the processes that train together, each calling this function; only the first writes files.
         stop_after: stop, with a checkpoint, once this many steps are done in total.
+        accelerator: see :func:`sw_model.train.accelerator.choose_accelerator`; exact engines take the CPU.
 
     Raises:
         ConfigError, DataError: before anything is written, if a choice is wrong or the data is unusable.
@@ -424,7 +430,9 @@ def train(
     metric = task.metric
     if ranks.several:
         _check_ranks(config, task, engine is not None or engine_for_step is not None, ranks)
-    device = RunDevice.of(engine, by_step=engine_for_step is not None, ranks=ranks)
+    device = RunDevice.of(
+        engine, by_step=engine_for_step is not None, ranks=ranks, accelerator=choose_accelerator(accelerator).type
+    )
     state = _Training(config, task, device, ranks, pretrained=saved is None)
     if saved is not None:
         state.load_state_dict(saved)

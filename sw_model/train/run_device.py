@@ -34,6 +34,7 @@ class RunDevice:
         processes: that train together.
         design: of the fabric; None without one.
         design_hash: as the device tells it, see :attr:`hw.design.Design.hash64`; 0 without a fabric.
+        accelerator: where PyTorch computes, the kind of a :class:`torch.device`.
     """
 
     kind: str
@@ -41,13 +42,18 @@ class RunDevice:
     processes: int = 1
     design: Design | None = None
     design_hash: int = 0
+    accelerator: str = "cpu"
 
     @classmethod
-    def of(cls, engine: Engine | None, *, by_step: bool = False, ranks: Ranks = ALONE) -> RunDevice:
+    def of(
+        cls, engine: Engine | None, *, by_step: bool = False, ranks: Ranks = ALONE, accelerator: str = "cpu"
+    ) -> RunDevice:
         """What a training with this engine (None: fast path) in this process computes with."""
         threads, processes = torch.get_num_threads(), ranks.part.size
+        if accelerator != "cpu" and (by_step or engine is not None):
+            raise ConfigError(f"accelerator {accelerator!r}: exact engines compute on the CPU; use 'cpu' with --device")
         if by_step or engine is None:
-            return cls(BY_STEP if by_step else FAST, threads, processes)
+            return cls(BY_STEP if by_step else FAST, threads, processes, accelerator=accelerator)
         if isinstance(engine, FabricEngine):
             info = engine.device.info
             return cls(info.kind, threads, processes, info.design, info.hash64)
@@ -63,7 +69,9 @@ class RunDevice:
     def record(self) -> dict[str, Any]:
         """Plain values, of which :meth:`from_record` makes the same again; the design is kept whole."""
         design = None if self.design is None else {"hash": self._hash, "parameters": asdict(self.design)}
-        return {"device": self.kind, "threads": self.threads, "processes": self.processes, "design": design}
+        return {"device": self.kind, "threads": self.threads, "processes": self.processes, "design": design} | (
+            {} if self.accelerator == "cpu" else {"accelerator": self.accelerator}
+        )
 
     @classmethod
     def from_record(cls, record: Any) -> RunDevice:
@@ -75,7 +83,7 @@ class RunDevice:
         try:
             kind, threads, processes = str(record["device"]), int(record["threads"]), int(record["processes"])
             if record["design"] is None:
-                return cls(kind, threads, processes)
+                return cls(kind, threads, processes, accelerator=str(record.get("accelerator", "cpu")))
             design = Design(**record["design"]["parameters"])
             device = cls(kind, threads, processes, design, int(record["design"]["hash"], 16))
         except (DesignError, KeyError, TypeError, ValueError) as error:
@@ -103,7 +111,7 @@ class RunDevice:
 
     def warn_of_rounding(self, before: RunDevice) -> None:
         """Warns if a run goes on with other threads or processes, on which sums of floating point depend."""
-        for name in ("threads", "processes"):
+        for name in ("threads", "processes", "accelerator"):
             now, then = getattr(self, name), getattr(before, name)
             if now != then and self.kind in (FAST, BY_STEP):
                 warnings.warn(

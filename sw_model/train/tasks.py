@@ -24,6 +24,7 @@ from sw_model.nn.models import build_model
 from sw_model.nn.parallel import ALONE, Ranks
 from sw_model.nn.transformer import build_language_model
 from sw_model.quantize.methods import RangeBatchNorm2d
+from sw_model.train.accelerator import on
 from sw_model.train.metrics import ACCURACY, PERPLEXITY, Metric
 from sw_model.train.recipe import ConfigError, TrainConfig
 
@@ -222,11 +223,12 @@ def open_task(
 @torch.no_grad()
 def evaluate(model: nn.Module, task: Task, batch: int, ranks: Ranks = ALONE) -> float:
     """The metric of the test data, in evaluation mode; the mode is restored."""
-    was_training = model.training
+    was_training, place = model.training, next(model.parameters()).device
     model.eval()
     total, count = 0.0, 0
     try:
         for x, y in task.data.test_batches(batch, ranks.part):
+            x, y = on(place, x, y)
             total += task.score(model(x), y)
             count += y.numel()
     finally:
