@@ -1,10 +1,19 @@
-"""The ``fractrain`` command: every room brings its own sub-commands, imported only when they can be."""
+"""The ``fractrain`` command: every room brings its own sub-commands, imported only when they can be.
+
+The exit status is decided here, for all commands: 0, success; 1, something failed (a tool, a device, the disk) or a check
+found a difference; 2, the command line or an input is wrong, and nothing was changed; 130, interrupted.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
+import traceback
+from pathlib import Path
+
+from hw.commands.options import Parser, UsageError
 
 #: modules that offer ``register(subparsers)`` or ``register_bench(kinds)``; none of them imports anything heavy before its command runs
 ROOMS = (
@@ -20,16 +29,38 @@ ROOMS = (
     "host.commands.simulation_commands",
     "host.commands.board_commands",
     "sw_model.commands.training_commands",
+    "sw_model.commands.study_commands",
     "sw_model.commands.export_commands",
     "sw_model.commands.demo_commands",
 )
 
+#: errors of the system that a wrong path on the command line brings
+_WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
-def build_parser() -> argparse.ArgumentParser:
+
+def version() -> str:
+    """Version of this package: the installed one's, or that of the project file beside this module."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("fractrain-fabric")
+    except PackageNotFoundError:
+        project = Path(__file__).with_name("pyproject.toml")
+        lines = project.read_text(encoding="utf-8").splitlines() if project.is_file() else []
+        named = (line.partition("=")[2].strip(' "') for line in lines if line.startswith("version ="))
+        return next(named, "unknown")
+
+
+def build_parser() -> Parser:
     """The whole command line; a room that is not installed (the board has no torch) leaves its commands out."""
-    parser = argparse.ArgumentParser(
-        prog="fractrain", description="Train neural networks at fractional precision on an FPGA, or its simulation."
+    parser = Parser(
+        prog="fractrain",
+        description="Train neural networks at fractional precision on an FPGA, or its simulation.",
+        epilog="Exit status: 0 success; 1 something failed, or a check found a difference; 2 the command line or an input "
+        "is wrong; 130 interrupted.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     bench = subparsers.add_parser("bench", help="measure the engine, training speed or quantizers")
     kinds = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
@@ -47,17 +78,50 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def explain(error: Exception) -> str:
+    """An expected failure in one line; the system's errors name their file and what helps."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedy = "repair the cause, or free some space, and repeat"
+    if isinstance(error, FileExistsError):
+        remedy = "choose another name"
+    elif isinstance(error, _WRONG_PATH):
+        remedy = "check the path"
+    return f"{where}{error.strerror}; {remedy}"
+
+
+def status_of(error: Exception) -> int:
+    """Exit status of an expected failure: 2 for wrong input, 1 for everything else."""
+    return 2 if isinstance(error, (UsageError, ValueError, *_WRONG_PATH)) else 1
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; expected failures end in one line on standard error."""
-    arguments = build_parser().parse_args(argv)
+    """Run one command; expected failures end in one line on standard error, see the module for the exit status."""
+    arguments = argparse.Namespace()
     try:
+        arguments = build_parser().parse_args(argv)
+        if "verbose" in arguments:
+            logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
+            for loud in ("matplotlib", "PIL", "asyncio"):
+                logging.getLogger(loud).setLevel(logging.WARNING)
         return int(arguments.run(arguments) or 0)
-    except (ValueError, OSError, RuntimeError) as e:
-        print(f"fractrain {arguments.command}: {e}", file=sys.stderr)
-        return 1
+    except (UsageError, ValueError, OSError, RuntimeError) as error:
+        if "verbose" in arguments:
+            traceback.print_exc()
+        name = "" if isinstance(error, UsageError) else f"{command_name(arguments)}: "
+        print(f"{name}{explain(error)}", file=sys.stderr)
+        return status_of(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        hint = arguments.after_interrupt(arguments) if "after_interrupt" in arguments else None
+        print(f"interrupted; {hint}" if hint else "interrupted", file=sys.stderr)
         return 130
+
+
+def command_name(arguments: argparse.Namespace) -> str:
+    """The command as it was called, sub-command included."""
+    words = (getattr(arguments, level, None) for level in ("command", "bench", "board_command", "kind"))
+    return " ".join(["fractrain", *(word for word in words if word)])
 
 
 if __name__ == "__main__":

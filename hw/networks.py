@@ -29,18 +29,20 @@ class Bits(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Bits:
-        """Read ``w,a,g``, for example ``4,3,6``.
+        """Read ``w/a/g`` or ``w,a,g``, for example ``4/3/6``; a fourth width is ``weight_g``.
+
+        A width of 0 is float32, as 32 is.  This is the one syntax of precisions on every command line.
 
         Raises:
-            ValueError: not three integers of 1 to 32.
+            ValueError: not three or four integers of 0 to 32.
         """
-        try:
-            values = [int(part) for part in text.split(",")]
-        except ValueError:
-            values = []
-        if len(values) != 3 or not all(1 <= value <= 32 for value in values):
-            raise ValueError(f"bit widths {text!r} are not w,a,g with 1 to 32 bits each; write for example 8,8,8")
-        return cls(*values)
+        parts = [part.strip() for part in text.replace(",", "/").split("/")]
+        if len(parts) not in (3, 4) or not all(part.isdecimal() and int(part) <= 32 for part in parts):
+            raise ValueError(
+                f"bit widths {text!r} are not w/a/g with 1 to 32 bits each (0 or 32: float32); write for example 4/3/6"
+            )
+        w, a, g, *last = (int(part) or 32 for part in parts)
+        return cls(w, a, g, *(width for width in last if width != g))
 
     def __str__(self) -> str:
         return f"w{self.w}/a{self.a}/g{self.g}" + (f"+{self.weight_g}" if self.weight_g else "")
@@ -308,6 +310,24 @@ MODELS = (
 )  # fmt: skip
 
 
+def canonical(model: str) -> str:
+    """A model's name as its spellings share it: ``ResNet-38``, ``resnet_38`` and ``resnet38`` are one network."""
+    return model.lower().replace("-", "").replace("_", "")
+
+
+def spelled(model: str) -> str:
+    """A model's name as recipes and records spell it: ``resnet-38``, ``mobilenetv2``, ``transformer-base``.
+
+    Any spelling that :func:`canonical` takes for the same network gives the same name; other words come back as they are.
+    """
+    key = canonical(model)
+    for family in ("resnet", "transformer"):
+        rest = key.removeprefix(family)
+        if rest != key and (rest.isdecimal() if family == "resnet" else True):
+            return f"{family}-{rest or 'base'}"
+    return key if key == "mobilenetv2" else model
+
+
 def network(
     model: str,
     classes: int | None = None,
@@ -329,7 +349,7 @@ def network(
     Raises:
         ValueError: unknown model, or a width or an image that the model does not take.
     """
-    key = model.lower().replace("-", "").replace("_", "")
+    key = canonical(model)
     digits = key.removeprefix("resnet")
     imagenet = key in ("resnet18", "resnet34")
     layouts = {name.replace("-", ""): sizes for name, sizes in TRANSFORMERS.items()}

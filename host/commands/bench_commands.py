@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from hw.commands import options
 from hw.networks import Bits
 
 #: weights/activations/gradients of the committed measurement; savings are against the first
-PRECISIONS = ("8/8/8", "4/4/8", "4/3/6", "3/3/6", "2/2/4")
+PRECISIONS = (Bits(8, 8, 8), Bits(4, 4, 8), Bits(4, 3, 6), Bits(3, 3, 6), Bits(2, 2, 4))
 
 
-def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     """Adds ``engine`` and ``kernel`` to ``fractrain bench``."""
     engine = kinds.add_parser(
         "engine", help="cycles of a network's three training products on the RTL, and the model's"
     )
-    engine.add_argument("--design", default="zc706", help="design (default: %(default)s)")
-    engine.add_argument("--model", default="resnet38", help="network (default: %(default)s)")
+    engine.add_argument("--design", default="zc706", help="name in configs/designs, or a TOML file")
+    engine.add_argument("--model", default="resnet38", help="network")
     engine.add_argument(
-        "--bits", nargs="+", default=list(PRECISIONS), metavar="W/A/G", help="precisions, baseline first"
+        "--bits", type=options.fabric_bits, nargs="+", default=list(PRECISIONS), metavar="W/A/G",
+        help=f"precisions, baseline first (default: {' '.join(map(slashed, PRECISIONS))})",
     )
     programs = engine.add_mutually_exclusive_group()
     programs.add_argument(
@@ -36,65 +36,45 @@ def register_bench(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     engine.add_argument("--split", action="store_true", help="the two gradients as programs of their own")
     engine.add_argument(
-        "--batch", type=int, default=128, help="images over which fixed costs are spread; --driver runs them all"
+        "--batch", type=options.positive, default=128, help="images over which fixed costs are spread; --driver runs them all"
     )
-    engine.add_argument("--figure", type=Path, help="draw the result into this file (SVG or PNG)")
+    engine.add_argument("--figure", type=options.picture_file, help="draw the result into this file (SVG or PNG)")
     engine.add_argument("--json", action="store_true", help="print JSON")
-    engine.add_argument("--save", type=Path, help="also write the JSON to this file")
+    engine.add_argument("--save", type=options.output_file, help="also write the JSON to this file")
     engine.set_defaults(run=run_engine)
     kernel = kinds.add_parser(
         "kernel", help="loop iterations of the HLS kernel on a network, by what overlaps with its array"
     )
-    kernel.add_argument("--design", default="zc706", help="design (default: %(default)s)")
-    kernel.add_argument("--model", default="resnet38", help="network (default: %(default)s)")
-    kernel.add_argument("--bits", nargs="+", default=["8/8/8", "4/3/6"], metavar="W/A/G", help="precisions")
-    kernel.add_argument("--batch", type=int, default=128, help="images over which fixed costs are spread")
+    kernel.add_argument("--design", default="zc706", help="name in configs/designs, or a TOML file")
+    kernel.add_argument("--model", default="resnet38", help="network")
+    kernel.add_argument(
+        "--bits", type=options.fabric_bits, nargs="+", default=[Bits(8, 8, 8), Bits(4, 3, 6)], metavar="W/A/G",
+        help="precisions (default: 8/8/8 4/3/6)",
+    )
+    kernel.add_argument("--batch", type=options.positive, default=128, help="images over which fixed costs are spread")
     kernel.add_argument("--json", action="store_true", help="print JSON")
     kernel.set_defaults(run=run_kernel)
 
 
-def widths(text: str) -> Bits:
-    """Bit widths of a precision such as 4/3/6.
-
-    Raises:
-        ValueError: not three widths that the fabric has.
-    """
-    parts = text.split("/")
-    if len(parts) != 3 or not all(p.isdecimal() and 1 <= int(p) <= 16 for p in parts):
-        raise ValueError(f"--bits {text!r} must be three widths of 1 to 16 bits, such as 8/8/8")
-    return Bits(*map(int, parts))
-
-
-def refuse_unwritable(option: str, path: Path | None) -> None:
-    """Refuse a path at which no file can be made, before a long run has something to write there.
-
-    Raises:
-        ValueError: a folder, or below something that is no folder, or a folder that may not be written.
-    """
-    if path is None:
-        return
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{option} {path}: no file can be made there; name a file in a folder that can be written")
+def slashed(bits: Bits) -> str:
+    """A precision as ``--bits`` takes it."""
+    return f"{bits.w}/{bits.a}/{bits.g}"
 
 
 def run_kernel(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
-    from rich.console import Console
     from rich.table import Table
 
+    from hw.console import console
     from hw.design import load_design
     from hw.model.kernel_cycles import Overlap, kernel_training_cycles
     from hw.networks import network
 
     design, shapes = load_design(arguments.design), network(arguments.model)
-    precisions = [widths(text) for text in arguments.bits]
-    if arguments.batch < 1:
-        raise ValueError(f"--batch {arguments.batch}: fixed costs are spread over at least one image")
-    rows = []
-    for text, bits in zip(arguments.bits, precisions, strict=True):
+    rows: list[dict[str, Any]] = []
+    for bits in arguments.bits:
         forms = {f.name.lower(): kernel_training_cycles(design, shapes, bits, arguments.batch, f) for f in Overlap}
-        rows.append({"bits": text, **forms, "saved": 1 - forms["tiles"] / forms["none"]})
+        rows.append({"bits": slashed(bits), **forms, "saved": 1 - forms["tiles"] / forms["none"]})
     if arguments.json:
         print(json.dumps({"design": design.name, "model": arguments.model, "rows": rows}, indent=1))
         return 0
@@ -104,13 +84,14 @@ def run_kernel(arguments: argparse.Namespace) -> int:
     for row in rows:
         iterations = (f"{row[f.name.lower()]:,.0f}" for f in Overlap)
         table.add_row(row["bits"], *iterations, f"{100 * row['saved']:.1f} %")
-    Console().print(table)
+    console().print(table)
     return 0
 
 
 def command_of(arguments: argparse.Namespace) -> str:
     """The command that makes the result with these arguments anew, for the record."""
-    words = ["fractrain bench engine --design", arguments.design, "--model", arguments.model, "--bits", *arguments.bits]
+    words = ["fractrain bench engine --design", arguments.design, "--model", arguments.model, "--bits"]
+    words += map(slashed, arguments.bits)
     words += ["--driver"] if arguments.driver else ["--output", arguments.output]
     words += ["--split"] if arguments.split else []
     words += ["--batch", str(arguments.batch)]
@@ -122,10 +103,9 @@ def command_of(arguments: argparse.Namespace) -> str:
 
 def run_engine(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
-    from rich.console import Console
-
     from host.devices.device import open_device
     from host.measure.engine_bench import Row, bench, draw, drive, measure, proportionality, refuse_unfit
+    from hw.console import Progress
     from hw.design import load_design
     from hw.generate import rtl_digest
     from hw.networks import ConvShape, network
@@ -133,16 +113,9 @@ def run_engine(arguments: argparse.Namespace) -> int:
     design = load_design(arguments.design)
     shapes = network(arguments.model)
     outputs = {"codes": [True], "int32": [False], "both": [True, False]}[arguments.output]
-    precisions = [widths(text) for text in arguments.bits]
-    if arguments.batch < 1:
-        raise ValueError(f"--batch {arguments.batch}: fixed costs are spread over at least one image")
     if arguments.driver and arguments.split:
         raise ValueError("--split asks for programs that the driver does not send; leave it or --driver out")
-    for option in ("save", "figure"):
-        refuse_unwritable(f"--{option}", getattr(arguments, option))
-    if arguments.figure and arguments.figure.suffix.lower() not in (".svg", ".png"):
-        raise ValueError(f"--figure {arguments.figure}: name a file that ends in .svg or .png")
-    for bits in precisions:
+    for bits in arguments.bits:
         for codes in outputs:
             refuse_unfit(design, shapes, bits, codes, arguments.split)
     digest = rtl_digest(design)  # of what is opened now, whatever is edited during the run
@@ -154,13 +127,13 @@ def run_engine(arguments: argparse.Namespace) -> int:
         return measure(device, design, shape, bits, count, option, arguments.batch, split=arguments.split, first=first)
 
     options = [True, False] if arguments.driver else outputs  # values or codes in; codes or sums out
-    with Console(stderr=True).status("") as status:
+    with Progress(f"bench engine of {design.name}") as progress:
         runs = [
-            bench(design, shapes, bits, partial(rows_of, option), status.update)
-            for bits in precisions
+            bench(design, shapes, bits, partial(rows_of, option), progress.doing)
+            for bits in arguments.bits
             for option in options
         ]
-        status.update("cycles against plane pairs")
+        progress.doing("cycles against plane pairs")
         pairs = [] if arguments.driver or arguments.split else proportionality(device, design)
     for run in runs:
         base = next(r for r in runs if r["output"] == run["output"])
@@ -192,14 +165,12 @@ def run_engine(arguments: argparse.Namespace) -> int:
 
 def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
     """The result of ``bench engine`` for people, on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
     from host.measure.engine_bench import STATES
+    from hw.console import console
 
-    console, runs, pairs = Console(), result["runs"], result["proportionality"]
-    if not console.is_terminal:
-        console.width = 120  # a file or a pipe takes whole names
+    screen, runs, pairs = console(), result["runs"], result["proportionality"]
     table = Table(
         title=f"{result['model']} on {result['design']} at {clock_mhz:g} MHz, convolutions of training, RTL counters"
     )
@@ -216,7 +187,7 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
             f"{100 * run['saved']:.1f} %",
             f"{100 * worst:.1f} %",
         )
-    console.print(table)
+    screen.print(table)
     for run in runs:
         if run["output"] == "int32":
             continue
@@ -245,12 +216,12 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
                 *(f"{r[state]:,.0f}" for state in STATES),
                 f"{100 * r['model_error']:+.1f} %",
             )
-        console.print(rows)
+        screen.print(rows)
     for product, groups in dict.fromkeys((p["product"], p["groups"]) for p in pairs):
         of = [p for p in pairs if (p["product"], p["groups"]) == (product, groups)]
         bound = [p for p in of if p["compute_bound"]]
         worst_pair = max(bound, key=lambda p: abs(p["deviation"]))
-        console.print(
+        screen.print(
             f"{product} of {groups} group{'s' * (groups > 1)}, {len(of)} pairs of 2..8 x 2..16 bits: {len(bound)} compute-bound, "
             f"at most {100 * abs(worst_pair['deviation']):.1f} % from proportional "
             f"(at {worst_pair['a_bits']}x{worst_pair['b_bits']}); of the others at most "

@@ -5,48 +5,49 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
+
+from hw.commands import options
 
 TOKEN_VARIABLE = "FRACTRAIN_TOKEN_FILE"
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add ``board`` to the command line."""
     board = subparsers.add_parser("board", help="train from an exported job, or offer a board to a workstation")
     commands = board.add_subparsers(dest="board_command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="train, evaluate and checkpoint a job without PyTorch")
-    run.add_argument("job", type=Path, help="job file from fractrain export")
+    run.add_argument("job", type=options.input_file, help="job file from fractrain export")
     _device_options(run)
-    run.add_argument("--out", type=Path, help="run folder (default: runs/JOB)")
+    run.add_argument("--out", type=options.output_folder, help="run folder (default: runs/JOB)")
     run.add_argument("--resume", action="store_true", help="continue the run in the run folder")
-    run.add_argument("--stop-after", type=int, metavar="STEPS", help="stop, with a checkpoint, after this many steps")
+    run.add_argument("--stop-after", type=options.positive, metavar="STEPS", help="stop, with a checkpoint, after this many steps")
     run.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
-    run.set_defaults(run=run_job_command)
+    run.set_defaults(run=run_job_command, after_interrupt=_after_interrupt)
 
     serve = commands.add_parser("serve", help="offer a device over TCP to one client at a time")
     _device_options(serve)
-    serve.add_argument("--bind", default="127.0.0.1", help="interface to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=4711, help="port; 0 takes a free one (default: %(default)s)")
+    serve.add_argument("--bind", default="127.0.0.1", help="interface to listen on")
+    serve.add_argument("--port", type=options.port, default=4711, help="port; 0 takes a free one")
     serve.set_defaults(run=serve_command)
 
     check = commands.add_parser("check", help="check a job file and say what it holds")
-    check.add_argument("job", type=Path, help="job file from fractrain export")
+    check.add_argument("job", type=options.input_file, help="job file from fractrain export")
     check.set_defaults(run=check_command)
 
     token = commands.add_parser("token", help="make a token file that server and clients share")
-    token.add_argument("file", type=Path, help="file to make")
+    token.add_argument("file", type=options.output_file, help="file to make")
     token.set_defaults(run=token_command)
 
 
 def _device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
+        type=device_name,
         default="reference",
-        help="pynq, rtl, hls, reference, numpy (exact products without a fabric), or tcp://HOST:PORT "
-        "(default: %(default)s)",
+        help="pynq, rtl, hls, reference, numpy (exact products without a fabric), or tcp://HOST:PORT",
     )
     parser.add_argument("--design", help="design of the fabric (default: sim-small; for tcp, whatever is served)")
     parser.add_argument("--overlay", type=Path, help="bitstream for --device pynq (default: the installed overlay)")
@@ -58,6 +59,35 @@ def _device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token", type=Path, help=f"token file for tcp and serve (default: ${TOKEN_VARIABLE}, or ~/.fractrain-token)"
     )
+
+
+def device_name(text: str) -> str:
+    """A device that ``--device`` can name: an argparse type."""
+    from host.devices.device import KINDS
+    from host.devices.remote import parse_address
+
+    if text.startswith("tcp://"):
+        try:
+            parse_address(text)
+        except (ValueError, RuntimeError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    elif text not in (*KINDS, "numpy"):
+        raise argparse.ArgumentTypeError(
+            f"no device kind {text!r}; use one of {', '.join(KINDS)}, numpy, or tcp://HOST:PORT"
+        )
+    return text
+
+
+def _run_folder(arguments: argparse.Namespace) -> Path:
+    out: Path | None = arguments.out
+    return out or Path("runs") / Path(arguments.job).stem
+
+
+def _after_interrupt(arguments: argparse.Namespace) -> str:
+    out = _run_folder(arguments)
+    if not (out / "checkpoint.npz").exists():
+        return "nothing has been saved yet"
+    return f"go on with the same command and --resume, from the last checkpoint in {out}"
 
 
 def token_path(given: Path | None) -> Path:
@@ -94,7 +124,7 @@ def open_any(arguments: argparse.Namespace) -> Any:
 
 
 def run_job_command(arguments: argparse.Namespace) -> int:
-    """``fractrain board run``: 0 on success, 2 on a bad job, device or run folder."""
+    """``fractrain board run``."""
     from host.board.job import load_job
     from host.board.layer_products import ExactEngine
     from host.board.runtime import run_job
@@ -111,18 +141,14 @@ def run_job_command(arguments: argparse.Namespace) -> int:
                 flush=True,
             )
 
-    try:
-        job = load_job(arguments.job)
-        engine: Engine
-        if arguments.device == "numpy":
-            engine = ExactEngine()
-        else:
-            engine = FabricEngine(open_any(arguments), keep_rows=False)
-        out = arguments.out or Path("runs") / arguments.job.stem
-        result = run_job(job, engine, out, resume=arguments.resume, stop_after=arguments.stop_after, on_line=shown)
-    except (ValueError, OSError, RuntimeError) as e:
-        print(f"fractrain board run: {e}", file=sys.stderr)
-        return 2
+    job = load_job(arguments.job)
+    engine: Engine
+    if arguments.device == "numpy":
+        engine = ExactEngine()
+    else:
+        engine = FabricEngine(open_any(arguments), keep_rows=False)
+    out = _run_folder(arguments)
+    result = run_job(job, engine, out, resume=arguments.resume, stop_after=arguments.stop_after, on_line=shown)
     if arguments.json:
         from dataclasses import asdict
 
@@ -137,18 +163,14 @@ def run_job_command(arguments: argparse.Namespace) -> int:
 
 
 def serve_command(arguments: argparse.Namespace) -> int:
-    """``fractrain board serve``: runs until interrupted; 2 on a bad device, token or address."""
+    """``fractrain board serve``: runs until interrupted."""
     from host.devices.remote import Server, read_token
 
-    try:
-        if arguments.device == "numpy" or arguments.device.startswith("tcp://"):
-            raise ValueError(f"--device {arguments.device} cannot be served; use pynq, rtl, hls or reference")
-        token = read_token(token_path(arguments.token))
-        device = open_any(arguments)
-        server = Server(device, token, arguments.bind, arguments.port, log=lambda line: print(line, flush=True))
-    except (ValueError, OSError, RuntimeError) as e:
-        print(f"fractrain board serve: {e}", file=sys.stderr)
-        return 2
+    if arguments.device == "numpy" or arguments.device.startswith("tcp://"):
+        raise ValueError(f"--device {arguments.device} cannot be served; use pynq, rtl, hls or reference")
+    token = read_token(token_path(arguments.token))
+    device = open_any(arguments)
+    server = Server(device, token, arguments.bind, arguments.port, log=lambda line: print(line, flush=True))
     host, port = server.address
     print(f"serving {device.info.kind} of design {device.info.design.name} on tcp://{host}:{port}", flush=True)
     try:
@@ -160,14 +182,10 @@ def serve_command(arguments: argparse.Namespace) -> int:
 
 
 def check_command(arguments: argparse.Namespace) -> int:
-    """``fractrain board check``: 0 for a sound job, 2 otherwise."""
+    """``fractrain board check``: ends well for a sound job."""
     from host.board.job import load_job
 
-    try:
-        job = load_job(arguments.job)
-    except (ValueError, OSError) as e:
-        print(f"fractrain board check: {e}", file=sys.stderr)
-        return 2
+    job = load_job(arguments.job)
     nodes = sum(len(g.nodes) for g in (*job.train.values(), *job.evaluate.values()))
     print(
         f"{arguments.job}: {len(job.train_labels)} training and {len(job.test_labels)} test images, {len(job.layers)} "
@@ -177,13 +195,9 @@ def check_command(arguments: argparse.Namespace) -> int:
 
 
 def token_command(arguments: argparse.Namespace) -> int:
-    """``fractrain board token``: 0 on success, 2 if the file is there already."""
+    """``fractrain board token``: refused if the file is there already."""
     from host.devices.remote import write_token
 
-    try:
-        write_token(arguments.file)
-    except OSError as e:
-        print(f"fractrain board token: {e}; choose another file", file=sys.stderr)
-        return 2
+    write_token(arguments.file)
     print(f"token in {arguments.file}; copy it to the other side and keep it secret (mode 600)")
     return 0

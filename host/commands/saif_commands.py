@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
+
+from hw.commands import options
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """``fractrain saif``: 0 on success, 2 if the layer cannot run or nothing can be simulated or written."""
-    from host.devices.device import DeviceError
+    """``fractrain saif``."""
     from host.measure.saif import fitting_layer, record
-    from hw.design import DesignError, load_design
-    from hw.generate import GenerateError
-    from hw.networks import Bits, network
+    from hw.console import Progress
+    from hw.design import load_design
+    from hw.networks import network
 
-    try:
-        design, bits = load_design(arguments.design), Bits.parse(arguments.bits)
-        shape = fitting_layer(design, network(arguments.model), bits, arguments.layer)
+    design, bits = load_design(arguments.design), arguments.bits
+    shape = fitting_layer(design, network(arguments.model), bits, arguments.layer)
+    with Progress(f"switching activity of {shape.name} on {design.name}"):
         done = record(design, shape, bits, arguments.out, arguments.images, arguments.seed)
-    except (DesignError, GenerateError, DeviceError, OSError, ValueError) as e:
-        print(f"fractrain saif: {e}", file=sys.stderr)
-        return 2
     if arguments.json:
         print(json.dumps(asdict(done) | {"bits": str(bits), "file": str(arguments.out)}, indent=2))
     else:
@@ -35,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add ``saif`` to the command line."""
     parser = subparsers.add_parser(
         "saif",
@@ -44,11 +41,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "toggles, as SAIF. The first build of a design takes minutes.",
     )
     parser.add_argument("--design", default="sim-small", help="name in configs/designs, or a TOML file")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="SAIF file to write")
-    parser.add_argument("--model", default="resnet38", help="network of the layer (default: %(default)s)")
+    parser.add_argument("--out", type=options.output_file, required=True, metavar="FILE", help="SAIF file to write")
+    parser.add_argument("--model", default="resnet38", help="network of the layer")
     parser.add_argument("--layer", help="its name (default: the first of stride 1 that the design takes in one piece)")
-    parser.add_argument("--bits", default="8,8,8", metavar="W,A,G", help="(default: %(default)s)")
-    parser.add_argument("--images", type=int, default=2, help="virtual images to run (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the codes (default: %(default)s)")
+    parser.add_argument("--bits", type=options.fabric_bits, default="8/8/8", metavar="W/A/G", help="widths")
+    parser.add_argument("--images", type=options.positive, default=2, help="virtual images to run")
+    parser.add_argument("--seed", type=options.whole, default=0, help="of the codes")
     parser.add_argument("--json", action="store_true", help="machine-readable summary")
     parser.set_defaults(run=run)

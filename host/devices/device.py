@@ -185,7 +185,7 @@ def check(result: Result, context: str = "") -> Result:
     return result
 
 
-_KINDS = {
+KINDS = {
     "reference": ("host.devices.reference", "ReferenceDevice"),
     "hls": ("host.devices.hls", "HlsDevice"),
     "rtl": ("host.devices.rtl", "RtlDevice"),
@@ -199,8 +199,8 @@ def open_device(kind: str, design: Design, **options: Any) -> Device:
     Raises:
         ValueError: unknown kind.
     """
-    if kind not in _KINDS:
-        raise ValueError(f"no device kind {kind!r}; use one of {', '.join(_KINDS)}")
-    module, name = _KINDS[kind]
+    if kind not in KINDS:
+        raise ValueError(f"no device kind {kind!r}; use one of {', '.join(KINDS)}")
+    module, name = KINDS[kind]
     factory: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return cast(Device, factory(design, **options))

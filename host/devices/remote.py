@@ -63,21 +63,25 @@ class RemoteError(DeviceError):
     """The connection or the other side failed; the message says which."""
 
 
+class TokenError(RemoteError, ValueError):
+    """A token that cannot be used; it is what the user gave, no failure of a connection."""
+
+
 def read_token(path: Path) -> bytes:
     """The shared token from a file that only its owner may read.
 
     Raises:
-        RemoteError: no such file, too short a token, or a file that others may read.
+        TokenError: no such file, too short a token, or a file that others may read.
     """
     try:
         status = path.stat()
         token = path.read_text(encoding="utf-8").strip().encode()
     except (OSError, UnicodeDecodeError) as e:
-        raise RemoteError(f"token file {path} cannot be read ({e}); make one with: fractrain board token {path}") from e
+        raise TokenError(f"token file {path} cannot be read ({e}); make one with: fractrain board token {path}") from e
     if status.st_mode & 0o077:
-        raise RemoteError(f"token file {path} may be read by others; run: chmod 600 {path}")
+        raise TokenError(f"token file {path} may be read by others; run: chmod 600 {path}")
     if len(token) < MIN_TOKEN:
-        raise RemoteError(f"the token in {path} has {len(token)} characters, fewer than {MIN_TOKEN}; make another one")
+        raise TokenError(f"the token in {path} has {len(token)} characters, fewer than {MIN_TOKEN}; make another one")
     return token
 
 
@@ -304,7 +308,10 @@ class Server:
             raise RemoteError("the greeting is not one")
         nonces = payload + secrets.token_bytes(32)
         channel.send(_HELLO, nonces[32:] + _proof(self._token, b"server", nonces))
-        kind, payload = channel.receive(GREETING_TIMEOUT)
+        try:
+            kind, payload = channel.receive(GREETING_TIMEOUT)
+        except RemoteError as e:  # a client with another token leaves as soon as it sees this server's proof
+            raise RemoteError(f"refused: the client did not prove that it has the same token ({e})") from e
         if kind != _PROOF or not hmac.compare_digest(payload, _proof(self._token, b"client", nonces)):
             raise RemoteError("refused: the client has another token")
         channel.secure(self._token, nonces, server=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
-from hw.design import DesignError, load_design
+from hw.commands import options
+from hw.design import load_design
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add ``bitstream`` to the command line."""
     parser = subparsers.add_parser(
         "bitstream",
@@ -18,16 +19,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Build a bitstream: HLS or RTL packaging, block design, implementation, reports, overlay package.",
     )
     parser.add_argument(
-        "--design", default="zc706", help="name in configs/designs, or a TOML file (default: %(default)s)"
+        "--design", default="zc706", help="name in configs/designs, or a TOML file"
     )
     parser.add_argument(
-        "--flow", choices=("rtl", "hls"), default="rtl", help="where the fabric comes from (default: %(default)s)"
+        "--flow", choices=("rtl", "hls"), default="rtl", help="where the fabric comes from"
     )
-    parser.add_argument("--build", type=Path, help="build folder (default: build/bitstream-DESIGN-FLOW)")
-    parser.add_argument("--out", type=Path, help="folder of the overlay package (default: build/overlay-DESIGN-FLOW)")
-    parser.add_argument("--jobs", type=int, default=2, help="parallel runs of Vivado (default: %(default)s)")
-    parser.add_argument("--scripts-only", action="store_true", help="write sources and scripts, run no tool")
-    parser.add_argument(
+    parser.add_argument("--build", type=options.output_folder, help="build folder (default: build/bitstream-DESIGN-FLOW)")
+    parser.add_argument("--out", type=options.output_folder, help="folder of the overlay package (default: build/overlay-DESIGN-FLOW)")
+    parser.add_argument("--jobs", type=options.positive, default=2, help="parallel runs of Vivado")
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument("--scripts-only", action="store_true", help="write sources and scripts, run no tool")
+    steps.add_argument(
         "--collect-only", action="store_true", help="collect from a build folder that has run elsewhere"
     )
     parser.add_argument("--accept-timing", action="store_true", help="collect a result that misses timing")
@@ -35,28 +37,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """``fractrain bitstream``: 0 on success, 2 on anything that stops it."""
-    from hw.tools.vivado import BitstreamError, build, collect, render_scripts, write_scripts
+    """``fractrain bitstream``."""
+    from hw.tools.vivado import build, collect, render_scripts, write_scripts
 
-    try:
-        if arguments.scripts_only and arguments.collect_only:
-            raise ValueError("--scripts-only and --collect-only exclude each other")
-        design = load_design(arguments.design)
-        folder = arguments.build or Path("build") / f"bitstream-{design.name}-{arguments.flow}"
-        out = arguments.out or Path("build") / f"overlay-{design.name}-{arguments.flow}"
-        if arguments.scripts_only:
-            files = render_scripts(design, arguments.flow, arguments.jobs)
-            write_scripts(files, folder)
-            first = "cd hls and run HLS, unpack export.zip to ip/fabric_hls, then " if arguments.flow == "hls" else ""
-            print(f"{len(files)} files in {folder}; there, {first}vivado -mode batch -source build.tcl")
-            return 0
-        tools = {} if arguments.collect_only else build(design, arguments.flow, folder, arguments.jobs)
-        summary = collect(
-            design, arguments.flow, folder / "out", out, accept_timing=arguments.accept_timing, tools=tools
-        )
-    except (DesignError, BitstreamError, ValueError, OSError) as e:
-        print(f"fractrain bitstream: {e}", file=sys.stderr)
-        return 2
+    design = load_design(arguments.design)
+    folder = arguments.build or Path("build") / f"bitstream-{design.name}-{arguments.flow}"
+    out = arguments.out or Path("build") / f"overlay-{design.name}-{arguments.flow}"
+    if arguments.scripts_only:
+        files = render_scripts(design, arguments.flow, arguments.jobs)
+        write_scripts(files, folder)
+        first = "cd hls and run HLS, unpack export.zip to ip/fabric_hls, then " if arguments.flow == "hls" else ""
+        print(f"{len(files)} files in {folder}; there, {first}vivado -mode batch -source build.tcl")
+        return 0
+    tools = {} if arguments.collect_only else build(design, arguments.flow, folder, arguments.jobs)
+    summary = collect(design, arguments.flow, folder / "out", out, accept_timing=arguments.accept_timing, tools=tools)
     report = summary["report"]
     used = {k: f"{v['used']:g}/{v['available']:g}" for k, v in report["utilization"].items()}
     print(

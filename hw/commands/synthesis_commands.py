@@ -6,11 +6,10 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from hw.design import ROOT, DesignError, load_design
-from hw.generate import GenerateError, generate
+from hw.commands import options
+from hw.design import ROOT, load_design
 
 
 def table(data: dict[str, Any]) -> str:
@@ -44,43 +43,30 @@ def table(data: dict[str, Any]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """``fractrain synth``: 0 if the design fits its part, 1 if not or Yosys fails, 2 on an impossible request."""
+    """``fractrain synth``: 0 if the design fits its part, 1 if not."""
+    from hw.generate import generate
     from hw.tools import yosys
 
-    try:
-        design = load_design(arguments.design)
-        if arguments.accumulators:
-            design = replace(design, accumulators=arguments.accumulators)
-        folder = generate(design, arguments.out or ROOT / "build" / design.name)
-    except (DesignError, GenerateError) as e:
-        print(f"fractrain synth: {e}", file=sys.stderr)
-        return 2
-    pieces = yosys.pieces(design)
-    if arguments.module:
-        pieces = [p for p in pieces if p.name == arguments.module]
-        if not pieces:
-            known = ", ".join(p.name for p in yosys.pieces(design))
-            print(f"fractrain synth: no module {arguments.module!r}; name one of {known}", file=sys.stderr)
-            return 2
-    try:
-        results = []
-        for piece in pieces:
-            print(f"synthesising {piece.name} ...", file=sys.stderr, flush=True)
-            results.append(yosys.synthesize(piece, folder, seconds=arguments.seconds))
-        flat = None
-        if arguments.flatten:
-            print("synthesising the whole, flattened ...", file=sys.stderr, flush=True)
-            flat = yosys.synthesize(yosys.whole(design), folder, seconds=arguments.seconds)
-        data = yosys.report(design, results, flat)
-        if arguments.accumulators:
-            data["command"] += f" --accumulators {arguments.accumulators}"
-    except yosys.SynthesisError as e:
-        print(f"fractrain synth: {e}", file=sys.stderr)
-        return 1
+    design = load_design(arguments.design)
+    if arguments.accumulators:
+        design = replace(design, accumulators=arguments.accumulators)
+    pieces = yosys.chosen_pieces(design, arguments.module)
+    folder = generate(design, arguments.out or ROOT / "build" / design.name)
+    results, flat = [], None
+    for piece in pieces:
+        print(f"synthesising {piece.name} ...", file=sys.stderr, flush=True)
+        results.append(yosys.synthesize(piece, folder, seconds=arguments.seconds))
+    if arguments.flatten:
+        print("synthesising the whole, flattened ...", file=sys.stderr, flush=True)
+        flat = yosys.synthesize(yosys.whole(design), folder, seconds=arguments.seconds)
+    data = yosys.report(design, results, flat)
+    if arguments.accumulators:
+        data["command"] += f" --accumulators {arguments.accumulators}"
     if arguments.module:  # no claim about the whole from a part of it
         data = {k: v for k, v in data.items() if k in ("design", "part", "tool", "accumulators", "modules")}
     text = json.dumps(data, indent=1)
     if arguments.save:
+        arguments.save.parent.mkdir(parents=True, exist_ok=True)
         arguments.save.write_text(text + "\n", encoding="utf-8")
     print(text if arguments.json else table(data))
     return 0 if data.get("fits", True) else 1
@@ -93,7 +79,9 @@ def figure(arguments: argparse.Namespace) -> int:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.results]
+    from hw.tools.yosys import read_report
+
+    reports = [read_report(path) for path in arguments.results]
     groups = {
         "dot products": ("dot_product_unit",),
         "operand sums": ("operand_sum_unit", "dot_product_array"),
@@ -126,25 +114,27 @@ def figure(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add ``synth`` and ``area`` to the command line."""
     parser = subparsers.add_parser("synth", help="area of a design by module, from Yosys")
     parser.add_argument("--design", default="sim-small", help="name in configs/designs, or a TOML file")
-    parser.add_argument("--tool", choices=("yosys",), default="yosys")
+    parser.add_argument("--tool", choices=("yosys",), default="yosys", help="who synthesises")
     parser.add_argument("--module", help="one module only")
     parser.add_argument("--accumulators", choices=("dsp", "lut"), help="other accumulators than the design says")
     parser.add_argument("--flatten", action="store_true", help="also synthesise the whole as one module (long)")
-    parser.add_argument("--seconds", type=float, default=3600, help="most time for one module (default: 3600)")
+    parser.add_argument("--seconds", type=options.number, default=3600.0, help="most time for one module")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--save", type=Path, help="also write the JSON to this file")
-    parser.add_argument("--out", type=Path, help="folder for the generated design (default: build/DESIGN)")
+    parser.add_argument("--save", type=options.output_file, help="also write the JSON to this file")
+    parser.add_argument("--out", type=options.output_folder, help="folder for the generated design (default: build/DESIGN)")
     parser.set_defaults(run=run)
     parser = subparsers.add_parser("area", help="figure of saved synthesis results")
     measurements = ROOT / "docs" / "measurements"
     parser.add_argument(
-        "results", nargs="*", type=Path,
+        "results", nargs="*", type=options.input_file,
         default=[measurements / "synth-pynq-z2.json", measurements / "synth-zc706.json"],
         help="results of fractrain synth --save",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=measurements / "area.svg")
+    parser.add_argument(
+        "--out", type=options.picture_file, default=measurements / "area.svg", help="picture to write (SVG or PNG)"
+    )
     parser.set_defaults(run=figure)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from operator import index
@@ -97,8 +97,11 @@ def mixture_for(target: float, options: Sequence[Bits]) -> Mixture:
     Raises:
         ValueError: no options, or a target that is not positive.
     """
-    if not options or target <= 0:
-        raise ValueError(f"a cp target of {target} % over {len(options)} options has no mixture; give both")
+    if not options or not 0 < target <= 100:
+        raise ValueError(
+            f"a cp target of {target} % over {len(options)} options has no mixture; give a percentage of full precision "
+            "above 0, up to 100, and options"
+        )
     ordered = sorted(options, key=cp_percent)
     for low, high in pairwise(ordered):
         a, b = cp_percent(low), cp_percent(high)
@@ -161,6 +164,7 @@ class Schedule:
         uncounted: layers that the ``paper`` count leaves out.
         trained: what has been trained, where the schedule is the record of a run.
         gate_macs: multiply-accumulates per sample and product of gates, which the ``full`` count takes in float32.
+        notes: where the schedule is not quite what was asked for, and why.
 
     Raises:
         ValueError: some stages tell how they ran, and others do not; a negative number of multiply-accumulates.
@@ -173,6 +177,7 @@ class Schedule:
     uncounted: frozenset[str] = frozenset()
     trained: Trained | None = None
     gate_macs: int = 0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.gate_macs < 0:
@@ -250,6 +255,19 @@ def static(bits: Bits, epochs: float) -> Schedule:
     return Schedule(str(bits), (Stage(epochs, ((1.0, bits),)),))
 
 
+def _unreached(targets: Iterable[float], options: Sequence[Bits]) -> tuple[str, ...]:
+    """What to say of targets that no mixture of the options meets."""
+    costs = [cp_percent(bits) for bits in options]
+    beyond = [target for target in targets if not min(costs) <= target <= max(costs)]
+    if not beyond:
+        return ()
+    named = ", ".join(f"{target:g}" for target in beyond)
+    return (
+        f"cp targets {named} % are outside what the gates' options cost, {min(costs):.3g} to {max(costs):.3g} %; the nearest "
+        "option is taken, as in training",
+    )
+
+
 def parse_schedule(
     text: str,
     epochs: float,
@@ -259,7 +277,7 @@ def parse_schedule(
 ) -> Schedule:
     """A schedule in the paper's notation.
 
-    ``FW-8/BW-16`` and ``w,a,g`` are static, ``FW(3,4,6,8)/BW(6,6,8,8)`` is PFQ with one stage per pair, and
+    ``FW-8/BW-16`` and ``w/a/g`` are static, ``FW(3,4,6,8)/BW(6,6,8,8)`` is PFQ with one stage per pair, and
     ``cp=1.5/2/2.5/3`` gives gates one target after the other (a single target is DFQ).
 
     Args:
@@ -274,25 +292,28 @@ def parse_schedule(
     """
     key = re.sub(r"\s", "", text).lower()
     mixtures: list[Mixture]
+    notes: tuple[str, ...] = ()
     if match := re.fullmatch(r"fw[-(]?([\d,]+)\)?/bw[-(]?([\d,]+)\)?", key):
         forward, backward = ([int(n) for n in part.split(",")] for part in match.groups())
         if len(forward) != len(backward):
             raise ValueError(f"schedule {text!r} has {len(forward)} forward and {len(backward)} backward stages")
         mixtures = [((1.0, Bits(fw, fw, bw)),) for fw, bw in zip(forward, backward, strict=True)]
-    elif match := re.fullmatch(r"cp=([\d./]+)", key):
-        mixtures = [mixture_for(float(target), options) for target in match[1].split("/")]
-    elif re.fullmatch(r"\d+,\d+,\d+", key):
+    elif match := re.fullmatch(r"cp=((?:\d+\.?\d*|\.\d+)(?:/(?:\d+\.?\d*|\.\d+))*)", key):
+        targets = [float(target) for target in match[1].split("/")]
+        mixtures = [mixture_for(target, options) for target in targets]
+        notes = _unreached(targets, options)
+    elif re.fullmatch(r"\d+([,/]\d+){2,3}", key):
         mixtures = [((1.0, Bits.parse(key)),)]
     else:
         raise ValueError(
             f"schedule {text!r} is unknown, nor is there such a folder; write FW-8/BW-8, FW(3,4,6,8)/BW(6,6,8,8), "
-            "cp=1.5/2/3, w,a,g or the folder of a run"
+            "cp=1.5/2/3, w/a/g or the folder of a run"
         )
     spans = list(lengths) if lengths is not None else stage_epochs(len(mixtures), epochs, early)
     if len(spans) != len(mixtures):
         raise ValueError(f"schedule {text!r} has {len(mixtures)} stages, but {len(spans)} lengths are given")
     stages = tuple(Stage(span, mixture) for span, mixture in zip(spans, mixtures, strict=True))
-    return Schedule(text, stages, gated=key.startswith("cp"))
+    return Schedule(text, stages, gated=key.startswith("cp"), notes=notes)
 
 
 RECORD = "schedule.json"  #: in the folder of a run: what it really used

@@ -354,6 +354,78 @@ def best(points: Sequence[Point]) -> Point:
     return min(points, key=lambda p: (p.seconds, p.lut, p.bram36, p.energy_j))
 
 
+@dataclass(frozen=True)
+class Found:
+    """Result of a search with one memory: every point, fastest first, and the files that hold it."""
+
+    title: str
+    memory: str
+    points: Sequence[Point]
+    files: Sequence[Path]
+
+    @property
+    def best(self) -> Point:
+        """The fastest point."""
+        return best(self.points)
+
+    @property
+    def front(self) -> list[Point]:
+        """Points that no other one beats in everything."""
+        return pareto(self.points)
+
+    @property
+    def committed(self) -> list[Point]:
+        """Points of the designs in ``configs/designs``."""
+        names = {design.name for design in committed(self.points[0].design.part)}
+        return [p for p in self.points if p.design.name in names]
+
+    def summary(self) -> dict[str, Any]:
+        """The result as plain data; units are in the keys."""
+        chosen = self.best
+        return {
+            "title": self.title,
+            "memory": self.memory,
+            "points": len(self.points),
+            "front": len(self.front),
+            "best": chosen.design.name,
+            "fabrics": chosen.fabrics,
+            "seconds_per_sample": chosen.seconds,
+            "energy_estimate_j": chosen.energy_j,
+            "percent": {kind: chosen.percent(kind) for kind in ("lut", "ff", "bram36", "dsp")},
+            "full_step_estimate_s": chosen.steps,
+            "committed": {p.design.name: p.seconds for p in self.committed},
+        }
+
+
+def search(
+    request: Request, memories: Sequence[str], schedule: str, folder: Path | None = None, jobs: int = 1,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Iterator[Found]:  # fmt: skip
+    """Searches with one memory after the other; with several, each has its own folder below ``folder``.
+
+    Args:
+        request: what is optimised; its memory is passed over.
+        memories: some of ``hw.cost.fabric.MEMORIES``.
+        schedule: its name, for titles.
+        folder, jobs, progress: see :func:`explore`.
+
+    Raises:
+        ExploreError: see :func:`explore`.
+        ValueError: a memory is named twice, or the part's board does not have it: before the first search.
+    """
+    if len(set(memories)) != len(memories):
+        raise ValueError(f"memory {', '.join(memories)}: name each once")
+    for memory in memories:
+        bandwidth(request.part, memory)
+    for memory in memories:
+        own = folder / memory if folder and len(memories) > 1 else folder
+        points = explore(replace(request, memory=memory), own, jobs, progress)
+        title = f"{request.model}, {schedule}, batch {request.batch}, {request.part}, memory {memory}"
+        if memory != "ps":
+            title += " (unverified)"
+        yield Found(title, memory, points, write_results(points, own, title) if own else [])
+
+
 # -- results --------------------------------------------------------------------------------------------------------
 
 

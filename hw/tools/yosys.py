@@ -358,6 +358,19 @@ def synthesize(
     return done
 
 
+def chosen_pieces(design: Design, module: str | None = None) -> list[Piece]:
+    """The pieces of a design, or the one of that name.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    every = pieces(design)
+    found = [piece for piece in every if module in (None, piece.name)]
+    if not found:
+        raise ValueError(f"no module {module!r}; name one of {', '.join(piece.name for piece in every)}")
+    return found
+
+
 def whole(design: Design) -> Piece:
     """The whole fabric as one flattened piece."""
     return Piece(f"{design.name} flattened", "fabric")
@@ -410,6 +423,28 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
             "seconds": flat.seconds,
             "peak_mib": flat.peak_mib,
         }
+    return data
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report that ``fractrain synth --save`` wrote of a whole design.
+
+    Raises:
+        ValueError: the file is something else, or the report of a single module.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"design", "part", "binary_macs", "part_has", "modules"} - data.keys()
+        for row in data.get("modules", ()):
+            missing |= {"module", "all"} - row.keys()
+            missing |= {kind for kind in Area().as_dict() if not isinstance(row.get("all", {}).get(kind), int | float)}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is no result of fractrain synth --save ({error}); make it again") from error
+    if missing:
+        raise ValueError(
+            f"{path} is no result of fractrain synth --save for a whole design: it lacks {', '.join(sorted(missing))}; "
+            "make it again, without --module"
+        )
     return data
 
 

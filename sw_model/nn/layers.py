@@ -88,7 +88,10 @@ class Precision:
         return min(self.widths) < 32
 
     def __str__(self) -> str:
-        return "/".join(str(b) for b in (self.weight, self.activation, self.grad)) if self.quantized else "fp32"
+        widths = [self.weight, self.activation, self.grad]
+        if self.weight_grad not in (None, self.grad):
+            widths.append(self.weight_grad or 0)
+        return "/".join(map(str, widths)) if self.quantized else "fp32"
 
 
 FULL = Precision(0, 0, 0)
@@ -464,6 +467,17 @@ def _statquant_gradients(
     return _fast_gradients(call, kept, weight, gq, last_gq, need)
 
 
+def _check_counts(layer: str, *, least: int = 1, **counts: object) -> None:
+    """Refuses arguments of a layer that are no counts, such as the strings and pairs that PyTorch's own layers take."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"{layer}: {name} = {value!r} is not possible; give a whole number of at least {least}, the same for both axes"
+                if name in ("kernel_size", "stride", "padding")
+                else f"{layer}: {name} = {value!r} is not possible; give a whole number of at least {least}"
+            )
+
+
 class QConv2d(QLayer):
     """Two-dimensional convolution without bias, square stride and zero padding; dense or depthwise.
 
@@ -479,6 +493,11 @@ class QConv2d(QLayer):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, groups: int = 1
     ) -> None:
+        _check_counts(
+            "QConv2d", in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride,
+            groups=groups,
+        )  # fmt: skip
+        _check_counts("QConv2d", least=0, padding=padding)
         if groups != 1 and not groups == in_channels == out_channels:
             raise ValueError(
                 f"groups={groups} with {in_channels} -> {out_channels} channels: use 1 (dense) or one group per channel"
@@ -512,6 +531,7 @@ class QLinear(QLayer):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        _check_counts("QLinear", in_features=in_features, out_features=out_features)
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         bound = 1 / math.sqrt(in_features)

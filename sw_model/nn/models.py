@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hw.networks import spelled
 from sw_model.nn.layers import QConv2d, QLinear
 from sw_model.nn.normalisation import normalise
 from sw_model.quantize.methods import RangeBatchNorm2d
@@ -357,12 +358,12 @@ def build_model(
 
 
 def _build(name: str, classes: int, image: tuple[int, int, int], width: int, options: dict[str, bool]) -> nn.Module:
-    kind, _, number = name.partition("-")
+    kind, _, number = spelled(name).partition("-")
     if kind == "resnet" and number.isdecimal():
         if int(number) in IMAGENET_LAYOUT:
             return ImageNetResNet(int(number), classes, **options)
         return CifarResNet(int(number), classes, image[0], width, **options)
-    if name == "mobilenetv2":
+    if kind == "mobilenetv2":
         if image[0] != 3:
             raise ValueError(f"mobilenetv2 takes images of 3 channels, not {image[0]}; use resnet-8, -14, -20, ...")
         return CifarMobileNetV2(classes, **options)

@@ -250,8 +250,9 @@ def show(study: Study, runs: Runs, seeds: Sequence[int], as_json: bool) -> None:
     if as_json:
         print(json.dumps(report(study, runs, seeds)))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from hw.console import console
 
     def text(value: Estimate | None, digits: int, sign: str = "") -> str:
         return "" if value is None else f"{value.mean:{sign}.{digits}f} ± {value.half:.{digits}f}"
@@ -262,4 +263,4 @@ def show(study: Study, runs: Runs, seeds: Sequence[int], as_json: bool) -> None:
         table.add_row(
             name, text(o.accuracy, 2), text(o.loss, 4), text(o.accuracy_gain, 2, "+"), text(o.loss_gain, 4, "+")
         )
-    Console().print(table)
+    console().print(table)

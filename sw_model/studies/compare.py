@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from sw_model.train.metrics import METRICS, Metric
 
@@ -26,6 +33,7 @@ class FinishedRun:
         cc: cost as published, in float32 MACs; cc_full: of every product as it ran.
         epochs, tested: epochs with an evaluation and their scores.
         spent: cost as published, accumulated, at those epochs.
+        settings: epochs trained, and what it was trained on, as far as the folder says.
     """
 
     name: str
@@ -36,6 +44,7 @@ class FinishedRun:
     epochs: tuple[int, ...]
     tested: tuple[float, ...]
     spent: tuple[float, ...]
+    settings: Mapping[str, Any]
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -44,17 +53,26 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         ComparisonError: the folder lacks one of them, or the run has no score or has not finished.
     """
+    if not folder.is_dir():
+        raise ComparisonError(f"{folder} is no folder; name that of a run (its --out)")
     for name in ("metrics.csv", "result.json"):
         if not (folder / name).is_file():
             raise ComparisonError(
                 f"{folder} has no {name}: it is no finished run; finish it with train --resume {folder}"
             )
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = _read_result(folder / "result.json")
     metric = METRICS[result["metric"]]
     column, factor = f"test_{metric.name}", 100 if metric.percent else 1
-    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(column)]
-    if not result.get("finished") or not rows:
+    try:
+        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            every = list(csv.DictReader(file))
+        rows = [row for row in every if row.get(column)]
+        epochs = tuple(int(row["epoch"]) for row in rows)
+        tested = tuple(factor * float(row[column]) for row in rows)
+        spent = tuple(float(row["cc"]) for row in rows)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ComparisonError(f"{folder / 'metrics.csv'} is damaged ({error!r}); restore it, or train again") from error
+    if not result["finished"] or not rows:
         raise ComparisonError(f"{folder} holds a run without an end or a score; finish it with train --resume {folder}")
     return FinishedRun(
         folder.name,
@@ -62,10 +80,57 @@ def read_run(folder: Path) -> FinishedRun:
         factor * float(result["test_score"]),
         float(result["cc"]),
         float(result["cc_full"]),
-        tuple(int(row["epoch"]) for row in rows),
-        tuple(factor * float(row[column]) for row in rows),
-        tuple(float(row["cc"]) for row in rows),
+        epochs,
+        tested,
+        spent,
+        {"epochs": len(every), **_read_settings(folder / "config.toml")},
     )
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    """What :class:`sw_model.train.loop.Result` left, as far as a comparison needs it."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ComparisonError(f"{path} is damaged ({error}); restore it, or train again") from error
+    if not isinstance(result, dict):
+        raise ComparisonError(f"{path} holds {type(result).__name__}, not the result of a training; restore it")
+    wanted = {"metric": str, "test_score": int | float, "cc": int | float, "cc_full": int | float, "finished": bool}
+    wrong = [key for key, kind in wanted.items() if not isinstance(result.get(key), kind)]
+    if result.get("test_score", 0) is None and not result.get("finished"):
+        wrong = [key for key in wrong if key != "test_score"]
+    if wrong or result["metric"] not in METRICS:
+        raise ComparisonError(
+            f"{path} is not the result of a training: {', '.join(wrong or ['metric'])} missing or of another kind; restore "
+            "it, or train again"
+        )
+    return result
+
+
+#: settings that two runs must share for their scores to be comparable: what they were trained and tested on
+DATA = ("data", "subset", "train_limit", "test_limit")
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a run that say on what it was trained; none where the run has no settings (a board's)."""
+    if not path.is_file():
+        return {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: values[name] for name in DATA if name in values}
+
+
+def differences(runs: Sequence[FinishedRun]) -> list[str]:
+    """Why scores of runs should not be compared: they were not trained as long, or on the same data."""
+    found = []
+    for name in ("epochs", *DATA):
+        values = {run.name: run.settings[name] for run in runs if name in run.settings}
+        if len(set(values.values())) > 1:
+            told = ", ".join(f"{run} {value!r}" for run, value in values.items())
+            found.append(f"runs differ in {name}: {told}")
+    return found
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:

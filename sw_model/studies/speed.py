@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,7 @@ def bench_quantizers(
     seed: int = 1,
     batches: int = 0,
     draws: int = 8,
+    doing: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Bias and variance of PTQ, PSQ and BHQ on the gradients of a network in the midst of training.
 
@@ -249,6 +250,7 @@ def bench_quantizers(
     Args:
         batches: on how many batches the variance of the weight gradients is decomposed, see :func:`decompose`; 0: none.
         draws: roundings of each of these batches.
+        doing: called with what is done now, for people.
 
     Returns:
         per width: total variance of each quantizer over all layers, their ratios, the theory's bounds for PTQ and PSQ,
@@ -264,6 +266,7 @@ def bench_quantizers(
     run = attach(model, Run(seed=seed))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     step, epoch = 0, 0
+    doing(f"{warmup_steps} training steps")
     while step < warmup_steps:
         for x, y in data.train_batches(batch, seed, epoch):
             optimizer.zero_grad(set_to_none=True)
@@ -279,6 +282,7 @@ def bench_quantizers(
     report: dict[str, Any] = {"model": f"resnet-{depth}", "warmup_steps": warmup_steps, "rounds": rounds, "bits": {}}
     report |= {"batch": batch, "batches": len(drawn), "draws": draws}
     for width_bits in bits:
+        doing(f"{rounds} roundings at {width_bits} bits")
         layers: dict[str, dict[str, float]] = {}
         bias: dict[str, list[float]] = {name: [] for name in QUANTIZERS}
         bounds = {"ptq": 0.0, "psq": 0.0}
@@ -312,6 +316,7 @@ def bench_quantizers(
             rows = report["bits"][width_bits]["decomposition"] = {}
             for name in QUANTIZERS:
                 run.gradient = name
+                doing(f"decomposition of {name} at {width_bits} bits")
                 rows[name] = decompose(model, run, drawn, draws, width_bits)
     return report
 
@@ -321,8 +326,9 @@ def print_training(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(report))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from hw.console import console
 
     title = f"{report['model']}, batch {report['batch']}, {report['threads']} threads"
     table = Table("variant", "images/s", "time / fp32", "peak memory MB", "memory / fp32", title=title)
@@ -335,7 +341,7 @@ def print_training(report: dict[str, Any], as_json: bool) -> None:
             f"{row['peak_memory_mb']:.0f}",
             f"{row['memory_ratio']:.2f}",
         )
-    Console().print(table)
+    console().print(table)
 
 
 def print_quantizers(report: dict[str, Any], as_json: bool) -> None:
@@ -343,8 +349,9 @@ def print_quantizers(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(report))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from hw.console import console
 
     title = f"gradient variance, {report['model']} after {report['warmup_steps']} steps"
     table = Table("bits", "PTQ", "PSQ / PTQ", "BHQ / PSQ", "bias ratio PTQ, PSQ, BHQ (1 = unbiased)", title=title)
@@ -353,7 +360,7 @@ def print_quantizers(report: dict[str, Any], as_json: bool) -> None:
         table.add_row(
             str(width), f"{row['variance']['ptq']:.3g}", f"{row['psq_to_ptq']:.3f}", f"{row['bhq_to_psq']:.3f}", bias
         )
-    Console().print(table)
+    console().print(table)
     if not report["batches"]:
         return
 
@@ -369,4 +376,4 @@ def print_quantizers(report: dict[str, Any], as_json: bool) -> None:
         for name, part in row["decomposition"].items():
             shown = [interval(part[key]) for key in ("all", "sum", "ratio", "bias")]
             parts.add_row(str(width), name.upper(), *shown, f"{part['qat']:.3g}", interval(part["total_ratio"]))
-    Console().print(parts)
+    console().print(parts)

@@ -185,7 +185,7 @@ def _widths(row: dict[str, Any]) -> dict[str, int]:
     """Bits of an epoch by operand, 32 for float32; none where gates choose them."""
     if row["bits"] == "gated":
         return {}
-    bits = (0, 0, 0) if row["bits"] == "fp32" else map(int, row["bits"].split("/"))
+    bits = (0, 0, 0) if row["bits"] == "fp32" else tuple(map(int, row["bits"].split("/")))[:3]
     return {name: width or 32 for name, width in zip(("weight", "activation", "gradient"), bits, strict=True)}
 
 

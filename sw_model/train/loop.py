@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from host.operands import Engine
+from hw.console import Progress
 from sw_model.data.image_folders import FolderSet
 from sw_model.data.images import ImageSet
 from sw_model.data.text import TokenSet
@@ -112,41 +113,6 @@ class Result:
         if self.metric != "accuracy" or score is None:
             raise ValueError(f"no accuracy: the metric is {self.metric}, the score {score}")
         return score
-
-
-class _Progress:
-    """A live progress bar on the terminal, or nothing."""
-
-    def __init__(self, active: bool, total: int) -> None:
-        self._bar = None
-        if active:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            self._task = self._bar.add_task("training", total=total, note="")
-
-    def __enter__(self) -> _Progress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def at(self, step: int, note: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, note=note)
-
-    def line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
 
 
 def _check_engine(config: TrainConfig) -> None:
@@ -446,7 +412,7 @@ def train(
     tester = engine if evaluation_engine == "same" else evaluation_engine
     stopped = False
     state.model.train()
-    with _Progress(progress, state.steps) as bar, EventLog(folder.path, state.global_step) as events:
+    with Progress("training", state.steps, active=progress, stderr=False) as bar, EventLog(folder.path, state.global_step) as events:
         while state.epoch < config.epochs and not stopped:
             epoch_started = time.monotonic()
             # A run resumed at the end of an epoch is tested at the precision of the step before.

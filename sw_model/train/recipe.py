@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from hw.networks import spelled
 from sw_model.data.images import SUBSETS
 from sw_model.nn.gates import DEFECTS as GATE_DEFECTS
 from sw_model.nn.layers import DEFECTS, Precision, keeps
@@ -150,6 +151,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
+        object.__setattr__(self, "model", spelled(self.model))
         for name in ("epochs", "batch", "eval_every", "width", "context", "cycles", "window", "norm_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")

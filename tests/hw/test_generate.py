@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -11,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import hw.generate as generator
+from fractrain import main
 from hw import contract
-from hw.commands.generate_commands import register
 from hw.design import Design, DesignError, load_design
 from hw.generate import GenerateError, context, generate, render
 
@@ -24,10 +23,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
-    arguments = parser.parse_args(["generate", *words])
-    return int(arguments.run(arguments))
+    """Exit status of ``fractrain`` with these words."""
+    return main(["generate", *words])
 
 
 @pytest.mark.parametrize("design", DESIGNS, ids=lambda d: d.name)

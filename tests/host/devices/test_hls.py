@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Iterator
@@ -15,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hw.tools.compile
-from host.commands import csim_commands
-from host.commands.csim_commands import cases_of, simulate
+from fractrain import main
 from host.devices.device import DeviceError, Result, split_streams
 from host.devices.hls import HlsDevice, build_hls
 from host.devices.library import LibraryDevice, result_bound
 from host.devices.reference import ReferenceDevice
 from host.program.builder import ALL_TAPS, ProgramBuilder
 from host.program.packing import pack_floats
+from host.verify import csim
+from host.verify.csim import cases_of, simulate
 from host.verify.stimuli import ALL_POINTS, precision_sweep
 from hw.contract import (
     FUNCTIONAL_COUNTERS,
@@ -549,15 +549,13 @@ BREAKS = {
 def test_breaking_one_operator_fails_the_simulation(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = broken_files(*BREAKS[what])
     # -O1 builds quicker
-    monkeypatch.setattr(csim_commands, "fast_flags", lambda: ("-O1",))
+    monkeypatch.setattr(csim, "fast_flags", lambda: ("-O1",))
     assert simulate(SMALL, tmp_path, "native", files=files)["mismatches"] > 0
 
 
 def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    csim_commands.register(parser.add_subparsers())
-    arguments = parser.parse_args(["csim", *words])
-    return int(arguments.run(arguments))
+    """Exit status of ``fractrain`` with these words."""
+    return main(["csim", *words])
 
 
 def test_command_line_and_exit_code(
@@ -572,7 +570,7 @@ def test_command_line_and_exit_code(
 
     broken = hls_files(SMALL)
     broken["fabric.cpp"] = broken["fabric.cpp"].replace("sums[r][oc] *= 2", "sums[r][oc] *= 1")
-    monkeypatch.setattr(csim_commands, "fast_flags", lambda: ("-O1",))
+    monkeypatch.setattr(csim, "fast_flags", lambda: ("-O1",))
     monkeypatch.setattr(hw.tools.compile, "hls_files", lambda design: broken)
     assert command("--path", "native", "--out", str(tmp_path)) == 1
     assert "expected" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import socket
 import struct
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.commands import board_commands
+from fractrain import main
 from host.devices.device import DEFAULT_TIMEOUT, DeviceError, Result
 from host.devices.reference import ReferenceDevice
 from host.devices.remote import RemoteDevice, RemoteError, Server, parse_address, read_token, write_token
@@ -214,12 +213,8 @@ def test_addresses_and_token_files(tmp_path: Path) -> None:
 
 
 def test_the_command_refuses_before_it_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    board_commands.register(parser.add_subparsers())
-
     def command(*words: str) -> int:
-        arguments = parser.parse_args(["board", *words])
-        return int(arguments.run(arguments))
+        return main(["board", *words])
 
     token = tmp_path / "token"
     assert command("token", str(token)) == 0

@@ -1,13 +1,12 @@
 """Switching activity: what is refused, what the reader notices, and a recording of the RTL."""
 
-import argparse
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from host.commands.saif_commands import register
+from fractrain import main
 from host.measure.saif import SaifError, fitting_layer, read_saif, record
 from hw.design import load_design
 from hw.networks import Bits, network
@@ -19,10 +18,8 @@ NET = r"(INSTANCE TOP (NET (a\[0\] (T0 5) (T1 15) (TZ 0) (TX 0) (TB 0) (TC 3))))
 
 
 def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
-    arguments = parser.parse_args(words)
-    return int(arguments.run(arguments))
+    """Exit status of ``fractrain`` with these words."""
+    return main([*words])
 
 
 def test_the_first_layer_that_fits() -> None:

@@ -191,5 +191,5 @@ def test_errors_name_the_cause() -> None:
         training_costs(network("resnet8"), Bits(8, 8, 8), products=["backward"])
     with pytest.raises(ValueError, match="batch of 0"):
         training_costs(network("resnet8"), Bits(8, 8, 8), batch=0)
-    with pytest.raises(ValueError, match="w,a,g"):
+    with pytest.raises(ValueError, match="w/a/g"):
         Bits.parse("8,8")

@@ -1,6 +1,5 @@
 """Search for a design: what fits, what is on the front, and that a run goes on where it stopped."""
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import hw.cost.explore as room
-from hw.commands.explore_commands import register
+from fractrain import main
 from hw.cost.count import parse_schedule
 from hw.cost.explore import (
     POINTS,
@@ -44,10 +43,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Request:
 
 
 def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
-    arguments = parser.parse_args(words)
-    return int(arguments.run(arguments))
+    """Exit status of ``fractrain`` with these words."""
+    return main([*words])
 
 
 # -- the request ----------------------------------------------------------------------------------------------------

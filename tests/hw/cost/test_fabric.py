@@ -1,6 +1,5 @@
 """Designs as training machines: against the measured network, by hand on single layers, and through the commands."""
 
-import argparse
 import json
 import random
 from dataclasses import replace
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hw.commands.cost_commands import register
+from fractrain import main
 from hw.cost.fabric import (
     MEMORY,
     FabricMachine,
@@ -39,10 +38,8 @@ def machine(design: Design) -> FabricMachine:
 
 
 def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
-    arguments = parser.parse_args(words)
-    return int(arguments.run(arguments))
+    """Exit status of ``fractrain`` with these words."""
+    return main([*words])
 
 
 # -- products -------------------------------------------------------------------------------------------------------

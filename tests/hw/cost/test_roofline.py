@@ -1,6 +1,5 @@
 """Memories, the roofline and where the time goes: against the cost model, by hand on single layers, and as a command."""
 
-import argparse
 import csv
 import json
 from dataclasses import replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hw.commands.cost_commands import register
+from fractrain import main
 from hw.cost.count import load_schedule, static
 from hw.cost.count import mean_work as layer_work
 from hw.cost.explore import Request, evaluate, explore, mean_work
@@ -22,10 +21,8 @@ BITS = Bits(4, 3, 6)
 
 
 def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
-    arguments = parser.parse_args(words)
-    return int(arguments.run(arguments))
+    """Exit status of ``fractrain`` with these words."""
+    return main([*words])
 
 
 # -- memories -------------------------------------------------------------------------------------------------------
@@ -167,7 +164,7 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--bits", "4,3,32"), "at most 16 bits"),
         (("--bits", "4,3,6", "4,3,6"), "once"),
-        (("--bits", "4,3"), "not w,a,g"),
+        (("--bits", "4,3"), "not w/a/g"),
         (("--bits", "4,3,6", "--design", "cc"), "name one of our designs"),
         (("--bits", "4,3,6", "--design", "pynq-z2", "--memory", "ps+pl"), "has no DDR beside"),
     ],
@@ -271,7 +268,7 @@ def test_a_run_brings_its_network_samples_and_batch(run: Path, capsys: pytest.Ca
     [
         (("--model", "mobilenetv2"), "mobilenetv2 does not have"),
         (("--model", "resnet-20", "--epochs", "3"), "states its own epochs"),
-        (("--batch", "0"), "batch of 0"),
+        (("--batch", "0"), "--batch"),
     ],
 )
 def test_impossible_costs_of_a_run(

@@ -105,5 +105,5 @@ def test_command_prints_what_the_model_says(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("arguments", [["--batch", "0"], ["--bits", "8/8"], ["--design", "nonsense"]])
 def test_command_refuses_bad_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert fractrain.main(["bench", "kernel", *arguments]) == 1
+    assert fractrain.main(["bench", "kernel", *arguments]) == 2
     assert arguments[-1] in capsys.readouterr().err

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import host.commands.cosim_commands
+import host.verify.cosim
 from fractrain import main
-from host.commands.cosim_commands import cosimulate
 from host.devices.rtl import rtl_sources
+from host.verify.cosim import cosimulate
 from hw.design import load_design
 from hw.generate import generate
 
@@ -43,7 +43,7 @@ def test_command_prints_the_figures_and_fails_on_disagreement(
     report: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(**change: Any) -> int:
-        monkeypatch.setattr(host.commands.cosim_commands, "cosimulate", lambda *_: {**report, **change})
+        monkeypatch.setattr(host.verify.cosim, "cosimulate", lambda *_, **__: {**report, **change})
         return main(["cosim"])
 
     assert answer() == 0
@@ -59,14 +59,14 @@ def test_command_prints_the_figures_and_fails_on_disagreement(
 
 def test_no_programs_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cosim", "--programs", "0"]) == 2
-    assert "--programs 0" in capsys.readouterr().err
+    assert "--programs" in capsys.readouterr().err
 
 
 def test_missing_cocotb_is_named_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "cocotb_tools.runner", None)
-    assert main(["cosim", "--programs", "1"]) == 2
+    assert main(["cosim", "--programs", "1"]) == 1
     error = capsys.readouterr().err
     assert "cocotb_tools" in error and "pip install -e '.[dev]'" in error
 

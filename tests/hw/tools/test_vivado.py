@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hw.commands import bitstream_commands
+from fractrain import main
 from hw.design import ROOT, load_design
 from hw.generate import generate
 from hw.tools.vivado import (
@@ -188,16 +187,14 @@ def test_a_missing_tool_is_named_with_the_versions_that_work(
     assert vivado_version("vivado v2024.1 (64-bit)\n") == "2024.1"
     assert vivado_version("") is None
     if shutil.which("vivado") is None:
-        assert command("--design", "zc706", "--build", str(tmp_path / "b")) == 2
+        assert command("--design", "zc706", "--build", str(tmp_path / "b")) == 1
         assert "vivado is not on the PATH" in capsys.readouterr().err
         assert not (tmp_path / "b").exists()
 
 
 def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    bitstream_commands.register(parser.add_subparsers())
-    arguments = parser.parse_args(["bitstream", *words])
-    return int(arguments.run(arguments))
+    """Exit status of ``fractrain`` with these words."""
+    return main(["bitstream", *words])
 
 
 @needs_tcl
@@ -231,7 +228,7 @@ def test_the_whole_command_with_stubbed_tools(
     assert command(*words, "--collect-only") == 0  # replaces the package
     (tmp_path / "b" / "block_design.tcl").unlink()
     (tools / "vivado").write_text("#!/bin/sh\necho 'ERROR: [Place 30-640] does not fit'\nexit 1\n")
-    assert command(*words) == 2
+    assert command(*words) == 1
     assert "[Place 30-640] does not fit" in capsys.readouterr().err
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fractrain import main
 from sw_model.studies import accuracy
 from sw_model.studies.accuracy import Estimate, Outcome, Runs, Study, Trained, compare, run, show
 from sw_model.train.recipe import ConfigError, TrainConfig
@@ -37,13 +37,7 @@ def collected(ended: Iterable[tuple[str, int, Trained]]) -> Runs:
 
 
 def command(*options: str) -> int:
-    from sw_model.commands.training_commands import register_bench
-
-    parser = argparse.ArgumentParser()
-    register_bench(parser.add_subparsers())
-    arguments = parser.parse_args(["accuracy", *options])
-    status: int = arguments.run(arguments)
-    return status
+    return main(["bench", "accuracy", *options])
 
 
 def test_a_study_is_saved_continued_and_repeated_in_part(
@@ -126,4 +120,4 @@ def test_senseless_studies_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         with pytest.raises(ConfigError, match="'DFQ' is none of the variants"):
             next(run(**{"study": study, "seeds": [1, 2], **wrong}))
     assert command("methods", "--seeds", "1") == 2
-    assert "two seeds" in capsys.readouterr().err
+    assert "--seeds" in capsys.readouterr().err

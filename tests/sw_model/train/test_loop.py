@@ -252,16 +252,8 @@ def test_command_line_imports_no_torch_until_it_trains() -> None:
 
 
 def command(*words: str) -> int:
-    """Exit status of ``fractrain train`` in this process."""
-    import argparse
-
-    from sw_model.commands.training_commands import register
-
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
-    arguments = parser.parse_args(["train", *words])
-    status: int = arguments.run(arguments)
-    return status
+    """Exit status of ``fractrain`` with these words."""
+    return main(["train", *words])
 
 
 def test_command_line_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,7 +276,7 @@ def test_command_line_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_reference_device_trains_to_the_same_bits_as_software(tmp_path: Path) -> None:
-    from sw_model.commands.training_commands import open_engine
+    from sw_model.train.engines import open_engine
 
     config = replace(SMALL, width=8, epochs=2, train_limit=24, batch=12, test_limit=8, quantize_head=True)
     for device in ("software", "reference"):

@@ -1,0 +1,137 @@
+"""Command line of the software model's measurements: ``fractrain bench train``, ``quantizers`` and ``accuracy``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hw.commands import options
+
+STUDIES = ("statquant", "methods", "defects")
+
+
+def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
+    """Adds the software model's measurements to ``fractrain bench``."""
+    speed = kinds.add_parser("train", help="time and memory of static and gated training against float32")
+    speed.add_argument("--depth", type=options.positive, default=38, help="of the CIFAR ResNet")
+    speed.add_argument("--batch", type=options.positive, default=32, help="images per step")
+    speed.add_argument("--threads", type=options.threads, default=2, help="CPU threads")
+    speed.add_argument("--rounds", type=options.positive, default=8, help="alternations")
+    speed.add_argument("--json", action="store_true", help="print JSON")
+    speed.add_argument("--save", type=options.output_file, help="also write the JSON to this file")
+    speed.set_defaults(run=run_bench_train)
+    noise = kinds.add_parser("quantizers", help="bias and variance of PTQ, PSQ and BHQ on real gradients")
+    noise.add_argument("--data", default="digits", help="'digits' or a path")
+    noise.add_argument("--rounds", type=options.several, default=50, help="roundings per gradient")
+    noise.add_argument("--steps", type=options.whole, default=60, help="training steps before measuring")
+    noise.add_argument("--bits", type=options.width, nargs="+", default=[4, 5, 6, 8], help="of the gradients")
+    noise.add_argument(
+        "--batches", type=options.whole, default=0, help="decompose the variance of the weight gradients on so many batches"
+    )
+    noise.add_argument("--draws", type=options.several, default=8, help="roundings of each of them")
+    noise.add_argument("--json", action="store_true", help="print JSON")
+    noise.add_argument("--save", type=options.output_file, help="also write the JSON to this file")
+    noise.set_defaults(run=run_bench_quantizers)
+    accuracy = kinds.add_parser(
+        "accuracy", help="what a choice does to accuracy and loss: trainings over several seeds"
+    )
+    accuracy.add_argument(
+        "study",
+        choices=STUDIES,
+        help="statquant: gradient quantizers PTQ, PSQ, BHQ; methods: DoReFa, WAGEUBN, MXINT and Range BN beside SBM; "
+        "defects: details of the published code that mode 'fixed' repairs",
+    )
+    accuracy.add_argument("--seeds", type=options.several, default=8, help="trainings of each variant")
+    accuracy.add_argument("--bits", type=options.width, default=5, help="statquant: of the gradients")
+    accuracy.add_argument("--only", nargs="+", metavar="VARIANT", default=[], help="train these variants only")
+    accuracy.add_argument(
+        "--save",
+        type=options.output_file,
+        help="also write the JSON to this file, after every training; trainings that it holds are not repeated",
+    )
+    accuracy.add_argument("--again", action="store_true", help="repeat trainings that the file of --save holds")
+    accuracy.add_argument("--jobs", type=options.positive, default=1, help="trainings at a time")
+    accuracy.add_argument("--threads", type=options.threads, default=1, help="CPU threads of each")
+    accuracy.add_argument("--json", action="store_true", help="print JSON")
+    accuracy.set_defaults(run=run_bench_accuracy, after_interrupt=_after_interrupt)
+
+
+def run_bench_train(arguments: argparse.Namespace) -> int:
+    """``fractrain bench train``."""
+    from hw.console import Progress
+    from sw_model.studies.speed import bench_training, print_training
+
+    with Progress(f"bench train of resnet-{arguments.depth}"):
+        report = bench_training(arguments.depth, arguments.batch, arguments.threads, arguments.rounds)
+    print_training(report, arguments.json)
+    _save(report, arguments.save)
+    return 0
+
+
+def _save(report: dict[str, Any], path: Path | None) -> None:
+    from sw_model.train.folder import write_atomically
+
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(report, indent=1) + "\n"
+        write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def run_bench_quantizers(arguments: argparse.Namespace) -> int:
+    """``fractrain bench quantizers``."""
+    from hw.console import Progress
+    from sw_model.data.images import load_data
+    from sw_model.studies.speed import bench_quantizers, print_quantizers
+
+    with Progress("bench quantizers") as progress:
+        report = bench_quantizers(
+            load_data(arguments.data),
+            rounds=arguments.rounds,
+            warmup_steps=arguments.steps,
+            bits=arguments.bits,
+            batches=arguments.batches,
+            draws=arguments.draws,
+            doing=progress.doing,
+        )
+    print_quantizers(report, arguments.json)
+    _save(report, arguments.save)
+    return 0
+
+
+def run_bench_accuracy(arguments: argparse.Namespace) -> int:
+    """``fractrain bench accuracy``: progress goes to stderr."""
+    import torch
+
+    from hw.console import Progress
+    from sw_model.studies import accuracy
+
+    torch.set_num_threads(arguments.threads)
+    seeds = list(range(1, arguments.seeds + 1))
+    known = {
+        "statquant": lambda: accuracy.statquant(arguments.bits),
+        "methods": accuracy.methods,
+        "defects": accuracy.defects,
+    }
+    study = known[arguments.study]()
+    runs = accuracy.read_report(arguments.save, study) if arguments.save else {}
+    accuracy.compare(study, {}, seeds)  # refuses too few seeds before anything is trained
+    trainings = accuracy.run(
+        study, seeds, only=arguments.only, finished={} if arguments.again else runs, jobs=arguments.jobs,
+        threads=arguments.threads,
+    )  # fmt: skip
+    with Progress(f"bench accuracy {arguments.study}: trainings") as progress:
+        for name, seed, trained in trainings:
+            progress.at(progress.done + 1)
+            progress.line(f"seed {seed}  {name}: accuracy {trained.accuracy:.2f} %, loss {trained.loss:.4f}")
+            runs.setdefault(name, {})[seed] = trained
+            _save(accuracy.report(study, runs, seeds), arguments.save)
+    accuracy.show(study, runs, seeds, arguments.json)
+    return 0
+
+
+def _after_interrupt(arguments: argparse.Namespace) -> str:
+    if arguments.save is None:
+        return "nothing is kept without --save"
+    return f"the same command goes on after the trainings that {arguments.save} holds"
