@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -51,6 +52,10 @@ class DesignError(ValueError):
     """An impossible design; the message names the value and the remedy."""
 
 
+#: what a name may be: it becomes part of paths, Tcl scripts, SystemVerilog comments and a Python package
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
 @dataclass(frozen=True)
 class Design:
     """Parameters of one accelerator.
@@ -90,6 +95,11 @@ class Design:
         def refuse(what: str, remedy: str) -> None:
             raise DesignError(f"design {self.name!r}: {what}; {remedy}")
 
+        if not _NAME.fullmatch(self.name) or ".." in self.name:
+            refuse(
+                "its name would have to be quoted in file names, scripts and sources",
+                "use up to 64 of the characters A-Z a-z 0-9 _ . - with no dot or dash in front and no two dots in a row",
+            )
         if self.part not in PARTS:
             refuse(f"unknown part {self.part!r}", f"known parts: {', '.join(PARTS)}")
         if self.channels not in (8, 16):
@@ -187,9 +197,11 @@ def load_design(name_or_path: str | Path) -> Design:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
         raise DesignError(f"no design {str(name_or_path)!r}; name one of {known}, or a TOML file")
     try:
-        data = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as e:
-        raise DesignError(f"{path.name} is not TOML: {e}") from e
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise DesignError(f"{path.name} is not TOML in UTF-8: {e}; copy one of {folder} and change its values") from e
+    except OSError as e:
+        raise DesignError(f"{path} cannot be read: {e.strerror or e}; name another file") from e
     known_keys = {f.name: f for f in fields(Design)}
     data.setdefault("name", path.stem)
     if unknown := sorted(set(data) - set(known_keys)):

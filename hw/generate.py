@@ -164,6 +164,12 @@ def render(design: Design) -> dict[str, str]:
         if (name := f"rtl/{path.relative_to(RTL_SOURCES).as_posix()}") in files:
             raise GenerateError(f"{path.name} exists both as a source and as a template in hw/rtl; remove one")
         files[name] = path.read_text(encoding="utf-8")
+    for source, target in ((HLS_TEMPLATES, "hls"), (RTL_SOURCES, "rtl"), (DOC_TEMPLATES, "docs")):
+        if not any(name.startswith(f"{target}/") for name in files):
+            raise GenerateError(
+                f"there are no templates in {source}, so nothing of {target}/ can be made; install the package with its "
+                "data, or run from a checkout"
+            )
     return dict(sorted(files.items()))
 
 

@@ -272,7 +272,7 @@ class PowerSensor:
     @staticmethod
     def _label(path: Path) -> str:
         label = path.with_name(path.name.replace("_input", "_label"))
-        return label.read_text().strip() if label.is_file() else path.name.replace("curr", "in")
+        return label.read_text(encoding="utf-8").strip() if label.is_file() else path.name.replace("curr", "in")
 
     @property
     def present(self) -> bool:
@@ -282,8 +282,10 @@ class PowerSensor:
     def watts(self) -> float | None:
         """Sum over all rails now, or None without a readable sensor."""
         try:
-            total = sum(int(p.read_text()) * 1e-6 for p in self._power)
-            total += sum(int(v.read_text()) * int(a.read_text()) * 1e-6 for v, a in self._pairs)
+            total = sum(int(p.read_text(encoding="utf-8")) * 1e-6 for p in self._power)
+            total += sum(
+                int(v.read_text(encoding="utf-8")) * int(a.read_text(encoding="utf-8")) * 1e-6 for v, a in self._pairs
+            )
         except (OSError, ValueError):
             return None
         return total if self.present else None

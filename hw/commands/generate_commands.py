@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hw.design import load_design
 def run(arguments: argparse.Namespace) -> int:
     """``fractrain generate``."""
     from hw.generate import MANIFEST, generate
+    from hw.model.resources import beyond_part
 
     design = load_design(arguments.design)
     out = generate(design, arguments.out or Path("build") / design.name)
@@ -22,6 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
         f"{design.name}: {len(summary['files'])} files in {out}, {design.binary_macs} binary MAC per cycle on "
         f"{design.part}, design hash {summary['design_hash']}"
     )
+    if excess := beyond_part(design):
+        print(
+            f"fractrain generate: by the area model the fabric alone takes {excess} of {design.part}: it can be simulated, "
+            'not built for this part; choose fewer channels, accumulators = "lut" or a larger part to build it',
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from hw import contract
-from hw.design import BEAT_BITS, Design, memory_blocks
+from hw.design import BEAT_BITS, PARTS, Design, memory_blocks
 from hw.tools.yosys import QUANTIZERS, Area
 
 
@@ -142,3 +142,10 @@ def resources_by_module(design: Design) -> dict[str, Area]:
 def resources(design: Design) -> Area:
     """Area of a whole design, modules apart as in the synthesis by pieces."""
     return sum(resources_by_module(design).values(), Area())
+
+
+def beyond_part(design: Design) -> str:
+    """What of its part a design exceeds by itself, such as "110 % of the DSP"; empty if nothing."""
+    part, area = PARTS[design.part], resources(design).as_dict()
+    shares = {name: 100 * value / getattr(part, name) for name, value in area.items()}
+    return " and ".join(f"{share:.0f} % of the {name.upper()}" for name, share in shares.items() if share > 100)

@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -41,23 +42,31 @@ class CompileError(RuntimeError):
     """C++ could not be compiled, or a bench not be run; the message holds the cause."""
 
 
-def compiler() -> str:
-    """Path of g++.
+def compiler() -> tuple[str, ...]:
+    """The C++ compiler as the first words of a command: what the variable ``CXX`` says, or g++.
+
+    ``CXX`` is read as a shell reads it, so that it may hold a wrapper or options, such as ``ccache g++``.
 
     Raises:
-        CompileError: there is none.
+        CompileError: there is none, or ``CXX`` is no command.
     """
-    found = shutil.which("g++")
+    wanted = os.environ.get("CXX", "").strip() or "g++"
+    try:
+        program, *rest = shlex.split(wanted)
+    except ValueError as e:
+        raise CompileError(f"CXX = {wanted!r} is no command ({e}); set it to a C++ compiler or unset it") from e
+    found = shutil.which(program)
     if found is None:
-        raise CompileError("g++ is missing; C simulation needs a C++17 compiler: install g++ 9 or later")
-    return found
+        remedy = "install g++ 9 or later" if program == "g++" else "set CXX to a C++17 compiler or unset it"
+        raise CompileError(f"the C++ compiler {program} is missing; {remedy}")
+    return (found, *rest)
 
 
 @functools.cache
-def _machine(gxx: str) -> str:
+def _machine(command: tuple[str, ...]) -> str:
     """What -march=native means here, so that a library is not run on a lesser processor."""
-    version = subprocess.run([gxx, "--version"], capture_output=True, text=True).stdout
-    options = subprocess.run([gxx, "-march=native", "-Q", "--help=target"], capture_output=True, text=True).stdout
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    options = subprocess.run([*command, "-march=native", "-Q", "--help=target"], capture_output=True, text=True).stdout
     return platform.machine() + version + options
 
 
@@ -101,9 +110,9 @@ def build(files: dict[str, str], sources: Sequence[str], flags: Sequence[str], n
     Raises:
         CompileError: no compiler, or it refuses the code (its messages are included).
     """
-    gxx = compiler()
+    cxx = compiler()
     used = {key: text for key, text in files.items() if key in sources or key.endswith(".h")}
-    digest = hashlib.sha256(repr((_machine(gxx), list(sources), list(flags), shared)).encode())
+    digest = hashlib.sha256(repr((_machine(cxx), list(sources), list(flags), shared)).encode())
     digest.update(repr(sorted(used.items())).encode())
     result = CACHE / f"{name}-{digest.hexdigest()[:16]}{'.so' if shared else ''}"
     if result.exists():
@@ -113,12 +122,12 @@ def build(files: dict[str, str], sources: Sequence[str], flags: Sequence[str], n
         for key, text in used.items():
             (Path(work) / key).write_text(text, encoding="utf-8")
         kind = ["-fPIC", "-shared"] if shared else []
-        command = [gxx, *BASE_FLAGS, *flags, *kind, *sources, "-o", "result"]
+        command = [*cxx, *BASE_FLAGS, *flags, *kind, *sources, "-o", "result"]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.splitlines()
             errors = [line for line in lines if "error" in line][:20] or lines[-20:]
-            raise CompileError(f"g++ could not build {name}:\n" + "\n".join(errors))
+            raise CompileError(f"{' '.join(cxx)} could not build {name}:\n" + "\n".join(errors))
         os.replace(Path(work) / "result", result)
     return result
 

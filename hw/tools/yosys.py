@@ -277,7 +277,7 @@ def _work(job: dict[str, Any]) -> None:
     run(f"synth_xilinx -family xc7 -flatten -noiopad -noclkbuf -top {job['top']}")
     run(f"tee -q -o {job['result']} stat -json")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    Path(job["result"] + ".peak").write_text(str(peak))
+    Path(job["result"] + ".peak").write_text(str(peak), encoding="utf-8")
 
 
 def synthesize(
@@ -298,7 +298,7 @@ def synthesize(
     sources = synthesis_sources(folder)
     kept = cache / f"synth-{piece.name}-{cache_key(piece, folder)}.json" if cache else None
     if kept and kept.exists():
-        return Synthesis(**json.loads(kept.read_text()))
+        return Synthesis(**json.loads(kept.read_text(encoding="utf-8")))
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as work:
@@ -310,9 +310,11 @@ def synthesize(
         for source in sources:
             if source.stem in dict(piece.boxes):
                 text, boxes[source.stem] = _box(source.read_text(encoding="utf-8"))
-                source = Path(work) / source.name
-                source.write_text(text, encoding="utf-8")
-            read.append(source)
+            else:
+                text = source.read_text(encoding="utf-8")
+            # copied, because a blank ends a name in Yosys' commands
+            read.append(Path(work) / source.name)
+            read[-1].write_text(text, encoding="utf-8")
         job = {
             "top": piece.module,
             "generics": piece.generics,
@@ -322,7 +324,7 @@ def synthesize(
             "result": str(result),
         }
         log = Path(work) / "log"
-        with log.open("w") as stream:
+        with log.open("w", encoding="utf-8") as stream:
             command = [sys.executable, "-m", "hw.tools.yosys", json.dumps(job)]
             process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
             try:
@@ -333,11 +335,13 @@ def synthesize(
                 process.kill()  # also when this process is told to stop: Yosys must not live on alone
                 process.wait()
         if process.returncode or not result.exists():
-            lines = log.read_text(errors="replace").splitlines()
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             errors = [line for line in lines if "ERROR" in line or "error:" in line][:5] or lines[-3:]
             raise SynthesisError(f"Yosys failed on {piece.name}: " + "; ".join(errors))
-        modules = {name.removeprefix("\\"): m for name, m in json.loads(result.read_text())["modules"].items()}
-        peak = int(Path(f"{result}.peak").read_text())
+        modules = {
+            name.removeprefix("\\"): m for name, m in json.loads(result.read_text(encoding="utf-8"))["modules"].items()
+        }
+        peak = int(Path(f"{result}.peak").read_text(encoding="utf-8"))
     cells: dict[str, int] = {}
     found: Counter[str] = Counter()
     wanted = dict(piece.boxes)
@@ -354,7 +358,7 @@ def synthesize(
     done.area()
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(asdict(done)))
+        kept.write_text(json.dumps(asdict(done)), encoding="utf-8")
     return done
 
 

@@ -11,11 +11,11 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from host.operands import Grid
+from hw.tools.compile import CompileError, compiler
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 # No flag here may change a rounding: contraction would fuse a product with a sum.
@@ -45,9 +46,10 @@ def library() -> Any:
     """The compiled kernels, or None if they cannot be had (a warning says why)."""
     if os.environ.get("FRACTRAIN_FUSED") == "0":
         return None
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        warnings.warn("no C++ compiler found: quantizers run in PyTorch, several times slower", stacklevel=2)
+    try:
+        command = compiler()
+    except CompileError as error:
+        warnings.warn(f"{error}; quantizers run in PyTorch, several times slower", stacklevel=2)
         return None
     tag = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, _THREADING, platform.machine())).encode()).hexdigest()
     try:
@@ -55,7 +57,7 @@ def library() -> Any:
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"fused-{tag[:16]}.so"
         if not target.exists():
-            _compile(compiler, target)
+            _compile(command, target)
         kernels = ctypes.CDLL(str(target))
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", "") or error
@@ -101,13 +103,13 @@ def library() -> Any:
     return kernels
 
 
-def _compile(compiler: str, target: Path) -> None:
+def _compile(command: Sequence[str], target: Path) -> None:
     handle, scratch = tempfile.mkstemp(dir=target.parent, suffix=".so")
     os.close(handle)
     try:
         for threading_flags in _THREADING:
-            command = [compiler, *_FLAGS, *threading_flags, "-o", scratch, str(_SOURCE)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            words = [*command, *_FLAGS, *threading_flags, "-o", scratch, str(_SOURCE)]
+            done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode == 0:
                 os.replace(scratch, target)
                 return

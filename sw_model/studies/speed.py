@@ -77,7 +77,7 @@ def _high_water() -> float:
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage: its maximum survives exec, so a child would report its parent's.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
     import resource
 

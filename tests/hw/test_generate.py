@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,3 +156,71 @@ def test_impossible_designs_are_refused_with_a_remedy(change: str, remedy: str, 
     path.write_text(re.sub(rf"^{key} = .*$", change, text, flags=re.MULTILINE))
     with pytest.raises(DesignError, match=re.escape(remedy)):
         load_design(path)
+
+
+GOOD_NAMES = ("a", "my-board_v2.1", "9", "_x", "A" * 64)
+BAD_NAMES = (
+    "",
+    "my board (v2)",
+    "../../evil",
+    "a/b",
+    ".hidden",
+    "-force",
+    "a..b",
+    "x$y",
+    "x;exit",
+    "[exit]",
+    "x{",
+    'q"',
+    "é",
+    "a\n",
+    "A" * 65,
+)
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_names_that_need_no_quotes(name: str) -> None:
+    assert replace(DESIGNS[0], name=name).name == name
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_other_names_are_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DesignError, match="use up to 64 of the characters"):
+        replace(DESIGNS[0], name=name)
+    text = (generator.ROOT / "configs" / "designs" / "sim-small.toml").read_text(encoding="utf-8")
+    path = tmp_path / "design.toml"
+    path.write_text(f"name = {json.dumps(name)}\n{text}", encoding="utf-8")
+    assert command("--design", str(path), "--out", str(tmp_path / "out")) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_design_is_read_as_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    text = (generator.ROOT / "configs" / "designs" / "sim-small.toml").read_text(encoding="utf-8")
+    path = tmp_path / "latin.toml"
+    path.write_bytes(f"# größer\n{text}".encode("latin-1"))
+    with pytest.raises(DesignError, match=r"latin\.toml is not TOML in UTF-8"):
+        load_design(path)
+    path.write_text(f"# größer\n{text}", encoding="utf-8")
+    code = f"from hw.design import load_design; print(load_design({str(path)!r}).name)"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=generator.ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "latin\n", done.stderr
+
+
+@pytest.mark.parametrize("room", ["HLS_TEMPLATES", "RTL_SOURCES", "DOC_TEMPLATES"])
+def test_an_empty_render_is_an_error(
+    room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generator, room, tmp_path / "none")
+    assert command("--out", str(tmp_path / "out")) == 1
+    assert "there are no templates in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_exceeds_the_part_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--design", "sim-small", "--out", str(tmp_path / "small")) == 0
+    assert re.search(r"takes 1\d\d % of the DSP of xc7z020", capsys.readouterr().err)
+    assert command("--design", "zc706", "--out", str(tmp_path / "large")) == 0
+    assert capsys.readouterr().err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from host.devices import rtl
 from host.devices.device import U64, DeviceError, Result
 from host.devices.reference import ReferenceDevice
 from host.devices.rtl import RtlDevice, rtl_sources
 from hw.contract import FUNCTIONAL_COUNTERS, Error
 from hw.design import Design, load_design
-from hw.generate import generate
+from hw.generate import generate, render
 from tests.support.malformed import Malformed, good_program, malformed_programs
 from tests.support.random_programs import random_program, random_programs
 
@@ -273,3 +275,26 @@ def test_nothing_is_found_in_unbroken_rtl(breakable: Breakable) -> None:
 def test_one_flipped_operator_is_found(breakable: Breakable, number: int) -> None:
     found = breakable.first_difference(number)
     assert found is not None, f"nothing tells {MUTANTS[number - 1]} from correct RTL"
+
+
+def test_a_build_below_a_folder_with_a_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "my fabric"
+    try:
+        rtl.verilator_environment()
+    except DeviceError as e:
+        pytest.skip(str(e))
+    # the ports alone: what is built does not matter, and builds in seconds
+    header = re.search(r"^module\b.*?^\);", render(SMALL)["rtl/fabric.sv"], re.MULTILINE | re.DOTALL)
+    assert header is not None
+    for name in ("fabric_pkg.sv", "engine_pkg.sv"):
+        (place / "rtl").mkdir(parents=True, exist_ok=True)
+        (place / "rtl" / name).write_text(render(SMALL)[f"rtl/{name}"], encoding="utf-8")
+    (place / "rtl" / "fabric.sv").write_text(f"{header[0]}\nendmodule\n", encoding="utf-8")
+    (place / "tool").symlink_to(rtl.verilator_root().parent)
+    (place / "sim").symlink_to(rtl.HARNESS.parent)
+    found = rtl.verilator_root().name
+    monkeypatch.setattr(rtl, "ROOT", place)
+    monkeypatch.setattr(rtl, "verilator_root", lambda: place / "tool" / found)
+    library = rtl.build_rtl(SMALL, rtl_sources(place), harness=place / "sim" / rtl.HARNESS.name)
+    assert library.is_relative_to(place) and library.is_file()
+    assert [p.name for p in library.parent.iterdir()] == [library.name]

@@ -98,7 +98,7 @@ def test_json_is_printed_and_saved_alike(
     command = ["bench", "engine", "--design", "sim-small", "--bits", "2/2/2", "1/1/1", "--output", "codes"]
     assert fractrain.main([*command, "--json", "--save", str(saved), "--figure", str(figure)]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads(saved.read_text())
+    assert printed == json.loads(saved.read_text(encoding="utf-8"))
     assert [run["bits"] for run in printed["runs"]] == ["2/2/2", "1/1/1"]
     assert figure.stat().st_size
     assert fractrain.main(command) == 0
@@ -173,7 +173,7 @@ MEASURED = sorted((ROOT / "docs" / "measurements").glob("engine-*.json"))
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_a_committed_measurement_is_of_the_present_rtl(path: Path) -> None:
     """Comments apart, the RTL and the design's parameters are those that were measured."""
-    data = json.loads(path.read_text())
+    data = json.loads(path.read_text(encoding="utf-8"))
     present = rtl_digest(load_design(data["design"]))
     assert data["rtl"] == present, f"the RTL is not the one measured in {path.name}; run: {data['command']}"
 
@@ -192,7 +192,7 @@ def test_the_digest_sees_code_and_parameters_but_no_comments(monkeypatch: pytest
 
 def measured(name: str) -> dict[tuple[str, str], Any]:
     """Runs of a committed measurement, by precision and output."""
-    data = json.loads((ROOT / "docs" / "measurements" / f"engine-{name}.json").read_text())
+    data = json.loads((ROOT / "docs" / "measurements" / f"engine-{name}.json").read_text(encoding="utf-8"))
     return {(run["bits"], run["output"]): run for run in data["runs"]}
 
 
@@ -215,14 +215,14 @@ def test_the_targets_are_met() -> None:
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_the_model_is_right_about_what_was_measured(path: Path) -> None:
-    for run in json.loads(path.read_text())["runs"]:
+    for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
         for row in run["rows"]:
             assert abs(row["predicted_total"] / row["measured_total"] - 1) <= 0.03, row
             assert row["busy"] + row["stall_drain"] + row["idle"] == pytest.approx(row["cycles"]), row
 
 
 def test_cycles_are_proportional_to_plane_pairs_as_measured() -> None:
-    pairs = json.loads((ROOT / "docs" / "measurements" / "engine-zc706.json").read_text())["proportionality"]
+    pairs = json.loads((ROOT / "docs" / "measurements" / "engine-zc706.json").read_text(encoding="utf-8"))["proportionality"]
     assert len(pairs) > 300
     for pair in pairs:
         assert abs(pair["deviation"]) <= 0.10 or not pair["compute_bound"], pair

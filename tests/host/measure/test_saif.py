@@ -43,6 +43,12 @@ def test_no_images_are_refused(tmp_path: Path) -> None:
         record(SMALL, shape, BITS, tmp_path / "a.saif", images=0)
 
 
+def test_a_folder_that_does_not_exist_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("saif", "--out", str(tmp_path / "nosuch" / "x.saif")) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "nosuch").exists()
+
+
 def test_reading(tmp_path: Path) -> None:
     file = tmp_path / "a.saif"
     file.write_text(f"// comment (\n{HEADER} {NET})\n")
