@@ -115,9 +115,7 @@ class Progress:
     def _report(self) -> None:
         while not self._over.wait(self._interval):
             self._interval = min(2 * self._interval, LONGEST)
-            steps = (
-                f" {self.done}/{self._total}" if self._total is not None else f" {self.done}" if self.done else ""
-            )
+            steps = f" {self.done}/{self._total}" if self._total is not None else f" {self.done}" if self.done else ""
             note = f", {self._note}" if self._note else ""
             self.line(f"{self._what}{steps}{note}, {time.monotonic() - self._started:.0f} s")
             sys.stdout.flush()

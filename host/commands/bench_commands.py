@@ -22,7 +22,11 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     engine.add_argument("--design", default="zc706", help="name in configs/designs, or a TOML file")
     engine.add_argument("--model", default="resnet38", help="network")
     engine.add_argument(
-        "--bits", type=options.fabric_bits, nargs="+", default=list(PRECISIONS), metavar="W/A/G",
+        "--bits",
+        type=options.fabric_bits,
+        nargs="+",
+        default=list(PRECISIONS),
+        metavar="W/A/G",
         help=f"precisions, baseline first (default: {' '.join(map(slashed, PRECISIONS))})",
     )
     programs = engine.add_mutually_exclusive_group()
@@ -36,7 +40,10 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     )
     engine.add_argument("--split", action="store_true", help="the two gradients as programs of their own")
     engine.add_argument(
-        "--batch", type=options.positive, default=128, help="images over which fixed costs are spread; --driver runs them all"
+        "--batch",
+        type=options.positive,
+        default=128,
+        help="images over which fixed costs are spread; --driver runs them all",
     )
     engine.add_argument("--figure", type=options.picture_file, help="draw the result into this file (SVG or PNG)")
     engine.add_argument("--json", action="store_true", help="print JSON")
@@ -48,7 +55,11 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     kernel.add_argument("--design", default="zc706", help="name in configs/designs, or a TOML file")
     kernel.add_argument("--model", default="resnet38", help="network")
     kernel.add_argument(
-        "--bits", type=options.fabric_bits, nargs="+", default=[Bits(8, 8, 8), Bits(4, 3, 6)], metavar="W/A/G",
+        "--bits",
+        type=options.fabric_bits,
+        nargs="+",
+        default=[Bits(8, 8, 8), Bits(4, 3, 6)],
+        metavar="W/A/G",
         help="precisions (default: 8/8/8 4/3/6)",
     )
     kernel.add_argument("--batch", type=options.positive, default=128, help="images over which fixed costs are spread")

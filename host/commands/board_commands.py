@@ -23,7 +23,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     _device_options(run)
     run.add_argument("--out", type=options.output_folder, help="run folder (default: runs/JOB)")
     run.add_argument("--resume", action="store_true", help="continue the run in the run folder")
-    run.add_argument("--stop-after", type=options.positive, metavar="STEPS", help="stop, with a checkpoint, after this many steps")
+    run.add_argument(
+        "--stop-after", type=options.positive, metavar="STEPS", help="stop, with a checkpoint, after this many steps"
+    )
     run.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
     run.set_defaults(run=run_job_command, after_interrupt=_after_interrupt)
 

@@ -56,6 +56,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         default=MAX_BITS,
         help=f"programs of the sweep; {MAX_BITS} cover every pair of precisions",
     )
-    parser.add_argument("--seed", type=options.whole, default=1, help="of programs, pauses, faults and power-up contents")
+    parser.add_argument(
+        "--seed", type=options.whole, default=1, help="of programs, pauses, faults and power-up contents"
+    )
     parser.add_argument("--json", action="store_true", help="print a machine-readable report")
     parser.set_defaults(run=run)

@@ -96,5 +96,3 @@ def simulate(
         "run_seconds": round(time.perf_counter() - built, 3),
         "log": result.log.splitlines()[:20],
     }
-
-

@@ -18,20 +18,18 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="build a bitstream with Vivado and collect it as a PYNQ overlay package",
         description="Build a bitstream: HLS or RTL packaging, block design, implementation, reports, overlay package.",
     )
+    parser.add_argument("--design", default="zc706", help="name in configs/designs, or a TOML file")
+    parser.add_argument("--flow", choices=("rtl", "hls"), default="rtl", help="where the fabric comes from")
     parser.add_argument(
-        "--design", default="zc706", help="name in configs/designs, or a TOML file"
+        "--build", type=options.output_folder, help="build folder (default: build/bitstream-DESIGN-FLOW)"
     )
     parser.add_argument(
-        "--flow", choices=("rtl", "hls"), default="rtl", help="where the fabric comes from"
+        "--out", type=options.output_folder, help="folder of the overlay package (default: build/overlay-DESIGN-FLOW)"
     )
-    parser.add_argument("--build", type=options.output_folder, help="build folder (default: build/bitstream-DESIGN-FLOW)")
-    parser.add_argument("--out", type=options.output_folder, help="folder of the overlay package (default: build/overlay-DESIGN-FLOW)")
     parser.add_argument("--jobs", type=options.positive, default=2, help="parallel runs of Vivado")
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--scripts-only", action="store_true", help="write sources and scripts, run no tool")
-    steps.add_argument(
-        "--collect-only", action="store_true", help="collect from a build folder that has run elsewhere"
-    )
+    steps.add_argument("--collect-only", action="store_true", help="collect from a build folder that has run elsewhere")
     parser.add_argument("--accept-timing", action="store_true", help="collect a result that misses timing")
     parser.set_defaults(run=run)
 

@@ -76,7 +76,9 @@ def whole(text: str) -> int:
 
 def several(text: str) -> int:
     """A count of at least 2: an interval needs two values."""
-    return _integer(text, 2, LARGEST, f"give a whole number of at least 2, at most {LARGEST}, since one value has no interval")
+    return _integer(
+        text, 2, LARGEST, f"give a whole number of at least 2, at most {LARGEST}, since one value has no interval"
+    )
 
 
 def width(text: str) -> int:

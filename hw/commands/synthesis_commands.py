@@ -125,7 +125,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--seconds", type=options.number, default=3600.0, help="most time for one module")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--save", type=options.output_file, help="also write the JSON to this file")
-    parser.add_argument("--out", type=options.output_folder, help="folder for the generated design (default: build/DESIGN)")
+    parser.add_argument(
+        "--out", type=options.output_folder, help="folder for the generated design (default: build/DESIGN)"
+    )
     parser.set_defaults(run=run)
     parser = subparsers.add_parser("area", help="figure of saved synthesis results")
     measurements = ROOT / "docs" / "measurements"

@@ -48,7 +48,16 @@ MAX_LUT, MAX_BRAM = 75.0, 80.0  #: percent of the part that leave room for routi
 OBJECTIVES = ("seconds", "lut", "bram36", "energy_j")
 POINTS = "points.jsonl"
 #: modules, below ``hw``, on which a point depends
-_MODELS = ("contract", "cost/explore", "cost/fabric", "design", "model/cycles", "model/resources", "model/workload", "networks")
+_MODELS = (
+    "contract",
+    "cost/explore",
+    "cost/fabric",
+    "design",
+    "model/cycles",
+    "model/resources",
+    "model/workload",
+    "networks",
+)
 
 Work = tuple[tuple[float, ConvShape, Bits], ...]
 

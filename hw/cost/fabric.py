@@ -20,9 +20,9 @@ host work (``Host``); nothing of the host overlaps the fabric, since a batch's s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from hw.contract import MAX_BITS, Flag, Opcode, OutputFormat
 from hw.cost.bitfusion import BITFUSION
@@ -36,6 +36,7 @@ from hw.networks import PRODUCTS, Bits, ConvShape
 BATCH = 128  #: samples per step unless said otherwise, the paper's CIFAR batch
 STREAMS = ("input", "output")  #: of a fabric: two that are read in lockstep, one that is written
 STEPS = ("plain", "recompute")  #: how batch normalisation gets its statistics, see ``training_step``
+COUNTED = 256  #: virtual images of a program that are counted packet by packet, see ``_repeated``
 _HALO = 2  #: columns or rows of a tile that its neighbours keep
 
 #: usable bandwidth of the processor's DDR in bytes/s, 75 % of the raw rate (3.2 of 4.26 GB/s on the ZC706): XC7Z045
@@ -327,6 +328,19 @@ def _program(design: Design, packets: Iterable[Packet], free: Collection[str] = 
     return _Work(cycles, prediction.compute, 8 * words(listed), 8 * prediction.store + 16)
 
 
+def _repeated(images: int, work: Callable[[int], _Work]) -> _Work:
+    """Counts of a program over ``images`` virtual images.
+
+    A program repeats itself image by image but for its begin and end, so beyond ``2 * COUNTED`` images its counts follow
+    the line through those of two shorter ones; counting every packet would take time that grows with the batch.
+    """
+    if images <= 2 * COUNTED:
+        return work(images)
+    short, long = work(COUNTED), work(2 * COUNTED)
+    more = (images - COUNTED) / COUNTED
+    return short.times(1 - more) + long.times(more)
+
+
 def _virtual(design: Design, shape: ConvShape, images: int) -> int:
     return -(-images // lower(design, shape).side)
 
@@ -340,10 +354,10 @@ def _alone(
     for count, part, whole in _parts(design, shape, bits, "forward" if statistics else product, codes):
         n = _virtual(design, part, images)
         if product == "forward" or statistics:  # partial sums leave as integers: they have no statistics yet
-            packets = forward(design, part, bits, n, whole, statistics and whole)
+            packets = partial(forward, design, part, bits, codes=whole, statistics=statistics and whole)
         else:
-            packets = backward(design, part, bits, n, whole, products=(product,))
-        work += _program(design, packets, free).times(count)
+            packets = partial(backward, design, part, bits, codes=whole, products=(product,), summed=n)
+        work += _repeated(n, lambda images: _program(design, packets(images=images), free)).times(count)  # noqa: B023
     return work
 
 
@@ -366,7 +380,9 @@ def _counts(
         if not first and not bits.weight_g and not _overfull(design, piece, bits, "both", codes):
             # One program for both gradients shares the load of the output gradient; what it saves of the
             # cycles without work, and of the traffic, is spread over both.
-            both = _program(design, backward(design, piece, bits, _virtual(design, piece, images), codes), free)
+            n = _virtual(design, piece, images)
+            packets = partial(backward, design, piece, bits, codes=codes, summed=n)
+            both = _repeated(n, lambda images: _program(design, packets(images=images), free))  # noqa: B023
             apart = work["input_gradient"] + work["weight_gradient"]
             idle = (both.cycles - both.array) / (apart.cycles - apart.array)
             for p in ("input_gradient", "weight_gradient"):

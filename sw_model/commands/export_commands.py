@@ -16,7 +16,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="write a training run as a job file that the board runs without PyTorch",
         description="Capture the training step of a recipe with its data and initial state; see docs/board.md.",
     )
-    parser.add_argument("--recipe", type=recipe, required=True, help="settings: a name in configs/recipes, or a TOML file")
+    parser.add_argument(
+        "--recipe", type=recipe, required=True, help="settings: a name in configs/recipes, or a TOML file"
+    )
     parser.add_argument("--out", type=options.output_file, default="job.zip", help="job file to write")
     parser.add_argument("--data", help="another data set than the recipe's")
     parser.add_argument("--epochs", type=options.positive, help="another length than the recipe's")

@@ -28,7 +28,10 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     noise.add_argument("--steps", type=options.whole, default=60, help="training steps before measuring")
     noise.add_argument("--bits", type=options.width, nargs="+", default=[4, 5, 6, 8], help="of the gradients")
     noise.add_argument(
-        "--batches", type=options.whole, default=0, help="decompose the variance of the weight gradients on so many batches"
+        "--batches",
+        type=options.whole,
+        default=0,
+        help="decompose the variance of the weight gradients on so many batches",
     )
     noise.add_argument("--draws", type=options.several, default=8, help="roundings of each of them")
     noise.add_argument("--json", action="store_true", help="print JSON")

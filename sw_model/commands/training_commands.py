@@ -68,7 +68,10 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     train.add_argument("--test-limit", type=options.whole, help="use only this many test images (0: all)")
     train.add_argument("--out", type=options.output_folder, help="run folder (default: runs/train)")
     train.add_argument(
-        "--resume", type=options.run_folder, metavar="RUN", help="continue the run in this folder: its settings, its device"
+        "--resume",
+        type=options.run_folder,
+        metavar="RUN",
+        help="continue the run in this folder: its settings, its device",
     )
     train.add_argument(
         "--accelerator",
@@ -82,8 +85,12 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     compare = subparsers.add_parser(
         "compare", help="finished runs side by side: score and cost, as a table and a figure"
     )
-    compare.add_argument("runs", nargs="+", type=options.run_folder, metavar="RUN", help="run folders, the baseline first")
-    compare.add_argument("--figure", type=options.picture_file, help="draw scores over epochs and over cost (SVG or PNG)")
+    compare.add_argument(
+        "runs", nargs="+", type=options.run_folder, metavar="RUN", help="run folders, the baseline first"
+    )
+    compare.add_argument(
+        "--figure", type=options.picture_file, help="draw scores over epochs and over cost (SVG or PNG)"
+    )
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.set_defaults(run=run_compare)
 

@@ -412,7 +412,10 @@ def train(
     tester = engine if evaluation_engine == "same" else evaluation_engine
     stopped = False
     state.model.train()
-    with Progress("training", state.steps, active=progress, stderr=False) as bar, EventLog(folder.path, state.global_step) as events:
+    with (
+        Progress("training", state.steps, active=progress, stderr=False) as bar,
+        EventLog(folder.path, state.global_step) as events,
+    ):
         while state.epoch < config.epochs and not stopped:
             epoch_started = time.monotonic()
             # A run resumed at the end of an epoch is tested at the precision of the step before.

@@ -2,16 +2,19 @@
 
 import json
 import random
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+import hw.cost.fabric
 from fractrain import main
 from hw.cost.fabric import (
     MEMORY,
     FabricMachine,
     Host,
+    _counts,
     lowered_pieces,
     paper_fabric,
     total,
@@ -217,6 +220,28 @@ def test_an_infinitely_fast_host_leaves_the_fabric(design: Design) -> None:
 def test_unknown_normalisation(machine: FabricMachine) -> None:
     with pytest.raises(ValueError, match="use one of plain, recompute"):
         training_step(machine, [CONV], BITS, "fused")
+
+
+def test_a_large_batch_costs_what_counting_every_packet_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [resnet_cifar(8)[i] for i in (0, 1, 4, 5, -1)]
+    design, batch = load_design("zc706"), 3000
+
+    def costs() -> list[float]:
+        _counts.cache_clear()
+        machine = FabricMachine(design, batch=batch)
+        every = [cost for shape in shapes for cost in machine.products(shape, BITS).values()]
+        return [
+            value for cost in every for value in (cost.cycles, cost.array_cycles, cost.read_bytes, cost.write_bytes)
+        ]
+
+    extrapolated = costs()
+    monkeypatch.setattr(hw.cost.fabric, "COUNTED", batch)
+    assert extrapolated == pytest.approx(costs(), rel=1e-3)
+    _counts.cache_clear()
+    monkeypatch.undo()
+    started = time.monotonic()
+    assert FabricMachine(design, batch=10**9).cost(shapes, BITS).cycles > 0
+    assert time.monotonic() - started < 60  # counted one by one, it would take weeks
 
 
 # -- commands -------------------------------------------------------------------------------------------------------
