@@ -94,6 +94,7 @@ def figure(arguments: argparse.Namespace) -> int:
     keys = {"lut": "LUT", "ff": "FF", "bram36": "BRAM36", "dsp": "DSP"}
     plt.rcParams["svg.hashsalt"] = "area"  # the same results give the same bytes
     fig, axes = plt.subplots(1, len(reports), figsize=(4.6 * len(reports), 4.2), sharey=True, squeeze=False)
+    tops = [0.0]
     for axis, data in zip(axes[0], reports, strict=True):
         bottom = [0.0] * len(keys)
         for label, names in groups.items():
@@ -103,13 +104,14 @@ def figure(arguments: argparse.Namespace) -> int:
             bottom = [a + b for a, b in zip(bottom, share, strict=True)]
         for x, height in enumerate(bottom):
             axis.text(x, height + 1, f"{height:.0f} %", ha="center")
+        tops.extend(bottom)
         axis.axhline(100, color="black", linewidth=0.8)
         axis.set_title(f"{data['design']}: {data['binary_macs']:,} binary MAC per cycle\n{data['part']}")
     axes[0][0].set_ylabel("percent of the part")
-    axes[0][-1].legend(fontsize=8, loc="upper right")
-    axes[0][0].set_ylim(0, 112)
+    axes[0][0].set_ylim(0, 1.12 * max(100.0, *tops))
     fig.tight_layout()
-    fig.savefig(arguments.out, metadata={"Date": None})
+    axes[0][-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
+    fig.savefig(arguments.out, metadata={"Date": None}, bbox_inches="tight")
     print(arguments.out)
     return 0
 

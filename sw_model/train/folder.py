@@ -200,6 +200,7 @@ def draw_curves(history: list[dict[str, Any]], metric: Metric, path: Path) -> No
     """Loss, metric and bits over epochs as one picture (PNG)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -207,13 +208,14 @@ def draw_curves(history: list[dict[str, Any]], metric: Metric, path: Path) -> No
     epochs = [row["epoch"] for row in history]
     upper.plot(epochs, [row["loss"] for row in history], color="tab:blue", marker=".", label="training loss")
     upper.set_ylabel("training loss")
+    upper.set_ylim(bottom=0)  # also keeps a single epoch's loss apart from its metric
     upper.grid(alpha=0.3)
     right = upper.twinx()
     column, factor = f"test_{metric.name}", 100 if metric.percent else 1
     tested = [(row["epoch"], factor * row[column]) for row in history if row[column] is not None]
     right.plot(*zip(*tested, strict=True), color="tab:red", marker=".", label=f"test {metric.name}")
     right.set_ylabel(f"test {metric.name}" + (" (%)" if metric.percent else ""))
-    upper.legend(handles=[*upper.lines, *right.lines], loc="center right")
+    upper.legend(handles=[*upper.lines, *right.lines], loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     if history[0]["target"] is not None:
         lower.plot(epochs, [row["cp"] for row in history], marker=".", label="cost of the gates' choices")
         lower.step(epochs, [row["target"] for row in history], where="mid", label="target")
@@ -221,10 +223,15 @@ def draw_curves(history: list[dict[str, Any]], metric: Metric, path: Path) -> No
     else:
         lower.set_ylabel("bits")
         for position, name in enumerate(_widths(history[0])):
-            # Equal widths would hide one another, so the lines are set apart a little.
-            bits = [_widths(row)[name] + 0.06 * (position - 1) for row in history]
-            lower.step(epochs, bits, where="mid", label=name)
+            # Equal widths lie upon one another, so that each line is thinner than the one below it.
+            bits = [_widths(row)[name] for row in history]
+            line = lower.step(epochs, bits, where="mid", label=name, marker="o", linewidth=max(7 - 2 * position, 1))
+            line[0].set_markersize(max(9 - 2 * position, 3))
+        lower.set_ylim(0, max((bits for row in history for bits in _widths(row).values()), default=32) + 1)
+        lower.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     lower.set_xlabel("epoch")
-    lower.legend(loc="lower right")
+    lower.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    lower.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     lower.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
