@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +19,7 @@ import jinja2
 
 from hw import contract
 from hw.design import BEAT_BITS, ROOT, STREAM_BITS, Design
+from hw.files import write_atomically
 
 HLS_TEMPLATES = ROOT / "hls_templates"
 RTL_SOURCES = ROOT / "hw" / "rtl"
@@ -241,20 +240,6 @@ def _write(path: Path, text: str) -> None:
     data = text.encode()
     if not path.is_file() or path.read_bytes() != data:
         write_atomically(path, data)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` in one step, readable by all; folders are made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _forget(out: Path, files: dict[str, str]) -> None:

@@ -16,9 +16,7 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ import numpy.typing as npt
 
 from host.board.gate_decisions import Gates
 from host.board.operations import OPERATIONS, JobError
+from hw.files import replaced
 
 FORMAT, VERSION = "fractrain-job", 2
 MAX_FILE = 1 << 31  #: bytes of an archive, and of its members together
@@ -164,18 +163,11 @@ def write_members(path: Path, members: Mapping[str, bytes]) -> None:
     """Write an archive of the given members and their manifest in one step."""
     table = {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in sorted(members.items())}
     manifest = json.dumps({"format": FORMAT, "version": VERSION, "members": table}, sort_keys=True).encode()
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in [("manifest.json", manifest), *sorted(members.items())]:
-                info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-                info.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(info, data)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    with replaced(path) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in [("manifest.json", manifest), *sorted(members.items())]:
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, data)
 
 
 # -- reading ------------------------------------------------------------------------------------------------------

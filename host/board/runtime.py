@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from host.board.layer_products import LayerState, Products
 from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
 from host.board.schedule import learning_rate, make_schedule
 from host.operands import Engine
+from hw.files import write_atomically
 
 Array = npt.NDArray[Any]
 
@@ -54,20 +54,6 @@ class RunResult:
     finished: bool
     seconds: float
     counters: dict[str, int] = field(default_factory=dict)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` in one step, on disk before it is visible."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
 
 
 def execute(graph: Graph, values: dict[str, Array], products: Products) -> dict[str, Array]:
@@ -281,7 +267,7 @@ class Training:
         arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
         stream = io.BytesIO()
         np.savez(stream, **arrays)  # type: ignore[arg-type]
-        write_atomically(path, stream.getvalue())
+        write_atomically(path, stream.getbuffer())
 
     def load(self, path: Path) -> None:
         """Take back a checkpoint of the same job; nothing is changed unless all of it fits.
@@ -430,7 +416,7 @@ def run_job(
                 writer = csv.DictWriter(text, fieldnames=list(row))
                 writer.writeheader()
                 writer.writerows(training.history)
-                write_atomically(out / "metrics.csv", text.getvalue().encode())
+                write_atomically(out / "metrics.csv", text.getvalue())
         if stopped:
             save()
     finally:
@@ -447,5 +433,5 @@ def run_job(
         dict(engine.meter.totals),
     )
     if out is not None:
-        write_atomically(out / "result.json", (json.dumps(asdict(result), indent=1) + "\n").encode())
+        write_atomically(out / "result.json", json.dumps(asdict(result), indent=1) + "\n")
     return result

@@ -23,7 +23,8 @@ import jinja2
 
 from hw import contract
 from hw.design import ROOT, Design
-from hw.generate import compile_order, manifest, render, write_atomically
+from hw.files import write_atomically
+from hw.generate import compile_order, manifest, render
 
 Flow = Literal["rtl", "hls"]
 TEMPLATES = ROOT / "hw" / "vivado"
@@ -261,7 +262,7 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
 def write_scripts(files: dict[str, str], out: Path) -> None:
     """Write the files of :func:`render_scripts` below ``out``, each in one step."""
     for name, text in files.items():
-        write_atomically(out / name, text.encode())
+        write_atomically(out / name, text)
 
 
 def unpack_hls_export(out: Path) -> None:
@@ -411,7 +412,7 @@ def overlay_files(design: Design, flow: Flow, with_driver: bool = True) -> dict[
 def _driver_files() -> dict[str, str]:
     """Modules that the board imports: the driver, its runtime and the contract."""
     files = {"fractrain.py": (ROOT / "fractrain.py").read_text(encoding="utf-8")}
-    hardware = ("__init__", "commands/__init__", "commands/options", "contract", "design", "networks",
+    hardware = ("__init__", "commands/__init__", "commands/options", "contract", "design", "files", "networks",
                 "model/__init__", "model/cycles", "model/workload")  # fmt: skip
     for path in [*sorted((ROOT / "host").rglob("*.py")), *(ROOT / "hw" / f"{name}.py" for name in hardware)]:
         files[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
@@ -467,11 +468,11 @@ def collect(
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         for name, text in overlay_files(design, flow).items():
-            write_atomically(scratch / name, text.encode())
+            write_atomically(scratch / name, text)
         for suffix, data in payload.items():
             write_atomically(scratch / package / f"{design.name}.{suffix}", data)
         text = json.dumps(summary, indent=2, sort_keys=True) + "\n"
-        write_atomically(scratch / package / f"{design.name}.json", text.encode())
+        write_atomically(scratch / package / f"{design.name}.json", text)
         os.chmod(scratch, 0o755)
         if out.exists():
             if not (out / package).is_dir() and any(out.iterdir()):

@@ -14,7 +14,6 @@ import os
 import pickle
 import struct
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from hw.files import replaced
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -454,9 +455,9 @@ def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
             raise DataError(f"{path} cannot be read ({error}); download it again") from error
     if stored is not None:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=stored.parent, suffix=".npz", delete=False) as scratch:
+        with replaced(stored) as scratch, scratch.open("wb") as file:
             np.savez(
-                scratch,
+                file,
                 state=np.array(state),
                 train_images=loaded.train_images,
                 train_labels=loaded.train_labels,
@@ -464,7 +465,6 @@ def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
                 test_labels=loaded.test_labels,
                 classes=np.array(loaded.classes),
             )
-        os.replace(scratch.name, stored)
     return loaded
 
 

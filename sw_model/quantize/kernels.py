@@ -12,7 +12,6 @@ import hashlib
 import os
 import platform
 import subprocess
-import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from host.operands import Grid
+from hw.files import replaced
 from hw.tools.compile import CompileError, compiler
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -104,18 +104,13 @@ def library() -> Any:
 
 
 def _compile(command: Sequence[str], target: Path) -> None:
-    handle, scratch = tempfile.mkstemp(dir=target.parent, suffix=".so")
-    os.close(handle)
-    try:
+    with replaced(target) as scratch:
         for threading_flags in _THREADING:
-            words = [*command, *_FLAGS, *threading_flags, "-o", scratch, str(_SOURCE)]
+            words = [*command, *_FLAGS, *threading_flags, "-o", str(scratch), str(_SOURCE)]
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode == 0:
-                os.replace(scratch, target)
                 return
         done.check_returncode()
-    finally:
-        Path(scratch).unlink(missing_ok=True)
 
 
 def usable(x: Tensor) -> bool:

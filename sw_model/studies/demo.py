@@ -19,9 +19,9 @@ import numpy as np
 from host.devices.device import DEFAULT_TIMEOUT, U64, Device, DeviceInfo, HasWords, Result, open_device
 from host.driver.fabric_engine import FabricEngine
 from hw.design import Design, load_design
+from hw.files import write_atomically
 from hw.generate import generate
 from sw_model.data.images import load_data
-from sw_model.train.folder import write_atomically, write_text
 from sw_model.train.loop import Step, train
 from sw_model.train.recipe import TrainConfig
 
@@ -117,7 +117,7 @@ def run_demo(recipe: Path, design_name: str, out: Path, progress: bool = True) -
             raise ValueError(f"{out} holds something else than a demo; choose another folder with --out")
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    write_atomically(out / MARKER, lambda p: _write(p, {"recipe": recipe.name, "design": design.name}))
+    write_atomically(out / MARKER, _json({"recipe": recipe.name, "design": design.name}))
 
     console.print(f"[bold]1/5[/] generating and building {design.name}: {design.binary_macs:,} binary MAC per cycle")
     generate(design, out / "generated")
@@ -201,13 +201,13 @@ def run_demo(recipe: Path, design_name: str, out: Path, progress: bool = True) -
         baseline.history,
         cycles_static,
     )
-    write_atomically(out / "summary.json", lambda p: _write(p, summary))
-    write_atomically(out / "report.md", lambda p: write_text(p, _report(summary, config, design)))
+    write_atomically(out / "summary.json", _json(summary))
+    write_atomically(out / "report.md", _report(summary, config, design))
     return summary
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=1) + "\n"
 
 
 def _per_epoch(rows: list[dict[str, int | str]], history: list[dict[str, Any]]) -> list[int]:

@@ -4,16 +4,15 @@ atomically, and the events that TensorBoard draws."""
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hw.cost.count import RECORD
+from hw.files import remove_scratch, replaced, write_atomically
 from sw_model.train.metrics import Metric
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.run_device import RunDevice
@@ -21,21 +20,6 @@ from sw_model.train.run_device import RunDevice
 CHECKPOINT = "checkpoint.pt"
 CONFIG, DEVICE, METRICS, RESULT = "config.toml", "device.json", "metrics.csv", "result.json"
 CHECKPOINT_FORMAT = 2
-SCRATCH = ".part"  #: ends the names of files that are being written
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets ``write`` fill a scratch file beside ``path``, then replaces ``path``: readers see the old or the new."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=SCRATCH)
-    os.close(handle)
-    try:
-        write(Path(scratch))
-        with open(scratch, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -53,11 +37,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise ConfigError(f"checkpoint {path} has another format; it was written by another version")
     return state
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path`` as UTF-8; for use with :func:`write_atomically`."""
-    path.write_text(text, encoding="utf-8")
 
 
 class RunFolder:
@@ -105,32 +84,31 @@ class RunFolder:
         """Makes the folder, without what a killed run left half written; writes the settings and what computes the run."""
         if self.path is not None:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in (CHECKPOINT, CONFIG, DEVICE, METRICS, RECORD, RESULT):
-                for scratch in self.path.glob(f"{name}*{SCRATCH}"):
-                    scratch.unlink()
-            write_atomically(self.path / CONFIG, lambda p: write_text(p, config.to_toml()))
-            record = json.dumps(device.record(), indent=1) + "\n"
-            write_atomically(self.path / DEVICE, lambda p: write_text(p, record))
+            remove_scratch(self.path)
+            write_atomically(self.path / CONFIG, config.to_toml())
+            write_atomically(self.path / DEVICE, json.dumps(device.record(), indent=1) + "\n")
 
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint."""
         if self.path is not None:
-            write_atomically(self.path / CHECKPOINT, lambda p: torch.save({"format": CHECKPOINT_FORMAT, **state}, p))
+            buffer = io.BytesIO()  # PyTorch's own writing hides what the system says of a full disk
+            torch.save({"format": CHECKPOINT_FORMAT, **state}, buffer)
+            write_atomically(self.path / CHECKPOINT, buffer.getbuffer())
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Writes one row per epoch."""
         if self.path is not None:
-            write_atomically(self.path / METRICS, lambda p: _write_metrics(p, history))
+            write_atomically(self.path / METRICS, _metrics_text(history))
 
     def write_schedule(self, record: str) -> None:
         """Writes the precision that was really used so far, see :mod:`sw_model.train.record`."""
         if self.path is not None:
-            write_atomically(self.path / RECORD, lambda p: write_text(p, record))
+            write_atomically(self.path / RECORD, record)
 
     def finish(self, summary: dict[str, Any], history: list[dict[str, Any]], metric: Metric) -> None:
         """Writes the result and draws the curves."""
         if self.path is not None:
-            write_atomically(self.path / RESULT, lambda p: write_text(p, json.dumps(summary, indent=1) + "\n"))
+            write_atomically(self.path / RESULT, json.dumps(summary, indent=1) + "\n")
             if history:
                 draw_curves(history, metric, self.path / "curves.png")
 
@@ -189,11 +167,12 @@ def _widths(row: dict[str, Any]) -> dict[str, int]:
     return {name: width or 32 for name, width in zip(("weight", "activation", "gradient"), bits, strict=True)}
 
 
-def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
+def _metrics_text(history: list[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
 
 
 def draw_curves(history: list[dict[str, Any]], metric: Metric, path: Path) -> None:
@@ -234,4 +213,5 @@ def draw_curves(history: list[dict[str, Any]], metric: Metric, path: Path) -> No
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     lower.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     lower.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with replaced(path) as scratch:
+        figure.savefig(scratch, dpi=120, format="png")

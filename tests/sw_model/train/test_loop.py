@@ -18,7 +18,7 @@ import torch
 from fractrain import main
 from host.operands import Engine
 from sw_model.nn.exact_engine import SoftwareEngine
-from sw_model.train.folder import load_checkpoint, write_atomically
+from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import Step, train
 from sw_model.train.metrics import Metric
 from sw_model.train.recipe import ConfigError, TrainConfig, learning_rate
@@ -96,19 +96,6 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path: Path) -> None:
         train(replace(SMALL, seed=seed), out=tmp_path / name)
     assert same(state_of(tmp_path / "a"), state_of(tmp_path / "b"))
     assert not same(state_of(tmp_path / "a")["model"], state_of(tmp_path / "c")["model"])
-
-
-def test_failed_write_keeps_the_old_checkpoint(tmp_path: Path) -> None:
-    target = tmp_path / "checkpoint.pt"
-    target.write_text("old")
-
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(target, fail)
-    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
 def test_run_folder_holds_what_it_should(tmp_path: Path) -> None:
