@@ -116,7 +116,8 @@ def test_folder_of_another_process_is_refused_until_it_ends(tmp_path: Path, kill
     finally:
         if killed:
             child.kill()
-        end.set()
+        else:
+            end.set()
         child.join(60)
     with locked(tmp_path):
         assert str(os.getpid()) in (tmp_path / LOCK).read_text()
