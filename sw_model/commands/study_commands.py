@@ -74,12 +74,10 @@ def run_bench_train(arguments: argparse.Namespace) -> int:
 
 
 def _save(report: dict[str, Any], path: Path | None) -> None:
-    from sw_model.train.folder import write_atomically
+    from hw.files import write_atomically
 
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report, indent=1) + "\n"
-        write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        write_atomically(path, json.dumps(report, indent=1) + "\n")
 
 
 def run_bench_quantizers(arguments: argparse.Namespace) -> int:
