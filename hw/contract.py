@@ -6,8 +6,8 @@ documentation - takes its numbers from here.  Standard library only, so that it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
 VERSION = 2
@@ -18,8 +18,12 @@ HEADER_WORDS = 10  #: 64-bit words in a packet header; 32-bit half-word h[2i] is
 HEADER_HALVES = 2 * HEADER_WORDS
 ROW_BANKS = 8  #: image rows held side by side in a tensor buffer; row y lives in bank y mod 8
 TAPS = 9  #: kernel positions of the array, tap = 3 * ky + kx
+ALL_TAPS = (1 << TAPS) - 1
 MAX_BITS = 16
+MAX_ENTRIES = 65535  #: greatest ``rows`` of LOAD W, LOAD E and READ: whatever 16 bits hold
 ACCUMULATOR_BITS = 48
+ACCUMULATOR_LIMIT = 1 << (ACCUMULATOR_BITS - 1)  #: sums of this magnitude and beyond do not fit an accumulator
+INT32_LIMIT = 1 << 31  #: likewise a 32-bit result
 MULTIPLIER_BITS = 18  #: signed width of an epilogue multiplier
 MAX_SHIFT = 47
 SUM_BITS = 54  #: signed sum of a channel's results over a packet: 64 * 1024 * 32 values of 32 bits
@@ -75,23 +79,6 @@ class Flag(IntFlag):
     OUT_SIGNED = 128  #: CONV CODES: two's complement codes
     STRIDE_2 = 256  #: CONV: output pixels step by two; rows of A hold the even and the odd columns in turn
     SKIP_ZERO = 512  #: CONV, WGRAD: planes of A (and G) that are zero in the buffer are skipped as well
-
-
-#: flags that each operation may carry; any other is refused
-ALLOWED_FLAGS: dict[Opcode, Flag] = {
-    Opcode.LOAD: Flag.A_SIGNED | Flag.STOCHASTIC,
-    Opcode.CONV: Flag.A_SIGNED
-    | Flag.B_SIGNED
-    | Flag.STOCHASTIC
-    | Flag.RELU
-    | Flag.A_SUM
-    | Flag.OUT_SIGNED
-    | Flag.STRIDE_2
-    | Flag.SKIP_ZERO,
-    Opcode.WGRAD: Flag.A_SIGNED | Flag.B_SIGNED | Flag.ONES | Flag.CLEAR | Flag.SKIP_ZERO,
-    Opcode.READ: Flag(0),
-    Opcode.END: Flag(0),
-}
 
 
 class Error(IntEnum):
@@ -164,6 +151,110 @@ FIELD = {f.name: f for f in FIELDS}
 #: greatest value of each dimension; the least is 1
 LIMITS = {"rows": 1024, "groups": 64, "out_groups": 64, "images": 64}
 
+#: least and greatest value of a precision or shift, wherever the field is in use; outside it is BAD_BITS
+CODE_RANGES = {"a_bits": (1, MAX_BITS), "b_bits": (1, MAX_BITS), "out_bits": (1, MAX_BITS), "shift": (0, MAX_SHIFT)}
+
+#: fields in use beside a kind's own wherever the flag STOCHASTIC is set
+RANDOM_FIELDS = ("key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride")
+
+#: fields in use in every packet
+COMMON_FIELDS = ("magic", "version", "opcode", "payload_words", "check")
+
+
+_NO_TARGET = Target(0)
+_NO_FLAGS = Flag(0)
+
+
+@dataclass(frozen=True)
+class PacketKind:
+    """Packets of one operation, target and format: what their headers hold.  All other bits must be zero (BAD_FIELD).
+
+    Attributes:
+        opcode, target, format: values of these fields, which name the kind.
+        fields: in use, beside ``COMMON_FIELDS``, ``flags`` if there are any, and ``RANDOM_FIELDS`` with STOCHASTIC.
+        flags: that a packet may carry; STOCHASTIC on a CONV only where the design has rounding lanes.
+        most: greatest value of each dimension, the least is 1; outside it is BAD_SHAPE.
+    """
+
+    opcode: Opcode
+    target: Target = _NO_TARGET
+    format: int = 0
+    fields: tuple[str, ...] = ()
+    flags: Flag = _NO_FLAGS
+    most: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        """Such as LOAD_AG_FLOAT32, LOAD_W, CONV_CODES, WGRAD, READ_INT64, END."""
+        parts = [self.opcode.name, "".join(t.name or "" for t in Target if t & self.target)]
+        if self.target & (Target.A | Target.G):
+            parts.append(LoadFormat(self.format).name)
+        elif self.opcode in (Opcode.CONV, Opcode.READ):
+            parts.append(OutputFormat(self.format).name)
+        return "_".join(part for part in parts if part)
+
+
+_DIMENSIONS = ("rows", "groups", "out_groups", "images")
+_PRODUCT = (*_DIMENSIONS, "a_bits", "b_bits", "base_a", "base_b", "segment_start", "a_planes", "b_planes")
+_SIGNS = Flag.A_SIGNED | Flag.B_SIGNED
+_TENSOR_BASES = {Target.A: ("base_a",), Target.G: ("base_b",), Target.A | Target.G: ("base_a", "base_b")}
+_ENTRIES = {"rows": MAX_ENTRIES, "groups": 1, "out_groups": 1, "images": 1}
+
+
+def _conv(form: OutputFormat, fields: tuple[str, ...] = (), flags: Flag = _NO_FLAGS) -> PacketKind:
+    flags |= _SIGNS | Flag.STRIDE_2 | Flag.SKIP_ZERO
+    return PacketKind(Opcode.CONV, _NO_TARGET, form, (*_PRODUCT, *fields), flags, LIMITS)
+
+
+_KINDS = (
+    *(
+        PacketKind(
+            Opcode.LOAD, target, LoadFormat.PACKED, (*_DIMENSIONS, "a_bits", *bases), most={**LIMITS, "out_groups": 1}
+        )
+        for target, bases in _TENSOR_BASES.items()
+    ),
+    *(
+        PacketKind(
+            Opcode.LOAD,
+            target,
+            LoadFormat.FLOAT32,
+            (*_DIMENSIONS, "a_bits", *bases, "segment_start", "zero", "reciprocal"),
+            Flag.A_SIGNED | Flag.STOCHASTIC,
+            {**LIMITS, "out_groups": 1, "images": 1},
+        )
+        for target, bases in _TENSOR_BASES.items()
+    ),
+    PacketKind(Opcode.LOAD, Target.W, LoadFormat.PACKED, (*_DIMENSIONS, "base_b"), most=_ENTRIES),
+    PacketKind(Opcode.LOAD, Target.E, LoadFormat.PACKED, (*_DIMENSIONS, "base_epilogue"), most=_ENTRIES),
+    _conv(OutputFormat.INT32, flags=Flag.A_SUM),
+    _conv(OutputFormat.INT64, flags=Flag.A_SUM),
+    _conv(
+        OutputFormat.CODES,
+        ("out_bits", "shift", "base_epilogue"),
+        Flag.RELU | Flag.OUT_SIGNED | Flag.STOCHASTIC,
+    ),
+    _conv(OutputFormat.STATISTICS, ("pixels",)),
+    _conv(OutputFormat.FLOAT32, ("base_epilogue",)),
+    PacketKind(
+        Opcode.WGRAD,
+        fields=(*_PRODUCT, "base_accumulator", "taps"),
+        flags=_SIGNS | Flag.ONES | Flag.CLEAR | Flag.SKIP_ZERO,
+        most=LIMITS,
+    ),
+    *(
+        PacketKind(Opcode.READ, _NO_TARGET, form, ("rows", "base_accumulator"), most={"rows": MAX_ENTRIES})
+        for form in (OutputFormat.INT32, OutputFormat.INT64)
+    ),
+    PacketKind(Opcode.END),
+)
+#: every packet that there is, by opcode, target and format
+PACKETS: dict[tuple[int, int, int], PacketKind] = {(k.opcode, k.target, k.format): k for k in _KINDS}
+
+#: flags that each operation may carry in some target and format
+ALLOWED_FLAGS: dict[Opcode, Flag] = {
+    op: Flag(sum({int(f) for f in Flag if any(f & k.flags for k in _KINDS if k.opcode == op)})) for op in Opcode
+}
+
 
 def pack_header(**values: int) -> list[int]:
     """Header of one packet as ``HEADER_WORDS`` 64-bit words.
@@ -195,7 +286,7 @@ def header_check(halves: list[int]) -> int:
     return check
 
 
-def unpack_header(words: list[int]) -> dict[str, int]:
+def unpack_header(words: Sequence[int]) -> dict[str, int]:
     """Fields of a header given as 64-bit words."""
     halves = [(int(w) >> s) & 0xFFFFFFFF for w in words for s in (0, 32)]
     return {f.name: halves[f.half] >> f.lsb & ((1 << f.width) - 1) for f in FIELDS}

@@ -23,8 +23,9 @@ from host.devices.device import (
     program_words,
     split_streams,
 )
-from hw.contract import REGISTER, REGISTERS, VERSION
+from hw.contract import HEADER_WORDS, REGISTER, REGISTERS, VERSION, Error, Opcode
 from hw.design import STREAM_BITS, Design
+from hw.packet import Packet, check_header
 
 REGISTER_SLOTS = max(r.offset for r in REGISTERS) // 8 + 1
 COUNTERS = tuple(r.name for r in REGISTERS if r.doc.startswith("counter"))
@@ -172,34 +173,16 @@ class LibraryDevice:
 
 def result_bound(in0: U64, in1: U64, design: Design) -> int:
     """Words that a program can send at most, trailer included, from its headers up to the first that is none."""
-    from host.program.builder import check_header  # here, so that a program is judged by the rules that the fabric has
-    from hw.contract import HEADER_WORDS, Error, Flag, Opcode, OutputFormat, unpack_header
-
-    beats = min(in0.size, in1.size)
-    at, total, header_beats = 0, 2, HEADER_WORDS // 2
+    beats, header_beats = min(in0.size, in1.size), HEADER_WORDS // 2
+    at, total = 0, 2
     while at + header_beats <= beats:
-        header = np.empty(HEADER_WORDS, dtype=np.uint64)
-        header[0::2] = in0[at : at + header_beats]
-        header[1::2] = in1[at : at + header_beats]
+        header = np.stack([in0[at : at + header_beats], in1[at : at + header_beats]], axis=1).reshape(-1)
         words = [int(w) for w in header]
         if check_header(design, words)[0] is not Error.NONE:
             break
-        f = unpack_header(words)
-        if f["opcode"] == Opcode.CONV:
-            tiles = f["images"] * f["rows"] * f["out_groups"]
-            if f["format"] == OutputFormat.CODES:
-                total += tiles * f["out_bits"] * design.row_words
-            elif f["format"] == OutputFormat.STATISTICS:
-                total += 4 * f["out_groups"] * design.channels
-            else:
-                values = tiles * design.lanes * design.channels
-                if f["flags"] & Flag.A_SUM:
-                    values += f["images"] * f["rows"] * design.lanes
-                total += values if f["format"] == OutputFormat.INT64 else values // 2
-        elif f["opcode"] == Opcode.READ:
-            values = f["rows"] * design.channels
-            total += values if f["format"] == OutputFormat.INT64 else values // 2
-        elif f["opcode"] == Opcode.END:
+        packet = Packet.unpack(words)
+        if packet.opcode == Opcode.END:
             break
-        at += header_beats + f["payload_words"] // 2
+        total += packet.result_words(design)
+        at += header_beats + packet.payload_words // 2
     return total

@@ -41,10 +41,11 @@ from host.devices.device import (
     split_streams,
 )
 from host.devices.library import COUNTERS, result_bound
-from host.program.builder import ProgramBuilder, check_header
+from host.program.builder import ProgramBuilder, float_bits
 from hw import contract
-from hw.contract import HEADER_WORDS, REGISTER, REGISTERS, Error, OutputFormat, Target
+from hw.contract import HEADER_WORDS, REGISTER, REGISTERS, Error, Flag, Opcode, OutputFormat, Target
 from hw.design import STREAM_BITS, Design
+from hw.packet import END, Packet, check_header, product, read_entries
 
 U64 = npt.NDArray[np.uint64]
 
@@ -367,15 +368,17 @@ def self_test_program(design: Design) -> U64:
     codes = rng.integers(0, 1 << bits, size=(1, rows, 1, lanes, c))
     builder.load_packed(Target.A | Target.G, codes, bits)
     values = rng.standard_normal((rows, 1, lanes, c)).astype(np.float32)
-    builder.load_float(
-        Target.A, values, 4, True, np.float32(0), np.float32(3), 1, base=bits, key=0x1234567, strides=(1, 0, 977, 31)
-    )
+    random = {"key": 0x1234567, "channel_stride": 1, "row_stride": 977, "pixel_stride": 31}
+    quantizer = {"reciprocal": float_bits(3), "segment_start": 1, "flags": Flag.A_SIGNED | Flag.STOCHASTIC}
+    builder.load_float(Packet(Opcode.LOAD, target=Target.A, a_bits=4, base_a=bits, **quantizer, **random), values)
     builder.load_weights(rng.integers(-4, 4, size=(1, 1, c, contract.TAPS, c)), bits)
-    common: dict[str, Any] = {"images": 1, "rows": rows, "groups": 1, "out_groups": 1, "b_bits": bits}
-    builder.conv(**common, a_bits=bits, b_signed=True, a_sum=True)
-    builder.conv(**common, a_bits=4, a_signed=True, b_signed=True, base_a=bits, format=OutputFormat.INT64)
-    builder.wgrad(**common, a_bits=4, a_signed=True, base_a=bits, ones=True, clear=True)
-    builder.read(2 * contract.TAPS * (c + 1))
+    shape = {"images": 1, "rows": rows, "groups": 1, "out_groups": 1, "b_bits": bits}
+    signs = Flag.A_SIGNED | Flag.B_SIGNED
+    builder.add(product(Opcode.CONV, **shape, a_bits=bits, flags=Flag.B_SIGNED | Flag.A_SUM))
+    builder.add(product(Opcode.CONV, **shape, a_bits=4, base_a=bits, flags=signs, format=OutputFormat.INT64))
+    accumulated = Flag.A_SIGNED | Flag.ONES | Flag.CLEAR
+    builder.add(product(Opcode.WGRAD, **shape, a_bits=4, base_a=bits, flags=accumulated))
+    builder.add(read_entries(2 * contract.TAPS * (c + 1)))
     return builder.words()
 
 
@@ -395,20 +398,16 @@ def split_program(words: U64, design: Design, most_in: int, most_out: int) -> li
     Raises:
         DeviceError: a single packet is too long.
     """
-    end = np.array(contract.pack_header(opcode=contract.Opcode.END), dtype=np.uint64)
+    end = np.array(END.pack(), dtype=np.uint64)
     parts: list[tuple[U64, int, int]] = []
     start = at = packets = first = 0
     sent = 2
     while at + HEADER_WORDS <= words.size:
         header = [int(w) for w in words[at : at + HEADER_WORDS]]
-        sound = check_header(design, header)[0] is Error.NONE
-        size = words.size - at
-        results = 0
-        if sound and header[0] >> 24 & 0xFF != contract.Opcode.END:
-            size = HEADER_WORDS + contract.unpack_header(header)["payload_words"]
-            packet = np.concatenate([words[at : at + HEADER_WORDS], end])
-            results = result_bound(*split_streams(packet), design) - 2 if size == HEADER_WORDS else 0
-        size = min(size, words.size - at)
+        size, results = words.size - at, 0
+        if check_header(design, header)[0] is Error.NONE and (packet := Packet.unpack(header)).opcode != Opcode.END:
+            size = min(size, HEADER_WORDS + packet.payload_words)
+            results = packet.result_words(design)
         if at > start and ((at + size - start + HEADER_WORDS) // 2 > most_in or sent + results > most_out):
             parts.append((np.concatenate([words[start:at], end]), first, sent))
             start, first, sent = at, packets, 2

@@ -8,7 +8,7 @@ sums of integers are exact in any order, and the header checks keep every sum be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,21 @@ import numpy.typing as npt
 
 from host.devices.device import DEFAULT_TIMEOUT, DeviceInfo, HasWords, Result, program_words, split_streams
 from host.program import packing
-from host.program.builder import accumulator_entries, blocks, check_header, operand_rows, tensor_addresses
 from hw import contract
-from hw.contract import ACCUMULATOR_BITS, ROW_BANKS, TAPS, Error, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import (
+    ACCUMULATOR_BITS,
+    ACCUMULATOR_LIMIT,
+    INT32_LIMIT,
+    ROW_BANKS,
+    TAPS,
+    Error,
+    Flag,
+    Opcode,
+    OutputFormat,
+    Target,
+)
 from hw.design import Design
+from hw.packet import Packet, blocks, buffer_depth, check_header
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -41,22 +52,6 @@ class _StopError(Exception):
 class _Counts:
     skipped: int = 0
     saturated: int = 0
-
-
-def _pairs_skipped(a_planes: int, b_planes: int, a_bits: int, b_bits: int, sums: bool, cycles: int) -> int:
-    """Cycles saved in one tile: ``cycles`` for each pair not computed, less one for each empty diagonal.
-
-    Args:
-        sums: operand sums are taken along, so pairs with plane 0 of b are computed even if b's mask lacks it.
-    """
-    needed = b_planes | 1 if sums else b_planes
-    rows = [i for i in range(a_bits) if a_planes >> i & 1]
-    columns = [j for j in range(b_bits) if b_planes >> j & 1]
-    computed = {(i, j) for i in rows for j in columns}
-    if sums:
-        computed |= {(i, 0) for i in rows if needed & 1}
-    diagonals = {i + j for i, j in computed}
-    return cycles * (a_bits * b_bits - len(computed)) - (a_bits + b_bits - 1 - len(diagonals))
 
 
 def _segment_edges(segment_start: int, lanes: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -102,8 +97,9 @@ class ReferenceDevice:
     def __init__(self, design: Design) -> None:
         self._design = design
         d = design
-        self._a = np.zeros((ROW_BANKS, d.depth_a, d.row_words), dtype=np.uint64)
-        self._g = np.zeros((ROW_BANKS, d.depth_g, d.row_words), dtype=np.uint64)
+        self._tensors = {
+            buffer: np.zeros((ROW_BANKS, buffer_depth(d, buffer), d.row_words), dtype=np.uint64) for buffer in "AG"
+        }
         self._w = np.zeros((d.depth_w, d.weight_words), dtype=np.uint64)
         self._multiplier = np.zeros(d.depth_epilogue, dtype=np.int64)
         self._offset = np.zeros(d.depth_epilogue, dtype=np.int64)
@@ -146,14 +142,14 @@ class ReferenceDevice:
             error, _ = check_header(self._design, header)
             if error is not Error.NONE:
                 break
-            f = contract.unpack_header(header)
-            if f["opcode"] == Opcode.END:
+            f = Packet.unpack(header)
+            if f.opcode == Opcode.END:
                 if used < words.size or not both_end:
                     error = Error.TRAILING
                 else:
                     packets += 1
                 break
-            end = used + f["payload_words"]
+            end = used + f.payload_words
             payload = words[used:end]
             cut = end >= words.size  # the beat with TLAST is this packet's last, or comes before it
             try:
@@ -180,19 +176,22 @@ class ReferenceDevice:
         return Result(results, counters, error, position if error is not Error.NONE else 0)
 
     @staticmethod
-    def _judge_cut(f: dict[str, int], payload: U64) -> None:
+    def _judge_cut(f: Packet, payload: U64) -> None:
         """Look at what has come of a payload that is cut."""
-        is_float = f["opcode"] == Opcode.LOAD and f["format"] == LoadFormat.FLOAT32
-        if is_float and not np.isfinite(packing.unpack_floats(payload)).all():
+        if f.is_float_load and not np.isfinite(packing.unpack_floats(payload)).all():
             raise _StopError(Error.BAD_DATA)
 
-    def _execute(self, f: dict[str, int], payload: U64, out: list[U64], counts: _Counts) -> None:
-        op = f["opcode"]
+    def _span(self, f: Packet, buffer: str) -> slice:
+        """Addresses of a buffer that a packet is about."""
+        return slice(*f.ranges(self._design)[buffer])
+
+    def _execute(self, f: Packet, payload: U64, out: list[U64], counts: _Counts) -> None:
+        op = f.opcode
         if op == Opcode.LOAD:
-            if f["target"] == Target.W:
-                self._w[f["base_b"] : f["base_b"] + f["rows"]] = payload.reshape(f["rows"], -1)
-            elif f["target"] == Target.E:
-                entries = slice(f["base_epilogue"], f["base_epilogue"] + f["rows"])
+            if f.target == Target.W:
+                self._w[self._span(f, "W")] = payload.reshape(f.rows, -1)
+            elif f.target == Target.E:
+                entries = self._span(f, "E")
                 self._multiplier[entries] = packing.sign_extend(payload[0::2], contract.MULTIPLIER_BITS)
                 self._offset[entries] = packing.sign_extend(payload[1::2], ACCUMULATOR_BITS)
             else:
@@ -206,114 +205,98 @@ class ReferenceDevice:
 
     # -- LOAD -------------------------------------------------------------------------------------------------------
 
-    def _load_tensor(self, f: dict[str, int], payload: U64, counts: _Counts) -> None:
-        images, rows, groups, bits = f["images"], f["rows"], f["groups"], f["a_bits"]
-        if f["format"] == LoadFormat.FLOAT32:
+    def _load_tensor(self, f: Packet, payload: U64, counts: _Counts) -> None:
+        images, rows, planes = f.images, f.rows, f.groups * f.a_bits
+        if f.is_float_load:
             payload = self._quantize(f, payload, counts)
-        words = payload.reshape(images, rows, groups * bits, self._design.row_words)
-        length = tensor_addresses(images, rows, groups, bits)
-        for target, memory, base in ((Target.A, self._a, f["base_a"]), (Target.G, self._g, f["base_b"])):
-            if not f["target"] & target:
-                continue
-            view = memory[:, base : base + length].reshape(ROW_BANKS, images, blocks(rows), groups * bits, -1)
+        words = payload.reshape(images, rows, planes, self._design.row_words)
+        for buffer, (start, end) in f.ranges(self._design).items():
+            view = self._tensors[buffer][:, start:end].reshape(ROW_BANKS, images, blocks(rows), planes, -1)
             for bank in range(min(ROW_BANKS, rows)):
                 mine = words[:, bank::ROW_BANKS]
                 view[bank, :, : mine.shape[1]] = mine
 
-    def _quantize(self, f: dict[str, int], payload: U64, counts: _Counts) -> U64:
+    def _quantize(self, f: Packet, payload: U64, counts: _Counts) -> U64:
         d = self._design
-        rows, groups, bits = f["rows"], f["groups"], f["a_bits"]
+        rows, groups, bits = f.rows, f.groups, f.a_bits
         values = packing.unpack_floats(payload).reshape(rows, groups, d.lanes, d.channels)
         if not np.isfinite(values).all():
             raise _StopError(Error.BAD_DATA)
-        constants = np.array([f["zero"], f["reciprocal"]], dtype=np.uint32).view(np.float32)
+        constants = np.array([f.zero, f.reciprocal], dtype=np.uint32).view(np.float32)
         key = indices = None
-        if f["flags"] & Flag.STOCHASTIC:
-            key = f["key"]
-            indices = self._indices(f, f["rows"], f["groups"])
-        codes, clamped = packing.quantize(
-            values, constants[0], constants[1], bits, bool(f["flags"] & Flag.A_SIGNED), key, indices
-        )
+        if f.has(Flag.STOCHASTIC):
+            key = f.key
+            indices = self._indices(f, f.rows, f.groups)
+        codes, clamped = packing.quantize(values, constants[0], constants[1], bits, f.has(Flag.A_SIGNED), key, indices)
         counts.saturated += clamped
         return packing.pack_rows(codes[None], bits)
 
-    def _indices(self, f: dict[str, int], rows: int, groups: int, first_row: int = 0) -> npt.NDArray[np.uint32]:
+    def _indices(self, f: Packet, rows: int, groups: int, first_row: int = 0) -> npt.NDArray[np.uint32]:
         """Random index of each element of virtual rows, uint32 (rows, groups, L, C), modulo 2**32."""
         d = self._design
-        first, _ = _segment_edges(f["segment_start"], d.lanes)
+        first, _ = _segment_edges(f.segment_start, d.lanes)
         segment = np.cumsum(first) - 1
         lanes = np.arange(d.lanes)
         x = lanes - np.maximum.accumulate(np.where(first, lanes, 0))
 
         def steps(counter: npt.NDArray[np.integer], stride: str) -> npt.NDArray[np.uint32]:
-            return counter.astype(np.uint32) * np.uint32(f[stride])
+            return counter.astype(np.uint32) * np.uint32(getattr(f, stride))
 
         pixel = steps(segment, "image_stride") + steps(x, "pixel_stride")
         channel = steps(np.arange(groups * d.channels), "channel_stride").reshape(groups, 1, d.channels)
-        row = steps(np.arange(first_row, first_row + rows), "row_stride") + np.uint32(f["index"])
+        row = steps(np.arange(first_row, first_row + rows), "row_stride") + np.uint32(f.index)
         return row[:, None, None, None] + channel[None] + pixel[None, None, :, None]
 
     # -- operands ---------------------------------------------------------------------------------------------------
 
-    def _tensor(
-        self, memory: U64, base: int, images: int, rows: int, groups: int, bits: int, signed: bool, mask: int
-    ) -> npt.NDArray[np.int32]:
-        """Codes in a tensor buffer, int32 (images, rows, L, groups*C)."""
-        d = self._design
-        length = tensor_addresses(images, rows, groups, bits)
-        words = memory[:, base : base + length].reshape(ROW_BANKS, images, blocks(rows), groups, bits, d.row_words)
-        words = words.transpose(1, 2, 0, 3, 4, 5).reshape(images, -1, groups, bits, d.row_words)[:, :rows]
-        codes = packing.unpack_planes(words, bits, signed, mask)
-        codes = codes.reshape(images, rows, groups, d.lanes, d.channels).transpose(0, 1, 3, 2, 4)
-        return np.ascontiguousarray(codes).reshape(images, rows, d.lanes, groups * d.channels)
+    def _operand(self, f: Packet, buffer: str) -> tuple[npt.NDArray[np.int32], int]:
+        """A product's operand in buffer A or G.
 
-    @staticmethod
-    def _planes_to_walk(f: dict[str, int], mask: int, memory: U64, base: int, length: int, bits: int) -> int:
-        """A tensor's plane mask, less the planes that are zero in all banks at all its addresses if SKIP_ZERO asks."""
-        if not f["flags"] & Flag.SKIP_ZERO:
-            return mask
-        words = memory[:, base : base + length].reshape(ROW_BANKS, -1, bits, memory.shape[-1])
-        return mask & sum(1 << plane for plane in range(bits) if words[:, :, plane].any())
+        Returns:
+            Codes, int32 (images, rows, L, groups*C), and the mask of the planes that the array walks: the packet's, less
+            the planes that are zero in all banks at all of the tensor's addresses if SKIP_ZERO asks.
+        """
+        d = self._design
+        if buffer == "A":
+            rows, groups, bits, signed, mask = f.virtual_rows, f.groups, f.a_bits, Flag.A_SIGNED, f.a_planes
+        else:
+            rows, groups, bits, signed, mask = f.rows, f.out_groups, f.b_bits, Flag.B_SIGNED, f.b_planes
+        memory = self._tensors[buffer][:, self._span(f, buffer)]
+        words = memory.reshape(ROW_BANKS, f.images, blocks(rows), groups, bits, d.row_words)
+        walked = mask
+        if f.has(Flag.SKIP_ZERO):
+            walked &= sum(1 << plane for plane in range(bits) if words[:, :, :, :, plane].any())
+        words = words.transpose(1, 2, 0, 3, 4, 5).reshape(f.images, -1, groups, bits, d.row_words)[:, :rows]
+        codes = packing.unpack_planes(words, bits, f.has(signed), mask)
+        codes = codes.reshape(f.images, rows, groups, d.lanes, d.channels).transpose(0, 1, 3, 2, 4)
+        return np.ascontiguousarray(codes).reshape(f.images, rows, d.lanes, groups * d.channels), walked
 
     # -- CONV -------------------------------------------------------------------------------------------------------
 
-    def _conv(self, f: dict[str, int], out: list[U64], counts: _Counts) -> None:
+    def _conv(self, f: Packet, out: list[U64], counts: _Counts) -> None:
         d = self._design
         c, lanes = d.channels, d.lanes
-        images, rows, groups, out_groups = f["images"], f["rows"], f["groups"], f["out_groups"]
-        flags, form = Flag(f["flags"]), OutputFormat(f["format"])
-        a_sum, stride_2 = bool(flags & Flag.A_SUM), bool(flags & Flag.STRIDE_2)
-        a_rows = operand_rows(rows, stride_2)
-        a = self._tensor(
-            self._a, f["base_a"], images, a_rows, groups, f["a_bits"], bool(flags & Flag.A_SIGNED), f["a_planes"]
-        )
-        length = tensor_addresses(images, a_rows, groups, f["a_bits"])
-        a_planes = self._planes_to_walk(f, f["a_planes"], self._a, f["base_a"], length, f["a_bits"])
-        words = self._w[f["base_b"] : f["base_b"] + out_groups * groups * f["b_bits"]]
-        w = packing.unpack_weights(
-            words, d, out_groups, groups, f["b_bits"], bool(flags & Flag.B_SIGNED), f["b_planes"]
-        )
+        images, rows, groups, out_groups = f.images, f.rows, f.groups, f.out_groups
+        form, a_sum = OutputFormat(f.format), f.has(Flag.A_SUM)
+        a, a_planes = self._operand(f, "A")
+        words = self._w[self._span(f, "W")]
+        w = packing.unpack_weights(words, d, out_groups, groups, f.b_bits, f.has(Flag.B_SIGNED), f.b_planes)
         matrix = w.transpose(3, 1, 4, 0, 2).reshape(TAPS * groups * c, out_groups * c)
         bound = int(np.abs(a).max()) * max(int(np.abs(matrix).sum(axis=0, dtype=np.int64).max()), TAPS * groups * c)
         dtype: type[np.floating[Any]] = np.float32 if bound < 1 << 24 else np.float64
         weights = matrix.astype(dtype)
-        counts.skipped += (
-            images
-            * rows
-            * out_groups
-            * _pairs_skipped(a_planes, f["b_planes"], f["a_bits"], f["b_bits"], a_sum, groups)
-        )
+        counts.skipped += replace(f, a_planes=a_planes).skipped()
         statistics = _Statistics(out_groups * c)
         for i0, i1, y0, y1 in _chunks(images, rows, lanes * matrix.shape[0]):
-            look = _columns_stride_2 if stride_2 else _columns
-            columns = look(a, i0, i1, y0, y1, f["segment_start"], dtype)
+            look = _columns_stride_2 if f.has(Flag.STRIDE_2) else _columns
+            columns = look(a, i0, i1, y0, y1, f.segment_start, dtype)
             flat = columns.reshape(-1, matrix.shape[0])
             acc = (flat @ weights).astype(np.int64).reshape(i1 - i0, y1 - y0, lanes, out_groups, c)
             if form == OutputFormat.CODES:
                 out.append(self._codes(f, acc, counts, i0 * rows + y0))
                 continue
             if form == OutputFormat.STATISTICS:
-                statistics.add(acc[:, :, : f["pixels"]].reshape(-1, out_groups * c))
+                statistics.add(acc[:, :, : f.pixels].reshape(-1, out_groups * c))
                 continue
             values = np.empty((i1 - i0, y1 - y0, out_groups * c + a_sum, lanes), dtype=np.int64)
             tiles = acc.transpose(0, 1, 3, 4, 2).reshape(i1 - i0, y1 - y0, out_groups * c, lanes)
@@ -328,9 +311,9 @@ class ReferenceDevice:
         if form == OutputFormat.STATISTICS:
             out.append(statistics.words())
 
-    def _floats(self, f: dict[str, int], acc: I64, counts: _Counts) -> U64:
+    def _floats(self, f: Packet, acc: I64, counts: _Counts) -> U64:
         """Affine epilogue in single precision: int64 (images, rows, out_groups*C, L) -> words in the same order."""
-        entries = slice(f["base_epilogue"], f["base_epilogue"] + acc.shape[2])
+        entries = self._span(f, "E")
         scale, offset = packing.unpack_affine(self._multiplier[entries], self._offset[entries])
         with np.errstate(over="ignore", under="ignore"):
             product = packing.flush(acc.astype(np.float32) * scale[:, None])
@@ -338,49 +321,39 @@ class ReferenceDevice:
         counts.saturated += int(np.isinf(values).sum())
         return packing.pack_floats(values)
 
-    def _codes(self, f: dict[str, int], acc: I64, counts: _Counts, first_row: int) -> U64:
+    def _codes(self, f: Packet, acc: I64, counts: _Counts, first_row: int) -> U64:
         """Integer epilogue: int64 (images, rows, L, out_groups, C) -> row words in the order of a PACKED payload.
 
         Args:
             first_row: number of rows that came before, over all images; only stochastic rounding asks.
         """
-        c, out_groups, shift = self._design.channels, f["out_groups"], f["shift"]
-        entries = slice(f["base_epilogue"], f["base_epilogue"] + out_groups * c)
+        c, out_groups, shift = self._design.channels, f.out_groups, f.shift
+        entries = self._span(f, "E")
         v = acc * self._multiplier[entries].reshape(out_groups, c) + self._offset[entries].reshape(out_groups, c)
-        if f["flags"] & Flag.RELU:
+        if f.has(Flag.RELU):
             v = np.maximum(v, 0)
-        if f["flags"] & Flag.STOCHASTIC:
+        if f.has(Flag.STOCHASTIC):
             images, rows = acc.shape[:2]
             indices = self._indices(f, images * rows, out_groups, first_row).transpose(0, 2, 1, 3)
-            noise = packing.fmix32(indices ^ np.uint32(f["key"])).astype(np.int64)
+            noise = packing.fmix32(indices ^ np.uint32(f.key)).astype(np.int64)
             noise = noise >> (32 - shift) if shift < 32 else noise << (shift - 32)
             v = (v + noise.reshape(v.shape)) >> shift
         else:
             v = (v + (1 << shift >> 1)) >> shift
-        low, high = packing.code_limits(f["out_bits"], bool(f["flags"] & Flag.OUT_SIGNED))
+        low, high = packing.code_limits(f.out_bits, f.has(Flag.OUT_SIGNED))
         q = np.clip(v, low, high)
         counts.saturated += int(np.count_nonzero(q != v))
-        return packing.pack_rows(q.transpose(0, 1, 3, 2, 4), f["out_bits"])
+        return packing.pack_rows(q.transpose(0, 1, 3, 2, 4), f.out_bits)
 
     # -- WGRAD and READ ---------------------------------------------------------------------------------------------
 
-    def _wgrad(self, f: dict[str, int], counts: _Counts) -> None:
+    def _wgrad(self, f: Packet, counts: _Counts) -> None:
         d = self._design
         c, lanes = d.channels, d.lanes
-        images, rows, groups, out_groups = f["images"], f["rows"], f["groups"], f["out_groups"]
-        flags = Flag(f["flags"])
-        ones = bool(flags & Flag.ONES)
-        a = self._tensor(
-            self._a, f["base_a"], images, rows, groups, f["a_bits"], bool(flags & Flag.A_SIGNED), f["a_planes"]
-        )
-        g = self._tensor(
-            self._g, f["base_b"], images, rows, out_groups, f["b_bits"], bool(flags & Flag.B_SIGNED), f["b_planes"]
-        )
-        length = tensor_addresses(images, rows, groups, f["a_bits"])
-        a_planes = self._planes_to_walk(f, f["a_planes"], self._a, f["base_a"], length, f["a_bits"])
-        length = tensor_addresses(images, rows, out_groups, f["b_bits"])
-        b_planes = self._planes_to_walk(f, f["b_planes"], self._g, f["base_b"], length, f["b_bits"])
-        taps = [tap for tap in range(TAPS) if f["taps"] >> tap & 1]
+        images, rows, groups, out_groups = f.images, f.rows, f.groups, f.out_groups
+        ones = f.has(Flag.ONES)
+        (a, a_planes), (g, b_planes) = self._operand(f, "A"), self._operand(f, "G")
+        taps = [tap for tap in range(TAPS) if f.taps >> tap & 1]
         width, n = groups * c, out_groups * c
         magnitude = np.abs(g).sum(axis=(0, 1, 2), dtype=np.int64).max()
         bound = int(np.abs(a).max()) * max(int(magnitude), images * rows * lanes)
@@ -388,38 +361,33 @@ class ReferenceDevice:
         dot = np.zeros((TAPS * width, n), dtype=np.int64)
         total = np.zeros(TAPS * width, dtype=np.int64)
         for i0, i1, y0, y1 in _chunks(images, rows, lanes * TAPS * width):
-            columns = _columns(a, i0, i1, y0, y1, f["segment_start"], dtype).reshape(-1, TAPS * width)
+            columns = _columns(a, i0, i1, y0, y1, f.segment_start, dtype).reshape(-1, TAPS * width)
             dot += (columns.T @ g[i0:i1, y0:y1].reshape(-1, n).astype(dtype)).astype(np.int64)
             total += columns.sum(axis=0).astype(np.int64)
         tiles = np.zeros((out_groups, groups + ones, TAPS, c + 1, c), dtype=np.int64)
         tiles[:, :groups, :, :c] = dot.reshape(TAPS, groups, c, out_groups, c).transpose(3, 1, 0, 4, 2)
         tiles[:, :groups, :, c] = total.reshape(TAPS, groups, c).transpose(1, 0, 2)
-        blocked = images * blocks(rows)
-        skipped = groups * _pairs_skipped(a_planes, b_planes, f["a_bits"], f["b_bits"], True, blocked)
         if ones:
             valid = np.ones((1, rows, lanes, 1), dtype=np.int32)
-            seen = _columns(valid, 0, 1, 0, rows, f["segment_start"], np.float64).reshape(-1, TAPS)
+            seen = _columns(valid, 0, 1, 0, rows, f.segment_start, np.float64).reshape(-1, TAPS)
             per_tap = seen.astype(np.int64).T @ g.sum(axis=0, dtype=np.int64).reshape(-1, n)
             tiles[:, groups, :, :c] = per_tap.reshape(TAPS, out_groups, c).transpose(1, 0, 2)[..., None]
             tiles[:, groups, :, c] = (seen.sum(axis=0).astype(np.int64) * images)[:, None]
-            skipped += _pairs_skipped(1, b_planes, 1, f["b_bits"], True, blocked)
-        counts.skipped += skipped * out_groups * len(taps)
-        base = f["base_accumulator"]
-        entries = slice(base, base + accumulator_entries(d, out_groups, groups, ones, f["taps"]))
+        counts.skipped += replace(f, a_planes=a_planes, b_planes=b_planes).skipped()
+        entries = self._span(f, "accumulator")
         values = tiles[:, :, taps].reshape(-1, c)
-        if not flags & Flag.CLEAR:
+        if not f.has(Flag.CLEAR):
             values = values + self._accumulator[entries]
-        limit = 1 << (ACCUMULATOR_BITS - 1)
-        if int(values.min()) < -limit or int(values.max()) >= limit:
+        if int(values.min()) < -ACCUMULATOR_LIMIT or int(values.max()) >= ACCUMULATOR_LIMIT:
             raise _StopError(Error.ACCUMULATOR_RANGE)
         self._accumulator[entries] = values
 
-    def _read(self, f: dict[str, int], out: list[U64]) -> None:
-        values = self._accumulator[f["base_accumulator"] : f["base_accumulator"] + f["rows"]]
-        if f["format"] == OutputFormat.INT64:
+    def _read(self, f: Packet, out: list[U64]) -> None:
+        values = self._accumulator[self._span(f, "accumulator")]
+        if f.format == OutputFormat.INT64:
             out.append(packing.pack_integers(values.copy(), True))  # a later WGRAD must not change them
             return
-        fits = ((values >= -(1 << 31)) & (values < 1 << 31)).all(axis=1)
+        fits = ((values >= -INT32_LIMIT) & (values < INT32_LIMIT)).all(axis=1)
         good = values.shape[0] if fits.all() else int(np.argmin(fits))
         if good:
             out.append(packing.pack_integers(values[:good], False))

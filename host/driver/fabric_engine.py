@@ -60,18 +60,13 @@ from host.driver.tiling import (
 )
 from host.operands import ConvGeometry, Grid, Meter, Operand, Sums
 from host.program import packing
-from host.program.builder import (
-    ProgramBuilder,
-    accumulator_entries,
-    conv_fits,
-    tensor_addresses,
-    wgrad_fits,
-)
+from host.program.builder import ProgramBuilder, float_bits
 from hw import contract
-from hw.contract import TAPS, OutputFormat, Target
+from hw.contract import ACCUMULATOR_LIMIT, TAPS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.cycles import contracts
 from hw.model.workload import in_pairs
+from hw.packet import Packet, all_planes, flags_of, read_entries, sums_format, tensor_addresses
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -80,7 +75,6 @@ Recorder = Callable[[U64, Result], None]
 _View = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # centre; span of rows and columns
 
 DEFAULT_PROGRAM_WORDS = 1 << 21  #: a program is closed when its words and results pass this
-_MAX_READ = 65535
 _PACKET_CYCLES = 64  #: cycles per tile that hide the fixed work of a WGRAD packet
 
 
@@ -247,28 +241,34 @@ def _load_at(
     n, c, h, w = tensor.strides
     step = tensor_addresses(1, rows.size, groups, grid.bits)
     origin = tensor.index + first * c + (rows.start - shift[0]) * h + (columns.start - shift[1]) * w
+    quantizer = Packet(
+        Opcode.LOAD,
+        target=target,
+        a_bits=grid.bits,
+        flags=flags_of({Flag.A_SIGNED: grid.signed, Flag.STOCHASTIC: grid.key is not None}),
+        zero=float_bits(grid.zero),
+        reciprocal=float_bits(np.float32(1) / np.float32(grid.scale)),
+        segment_start=stack.tile.segment_start,
+    )
     for i in range(stack.images):
-        run.builder.load_float(
-            target,
-            virtual[i],
-            grid.bits,
-            grid.signed,
-            np.float32(grid.zero),
-            np.float32(1) / np.float32(grid.scale),
-            stack.tile.segment_start,
-            base + i * step,
-            base_g + i * step,
-            key=grid.key,
-            index=origin + (stack.first + i * stack.tile.side) * n,
-            strides=(c, n, h, w),
-        )
+        random = {}
+        if grid.key is not None:
+            index = origin + (stack.first + i * stack.tile.side) * n
+            strides = {"channel_stride": c, "image_stride": n, "row_stride": h, "pixel_stride": w, "index": index}
+            random = {"key": grid.key, **{name: value % (1 << 32) for name, value in strides.items()}}
+        bases = {
+            "base_a": base + i * step if target & Target.A else 0,
+            "base_b": base_g + i * step if target & Target.G else 0,
+        }
+        run.builder.load_float(replace(quantizer, **bases, **random), virtual[i])
 
 
 def _fitting_images(design: Design, rows: int, images: int, a_bits: int, b_bits: int) -> int:
     """As many of ``images`` as one WGRAD may take without a possible overflow."""
-    while images > 1 and not wgrad_fits(design, rows, images, a_bits, b_bits):
-        images //= 2
-    return images
+    wgrad = Packet(Opcode.WGRAD, rows=rows, images=images, a_bits=a_bits, b_bits=b_bits)
+    while wgrad.images > 1 and wgrad.overflows(design):
+        wgrad = replace(wgrad, images=wgrad.images // 2)
+    return wgrad.images
 
 
 @dataclass(frozen=True)
@@ -306,9 +306,29 @@ class _GradientPass:
         self, run: _Run, job: _Job, g: Tensor, into: tuple[int, int], out: tuple[int, int], base: int = 0
     ) -> None:
         self._run, self._job, self._g = run, job, g
-        self.into, self._out, self._base = into, out, base
+        self.into, self._out = into, out
         self._ones = job.b_sum is not None and into[0] == 0
-        self.entries = accumulator_entries(run.design, out[1], into[1], self._ones, job.taps)
+        a = job.a
+        options = {
+            Flag.A_SIGNED: a.grid.signed,
+            Flag.B_SIGNED: g.grid.signed,
+            Flag.ONES: self._ones,
+            Flag.SKIP_ZERO: run.skip_zero,
+        }
+        #: of every stack; its images, rows, segments, bases and CLEAR are filled in
+        self._packet = Packet(
+            Opcode.WGRAD,
+            groups=into[1],
+            out_groups=out[1],
+            a_bits=a.grid.bits,
+            b_bits=g.grid.bits,
+            flags=flags_of(options),
+            taps=job.taps,
+            a_planes=all_planes(a.grid.bits) if a.planes is None else a.planes,
+            b_planes=all_planes(g.grid.bits) if g.planes is None else g.planes,
+            base_accumulator=base,
+        )
+        self.entries = self._packet.entries(run.design)
         self._held = 0  #: bound on what the accumulators hold
 
     @property
@@ -317,31 +337,20 @@ class _GradientPass:
 
     def add(self, stack: Stack, base_a: int, base_g: int) -> None:
         """Accumulate what lies in A and G; reads and clears first if the accumulators could overflow."""
-        a, g, d = self._job.a.grid, self._g.grid, self._run.design
-        rows = stack.tile.rows.size
-        grows = rows * stack.images * d.lanes << (a.bits + g.bits)
-        if self._held and self._held + grows > (1 << 47) - 1:
-            self.read()
-        self._run.builder.wgrad(
+        packet = replace(
+            self._packet,
             images=stack.images,
-            rows=rows,
-            groups=self.into[1],
-            out_groups=self._out[1],
-            a_bits=a.bits,
-            b_bits=g.bits,
-            a_signed=a.signed,
-            b_signed=g.signed,
+            rows=stack.tile.rows.size,
             segment_start=stack.tile.segment_start,
             base_a=base_a,
-            base_g=base_g,
-            taps=self._job.taps,
-            ones=self._ones,
-            clear=self._held == 0,
-            a_planes=self._job.a.planes,
-            b_planes=self._g.planes,
-            skip_zero=self._run.skip_zero,
-            base_accumulator=self._base,
+            base_b=base_g,
         )
+        grows = packet.sum_bound(self._run.design)
+        if self._held and self._held + grows > ACCUMULATOR_LIMIT - 1:
+            self.read()
+        if not self._held:
+            packet = replace(packet, flags=packet.flags | Flag.CLEAR)
+        self._run.builder.add(packet)
         self._held += grows
 
     def read(self) -> None:
@@ -349,10 +358,10 @@ class _GradientPass:
         d, job = self._run.design, self._job
         c = d.channels
         (first, groups), (first_out, out_groups) = self.into, self._out
-        wide = self._held >= 1 << 31
+        form = sums_format(self._held)
 
         def receive(words: U64) -> None:
-            values = packing.unpack_entries(words, d, self.entries, wide)
+            values = packing.unpack_entries(words, d, self.entries, form == OutputFormat.INT64)
             tile_dot, tile_sum = packing.gradient_tiles(values, d, out_groups, groups + self._ones)
             o, i = first_out * c, first * c
             oc, ic = min(out_groups * c, self._g.channels - o), min(groups * c, job.a.channels - i)
@@ -363,8 +372,8 @@ class _GradientPass:
                 if job.b_sum is not None and self._ones:
                     job.b_sum[o : o + oc, ky, kx] += tile_dot[:oc, groups * c, rank]
 
-        form = OutputFormat.INT64 if wide else OutputFormat.INT32
-        self._run.expect(self._run.builder.read(self.entries, self._base, form), receive)
+        packet = read_entries(self.entries, self._packet.base_accumulator, form)
+        self._run.expect(self._run.builder.add(packet), receive)
         self._held = 0
 
 
@@ -893,7 +902,8 @@ class FabricEngine:
             and max(into, out) <= min(limit["groups"], limit["out_groups"])
             and fit(rows)
             and into * out * w_bits + sum_words <= d.depth_w
-            and accumulator_entries(d, out, into, True, taps) <= min(d.depth_accumulator, _MAX_READ)
+            and Packet(Opcode.WGRAD, out_groups=out, groups=into, flags=Flag.ONES, taps=taps).entries(d)
+            <= min(d.depth_accumulator, contract.MAX_ENTRIES)
             and not (self._is_linear(m) and self._contracts(m.batch, m.out_channels, m.in_channels, g, w.grid))
         ):
             to_input = self._input_gradient(g, w, m, run)
@@ -1105,26 +1115,30 @@ class FabricEngine:
         start, stop = unit.outputs
         out_groups = (stop - start) // d.channels
         rows = stack.tile.rows.size
-        wide = not conv_fits(d, groups, a.grid.bits, unit.bits, False)
-        span = run.builder.conv(
+        options = {
+            Flag.A_SIGNED: a.grid.signed,
+            Flag.B_SIGNED: unit.signed,
+            Flag.STRIDE_2: a.rows_per > 1,
+            Flag.A_SUM: unit.with_a_sum,
+            Flag.SKIP_ZERO: run.skip_zero,
+        }
+        packet = Packet(
+            Opcode.CONV,
             images=stack.images,
             rows=rows,
             groups=groups,
             out_groups=out_groups,
             a_bits=a.grid.bits,
             b_bits=unit.bits,
-            a_signed=a.grid.signed,
-            b_signed=unit.signed,
+            flags=flags_of(options),
             segment_start=stack.tile.segment_start,
             base_a=base_a,
-            base_w=weights.base,
-            format=OutputFormat.INT64 if wide else OutputFormat.INT32,
-            stride_2=a.rows_per > 1,
-            a_sum=unit.with_a_sum,
-            a_planes=a.planes,
+            base_b=weights.base,
+            a_planes=all_planes(a.grid.bits) if a.planes is None else a.planes,
             b_planes=weights.planes,
-            skip_zero=run.skip_zero,
         )
+        if wide := packet.overflows(d):
+            packet = replace(packet, format=OutputFormat.INT64)
 
         def receive(words: U64) -> None:
             acc, sums = packing.unpack_conv(words, d, stack.images, rows, out_groups, wide, unit.with_a_sum)
@@ -1133,7 +1147,7 @@ class FabricEngine:
             if sums is not None:
                 self._add(a_sum, sums[:, :, None], 0, unit.piece.centre, stack)
 
-        run.expect(span, receive)
+        run.expect(run.builder.add(packet), receive)
 
     @staticmethod
     def _add(target: I64, tile: npt.NDArray[np.integer], channel: int, centre: tuple[int, int], stack: Stack) -> None:
@@ -1167,7 +1181,7 @@ class FabricEngine:
             Output groups per pass; for each pass its jobs, with first group and number of groups of each.
         """
         d = self.design
-        room = min(d.depth_accumulator, _MAX_READ) // (d.channels + 1)
+        room = min(d.depth_accumulator, contract.MAX_ENTRIES) // (d.channels + 1)
 
         def pack(out: int) -> list[list[tuple[_Job, int, int]]] | None:
             passes: list[list[tuple[_Job, int, int]]] = [[]]

@@ -18,13 +18,14 @@ import numpy.typing as npt
 from host.devices.device import U64, Device, Result, check
 from host.driver.fabric_engine import FabricEngine
 from host.operands import ConvGeometry, Grid, Operand
-from host.program.builder import ALL_TAPS, ProgramBuilder, check_header, conv_fits, headers
+from host.program.builder import ProgramBuilder, read_program
 from hw import contract
 from hw.contract import TIMING_COUNTERS, Error, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.cycles import STREAMING_CYCLES, predict
-from hw.model.workload import Packet, WorkloadError, backward, forward, lower
+from hw.model.workload import WorkloadError, backward, forward, lower
 from hw.networks import Bits, ConvShape
+from hw.packet import END, Packet, load_entries, load_tensor, product
 
 VIRTUAL = 4  #: virtual images of the shorter of two runs
 
@@ -78,12 +79,11 @@ class Row:
     model_error: float
 
 
-def _payload(packet: Packet, design: Design, rng: np.random.Generator) -> U64 | None:
-    words = packet.get("payload_words", 0)
-    if not words:
+def _payload(packet: Packet, rng: np.random.Generator) -> U64 | None:
+    if not packet.payload_words:
         return None
-    data = rng.integers(0, 1 << 64, words, dtype=np.uint64)
-    if packet["target"] == Target.E:  # multipliers near one, offsets of nothing: codes that are not all clamped
+    data = rng.integers(0, 1 << 64, packet.payload_words, dtype=np.uint64)
+    if packet.loads(Target.E):  # multipliers near one, offsets of nothing: codes that are not all clamped
         data[0::2], data[1::2] = 20, 0
     return data
 
@@ -93,10 +93,9 @@ def program(design: Design, packets: Iterable[Packet], seed: int = 0) -> U64:
     rng = np.random.default_rng(seed)
     builder = ProgramBuilder(design)
     for packet in packets:
-        if packet["opcode"] == Opcode.END:
+        if packet == END:
             return builder.end().words()
-        fields = {k: v for k, v in packet.items() if k not in ("opcode", "payload_words")}
-        builder.packet(Opcode(packet["opcode"]), _payload(packet, design, rng), **fields)
+        builder.add(packet, _payload(packet, rng))
     return builder.words()
 
 
@@ -167,7 +166,7 @@ def refuse_unfit(
     for index, (shape, _) in enumerate(distinct(shapes)):
         for one in passes(design, shape, bits, codes, split, index == 0):
             for packet in one.packets(2 * VIRTUAL):
-                error, reason = check_header(design, contract.pack_header(**packet))
+                error, reason = packet.check(design)
                 if error is not Error.NONE:
                     raise WorkloadError(
                         f"layer {shape.name}, {one.name} at {bits}: {error.name}, {reason}; "
@@ -271,7 +270,7 @@ def drive(
         predicted: list[int] = []
 
         def predict_too(words: U64, _: Result, to: list[int] = predicted) -> None:
-            to.append(predict(design, headers(words)).cycles)
+            to.append(predict(design, (p for _, p in read_program(words))).cycles)
 
         engine = FabricEngine(device, keep_rows=False, recorder=predict_too)
         if one.name == "forward":
@@ -354,24 +353,22 @@ def proportionality(device: Device, design: Design) -> list[dict[str, Any]]:
     words to send.
     """
     result: list[dict[str, Any]] = []
-    for product, groups in (("weight_gradient", 1), ("convolution", 1), ("convolution", 4)):
+    for name, groups in (("weight_gradient", 1), ("convolution", 1), ("convolution", 4)):
         pairs: list[dict[str, Any]] = []
         for a_bits in range(2, 9):
             for b_bits in range(2, 17):
-                if product == "convolution" and not conv_fits(design, groups, a_bits, b_bits, wide=False):
+                programs = [_repeated(design, name, groups, a_bits, b_bits, n) for n in (1, 2)]
+                if any(packet.overflows(design) for packet in programs[0]):
                     continue
-                one, two = (
-                    check(device.run(program(design, _repeated(design, product, groups, a_bits, b_bits, n))))
-                    for n in (1, 2)
-                )
-                if product == "convolution":
+                one, two = (check(device.run(program(design, packets))) for packets in programs)
+                if name == "convolution":
                     steps = groups * a_bits * b_bits
                     behind = max(design.channels + STREAMING_CYCLES[Opcode.CONV], a_bits * design.row_words)
                 else:
                     steps, behind = _IMAGES * a_bits * b_bits, design.channels + 1
                 pairs.append(
                     {
-                        "product": product,
+                        "product": name,
                         "groups": groups,
                         "a_bits": a_bits,
                         "b_bits": b_bits,
@@ -390,40 +387,24 @@ def proportionality(device: Device, design: Design) -> list[dict[str, Any]]:
 _IMAGES = 4  #: virtual images of eight rows whose weight gradient is compared
 
 
-def _repeated(design: Design, product: str, groups: int, a_bits: int, b_bits: int, repeats: int) -> list[Packet]:
+def _repeated(design: Design, name: str, groups: int, a_bits: int, b_bits: int, repeats: int) -> list[Packet]:
     """A program of ``repeats`` equal products on operands that are loaded once."""
-    planes: Packet = {
-        "rows": 8, "groups": groups, "a_bits": a_bits, "b_bits": b_bits, "segment_start": 1,
-        "a_planes": (1 << a_bits) - 1, "b_planes": (1 << b_bits) - 1,
-    }  # fmt: skip
-
-    def tensor(target: Target, bits: int, images: int) -> Packet:
-        return {
-            "opcode": Opcode.LOAD, "target": target, "rows": 8, "groups": groups, "out_groups": 1, "images": images,
-            "a_bits": bits, "payload_words": images * 8 * groups * bits * design.row_words,
-        }  # fmt: skip
-
-    def entries(target: Target, rows: int, words: int) -> Packet:
-        return {
-            "opcode": Opcode.LOAD, "target": target, "rows": rows, "groups": 1, "out_groups": 1, "images": 1,
-            "payload_words": rows * words,
-        }  # fmt: skip
-
-    if product == "weight_gradient":
-        loads = [tensor(Target.A, a_bits, _IMAGES), tensor(Target.G, b_bits, _IMAGES)]
-        packet: Packet = {**planes, "opcode": Opcode.WGRAD, "out_groups": 1, "images": _IMAGES, "taps": ALL_TAPS}
-    else:
-        weights = 2 * groups * b_bits
+    shape = {"rows": 8, "groups": groups, "a_bits": a_bits, "b_bits": b_bits}
+    if name == "weight_gradient":
         loads = [
-            entries(Target.E, 2 * design.channels, 2),
-            entries(Target.W, weights, design.weight_words),
-            tensor(Target.A, a_bits, 1),
+            load_tensor(design, Target.A, _IMAGES, 8, groups, a_bits),
+            load_tensor(design, Target.G, _IMAGES, 8, groups, b_bits),
         ]
-        packet = {
-            **planes, "opcode": Opcode.CONV, "out_groups": 2, "images": 1, "format": OutputFormat.CODES,
-            "out_bits": a_bits, "shift": 8,
-        }  # fmt: skip
-    return [*loads, *[packet] * repeats, {"opcode": Opcode.END}]
+        packet = product(Opcode.WGRAD, **shape, out_groups=1, images=_IMAGES)
+    else:
+        loads = [
+            load_entries(design, Target.E, 2 * design.channels),
+            load_entries(design, Target.W, 2 * groups * b_bits),
+            load_tensor(design, Target.A, 1, 8, groups, a_bits),
+        ]
+        codes = {"format": OutputFormat.CODES, "out_bits": a_bits, "shift": 8}
+        packet = product(Opcode.CONV, **shape, out_groups=2, images=1, **codes)
+    return [*loads, *[packet] * repeats, END]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

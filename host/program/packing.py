@@ -10,13 +10,12 @@ import numpy.typing as npt
 
 from hw.contract import TAPS
 from hw.design import Design
+from hw.packet import STATISTICS_WORDS
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.integer]
-
-STATISTICS_WORDS = 4  #: words that STATISTICS sends for an output channel
 
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 _UNIT = np.float32(2.0**-24)
@@ -185,12 +184,6 @@ def pack_integers(values: I64, wide: bool) -> U64:
 def unpack_integers(words: U64, wide: bool) -> npt.NDArray[np.integer]:
     """Inverse of :func:`pack_integers`: int64 (words,) if ``wide``, else int32 (2 * words,)."""
     return np.ascontiguousarray(words, dtype="<u8").view("<i8" if wide else "<i4")
-
-
-def conv_words(design: Design, images: int, rows: int, out_groups: int, wide: bool, a_sum: bool) -> int:
-    """Words that an INT32 or INT64 CONV sends."""
-    values = images * rows * design.lanes * (out_groups * design.channels + a_sum)
-    return values if wide else values // 2
 
 
 def unpack_conv(

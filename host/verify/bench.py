@@ -19,10 +19,11 @@ from cocotb.triggers import ClockCycles
 
 from host.devices.device import U64, Result, split_streams
 from host.devices.reference import ReferenceDevice
+from host.program.builder import read_program
 from host.verify.stimuli import precision_sweep
 from host.verify.testbench import IDLE, START, TB, differences
 from hw import contract
-from hw.contract import FIELDS, HEADER_WORDS, VERSION, Error, Flag, LoadFormat, Opcode, OutputFormat
+from hw.contract import FIELDS, HEADER_WORDS, VERSION, Error, Flag, Opcode, OutputFormat
 from hw.design import STREAM_BITS, Design, load_design
 
 #: chances of a pause on in0, in1 and the result
@@ -67,16 +68,6 @@ class Tally:
 SETTINGS = Settings()
 
 
-def packets(words: U64) -> list[tuple[int, dict[str, int]]]:
-    """(first word, header fields) of the packets of a valid program."""
-    out, at = [], 0
-    while at < words.size:
-        f = contract.unpack_header([int(w) for w in words[at : at + HEADER_WORDS]])
-        out.append((at, f))
-        at += HEADER_WORDS + f["payload_words"]
-    return out
-
-
 #: product, a_bits, b_bits, stride, kernel taps, format, flags
 Point = tuple[str, int, int, int, int, str, str]
 
@@ -84,14 +75,14 @@ Point = tuple[str, int, int, int, int, str, str]
 def products(words: U64) -> Counter[Point]:
     """Products of a program. A CONV has all nine taps: layers of other kernels are lowered to it before there are packets."""
     out: Counter[Point] = Counter()
-    for _, f in packets(words):
-        if f["opcode"] in (Opcode.CONV, Opcode.WGRAD):
-            is_conv = f["opcode"] == Opcode.CONV
-            flags = "|".join(flag.name or "" for flag in Flag if f["flags"] & flag)
-            stride = 2 if f["flags"] & Flag.STRIDE_2 else 1
-            taps = contract.TAPS if is_conv else f["taps"].bit_count()
-            name = OutputFormat(f["format"]).name if is_conv else "ACCUMULATE"
-            out[Opcode(f["opcode"]).name, f["a_bits"], f["b_bits"], stride, taps, name, flags] += 1
+    for _, f in read_program(words):
+        if f.is_product:
+            is_conv = f.opcode == Opcode.CONV
+            flags = "|".join(flag.name or "" for flag in Flag if f.has(flag))
+            stride = 2 if f.has(Flag.STRIDE_2) else 1
+            taps = contract.TAPS if is_conv else f.tap_count
+            name = OutputFormat(f.format).name if is_conv else "ACCUMULATE"
+            out[Opcode(f.opcode).name, f.a_bits, f.b_bits, stride, taps, name, flags] += 1
     return out
 
 
@@ -112,7 +103,7 @@ def write(name: str, tally: Tally, **more: Any) -> None:
 
 def spoil(words: U64, rng: np.random.Generator) -> tuple[U64, U64, int]:
     """The streams of a program with one fault, and the index of the packet that has it."""
-    found = packets(words)
+    found = list(read_program(words))
     k = int(rng.integers(0, len(found)))
     at, f = found[k]
     spoilt = words.copy()
@@ -123,13 +114,13 @@ def spoil(words: U64, rng: np.random.Generator) -> tuple[U64, U64, int]:
         return (w0[:beat], w1, k) if rng.integers(0, 2) else (w0, w1[:beat], k)
     if kind == 1:  # a bit of a header flips on its way
         spoilt[at + int(rng.integers(0, HEADER_WORDS))] ^= np.uint64(1 << int(rng.integers(0, 64)))
-    elif kind == 2 and f["opcode"] == Opcode.LOAD and f["format"] == LoadFormat.FLOAT32:
-        word = at + HEADER_WORDS + int(rng.integers(0, f["payload_words"]))
+    elif kind == 2 and f.is_float_load:
+        word = at + HEADER_WORDS + int(rng.integers(0, f.payload_words))
         spoilt[word] |= np.uint64(0x7F800000 << 32 * int(rng.integers(0, 2)))
     else:  # a field holds nonsense, under a valid checksum
         chosen = FIELDS[int(rng.integers(0, len(FIELDS) - 1))]
         value = int(rng.integers(0, 1 << chosen.width))
-        header = contract.pack_header(**{n: v for n, v in {**f, chosen.name: value}.items() if n != "check"})
+        header = contract.pack_header(**{**vars(f), chosen.name: value})
         spoilt[at : at + HEADER_WORDS] = header
     return *split_streams(spoilt), k
 

@@ -7,15 +7,25 @@ writes all that it reads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from host.program.builder import ALL_TAPS, ProgramBuilder, accumulator_entries, conv_fits, tensor_addresses, wgrad_fits
+from host.program.builder import ProgramBuilder, float_bits
 from host.program.packing import pack_affine
-from hw.contract import MAX_BITS, ROW_BANKS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import ALL_TAPS, MAX_BITS, RANDOM_FIELDS, ROW_BANKS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
+from hw.packet import (
+    Packet,
+    buffer_depth,
+    load_entries,
+    load_tensor,
+    product,
+    read_entries,
+    sums_format,
+    tensor_addresses,
+)
 
 U64 = npt.NDArray[np.uint64]
 Point = tuple[str, int, int]  #: product, a_bits, b_bits
@@ -65,15 +75,14 @@ class _Sweep:
 
     def randomness(self) -> dict[str, int]:
         """Fields of stochastic rounding."""
-        names = ("key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride")
-        return {name: self.draw(0, (1 << 32) - 1) for name in names}
+        return {name: self.draw(0, (1 << 32) - 1) for name in RANDOM_FIELDS}
 
-    def tensor_words(self, images: int, rows: int, groups: int, bits: int) -> U64:
+    def tensor_words(self, packet: Packet) -> U64:
         """PACKED payload; now and then with planes that are zero."""
-        words = self.words(images * rows * groups * bits * self.design.row_words)
+        words, bits = self.words(packet.payload_words), packet.a_bits
         if self.draw(0, 2) == 0:
             zero = self.rng.random(bits) < 0.5
-            words.reshape(images * rows * groups, bits, -1)[:, zero] = 0
+            words.reshape(-1, bits, self.design.row_words)[:, zero] = 0
         return words
 
     def flags(self, *choices: Flag) -> int:
@@ -81,19 +90,11 @@ class _Sweep:
 
     def load_tensor(self, target: Target, rows: int, groups: int, images: int, bits: int) -> int:
         """LOAD into A or G at a random base, which is returned; single images are sometimes quantized from floats."""
-        depth = self.design.depth_a if target == Target.A else self.design.depth_g
+        depth = buffer_depth(self.design, target.name or "")
         base = self.draw(0, depth - tensor_addresses(images, rows, groups, bits))
-        fields = {
-            "target": int(target),
-            "rows": rows,
-            "groups": groups,
-            "out_groups": 1,
-            "images": images,
-            "a_bits": bits,
-            "base_a" if target == Target.A else "base_b": base,
-        }
+        packet = load_tensor(self.design, target, images, rows, groups, bits, base, base)
         if images > 1 or self.draw(0, 1):
-            self.builder.packet(Opcode.LOAD, self.tensor_words(images, rows, groups, bits), **fields)
+            self.builder.add(packet, self.tensor_words(packet))
             return base
         count = rows * groups * self.design.lanes * self.design.channels
         scale = np.float32(2.0 ** self.draw(-8, 8))
@@ -108,18 +109,16 @@ class _Sweep:
         where = self.rng.random(count) < 0.05
         values[where] = self.rng.choice(corners, size=int(where.sum()))
         flags = self.flags(Flag.A_SIGNED, Flag.STOCHASTIC)
-        if flags & Flag.STOCHASTIC:
-            fields |= self.randomness()
-        self.builder.packet(
-            Opcode.LOAD,
-            values.view(np.uint64),
-            **fields,
-            format=LoadFormat.FLOAT32,
+        random = self.randomness() if flags & Flag.STOCHASTIC else {}
+        packet = replace(
+            packet,
             flags=flags,
             segment_start=self.segments(),
-            zero=int(zero.view(np.uint32)),
-            reciprocal=int((np.float32(1) / scale).view(np.uint32)),
+            zero=float_bits(zero),
+            reciprocal=float_bits(np.float32(1) / scale),
+            **random,
         )
+        self.builder.load_float(packet, values.reshape(rows, groups, self.design.lanes, self.design.channels))
         return base
 
     def affine(self, entries: int) -> U64:
@@ -129,40 +128,31 @@ class _Sweep:
 
     def load_entries(self, target: Target, entries: int, payload: U64 | None = None) -> int:
         """LOAD weights or epilogue entries, random ones by default, at a random base, which is returned."""
-        d = self.design
-        depth, size = (d.depth_w, d.weight_words) if target == Target.W else (d.depth_epilogue, 2)
-        base = self.draw(0, depth - entries)
-        field = "base_b" if target == Target.W else "base_epilogue"
-        self.builder.packet(
-            Opcode.LOAD,
-            self.words(entries * size) if payload is None else payload,
-            target=int(target),
-            rows=entries,
-            groups=1,
-            images=1,
-            out_groups=1,
-            **{field: base},
-        )
+        base = self.draw(0, buffer_depth(self.design, target.name or "") - entries)
+        packet = load_entries(self.design, target, entries, base)
+        self.builder.add(packet, self.words(packet.payload_words) if payload is None else payload)
         return base
 
-    def product(self, shape: dict[str, int], b_bits: int) -> dict[str, int]:
+    def product(self, opcode: Opcode, shape: dict[str, int], b_bits: int) -> Packet:
+        """A product of the tensor in A, one group of output channels; planes and segments are drawn later."""
+        return product(opcode, **shape, out_groups=1, a_bits=self.a_bits, b_bits=b_bits)
+
+    def masks(self, packet: Packet) -> dict[str, int]:
+        """Fields that any product may have."""
         return {
-            **shape,
-            "a_bits": self.a_bits,
-            "b_bits": b_bits,
             "segment_start": self.segments(),
-            "a_planes": self.mask(self.a_bits),
-            "b_planes": self.mask(b_bits),
+            "a_planes": self.mask(packet.a_bits),
+            "b_planes": self.mask(packet.b_bits),
         }
 
     def conv(self, shape: dict[str, int], base_a: int, b_bits: int) -> None:
-        groups = shape["groups"]
-        if not conv_fits(self.design, groups, self.a_bits, b_bits, True):
+        packet, groups = self.product(Opcode.CONV, shape, b_bits), shape["groups"]
+        if replace(packet, format=OutputFormat.INT64).overflows(self.design):
             return
         out_groups = self.draw(1, 2)
         fields = {"base_a": base_a, "base_b": self.load_entries(Target.W, out_groups * groups * b_bits)}
         form = OutputFormat(self.draw(0, len(OutputFormat) - 1))
-        if not conv_fits(self.design, groups, self.a_bits, b_bits, False):
+        if packet.overflows(self.design):  # as INT32, and so in any other format
             form = OutputFormat.INT64
         optional: tuple[Flag, ...] = ()
         entries = out_groups * self.design.channels
@@ -179,15 +169,15 @@ class _Sweep:
             fields["base_epilogue"] = self.load_entries(Target.E, entries, self.affine(entries))
         else:
             optional = (Flag.A_SUM,)
-        product = self.product(shape, b_bits)
+        fields |= self.masks(packet)
         if shape["rows"] % 4 == 0 and self.draw(0, 1):
             optional += (Flag.STRIDE_2,)
         flags = self.flags(Flag.A_SIGNED, Flag.B_SIGNED, *optional) | self.skip_zero(shape)
         if flags & Flag.STRIDE_2:
-            product["rows"] //= 4
+            fields["rows"] = shape["rows"] // 4
         if flags & Flag.STOCHASTIC:
             fields |= self.randomness()
-        self.builder.packet(Opcode.CONV, **product, **fields, flags=flags, format=form, out_groups=out_groups)
+        self.builder.add(replace(packet, **fields, flags=flags, format=form, out_groups=out_groups))
         self.points.add(("CONV", self.a_bits, b_bits))
 
     def skip_zero(self, shape: dict[str, int]) -> int:
@@ -195,31 +185,26 @@ class _Sweep:
         return self.flags(Flag.SKIP_ZERO) if shape["rows"] % ROW_BANKS == 0 else 0
 
     def wgrad(self, shape: dict[str, int], base_a: int, b_bits: int) -> None:
-        d, groups, rows, images = self.design, shape["groups"], shape["rows"], shape["images"]
-        if not wgrad_fits(d, rows, images, self.a_bits, b_bits):
+        d, rows, images = self.design, shape["rows"], shape["images"]
+        packet = self.product(Opcode.WGRAD, shape, b_bits)
+        if packet.overflows(d):
             return
         out_groups = self.draw(1, 2)
         base_g = self.load_tensor(Target.G, rows, out_groups, images, b_bits)
         flags = self.flags(Flag.A_SIGNED, Flag.B_SIGNED, Flag.ONES) | self.skip_zero(shape)
         taps = (ALL_TAPS, 1 << self.draw(0, 8), self.draw(1, ALL_TAPS))[self.draw(0, 2)]
-        entries = accumulator_entries(d, out_groups, groups, bool(flags & Flag.ONES), taps)
+        packet = replace(packet, out_groups=out_groups, base_a=base_a, base_b=base_g, flags=flags, taps=taps)
+        entries = packet.entries(d)
         base = self.draw(0, d.depth_accumulator - entries)
-        fields = {
-            **self.product(shape, b_bits),
-            "out_groups": out_groups,
-            "base_a": base_a,
-            "base_b": base_g,
-            "base_accumulator": base,
-            "taps": taps,
-        }
-        self.builder.packet(Opcode.WGRAD, **fields, flags=flags | int(Flag.CLEAR))
+        packet = replace(packet, base_accumulator=base, **self.masks(packet))
+        self.builder.add(replace(packet, flags=flags | Flag.CLEAR))
         # once more on top where two sums surely fit
-        if wgrad_fits(d, 2 * rows, images, self.a_bits, b_bits) and self.draw(0, 1):
-            self.builder.packet(Opcode.WGRAD, **fields, flags=flags)
+        if not replace(packet, rows=2 * rows).overflows(d) and self.draw(0, 1):
+            self.builder.add(packet)
         count = self.draw(1, min(entries, 3 * d.channels))
-        narrow = 2 * rows * images * d.lanes << (self.a_bits + b_bits) < 1 << 31
+        narrow = sums_format(2 * packet.sum_bound(d)) == OutputFormat.INT32
         form = OutputFormat.INT32 if narrow and self.draw(0, 1) else OutputFormat.INT64
-        self.builder.read(count, base + self.draw(0, entries - count), form)
+        self.builder.add(read_entries(count, base + self.draw(0, entries - count), form))
         self.points.add(("WGRAD", self.a_bits, b_bits))
 
     def run(self, b_range: Iterable[int]) -> None:

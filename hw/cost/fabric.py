@@ -30,8 +30,9 @@ from hw.cost.paper import Fabric
 from hw.design import Design
 from hw.model.cycles import predict
 from hw.model.resources import resources
-from hw.model.workload import Packet, WorkloadError, backward, forward, lower, words
+from hw.model.workload import WorkloadError, backward, forward, lower, words
 from hw.networks import PRODUCTS, Bits, ConvShape
+from hw.packet import Packet
 
 BATCH = 128  #: samples per step unless said otherwise, the paper's CIFAR batch
 STREAMS = ("input", "output")  #: of a fabric: two that are read in lockstep, one that is written
@@ -303,26 +304,26 @@ def _parts(
 
 def _at_once(packet: Packet, free: Collection[str]) -> Packet:
     """The same work for the array, words of the ``free`` streams taking no time."""
-    if "input" in free and packet["opcode"] == Opcode.LOAD:
-        return {**packet, "payload_words": 0}
-    if "output" in free and packet["opcode"] == Opcode.CONV:
-        return {**packet, "format": OutputFormat.CODES, "out_bits": 0}
-    if "output" in free and packet["opcode"] == Opcode.READ:
-        return {**packet, "rows": 0}
+    if "input" in free and packet.opcode == Opcode.LOAD:
+        return replace(packet, payload_words=0)
+    if "output" in free and packet.opcode == Opcode.CONV:
+        return replace(packet, format=OutputFormat.CODES, out_bits=0)
+    if "output" in free and packet.opcode == Opcode.READ:
+        return replace(packet, rows=0)
     return packet
+
+
+def _widened(design: Design, packet: Packet) -> Packet:
+    """A CONV as 64-bit integers if its own format could overflow, which the fabric refuses; else the same packet."""
+    if packet.opcode != Opcode.CONV or not packet.overflows(design):
+        return packet
+    flags = packet.flags & ~(Flag.OUT_SIGNED | Flag.RELU)
+    return replace(packet, format=OutputFormat.INT64, out_bits=0, shift=0, flags=flags)
 
 
 def _program(design: Design, packets: Iterable[Packet], free: Collection[str] = ()) -> _Work:
     """Counts of a program; integer results are as wide as the array's rules demand, which may be 64 bits."""
-    listed = []
-    for p in packets:
-        if p["opcode"] == Opcode.CONV and p.get("format", OutputFormat.INT32) != OutputFormat.INT64:
-            bound = design.dot_bits * p["groups"] << (p["a_bits"] + p["b_bits"])
-            if bound > 1 << 31:  # docs/programs.md: INT32 and CODES are refused beyond
-                kept = {k: v for k, v in p.items() if k not in ("out_bits", "shift")}
-                kept["flags"] = p["flags"] & ~(Flag.OUT_SIGNED | Flag.RELU)
-                p = {**kept, "format": OutputFormat.INT64}
-        listed.append(p)
+    listed = [_widened(design, p) for p in packets]
     prediction = predict(design, listed)
     cycles = predict(design, [_at_once(p, free) for p in listed]).cycles if free else prediction.cycles
     return _Work(cycles, prediction.compute, 8 * words(listed), 8 * prediction.store + 16)

@@ -10,13 +10,23 @@ take a few milliseconds; searches keep results by layer (``hw/cost/fabric.py``).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from dataclasses import dataclass, replace
+from functools import cache
 
-from hw.contract import HEADER_WORDS, ROW_BANKS, TAPS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import HEADER_WORDS, ROW_BANKS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
-from hw.model.workload import Packet, backward, forward, lower
+from hw.model.workload import backward, forward, lower
 from hw.networks import Bits, ConvShape
+from hw.packet import (
+    END,
+    Packet,
+    Range,
+    load_entries,
+    load_tensor,
+    product,
+    read_entries,
+    sums_format,
+)
 
 HEADER_CYCLES = HEADER_WORDS // 2 + 4  #: five beats and four cycles of checks
 LOAD_CYCLES = 2  #: hazard check before, step to the next packet after
@@ -48,25 +58,7 @@ class Prediction:
     store: int = 0
 
 
-Ranges = dict[str, tuple[int, int]]  #: buffer -> first address, address behind the last
-
-
-def ranges(p: Packet) -> Ranges:
-    """What a LOAD writes to, or a product reads, in the buffers A, G and W."""
-    op, target = p["opcode"], p.get("target", 0)
-    conv, wgrad = op == Opcode.CONV, op == Opcode.WGRAD
-    rows = 4 * p["rows"] if conv and p.get("flags", 0) & Flag.STRIDE_2 else p["rows"]
-    stack = p["images"] * -(-rows // ROW_BANKS)
-    size = stack * p["groups"] * p.get("a_bits", 0)
-    base_a, base_b = p.get("base_a", 0), p.get("base_b", 0)
-    result = {}
-    if conv or wgrad or target & Target.A:
-        result["A"] = (base_a, base_a + size)
-    if wgrad or target & Target.G:
-        result["G"] = (base_b, base_b + (stack * p["out_groups"] * p["b_bits"] if wgrad else size))
-    if conv or target & Target.W:
-        result["W"] = (base_b, base_b + (p["out_groups"] * p["groups"] * p["b_bits"] if conv else p["rows"]))
-    return result
+Ranges = dict[str, Range]  #: of addresses, by buffer
 
 
 def meet(x: Ranges, y: Ranges) -> bool:
@@ -74,110 +66,64 @@ def meet(x: Ranges, y: Ranges) -> bool:
     return any(b in y and y[b][0] < end and first < y[b][1] for b, (first, end) in x.items())
 
 
-@lru_cache(maxsize=1 << 12)
-def steps_of_tile(a_planes: int, b_planes: int, a_bits: int, b_bits: int, inner: int, sums: bool) -> int:
-    """Array steps of one tile: computed plane pairs times their inner length, one step for an empty diagonal."""
-    steps = 0
-    for diagonal in range(a_bits + b_bits - 1):
-        pairs = sum(
-            bool(a_planes >> i & 1 and (b_planes >> (diagonal - i) & 1 or (sums and i == diagonal)))
-            for i in range(max(0, diagonal - b_bits + 1), min(diagonal, a_bits - 1) + 1)
-        )
-        steps += pairs * inner or 1
-    return steps
+def flag_cycles(packet: Packet, reads: Ranges) -> int:
+    """Cycles in which a product looks for planes that are zero: one per address of its tensors."""
+    return sum(reads[b][1] - reads[b][0] for b in "AG" if b in reads) if packet.has(Flag.SKIP_ZERO) else 0
 
 
 def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
     """Cycles of a program on ``design``, streams never pausing.
 
     Args:
-        packets: header fields (``payload_words`` included), END last; planes and flags as they will be sent.
+        packets: END last; planes, flags and ``payload_words`` as they will be sent.
     """
-    c, lanes = design.channels, design.lanes
     result = Prediction()
     loader = 2.0  # time at which the loader is free
     sequencer = 0.0  # time at which the sequencer is free
     drain = 0.0  # time at which the drain can take a tile
     output = 0.0  # time at which the output stream is free
-    retired: list[tuple[float, Packet, Ranges]] = []  # commands, when they leave, what they read
+    retired: list[tuple[float, Ranges]] = []  # commands: when they leave, what they read
 
     for p in packets:
-        op = p["opcode"]
         loader += HEADER_CYCLES
-        if op == Opcode.LOAD:
-            target, words = p["target"], p["payload_words"]
+        if p.opcode == Opcode.LOAD:
             ready = loader + LOAD_CYCLES
-            spans = ranges(p)
-            for when, _, reads in retired[-QUEUE_SLOTS:]:
-                if meet(spans, reads) or target & Target.E:
+            spans = p.ranges(design)
+            for when, reads in retired[-QUEUE_SLOTS:]:
+                if meet(spans, reads) or p.loads(Target.E):
                     ready = max(ready, when)
-            beats = words // 2
-            if p.get("format") == LoadFormat.FLOAT32:
-                beats += 12 + p["a_bits"]
-            loader = ready + beats
-            result.load += words // 2
+            beats = p.payload_words // 2
+            loader = ready + beats + (12 + p.a_bits if p.is_float_load else 0)
+            result.load += beats
             continue
-        if op == Opcode.END:
+        if p.opcode == Opcode.END:
             result.cycles = round(max(loader, sequencer, drain, output) + TRAILER_CYCLES)
             continue
         if len(retired) >= QUEUE_SLOTS:
             loader = max(loader, retired[-QUEUE_SLOTS][0])
         loader += 2
-        if op == Opcode.READ:
-            per_entry = 2 + (c if p.get("format") == OutputFormat.INT64 else c // 2)
+        sent = p.result_words(design)
+        if p.opcode == Opcode.READ:
             start = max(loader, sequencer, drain, output)
-            output = sequencer = start + 3 + p["rows"] * per_entry
-            result.store += p["rows"] * (per_entry - 2)
-            retired.append((sequencer, p, {}))
+            output = sequencer = start + 3 + 2 * p.rows + sent
+            result.store += sent
+            retired.append((sequencer, {}))
             continue
 
-        flags, images, rows = Flag(p.get("flags", 0)), p["images"], p["rows"]
-        blocks = -(-rows // 8)
         start = max(loader, sequencer) + SETUP_CYCLES
-        of_ones = steps_of_ones = 0  # tiles of the ONES group, and the steps of one
-        turns = 0  # cycles between groups, where the precision may change
-        reads = ranges(p)
-        if op == Opcode.CONV:
-            steps = steps_of_tile(
-                p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"], p["groups"], bool(flags & Flag.A_SUM)
-            )
-            tiles = images * rows * p["out_groups"]
-            compute = steps * tiles
-            values = c
-            form = p.get("format", OutputFormat.INT32)
-            if form == OutputFormat.CODES:
-                sent = p["out_bits"] * design.row_words * tiles
-                drained = values
-                if flags & Flag.STOCHASTIC:
-                    drained *= lanes // design.rounding_lanes + ROUNDING_CYCLES
-            elif form == OutputFormat.STATISTICS:
-                sent, drained = 4 * c * p["out_groups"], STATISTICS_CYCLES * lanes // design.statistics_lanes * values
-            else:
-                per_channel = lanes if form == OutputFormat.INT64 else lanes // 2
-                sent = per_channel * (c * tiles + (images * rows if flags & Flag.A_SUM else 0))
-                drained = per_channel * values - per_channel  # the last channel leaves while the next tile comes
-        else:
-            inner = images * blocks
-            per_tile = steps_of_tile(p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"], inner, True)
-            taps = bin(p.get("taps", (1 << TAPS) - 1)).count("1")
-            groups = p["groups"] * taps * p["out_groups"]
-            compute = per_tile * groups
-            tiles = groups
-            if flags & Flag.ONES:
-                of_ones = taps * p["out_groups"]
-                tiles += of_ones
-                steps_of_ones = steps_of_tile(1, p["b_planes"], 1, p["b_bits"], inner, True)
-                compute += steps_of_ones * of_ones
-                turns = (p["groups"] + 1) * p["out_groups"] - 1
-            steps, sent, drained = per_tile, 0, c + 1
-        if flags & Flag.SKIP_ZERO:  # one address per cycle
-            start += sum(reads[buffer][1] - reads[buffer][0] for buffer in ("A", "G") if buffer in reads)
-        form = p.get("format", 0)
-        at_the_end = op == Opcode.CONV and form == OutputFormat.STATISTICS  # all results
-        if at_the_end or flags & Flag.STOCHASTIC:
+        reads = p.ranges(design)
+        whole, *extra = p.tiles()
+        tiles, compute, steps = sum(t.number for t in (whole, *extra)), p.steps(), whole.steps
+        of_ones, steps_of_ones = (extra[0].number, extra[0].steps) if extra else (0, 0)
+        # cycles between groups, where the precision may change
+        turns = (p.groups + 1) * p.out_groups - 1 if extra else 0
+        drained = _drained(design, p)
+        start += flag_cycles(p, reads)
+        at_the_end = p.opcode == Opcode.CONV and p.format == OutputFormat.STATISTICS  # all results
+        if at_the_end or p.has(Flag.STOCHASTIC):
             gap = 0
-        elif op == Opcode.WGRAD or form == OutputFormat.CODES:
-            gap = STREAMING_CYCLES[Opcode(op)]
+        elif p.opcode == Opcode.WGRAD or p.format == OutputFormat.CODES:
+            gap = STREAMING_CYCLES[Opcode(p.opcode)]
         else:
             gap = ARRAY_CYCLES + DRAIN_CYCLES
         tile = max(steps, drained + gap, 0 if at_the_end else sent / tiles)
@@ -185,18 +131,32 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         rest = (tiles - 1 - of_ones) * tile + of_ones * max(steps_of_ones, drained + gap)
         end = max(first_end + rest, start + compute + turns)
         # results lag: the stream may still be sending earlier results
+        values = min(drained, design.channels)
         if at_the_end:
             output = max(output, end + ARRAY_CYCLES + drained + OUTPUT_CYCLES) + sent
         elif sent:
             end = max(end, output + sent - 2 * sent / tiles)
-            output = max(output, first_end + ARRAY_CYCLES + min(drained, c) + OUTPUT_CYCLES) + sent
-            output = max(output, end + ARRAY_CYCLES + min(drained, c) + OUTPUT_CYCLES + sent / tiles)
+            output = max(output, first_end + ARRAY_CYCLES + values + OUTPUT_CYCLES) + sent
+            output = max(output, end + ARRAY_CYCLES + values + OUTPUT_CYCLES + sent / tiles)
         drain = end + ARRAY_CYCLES + drained
         sequencer = end
         result.compute += compute
         result.store += sent
-        retired.append((end, p, reads))
+        retired.append((end, reads))
     return result
+
+
+def _drained(design: Design, p: Packet) -> int:
+    """Cycles in which the drain holds a tile of a product."""
+    c, lanes = design.channels, design.lanes
+    if p.opcode == Opcode.WGRAD:
+        return c + 1
+    if p.format == OutputFormat.CODES:
+        return c * (lanes // design.rounding_lanes + ROUNDING_CYCLES if p.has(Flag.STOCHASTIC) else 1)
+    if p.format == OutputFormat.STATISTICS:
+        return STATISTICS_CYCLES * lanes // design.statistics_lanes * c
+    per_channel = lanes if p.format == OutputFormat.INT64 else lanes // 2
+    return per_channel * (c - 1)  # the last channel leaves while the next tile comes
 
 
 def training_cycles(
@@ -231,44 +191,33 @@ def matrix_product_cycles(
         rows and columns are channels and whose inner axis is pixels.
     """
     c, lanes = design.channels, design.lanes
-
-    def load(target: Target, payload: int, **shape: int) -> Packet:
-        fields = {"rows": 1, "groups": 1, "out_groups": 1, "images": 1, "a_bits": 1, **shape}
-        return {"opcode": Opcode.LOAD, "target": target, "payload_words": payload, **fields}
-
-    def tensor(target: Target, images: int, height: int, groups: int, bits: int) -> Packet:
-        words = images * height * groups * bits * design.row_words
-        return load(target, words, images=images, rows=height, groups=groups, a_bits=bits)
-
-    planes = {"a_bits": a_bits, "b_bits": b_bits, "a_planes": (1 << a_bits) - 1, "b_planes": (1 << b_bits) - 1}
-    end: Packet = {"opcode": Opcode.END}
     groups, out_groups, height = -(-inner // c), -(-columns // c), -(-rows // lanes)
     weights = groups * (out_groups * b_bits + sums)  # one more output group, of 1-bit ones, adds up the rows
-    conv: Packet = {"opcode": Opcode.CONV, "images": 1, "rows": height, "groups": groups, "flags": 0, **planes}
+    bits = {"a_bits": a_bits, "b_bits": b_bits}
+    conv = product(Opcode.CONV, images=1, rows=height, groups=groups, out_groups=out_groups, **bits)
     as_convolution = predict(
         design,
         [
-            load(Target.W, weights * design.weight_words, rows=weights),
-            tensor(Target.A, 1, height, groups, a_bits),
-            {**conv, "out_groups": out_groups},
-            *([{**conv, "out_groups": 1, "b_bits": 1, "b_planes": 1}] if sums else []),
-            end,
+            load_entries(design, Target.W, weights),
+            load_tensor(design, Target.A, 1, height, groups, a_bits),
+            conv,
+            *([replace(conv, out_groups=1, b_bits=1, b_planes=1)] if sums else []),
+            END,
         ],
     )
     groups = -(-rows // c)
     height = min(ROW_BANKS, -(-inner // lanes))
     images = -(-inner // (height * lanes))
     shape = {"images": images, "rows": height, "groups": groups, "out_groups": out_groups}
-    entries = groups * out_groups * (c + 1)
-    form = OutputFormat.INT32 if images * height * lanes << (a_bits + b_bits) < 1 << 31 else OutputFormat.INT64
+    wgrad = product(Opcode.WGRAD, **shape, **bits, flags=Flag.CLEAR, taps=1)
     as_gradient = predict(
         design,
         [
-            tensor(Target.G, images, height, out_groups, b_bits),
-            tensor(Target.A, images, height, groups, a_bits),
-            {"opcode": Opcode.WGRAD, **shape, **planes, "flags": Flag.CLEAR, "taps": 1},
-            {"opcode": Opcode.READ, "rows": entries, "format": form},
-            end,
+            load_tensor(design, Target.G, images, height, out_groups, b_bits),
+            load_tensor(design, Target.A, images, height, groups, a_bits),
+            wgrad,
+            read_entries(wgrad.entries(design), form=sums_format(wgrad.sum_bound(design))),
+            END,
         ],
     )
     return as_convolution.cycles, as_gradient.cycles

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum
 
-from hw.contract import HEADER_WORDS, TAPS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import HEADER_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
-from hw.model.cycles import Prediction, Ranges, meet, ranges, steps_of_tile
-from hw.model.workload import Packet, backward, forward, lower
+from hw.model.cycles import Prediction, Ranges, flag_cycles, meet
+from hw.model.workload import backward, forward, lower
 from hw.networks import Bits, ConvShape
+from hw.packet import Packet
 
 PACKET_SLOTS = 4  #: of the FIFO from loader to engine
 TILE_SLOTS = 2  #: tiles that wait for the output process
@@ -28,31 +29,20 @@ class Overlap(IntEnum):
     TILES = 2  #: the hand-over of the tile before, from a copy: the kernel as it is
 
 
-def tiles(design: Design, p: Packet) -> list[tuple[int, int, int]]:
-    """Tiles of a product in groups that are alike: number, array steps of one, cycles of the output process for one."""
-    c, flags = design.channels, Flag(p.get("flags", 0))
-    planes = (p["a_planes"], p["b_planes"], p["a_bits"], p["b_bits"])
-    if p["opcode"] == Opcode.WGRAD:
-        inner = p["images"] * -(-p["rows"] // 8)
-        taps = bin(p.get("taps", (1 << TAPS) - 1)).count("1") * p["out_groups"]
-        tiles = [(p["groups"] * taps, steps_of_tile(*planes, inner, True), 2 * (c + 1))]
-        if flags & Flag.ONES:
-            tiles.append((taps, steps_of_tile(1, p["b_planes"], 1, p["b_bits"], inner, True), 2 * (c + 1)))
-        return tiles
-    form = p.get("format", OutputFormat.INT32)
-    if form == OutputFormat.CODES:
-        sent = 2 * c + p["out_bits"] * design.row_words
-        if flags & Flag.STOCHASTIC:
-            sent += 2 * c * max(1, c // design.rounding_lanes)
-    else:
-        sent = 2 * c * (c if form == OutputFormat.INT64 else c // 2)
-    steps = steps_of_tile(*planes, p["groups"], bool(flags & Flag.A_SUM))
-    return [(p["images"] * p["rows"] * p["out_groups"], steps, sent)]
+def output_cycles(design: Design, p: Packet) -> int:
+    """Cycles of the output process for one tile of a product."""
+    c = design.channels
+    if p.opcode == Opcode.WGRAD:
+        return 2 * (c + 1)
+    if p.format == OutputFormat.CODES:
+        draws = 2 * c * max(1, c // design.rounding_lanes) if p.has(Flag.STOCHASTIC) else 0
+        return 2 * c + p.out_bits * design.row_words + draws
+    return 2 * c * (c if p.format == OutputFormat.INT64 else c // 2)
 
 
 def lines_of_tile(design: Design, p: Packet) -> int:
     """Iterations in which a tile of a product is handed over; lines of ``A_SUM`` are left out."""
-    return design.channels + 1 if p["opcode"] == Opcode.WGRAD else 2 * design.channels
+    return design.channels + 1 if p.opcode == Opcode.WGRAD else 2 * design.channels
 
 
 def predict_kernel(design: Design, packets: Iterable[Packet], overlap: Overlap = Overlap.TILES) -> Prediction:
@@ -62,51 +52,49 @@ def predict_kernel(design: Design, packets: Iterable[Packet], overlap: Overlap =
         packets: as for :func:`hw.model.cycles.predict`.
         overlap: form of the kernel.
     """
-    c, result = design.channels, Prediction()
+    result = Prediction()
     ahead = overlap >= Overlap.LOADS
     loader = engine = output = 0.0  # times at which the processes are free
     started, reads = 0.0, Ranges()  # of the last product
     spare = 0  # its cycles in which no write has been absorbed
     taken: list[float] = []  # times at which the engine has taken the packets
     for p in packets:
-        op = p["opcode"]
+        op = p.opcode
         if len(taken) >= PACKET_SLOTS:
             loader = max(loader, taken[-PACKET_SLOTS])
         loader = (loader if ahead else max(loader, engine)) + HEADER_WORDS // 2
         engine = max(engine, loader) if op != Opcode.LOAD or not ahead else engine
         if op == Opcode.LOAD:
-            beats = writes = p["payload_words"] // 2
-            if p["target"] & (Target.A | Target.G):
-                rows = p["images"] * p["rows"] * p["groups"]
-                writes = rows * p["a_bits"]
-                if p.get("format") == LoadFormat.FLOAT32:
+            beats = writes = p.payload_words // 2
+            if p.loads(Target.A | Target.G):
+                writes = p.images * p.rows * p.groups * p.a_bits
+                if p.is_float_load:
                     beats += design.lanes + writes
-            early = ahead and not p["target"] & Target.E and not meet(ranges(p), reads)
+            early = ahead and not p.loads(Target.E) and not meet(p.ranges(design), reads)
             loader = max(loader, started if early else engine) + beats
             late = max(0, writes - spare) if early else 0
             spare = max(0, spare - writes)
             engine = max(loader, engine + late)
             result.load += beats
-        elif op in (Opcode.CONV, Opcode.WGRAD):
-            started, reads = engine, ranges(p)
-            if p.get("flags", 0) & Flag.SKIP_ZERO:
-                engine += sum(reads[buffer][1] - reads[buffer][0] for buffer in ("A", "G") if buffer in reads)
-            lines = lines_of_tile(design, p)
+        elif p.is_product:
+            started, reads = engine, p.ranges(design)
+            engine += flag_cycles(p, reads)
+            lines, sent = lines_of_tile(design, p), output_cycles(design, p)
             begun, handed = engine, engine  # when the tiles began; when the last finished one has been handed over
             left = [output] * TILE_SLOTS
-            for number, steps, sent in tiles(design, p):
-                for _ in range(number):
-                    engine = max(engine + steps, handed)
+            for tiles in p.tiles():
+                for _ in range(tiles.number):
+                    engine = max(engine + tiles.steps, handed)
                     handed = max(engine + lines, left[-TILE_SLOTS])
                     left = [*left[1:], max(left[-1], handed) + sent]
                     engine = engine if overlap >= Overlap.TILES else handed
-                result.compute += number * steps
+            result.compute += p.steps()
             engine, output = handed, left[-1]
             spare = round(engine - begun)
-            if op == Opcode.CONV and p.get("format") == OutputFormat.STATISTICS:
-                output += 4 * c * p["out_groups"]
+            if op == Opcode.CONV and p.format == OutputFormat.STATISTICS:
+                output += p.result_words(design)
         elif op == Opcode.READ:
-            output = max(output, engine) + p["rows"] * (c if p.get("format") == OutputFormat.INT64 else c // 2)
+            output = max(output, engine) + p.result_words(design)
         taken.append(engine)
     result.cycles = round(max(loader, engine, output))
     return result

@@ -8,13 +8,22 @@ channel groups in pairs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hw.contract import HEADER_WORDS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import HEADER_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.networks import Bits, ConvShape
-
-Packet = dict[str, int]
+from hw.packet import (
+    END,
+    Packet,
+    blocks,
+    load_entries,
+    load_tensor,
+    product,
+    read_entries,
+    sums_format,
+    tensor_addresses,
+)
 
 
 class WorkloadError(ValueError):
@@ -55,7 +64,7 @@ class Contracted:
 
     def addresses(self, bits: int) -> int:
         """Addresses of a virtual image."""
-        return -(-self.rows // 8) * self.groups * bits
+        return tensor_addresses(1, self.rows, self.groups, bits)
 
 
 @dataclass(frozen=True)
@@ -103,12 +112,12 @@ class Lowered:
 
     def phase_addresses(self, bits: int) -> int:
         """Addresses of a virtual image of one phase of the weight gradient's input."""
-        return -(-self.rows // 8) * self.groups * bits
+        return tensor_addresses(1, self.rows, self.groups, bits)
 
     @property
     def gradient_tiles(self) -> int:
         """Tiles of C x C weights that a weight gradient accumulates."""
-        return self.groups * self.out_groups * sum(bin(taps).count("1") for taps in self.taps)
+        return self.groups * self.out_groups * sum(taps.bit_count() for taps in self.taps)
 
 
 def _axis_taps(shape: ConvShape) -> list[int]:
@@ -159,72 +168,25 @@ def lower(design: Design, shape: ConvShape) -> Lowered:
     )
 
 
-def _load(design: Design, target: Target, rows: int, groups: int, bits: int, images: int, a: int, g: int = 0) -> Packet:
-    fields: Packet = {
-        "opcode": Opcode.LOAD,
-        "target": target,
-        "format": LoadFormat.PACKED,
-        "rows": rows,
-        "groups": groups,
-        "out_groups": 1,
-        "images": images,
-        "a_bits": bits,
-        "payload_words": images * rows * groups * bits * design.row_words,
-    }
-    if target & Target.A:
-        fields["base_a"] = a
-    if target & Target.G:
-        fields["base_b"] = g
-    return fields
-
-
-def _weights(design: Design, words: int, base: int) -> Packet:
-    return {
-        "opcode": Opcode.LOAD,
-        "target": Target.W,
-        "rows": words,
-        "groups": 1,
-        "out_groups": 1,
-        "images": 1,
-        "base_b": base,
-        "payload_words": words * design.weight_words,
-    }
-
-
-def _epilogue(design: Design, out_groups: int) -> Packet:
-    entries = out_groups * design.channels
-    return {
-        "opcode": Opcode.LOAD,
-        "target": Target.E,
-        "rows": entries,
-        "groups": 1,
-        "out_groups": 1,
-        "images": 1,
-        "payload_words": 2 * entries,
-    }
-
-
 def _conv(m: Lowered, over: Contracted, out_groups: int, a_bits: int, b_bits: int, signed: bool, images: int, base_a: int,
           base_w: int, out_bits: int) -> Packet:  # fmt: skip
-    fields: Packet = {
-        "opcode": Opcode.CONV,
-        "rows": m.rows,
-        "groups": over.groups,
-        "out_groups": out_groups,
-        "images": images,
-        "a_bits": a_bits,
-        "b_bits": b_bits,
-        "flags": (Flag.A_SIGNED if signed else 0) | Flag.B_SIGNED | (Flag.STRIDE_2 if over.stride_2 else 0),
-        "segment_start": m.segment_start,
-        "a_planes": (1 << a_bits) - 1,
-        "b_planes": (1 << b_bits) - 1,
-        "base_a": base_a,
-        "base_b": base_w,
-    }
-    if out_bits:
-        fields |= {"format": OutputFormat.CODES, "out_bits": out_bits, "shift": 8}
-        fields["flags"] |= Flag.OUT_SIGNED if signed else Flag.RELU
-    return fields
+    conv = product(
+        Opcode.CONV,
+        rows=m.rows,
+        groups=over.groups,
+        out_groups=out_groups,
+        images=images,
+        a_bits=a_bits,
+        b_bits=b_bits,
+        flags=(Flag.A_SIGNED if signed else 0) | Flag.B_SIGNED | (Flag.STRIDE_2 if over.stride_2 else 0),
+        segment_start=m.segment_start,
+        base_a=base_a,
+        base_b=base_w,
+    )
+    if not out_bits:
+        return conv
+    flags = conv.flags | (Flag.OUT_SIGNED if signed else Flag.RELU)
+    return replace(conv, format=OutputFormat.CODES, out_bits=out_bits, shift=8, flags=flags)
 
 
 def _fits(name: str, need: int, depth: int, buffer: str) -> None:
@@ -244,16 +206,16 @@ def forward(
     _fits(shape.name, weights, design.depth_w, "W")
     codes = codes and not statistics
     if codes:
-        yield _epilogue(design, m.out_groups)
-    yield _weights(design, weights, 0)
+        yield load_entries(design, Target.E, m.out_groups * design.channels)
+    yield load_entries(design, Target.W, weights)
     for v in range(images):
         base = v % 2 * size
-        yield _load(design, Target.A, over.rows, over.groups, bits.a, 1, base)
+        yield load_tensor(design, Target.A, 1, over.rows, over.groups, bits.a, base)
         conv = _conv(m, over, m.out_groups, bits.a, bits.w, False, 1, base, 0, bits.a if codes else 0)
         if statistics:
-            conv |= {"format": OutputFormat.STATISTICS, "pixels": m.side * shape.out_hw[1]}
+            conv = replace(conv, format=OutputFormat.STATISTICS, pixels=m.side * shape.out_hw[1])
         yield conv
-    yield {"opcode": Opcode.END}
+    yield END
 
 
 def backward(
@@ -270,13 +232,13 @@ def backward(
     """
     m = lower(design, shape)
     over = m.backward(design, bits)
-    blocks = -(-m.rows // 8)
-    phase_size, g_size, over_size = m.phase_addresses(bits.a), blocks * m.out_groups * bits.g, over.addresses(bits.g)
+    phase_size, over_size = m.phase_addresses(bits.a), over.addresses(bits.g)
+    g_size = tensor_addresses(1, m.rows, m.out_groups, bits.g)
     a_size = len(m.taps) * phase_size
     with_input, with_weight = "input_gradient" in products, "weight_gradient" in products
     a_need = (over_size if with_input else 0) + (a_size if with_weight else 0)
     # Small chunks overlap loading best; a weight gradient's tile must only last longer than the one before it drains.
-    steps = bits.a * bits.g * blocks
+    steps = bits.a * bits.g * blocks(m.rows)
     enough = -(-2 * (design.channels + 1) // steps) if with_weight else 1
     chunk = min(images, design.depth_a // (2 * a_need), enough, 64)
     if with_weight:
@@ -288,15 +250,15 @@ def backward(
     if with_input:
         _fits(shape.name, weights, design.depth_w, "W")
         if codes:
-            yield _epilogue(design, m.phase_groups)
-        yield _weights(design, weights, 0)
+            yield load_entries(design, Target.E, m.phase_groups * design.channels)
+        yield load_entries(design, Target.W, weights)
     entries = m.gradient_tiles * (design.channels + 1)
     shared = with_input and with_weight and not over.stride_2
 
     def load_contracted(v: int) -> Packet:
         n, start = min(chunk, images - v), v // chunk % 2 * chunk
         target = Target.A | Target.G if shared else Target.A
-        return _load(design, target, over.rows, over.groups, bits.g, n, start * a_need, start * g_size)
+        return load_tensor(design, target, n, over.rows, over.groups, bits.g, start * a_need, start * g_size)
 
     # The four weight gradients of a stride of two fill the queue until the CONV before them is done.  What the next CONV
     # needs is loaded before they are sent.
@@ -316,38 +278,36 @@ def backward(
                 yield load_contracted(v + ahead)
         if with_weight:
             if not shared:
-                yield _load(design, Target.G, m.rows, m.out_groups, bits.g, n, 0, g_in_g)
+                yield load_tensor(design, Target.G, n, m.rows, m.out_groups, bits.g, 0, g_in_g)
             _fits(shape.name, entries, design.depth_accumulator, "accumulator")
             base = 0
             for phase, taps in enumerate(m.taps):
                 base_a = a_in_a + phase * n * phase_size
-                yield _load(design, Target.A, m.rows, m.groups, bits.a, n, base_a)
-                yield {
-                    "opcode": Opcode.WGRAD,
-                    "rows": m.rows,
-                    "groups": m.groups,
-                    "out_groups": m.out_groups,
-                    "images": n,
-                    "a_bits": bits.a,
-                    "b_bits": bits.g,
-                    "flags": Flag.B_SIGNED | (Flag.CLEAR if first else 0),
-                    "segment_start": m.segment_start,
-                    "a_planes": (1 << bits.a) - 1,
-                    "b_planes": (1 << bits.g) - 1,
-                    "base_a": base_a,
-                    "base_b": g_in_g,
-                    "taps": taps,
-                    "base_accumulator": base,
-                }
-                base += m.groups * m.out_groups * bin(taps).count("1") * (design.channels + 1)
+                yield load_tensor(design, Target.A, n, m.rows, m.groups, bits.a, base_a)
+                wgrad = product(
+                    Opcode.WGRAD,
+                    rows=m.rows,
+                    groups=m.groups,
+                    out_groups=m.out_groups,
+                    images=n,
+                    a_bits=bits.a,
+                    b_bits=bits.g,
+                    flags=Flag.B_SIGNED | (Flag.CLEAR if first else 0),
+                    segment_start=m.segment_start,
+                    base_a=base_a,
+                    base_b=g_in_g,
+                    taps=taps,
+                    base_accumulator=base,
+                )
+                yield wgrad
+                base += wgrad.entries(design)
             first = False
     if with_weight and read:
-        bound = (summed or images) * m.rows * design.lanes << (bits.a + bits.g)  # of a sum, as the driver reckons
-        wide = bound >= 1 << 31
-        yield {"opcode": Opcode.READ, "rows": entries, "format": OutputFormat.INT64 if wide else OutputFormat.INT32}
-    yield {"opcode": Opcode.END}
+        bound = replace(wgrad, images=summed or images).sum_bound(design)  # as the driver reckons
+        yield read_entries(entries, form=sums_format(bound))
+    yield END
 
 
 def words(packets: list[Packet]) -> int:
     """64-bit words of a program made of ``packets``."""
-    return sum(HEADER_WORDS + p.get("payload_words", 0) for p in packets)
+    return sum(HEADER_WORDS + p.payload_words for p in packets)

@@ -6,22 +6,16 @@ A program reads only what it has itself written, so it gives the same answer wha
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from host.program.builder import (
-    ALL_TAPS,
-    ProgramBuilder,
-    accumulator_entries,
-    blocks,
-    conv_fits,
-    tensor_addresses,
-    wgrad_fits,
-)
+from host.program.builder import ProgramBuilder
 from host.program.packing import pack_affine
-from hw.contract import ROW_BANKS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import ALL_TAPS, ROW_BANKS, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
+from hw.packet import Packet, blocks, load_entries, read_entries, tensor_addresses
 
 U64 = npt.NDArray[np.uint64]
 
@@ -126,9 +120,10 @@ class _Writer:
         }
         if floats:
             payload, more = self.floats(rows * groups * d.lanes * d.channels, bits)
-            self.builder.packet(Opcode.LOAD, payload, **fields, **bases, **more, format=LoadFormat.FLOAT32)
+            packet = Packet(Opcode.LOAD, **fields, **bases, **more, format=LoadFormat.FLOAT32)
+            self.builder.add(packet, payload)
         else:
-            self.builder.packet(Opcode.LOAD, self.tensor_words(images, rows, groups, bits), **fields, **bases)
+            self.builder.add(Packet(Opcode.LOAD, **fields, **bases), self.tensor_words(images, rows, groups, bits))
 
     def floats(self, count: int, bits: int) -> tuple[U64, dict[str, int]]:
         """Finite values with the corner cases mixed in, and quantizer fields."""
@@ -167,9 +162,7 @@ class _Writer:
         """LOAD W of ``rows`` words at a random base, which is returned."""
         base = self.draw(0, self.design.depth_w - rows)
         payload = self.words(rows * self.design.weight_words)
-        self.builder.packet(
-            Opcode.LOAD, payload, target=Target.W, rows=rows, groups=1, images=1, out_groups=1, base_b=base
-        )
+        self.builder.add(load_entries(self.design, Target.W, rows, base), payload)
         self.weights[base : base + rows] = True
         return base
 
@@ -195,9 +188,7 @@ class _Writer:
             offset = self.rng.integers(-(1 << 20), 1 << 20, size=rows).astype(np.int64).view(np.uint64)
             payload[0::2] = multiplier if self.chance(0.5) else multiplier & np.uint64((1 << 18) - 1)
             payload[1::2] = offset if self.chance(0.5) else offset & np.uint64((1 << 48) - 1)
-        self.builder.packet(
-            Opcode.LOAD, payload, target=Target.E, rows=rows, groups=1, images=1, out_groups=1, base_epilogue=base
-        )
+        self.builder.add(load_entries(self.design, Target.E, rows, base), payload)
         self.epilogue[base : base + rows] = True
         return base
 
@@ -241,10 +232,11 @@ class _Writer:
         d = self.design
         out_groups, b_bits = self.draw(1, 2), self.bits()
         form = OutputFormat.CODES if self.chance(0.25) else OutputFormat(self.draw(0, len(OutputFormat) - 1))
-        if not conv_fits(d, groups, a_bits, b_bits, form == OutputFormat.INT64):
+        packet = Packet(Opcode.CONV, groups=groups, a_bits=a_bits, b_bits=b_bits, format=form)
+        if packet.overflows(d):
             form = OutputFormat.INT64
         needed = out_groups * groups * b_bits
-        if not conv_fits(d, groups, a_bits, b_bits, True) or needed > d.depth_w:
+        if replace(packet, format=OutputFormat.INT64).overflows(d) or needed > d.depth_w:
             return
         flags = Flag(0)
         if rows % 4 == 0 and self.chance(0.7):
@@ -276,14 +268,11 @@ class _Writer:
             flags |= flag if self.chance(0.5) else Flag(0)
         if self.skippable(Target.A, base_a, images, rows, groups, a_bits):
             flags |= Flag.SKIP_ZERO
-        self.builder.packet(
-            Opcode.CONV,
+        packet = replace(
+            packet,
             rows=rows // 4 if flags & Flag.STRIDE_2 else rows,
-            groups=groups,
             out_groups=out_groups,
             images=images,
-            a_bits=a_bits,
-            b_bits=b_bits,
             flags=flags,
             base_a=base_a,
             base_b=base_w,
@@ -293,6 +282,7 @@ class _Writer:
             b_planes=self.planes(b_bits),
             **more,
         )
+        self.builder.add(packet)
 
     def wgrad(self) -> None:
         a = self.tensor(Target.A)
@@ -308,11 +298,21 @@ class _Writer:
             return
         ones = self.chance(0.5)
         taps = (ALL_TAPS, 1 << self.draw(0, 8), self.draw(1, ALL_TAPS))[self.draw(0, 2)]
-        entries = accumulator_entries(self.design, out_groups, groups, ones, taps)
+        packet = Packet(
+            Opcode.WGRAD,
+            rows=rows,
+            groups=groups,
+            out_groups=out_groups,
+            images=images,
+            a_bits=a_bits,
+            b_bits=b_bits,
+            flags=Flag.ONES if ones else 0,
+            taps=taps,
+        )
+        entries, grows = packet.entries(self.design), packet.sum_bound(self.design)
         depth = self.design.depth_accumulator
-        if entries > depth or not wgrad_fits(self.design, rows, images, a_bits, b_bits):
+        if entries > depth or packet.overflows(self.design):
             return
-        grows = rows * images * self.design.lanes << (a_bits + b_bits)
         base = self.draw(0, depth - entries) if self.chance(0.4) else 0
         span = self.sums[base : base + entries]
         clear = self.chance(0.3) or min(span) < 0 or max(span) + grows > (1 << 47) - 1
@@ -324,14 +324,8 @@ class _Writer:
             Target.G, base_g, images, rows, out_groups, b_bits
         ):
             flags |= Flag.SKIP_ZERO
-        self.builder.packet(
-            Opcode.WGRAD,
-            rows=rows,
-            groups=groups,
-            out_groups=out_groups,
-            images=images,
-            a_bits=a_bits,
-            b_bits=b_bits,
+        packet = replace(
+            packet,
             flags=flags,
             base_a=base_a,
             base_b=base_g,
@@ -339,8 +333,8 @@ class _Writer:
             a_planes=self.planes(a_bits),
             b_planes=self.planes(b_bits),
             base_accumulator=base,
-            taps=taps,
         )
+        self.builder.add(packet)
         if self.chance(0.7):
             self.read()
 
@@ -355,12 +349,7 @@ class _Writer:
             stop += 1
         rows = stop - start if self.chance(0.5) else self.draw(1, stop - start)
         wide = self.chance(0.5) or max(self.sums[start : start + rows]) >= 1 << 31
-        self.builder.packet(
-            Opcode.READ,
-            rows=rows,
-            base_accumulator=start,
-            format=OutputFormat.INT64 if wide else OutputFormat.INT32,
-        )
+        self.builder.add(read_entries(rows, start, OutputFormat.INT64 if wide else OutputFormat.INT32))
 
     def any_load(self) -> None:
         d = self.design

@@ -19,8 +19,7 @@ from host.devices.device import DeviceError, Result, split_streams
 from host.devices.hls import HlsDevice, build_hls
 from host.devices.library import LibraryDevice, result_bound
 from host.devices.reference import ReferenceDevice
-from host.program.builder import ALL_TAPS, ProgramBuilder
-from host.program.packing import pack_floats
+from host.program.builder import ProgramBuilder
 from host.verify import csim
 from host.verify.csim import cases_of, simulate
 from host.verify.stimuli import ALL_POINTS, precision_sweep
@@ -29,12 +28,12 @@ from hw.contract import (
     TIMING_COUNTERS,
     Error,
     Flag,
-    LoadFormat,
     Opcode,
     OutputFormat,
     Target,
 )
 from hw.design import Design, load_design
+from hw.packet import Packet, load_entries, load_tensor, product, read_entries
 from hw.tools.compile import (
     BIT_SERIAL,
     SANITIZE_FLAGS,
@@ -272,22 +271,17 @@ class Overtaking:
 
     def load(self, target: Target, base: int, count: int = 1) -> None:
         """Random contents for ``count`` addresses, 1 to 16."""
-        fields = {"target": int(target), "groups": 1, "images": 1, "out_groups": 1}
         if target in (Target.W, Target.E):
-            size, name = (SMALL.weight_words, "base_b") if target == Target.W else (2, "base_epilogue")
-            self.builder.packet(Opcode.LOAD, self.words(count * size), **fields, rows=count, **{name: base})
-            return
-        bases = {name: base for name, bit in (("base_a", Target.A), ("base_b", Target.G)) if target & bit}
-        payload = self.words(ROWS * count * SMALL.row_words)
-        self.builder.packet(Opcode.LOAD, payload, **fields, **bases, rows=ROWS, a_bits=count)
+            packet = load_entries(SMALL, target, count, base)
+        else:
+            packet = load_tensor(SMALL, target, 1, ROWS, 1, count, base, base)
+        self.builder.add(packet, self.words(packet.payload_words))
 
     def load_floats(self, base: int, bits: int, value: np.float32 | None = None) -> None:
         """The same into A by way of the quantizer; ``value`` everywhere, or random ones."""
         values = self.rng.uniform(0, 1 << bits, (ROWS, 1, SMALL.lanes, SMALL.channels)).astype(np.float32)
-        payload = pack_floats(values if value is None else np.full_like(values, value))
-        fields = {"target": Target.A, "format": LoadFormat.FLOAT32, "rows": ROWS, "groups": 1, "out_groups": 1}
-        more = {"images": 1, "a_bits": bits, "base_a": base, "segment_start": 1, "reciprocal": 0x3F800000}
-        self.builder.packet(Opcode.LOAD, payload, **fields, **more)
+        packet = Packet(Opcode.LOAD, target=Target.A, a_bits=bits, base_a=base, segment_start=1, reciprocal=0x3F800000)
+        self.builder.load_float(packet, values if value is None else np.full_like(values, value))
 
     def product(
         self,
@@ -302,17 +296,16 @@ class Overtaking:
     ) -> None:
         """A product of ``bits`` planes by as many, and for a weight gradient its READ."""
         fields = {"groups": 1, "out_groups": out_groups, "images": images, "a_bits": bits, "b_bits": bits}
-        planes = (1 << bits) - 1
-        fields |= {"segment_start": 1, "a_planes": planes, "b_planes": planes, "base_a": base, "base_b": base_b}
+        fields |= {"base_a": base, "base_b": base_b}
         if what == "wgrad":
-            clear = flags | Flag.CLEAR
-            self.builder.packet(Opcode.WGRAD, **fields, rows=ROWS, taps=ALL_TAPS, flags=clear)
-            self.builder.read(out_groups * 9 * (SMALL.channels + 1))
+            packet = product(Opcode.WGRAD, **fields, rows=ROWS, flags=flags | Flag.CLEAR)
+            self.builder.add(packet)
+            self.builder.add(read_entries(packet.entries(SMALL)))
             return
         strided = what == "strided conv"  # four virtual rows for each of its own: eight addresses
         flags |= Flag.STRIDE_2 if strided else 0
         more = {"format": OutputFormat.CODES, "out_bits": 8, "shift": 8} if codes else {}
-        self.builder.packet(Opcode.CONV, **fields, **more, rows=4 if strided else ROWS, flags=flags)
+        self.builder.add(product(Opcode.CONV, **fields, **more, rows=4 if strided else ROWS, flags=flags))
 
 
 def overtaking_programs() -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:

@@ -19,6 +19,7 @@ from host.devices.reference import ReferenceDevice
 from host.program.builder import ProgramBuilder
 from hw.contract import VERSION, Error
 from hw.design import load_design
+from hw.packet import read_entries
 from tests.support.malformed import good_program, malformed_programs
 from tests.support.random_programs import random_program
 from tests.support.substitute_pynq import Board, install, overlay_files
@@ -345,7 +346,7 @@ def test_memory_of_other_sizes_is_given_up_before_a_program_is_refused(
 def test_a_program_that_knows_its_results_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     device, _ = opened(monkeypatch, tmp_path)
     builder = ProgramBuilder(DESIGN)
-    builder.read(4)
+    builder.add(read_entries(4))
     program = builder.end()
     expected = device.run(program.words())
 

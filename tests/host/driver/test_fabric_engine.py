@@ -15,9 +15,10 @@ from host.devices.device import ProgramError, Result, open_device
 from host.driver.fabric_engine import FabricEngine
 from host.driver.layout import host_codes
 from host.operands import ConvGeometry, Grid, Operand, Sums
-from hw import contract
+from host.program.builder import read_program
 from hw.contract import Error, Flag, Opcode, Target
 from hw.design import load_design
+from hw.packet import Packet
 from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.quantize.affine import affine_grid
 
@@ -277,18 +278,14 @@ def test_same_sums_as_the_software_model(stride: int, stochastic: bool) -> None:
 # -- how products are lowered ---------------------------------------------------------------------------------------
 
 
-def sent(words: npt.NDArray[np.uint64]) -> Iterator[dict[str, int]]:
-    """Headers of a program."""
-    at = 0
-    while at < words.size:
-        fields = contract.unpack_header([int(w) for w in words[at : at + contract.HEADER_WORDS]])
-        at += contract.HEADER_WORDS + fields["payload_words"]
-        yield fields
+def sent(words: npt.NDArray[np.uint64]) -> Iterator[Packet]:
+    """Packets of a program."""
+    return (packet for _, packet in read_program(words))
 
 
-def recording(design: str, **options: bool) -> tuple[FabricEngine, list[dict[str, int]]]:
+def recording(design: str, **options: bool) -> tuple[FabricEngine, list[Packet]]:
     """An engine, and the packets it will send."""
-    packets: list[dict[str, int]] = []
+    packets: list[Packet] = []
     device = open_device("reference", load_design(design))
     return FabricEngine(device, recorder=lambda words, _: packets.extend(sent(words)), **options), packets
 
@@ -304,8 +301,8 @@ def test_three_by_three_at_stride_two_runs_at_full_rate(hw: tuple[int, int], kin
         w = make_operand(rng, (9, 20, 3, 3), make_grid(4, True), False, False)
         engine, packets = recording("sim-small")
         compare(engine, "forward", x, w, m)
-        convs = [p for p in packets if p["opcode"] == Opcode.CONV]
-        native = [bool(p["flags"] & Flag.STRIDE_2 and p["flags"] & Flag.A_SUM) for p in convs]
+        convs = [p for p in packets if p.opcode == Opcode.CONV]
+        native = [bool(p.flags & Flag.STRIDE_2 and p.flags & Flag.A_SUM) for p in convs]
         assert all(native) if kind != "stochastic" else not any(native)
 
 
@@ -342,10 +339,10 @@ def test_strided_input_gradients_contract_two_groups_at_once(channels: int, pair
         engine, packets = recording("sim-small")
         g = make_operand(rng, g_shape, make_grid(8, True, key), key is not None or kind == "values", False)
         compare(engine, "input_gradient", g, w, m)
-        convs = [p for p in packets if p["opcode"] == Opcode.CONV and p["b_bits"] == 8]
-        assert all(bool(p["flags"] & Flag.STRIDE_2) == (key is None and pairs > 0) for p in convs)
+        convs = [p for p in packets if p.opcode == Opcode.CONV and p.b_bits == 8]
+        assert all(bool(p.flags & Flag.STRIDE_2) == (key is None and pairs > 0) for p in convs)
         # 8 phases' groups of results in 4 rows, for each stack of images side by side
-        steps = sum(p["images"] * p["rows"] * p["out_groups"] * p["groups"] for p in convs)
+        steps = sum(p.images * p.rows * p.out_groups * p.groups for p in convs)
         assert steps == 2 * 4 * 8 * contracted
 
 
@@ -355,11 +352,11 @@ def test_strided_input_gradients_keep_their_loads_where_the_array_saves_less() -
     g_shape, w_shape = shapes("input_gradient", m)
     native = []
     for bits in (2, 8):
-        packets: list[dict[str, int]] = []
+        packets: list[Packet] = []
         engine = FabricEngine(DEVICES["zc706"], recorder=lambda words, _, to=packets: to.extend(sent(words)))  # type: ignore[misc]
         g, w = (make_operand(rng, shape, make_grid(bits, True), False, False) for shape in (g_shape, w_shape))
         compare(engine, "input_gradient", g, w, m)
-        native += [bool(p["flags"] & Flag.STRIDE_2) for p in packets if p["opcode"] == Opcode.CONV]
+        native += [bool(p.flags & Flag.STRIDE_2) for p in packets if p.opcode == Opcode.CONV]
     assert native == [False, True]
 
 
@@ -375,11 +372,11 @@ def test_weight_gradients_compute_the_taps_in_use_and_no_others(kernel: int, str
     engine, packets = recording("sim-small")
     compare(engine, "weight_gradient", x, g, m)
     # two groups of channels, and the ONES group; a clearing packet opens the sums of each kernel position once
-    opening = [p for p in packets if p["opcode"] == Opcode.WGRAD and p["flags"] & Flag.CLEAR]
-    assert sum(bin(p["taps"]).count("1") * p["groups"] for p in opening) == 2 * kernel * kernel
-    read = sum(p["rows"] for p in packets if p["opcode"] == Opcode.READ)
+    opening = [p for p in packets if p.opcode == Opcode.WGRAD and p.flags & Flag.CLEAR]
+    assert sum(bin(p.taps).count("1") * p.groups for p in opening) == 2 * kernel * kernel
+    read = sum(p.rows for p in packets if p.opcode == Opcode.READ)
     assert read == sum(
-        bin(p["taps"]).count("1") * (p["groups"] + bool(p["flags"] & Flag.ONES)) * (SMALL.channels + 1) for p in opening
+        bin(p.taps).count("1") * (p.groups + bool(p.flags & Flag.ONES)) * (SMALL.channels + 1) for p in opening
     )
 
 
@@ -391,7 +388,7 @@ def test_phases_of_a_strided_layer_share_the_loads_of_the_gradient() -> None:
     g = make_operand(rng, g_shape, make_grid(3, True, 8), True, False)
     engine, packets = recording("sim-small")
     compare(engine, "weight_gradient", x, g, m)
-    words = sum(p["payload_words"] for p in packets if p["opcode"] == Opcode.LOAD and p["target"] == Target.G)
+    words = sum(p.payload_words for p in packets if p.opcode == Opcode.LOAD and p.target == Target.G)
     assert words == 6 * SMALL.lanes * SMALL.channels // 2  # one virtual row image of both samples, as float32
 
 
@@ -424,7 +421,7 @@ def test_long_matrix_products_contract_along_pixels(sizes: tuple[int, int, int],
     x = make_operand(rng, (*sizes[:2], 1, 1), make_grid(bits, False), True, False)
     w = make_operand(rng, (sizes[2], sizes[1], 1, 1), make_grid(bits, True), False, False)
     compare(engine, "forward", x, w, m)
-    assert {p["opcode"] for p in packets} & {Opcode.CONV, Opcode.WGRAD} == {opcode}
+    assert {p.opcode for p in packets} & {Opcode.CONV, Opcode.WGRAD} == {opcode}
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -447,7 +444,7 @@ def test_planes_that_are_zero_are_skipped(product: str, stride: int) -> None:
         engine, packets = recording("sim-small", **options)
         compare(engine, product, a, b, m)
         skipped[name] = engine.meter.totals["SKIPPED"]
-        asked = [bool(p["flags"] & Flag.SKIP_ZERO) for p in packets if p["opcode"] in (Opcode.CONV, Opcode.WGRAD)]
+        asked = [bool(p.flags & Flag.SKIP_ZERO) for p in packets if p.opcode in (Opcode.CONV, Opcode.WGRAD)]
         assert all(asked) if options else not any(asked)
     assert skipped["values"] == 0
     assert skipped["codes"] > 0
@@ -472,7 +469,7 @@ def test_mixed_batch_is_one_program_with_the_sums_of_separate_calls(
     apart = FabricEngine(DEVICES[design])
     forward = engine.several("forward", [(x, w, m) for x, _, m in members])
     assert engine.meter.totals["PROGRAMS"] == 1
-    assert sum(p["opcode"] == Opcode.LOAD and p["target"] == Target.W and p["rows"] > 1 for p in packets) <= 2
+    assert sum(p.opcode == Opcode.LOAD and p.target == Target.W and p.rows > 1 for p in packets) <= 2
     both = engine.backward_mixed(members, w)
     assert engine.meter.totals["PROGRAMS"] == 2
     assert [row["product"] for row in engine.meter.rows] == ["forward", "backward"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,10 @@ from host.devices.rtl import RtlDevice
 from host.driver.fabric_engine import FabricEngine
 from host.operands import ConvGeometry, Grid, Operand, fmix32
 from host.program import packing
-from host.program.builder import PacketError, ProgramBuilder, conv_fits, tensor_addresses
-from hw.contract import LIMITS, Error, OutputFormat, Target
+from host.program.builder import PacketError, ProgramBuilder
+from hw.contract import LIMITS, Error, Flag, Opcode, OutputFormat, Target
 from hw.design import Design, load_design
+from hw.packet import Packet, flags_of, product, read_entries, tensor_addresses
 
 I64 = npt.NDArray[np.int64]
 DEVICES: dict[str, Callable[[Design], Device]] = {"reference": ReferenceDevice, "hls": HlsDevice, "rtl": RtlDevice}
@@ -47,7 +49,10 @@ def extreme(bits: int, signed: bool) -> int:
 def longest(design: Design, a_bits: int, b_bits: int, wide: bool) -> int:
     """Most input groups that a CONV takes."""
     room = min(LIMITS["groups"], design.depth_a // a_bits, design.depth_w // b_bits)
-    return max(g for g in range(1, room + 1) if conv_fits(design, g, a_bits, b_bits, wide))
+    packet = Packet(
+        Opcode.CONV, a_bits=a_bits, b_bits=b_bits, format=OutputFormat.INT64 if wide else OutputFormat.INT32
+    )
+    return max(g for g in range(1, room + 1) if not replace(packet, groups=g).overflows(design))
 
 
 def conv(
@@ -62,19 +67,10 @@ def conv(
     if form in (OutputFormat.CODES, OutputFormat.FLOAT32):
         m, b = more.pop("multiplier"), more.pop("offset")
         builder.load_epilogue(np.full(c, m), np.full(c, b))
-    builder.conv(
-        images=1,
-        rows=ROWS,
-        groups=groups,
-        out_groups=1,
-        a_bits=bits[0],
-        b_bits=bits[1],
-        a_signed=signs[0],
-        b_signed=signs[1],
-        format=form,
-        a_sum=form in (OutputFormat.INT32, OutputFormat.INT64),
-        **more,  # type: ignore[arg-type]
-    )
+    integers = form in (OutputFormat.INT32, OutputFormat.INT64)
+    flags = flags_of({Flag.A_SIGNED: signs[0], Flag.B_SIGNED: signs[1], Flag.A_SUM: integers}) | more.pop("flags", 0)
+    shape = {"images": 1, "rows": ROWS, "groups": groups, "out_groups": 1, "a_bits": bits[0], "b_bits": bits[1]}
+    builder.add(product(Opcode.CONV, **shape, format=form, flags=flags, **more))
     rows = np.full(ROWS, 3) - (np.arange(ROWS) % (ROWS - 1) == 0)
     pixels = np.full(d.lanes, 3) - (np.arange(d.lanes) % (d.lanes - 1) == 0)
     acc = np.multiply.outer(rows, pixels)[:, None] * np.int64(c * groups * a * w)
@@ -109,10 +105,9 @@ def test_longest_convolution_of_every_32_bit_format(
 
     for multiplier, offset, shift in ((131071, (1 << 47) - 1, 47), (-131072, -(1 << 47), 33), (1, 0, 0)):
         for key in (None, 5):
-            more = {"multiplier": multiplier, "offset": offset, "shift": shift, "out_bits": 16, "out_signed": True}
-            builder, acc = conv(
-                d, bits, signs, groups, OutputFormat.CODES, **more, **({} if key is None else {"key": key})
-            )
+            more = {"multiplier": multiplier, "offset": offset, "shift": shift, "out_bits": 16}
+            more["flags"] = flags_of({Flag.OUT_SIGNED: True, Flag.STOCHASTIC: key is not None})
+            builder, acc = conv(d, bits, signs, groups, OutputFormat.CODES, **more, key=key or 0)
             v = acc.astype(object) * multiplier + offset
             if key is None:
                 noise: object = 1 << shift >> 1
@@ -164,20 +159,10 @@ def test_longest_weight_gradient_fills_the_accumulators_and_stops_at_their_end(
         for target, code in ((Target.A, a), (Target.G, g)):
             builder.load_packed(target, np.full((images, rows, 1, d.lanes, c), code), 16)
         for k in range(times + extra):
-            builder.wgrad(
-                images=images,
-                rows=rows,
-                groups=1,
-                out_groups=1,
-                a_bits=16,
-                b_bits=16,
-                a_signed=signs[0],
-                b_signed=signs[1],
-                taps=0x10,
-                ones=True,
-                clear=k == 0,
-            )
-        builder.read(2 * (c + 1))
+            options = {Flag.A_SIGNED: signs[0], Flag.B_SIGNED: signs[1], Flag.ONES: True, Flag.CLEAR: k == 0}
+            shape = {"images": images, "rows": rows, "groups": 1, "out_groups": 1, "a_bits": 16, "b_bits": 16}
+            builder.add(product(Opcode.WGRAD, **shape, flags=flags_of(options), taps=0x10))
+        builder.add(read_entries(2 * (c + 1)))
         result = device.run(builder)
         if extra:
             assert result.error is Error.ACCUMULATOR_RANGE

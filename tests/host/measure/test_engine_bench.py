@@ -13,7 +13,7 @@ import fractrain
 from host.devices.rtl import RtlDevice
 from host.measure import engine_bench
 from host.measure.engine_bench import drive, measure, proportionality, refuse_unfit
-from host.program.builder import headers
+from host.program.builder import read_program
 from hw.contract import Flag, array_idle
 from hw.design import ROOT, load_design
 from hw.generate import render, rtl_digest
@@ -109,14 +109,14 @@ def test_the_model_counts_the_steps_of_the_array(rtl: RtlDevice) -> None:
     """``compute`` is BUSY, whatever the program; planes that the fabric finds to be zero are not known beforehand."""
     compared = with_ones = 0
     for words in random_programs(DESIGN, 60):
-        packets = list(headers(words))
-        if not any(p["flags"] & Flag.SKIP_ZERO for p in packets):
+        packets = [p for _, p in read_program(words)]
+        if not any(p.has(Flag.SKIP_ZERO) for p in packets):
             counters = rtl.run(words).counters
             assert predict(DESIGN, packets).compute == counters["BUSY"]
             assert counters["BUSY"] + counters["STALL_DRAIN"] + array_idle(counters) == counters["CYCLES"]
             assert array_idle(counters) > 0
             compared += 1
-            with_ones += any(p["flags"] & Flag.ONES for p in packets)
+            with_ones += any(p.has(Flag.ONES) for p in packets)
     assert compared >= 10 and with_ones >= 5
 
 

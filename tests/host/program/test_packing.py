@@ -10,8 +10,9 @@ from hypothesis.extra import numpy as hnp
 
 from host.program import packing
 from host.program.builder import PacketError, ProgramBuilder
-from hw.contract import Error, Target
+from hw.contract import Error, Opcode, Target
 from hw.design import load_design
+from hw.packet import product, read_entries
 from tests.support.direct import quantize_one
 
 DESIGNS = [load_design("sim-small"), load_design("zc706")]
@@ -131,7 +132,7 @@ def test_builder_refuses_before_anything_is_sent() -> None:
     with pytest.raises(ValueError, match=r"span 0\.\.9, outside 0\.\.7 of 3 unsigned bits"):
         builder.load_packed(Target.A, x + np.arange(design.channels) // 7 * 9, 3)
     with pytest.raises(PacketError, match="OVERFLOW"):
-        builder.conv(images=1, rows=1, groups=1, out_groups=1, a_bits=16, b_bits=16)
+        builder.add(product(Opcode.CONV, images=1, rows=1, groups=1, out_groups=1, a_bits=16, b_bits=16))
     with pytest.raises(ValueError, match="should be"):
         builder.load_weights(np.zeros((1, 1, 4, 9, 4), dtype=np.int64), 1)
     with pytest.raises(ValueError, match="18 signed bits"):
@@ -140,4 +141,4 @@ def test_builder_refuses_before_anything_is_sent() -> None:
     assert program.packets == 2
     assert program.words().size % 2 == 0
     with pytest.raises(ValueError, match="END packet already"):
-        builder.read(1)
+        builder.add(read_entries(1))

@@ -11,8 +11,9 @@ import pytest
 from hw.contract import Flag, Opcode, OutputFormat
 from hw.design import ROOT, Design, load_design
 from hw.model.cycles import contracts, predict, training_cycles
-from hw.model.workload import Packet, WorkloadError, backward, forward, lower
+from hw.model.workload import WorkloadError, backward, forward, lower
 from hw.networks import Bits, ConvShape, network
+from hw.packet import END, Packet, product
 
 MEASURED = ROOT / "docs" / "measurements" / "engine-zc706.json"
 TOLERANCE = 0.03
@@ -76,11 +77,8 @@ def test_layers_beyond_the_schedule_of_packets_are_refused(design: Design) -> No
 
 def conv(design: Design, rows: int, form: OutputFormat, **more: int) -> int:
     """Predicted cycles of one small CONV that is bound by its drain, loads left out."""
-    packet: Packet = {
-        "opcode": Opcode.CONV, "images": 1, "rows": rows, "groups": 1, "out_groups": 1, "a_bits": 1, "b_bits": 1,
-        "a_planes": 1, "b_planes": 1, "format": form, **more,
-    }  # fmt: skip
-    return predict(design, [packet, {"opcode": Opcode.END}]).cycles
+    shape = {"images": 1, "rows": rows, "groups": 1, "out_groups": 1, "a_bits": 1, "b_bits": 1}
+    return predict(design, [product(Opcode.CONV, **shape, format=form, **more), END]).cycles
 
 
 def test_statistics_take_two_cycles_for_as_many_pixels_as_there_are_lanes(design: Design) -> None:
@@ -103,11 +101,8 @@ def test_stochastic_codes_wait_for_their_random_words(design: Design) -> None:
 
 def test_weight_gradients_pay_for_the_taps_in_use(design: Design) -> None:
     def cycles(taps: int) -> int:
-        packet: Packet = {
-            "opcode": Opcode.WGRAD, "images": 8, "rows": 32, "groups": 1, "out_groups": 1, "a_bits": 4, "b_bits": 4,
-            "a_planes": 15, "b_planes": 15, "taps": taps,
-        }  # fmt: skip
-        return predict(design, [packet, {"opcode": Opcode.END}]).compute
+        shape = {"images": 8, "rows": 32, "groups": 1, "out_groups": 1, "a_bits": 4, "b_bits": 4}
+        return predict(design, [product(Opcode.WGRAD, **shape, taps=taps), END]).compute
 
     assert cycles(0x1FF) == 9 * cycles(0x10) == 9 * 8 * 4 * 16
 

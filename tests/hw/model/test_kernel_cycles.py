@@ -1,6 +1,7 @@
 """The model of the HLS kernel's cycles against iterations that its C++ really makes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,9 +11,10 @@ from host.devices.hls import HlsDevice
 from host.measure.engine_bench import program
 from hw.contract import Flag, Opcode, Target
 from hw.design import load_design
-from hw.model.kernel_cycles import Overlap, kernel_training_cycles, lines_of_tile, predict_kernel, tiles
-from hw.model.workload import Packet, backward, forward
+from hw.model.kernel_cycles import Overlap, kernel_training_cycles, lines_of_tile, predict_kernel
+from hw.model.workload import backward, forward
 from hw.networks import Bits, ConvShape, network
+from hw.packet import Packet
 from hw.tools.compile import BIT_SERIAL, ap_types, hls_files
 
 SMALL = load_design("sim-small")
@@ -55,18 +57,18 @@ def test_the_array_rests_for_lines_that_outlast_the_next_tile_and_for_the_last_o
     for packets in programs(SHAPES[name]):
         rests = 0
         for p in packets:
-            if p["opcode"] in (Opcode.CONV, Opcode.WGRAD):
-                assert not Flag(p.get("flags", 0)) & Flag.A_SUM, "these have more lines"
+            if p.is_product:
+                assert not p.has(Flag.A_SUM), "these have more lines"
                 lines = lines_of_tile(SMALL, p)
-                steps = [steps for number, steps, _ in tiles(SMALL, p) for _ in range(number)]
+                steps = [tiles.steps for tiles in p.tiles() for _ in range(tiles.number)]
                 rests += sum(max(0, lines - s) for s in steps[1:]) + lines
         assert check(device.run(program(SMALL, packets)), name).counters["SKIPPED"] == rests
 
 
 def test_every_tile_but_the_last_leaves_without_a_cycle_where_steps_outlast_lines() -> None:
     packets = list(forward(SMALL, SHAPES["one group"], Bits(8, 8, 8), 1))
-    product = next(p for p in packets if p["opcode"] == Opcode.CONV)
-    number = product["images"] * product["rows"] * product["out_groups"]
+    product = next(p for p in packets if p.opcode == Opcode.CONV)
+    number = sum(tiles.number for tiles in product.tiles())
     before, after = (predict_kernel(SMALL, packets, form).cycles for form in (Overlap.LOADS, Overlap.TILES))
     assert before - after == (number - 1) * lines_of_tile(SMALL, product)
 
@@ -74,16 +76,16 @@ def test_every_tile_but_the_last_leaves_without_a_cycle_where_steps_outlast_line
 def test_loads_are_stored_while_the_product_before_them_runs() -> None:
     device = counting("intake.held.after <= intake.products) ", "store(buffers, intake);")
     packets = programs(SHAPES["one group"])[0]
-    loads = [p for p in packets if p["opcode"] == Opcode.LOAD and p["target"] == Target.A]
+    loads = [p for p in packets if p.opcode == Opcode.LOAD and p.target == Target.A]
     assert len(loads) == VIRTUAL
     # all but the first one find a product to overlap with; the end of a load is a write too
-    writes = sum(p["rows"] * p["groups"] * p["a_bits"] + 1 for p in loads[1:])
+    writes = sum(p.rows * p.groups * p.a_bits + 1 for p in loads[1:])
     assert check(device.run(program(SMALL, packets)), "loads").counters["SKIPPED"] == writes
 
 
 def test_loads_that_must_wait_cost_cycles() -> None:
     packets = programs(SHAPES["one group"])[0]
-    onto_itself = [{**p, "base_a": 0} if "base_a" in p else p for p in packets]
+    onto_itself = [replace(p, base_a=0) for p in packets]
     series = predict_kernel(SMALL, packets, Overlap.NONE).cycles
     assert predict_kernel(SMALL, packets).cycles < predict_kernel(SMALL, onto_itself).cycles <= series
 

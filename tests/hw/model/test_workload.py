@@ -12,12 +12,13 @@ from host.devices.reference import ReferenceDevice
 from host.driver.fabric_engine import FabricEngine
 from host.measure.engine_bench import program
 from host.operands import ConvGeometry, Grid, Operand
-from host.program.builder import headers
+from host.program.builder import read_program
 from hw.contract import Flag, Opcode
 from hw.design import load_design
 from hw.model.cycles import predict
-from hw.model.workload import Packet, WorkloadError, backward, forward, lower
+from hw.model.workload import WorkloadError, backward, forward, lower
 from hw.networks import Bits, ConvShape, network
+from hw.packet import Packet
 
 LAYER = ConvShape("deep", 64, 64, 3, 1, 1, (32, 32))
 
@@ -33,7 +34,7 @@ def test_buffer_that_is_too_small_is_named(depth: str, buffer: str) -> None:
 
 def test_every_image_is_in_exactly_one_chunk() -> None:
     packets = list(backward(load_design("zc706"), LAYER, Bits(3, 2, 4), 7))
-    assert sum(p["images"] for p in packets if p["opcode"] == 3) == 7
+    assert sum(p.images for p in packets if p.opcode == 3) == 7
 
 
 STRIDED = [
@@ -80,16 +81,18 @@ def test_packets_do_the_work_of_the_driver(shape: ConvShape) -> None:
     }
     for product, operands in {"forward": (x, w), "input_gradient": (g, w), "weight_gradient": (x, g)}.items():
         sent: list[Packet] = []
-        engine = FabricEngine(ReferenceDevice(design), recorder=lambda words, _, to=sent: to.extend(headers(words)))
+        engine = FabricEngine(
+            ReferenceDevice(design), recorder=lambda words, _, to=sent: to.extend(p for _, p in read_program(words))
+        )
         getattr(engine, product)(*operands, m)
         work = []
         for packets in (sent, list(modelled[product])):
             # sums that the driver takes along, and the planes that they need, are no part of the model
-            plain = [{**p, "flags": p.get("flags", 0) & ~int(Flag.A_SUM | Flag.ONES)} for p in packets]
+            plain = [replace(p, flags=p.flags & ~(Flag.A_SUM | Flag.ONES)) for p in packets]
             work.append(predict(design, plain).compute)
         assert work[0] == work[1], product
         if product == "weight_gradient":
-            tiles = {(p["base_accumulator"], p["taps"], p["groups"]) for p in sent if p["opcode"] == Opcode.WGRAD}
+            tiles = {(p.base_accumulator, p.taps, p.groups) for p in sent if p.opcode == Opcode.WGRAD}
             computed = sum(bin(taps).count("1") * groups for _, taps, groups in tiles)
             assert computed * lower(design, shape).out_groups == lower(design, shape).gradient_tiles
 
@@ -100,18 +103,20 @@ def test_weight_gradients_leave_with_as_many_bits_as_the_driver_takes(bits: Bits
     design, shape = load_design("sim-small"), ConvShape("layer", 8, 8, 3, 1, 1, (16, 16))
     m = ConvGeometry(batch, 8, 8, shape.in_hw, (3, 3), 1, 1)
     sent: list[Packet] = []
-    engine = FabricEngine(ReferenceDevice(design), recorder=lambda words, _: sent.extend(headers(words)))
+    engine = FabricEngine(
+        ReferenceDevice(design), recorder=lambda words, _: sent.extend(p for _, p in read_program(words))
+    )
 
     def zeros(channels: int, width: int) -> Operand:
         grid = Grid(width, False, np.ones((), np.float32), np.zeros((), np.float32))
         return Operand(grid, codes=np.zeros((batch, channels, *shape.in_hw), np.int32))
 
     engine.weight_gradient(zeros(8, bits.a), zeros(8, bits.g), m)
-    driver = {p["format"] for p in sent if p["opcode"] == Opcode.READ}
+    driver = {p.format for p in sent if p.opcode == Opcode.READ}
 
     def formats(images: int, summed: int | None = None) -> set[int]:
         packets = backward(design, shape, bits, images, products=("weight_gradient",), summed=summed)
-        return {p["format"] for p in packets if p["opcode"] == Opcode.READ}
+        return {p.format for p in packets if p.opcode == Opcode.READ}
 
     assert formats(batch) == formats(2, summed=batch) == driver
 
