@@ -13,7 +13,7 @@ from sw_model.nn.models import build_model
 from sw_model.nn.normalisation import normalise
 from sw_model.quantize import kernels
 
-kernels = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
+compiled = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
 
 
 def make(channels: int, offset: float = 0.0, size: tuple[int, int] = (9, 7)) -> tuple[nn.BatchNorm2d, Tensor, Tensor]:
@@ -47,7 +47,7 @@ def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-@kernels
+@compiled
 @pytest.mark.parametrize("channels", [3, 16, 40])
 @pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
@@ -70,7 +70,7 @@ def test_kernel_is_as_close_to_double_precision_as_pytorch(
         assert error <= 4 * allowed + 1e-6 * scale, name
 
 
-@kernels
+@compiled
 def test_results_do_not_depend_on_threads() -> None:
     norm, x, residual = make(24, size=(40, 40))
     before = torch.get_num_threads()
@@ -85,7 +85,7 @@ def test_results_do_not_depend_on_threads() -> None:
         assert all(torch.equal(value, other[name]) for other in every[1:]), name
 
 
-@kernels
+@compiled
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_stay_visible(value: float) -> None:
     norm, x, _ = make(16)
@@ -103,7 +103,7 @@ def test_whatever_has_no_kernel_is_pytorchs() -> None:
         normalise(norm, torch.randn(1, 4, 1, 1))
 
 
-@kernels
+@compiled
 @pytest.mark.parametrize("name", ["resnet-8", "resnet-18", "mobilenetv2"])
 def test_networks_compute_the_same_with_and_without_the_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)

@@ -149,9 +149,9 @@ def test_a_part_that_is_not_finite_is_refused(bad: float) -> None:
         Shard.of_batch(ALONE, 2).extremes(torch.tensor([bad, 1.0]))
 
 
-@pytest.mark.parametrize("kernels", [True, False])
-def test_part_of_a_tensor_draws_the_numbers_of_the_whole(kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not kernels:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_part_of_a_tensor_draws_the_numbers_of_the_whole(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
         monkeypatch.setattr(kernels, "usable", lambda x: False)
     x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     grid = affine_grid(x, 4, key=7)
