@@ -18,6 +18,7 @@ else:
     import tomli as tomllib
 
 from hw import contract
+from hw.files import read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAM_BITS = 64
@@ -197,7 +198,7 @@ def load_design(name_or_path: str | Path) -> Design:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
         raise DesignError(f"no design {str(name_or_path)!r}; name one of {known}, or a TOML file")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise DesignError(f"{path.name} is not TOML in UTF-8: {e}; copy one of {folder} and change its values") from e
     except OSError as e:

@@ -20,21 +20,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sw_model.data.class_folders import STREAMED, class_folders, holds_streamed, read_image
 from sw_model.data.images import (
-    UNREADABLE,
     WHOLE,
-    DataError,
     ImageSet,
     Indices,
     Part,
+    data_set,
     fixed_sample,
     half_of,
     load_data,
+    load_from,
     normalised,
+    path_of,
 )
+from sw_model.data.sources import DataError, open_source
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SUFFIXES = (".jpg", ".jpeg", ".png")
 AREA = (0.08, 1.0)  #: of the random crop, as a share of the image
 RATIO = (3 / 4, 4 / 3)  #: width to height of the random crop
 TEST_SCALE = 256 / 224  #: shorter side of a test image, before its centre is cropped, to the side of the crop
@@ -46,7 +48,7 @@ class FolderSet:
     """Images in files, and their labels.
 
     Attributes:
-        root: folder that holds ``train`` and ``val``.
+        root: folder of the data set.
         train_files, test_files: paths below the root, encoded as the file system does, bytes (N,).
         train_labels, test_labels: int64 (N,), 0 .. classes-1.
         classes: names.
@@ -168,11 +170,7 @@ class FolderSet:
     def _pixels(self, name: bytes, rng: np.random.Generator | None) -> np.ndarray:
         """An image as the network sees it, at random if there is a generator: uint8 (3, size, size)."""
         path = self.root / os.fsdecode(name)
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (*UNREADABLE, Image.DecompressionBombError) as error:
-            raise DataError(f"image {path} cannot be read ({error}); replace it, then resume the run") from error
+        image = read_image(path, str(path))
         if rng is None:
             array = np.asarray(centre(image, self.size))
         else:
@@ -214,41 +212,21 @@ def open_images(source: str, cache: Path | None = None) -> ImageSet | FolderSet:
     """The images that ``source`` names: a folder that holds ``val`` as a :class:`FolderSet`, all else in memory.
 
     Args:
-        source: as for :func:`sw_model.data.images.load_data`, or a folder with ``train/CLASS/*.jpg|jpeg|png`` and
-            ``val/CLASS/...`` of images of any size.
+        source: as for :func:`sw_model.data.images.load_data`, or a folder with ``train/CLASS/`` and ``val/CLASS/`` of
+            images of any size.
         cache: see :func:`sw_model.data.images.load_data`.
 
     Raises:
         DataError: if the source is missing, incomplete or broken.  Of a :class:`FolderSet`, files are listed, not read.
     """
-    root = Path(source).expanduser()
-    if source == "digits" or not (root / "val").is_dir():
+    if source == "digits":
         return load_data(source, cache)
-    classes = _classes(root / "train")
-    if unknown := sorted(set(_classes(root / "val")) - set(classes)):
-        raise DataError(f"{root} tests classes that it does not train: {', '.join(unknown[:5])}")
-    return FolderSet(root, *_files(root, "train", classes), *_files(root, "val", classes), classes)
-
-
-def _classes(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is missing; expected train/CLASS/*.jpg and val/CLASS/*.jpg")
-    names = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
-    if not names:
-        raise DataError(f"{folder} holds no class folders; sort its images into one folder per class")
-    return names
-
-
-def _files(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Paths below the root, and labels."""
-    files, labels = [], []
-    for label, title in enumerate(classes):
-        folder = root / part / title
-        if part == "val" and not folder.is_dir():
-            continue
-        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES))
-        if not names:
-            raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)}); add some or remove the folder")
-        files += [os.fsencode(f"{part}/{title}/{name}") for name in names]
-        labels += [label] * len(names)
-    return np.array(files), np.array(labels, dtype=np.int64)
+    with open_source(path_of(source)) as opened:
+        form, root = data_set(opened)
+        if form is not None or not holds_streamed(opened, root):
+            return load_from(opened, cache)
+        if not opened.path.is_dir():
+            raise DataError(f"{opened.path}: images under {STREAMED}/ are decoded as training goes; unpack the archive")
+        found = class_folders(opened, root, STREAMED)
+    train, test = (np.array([os.fsencode(name) for name in names]) for names in (found.train_files, found.test_files))
+    return FolderSet(opened.path, train, found.train_labels, test, found.test_labels, found.classes)

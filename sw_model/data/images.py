@@ -8,14 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import lzma
-import os
 import pickle
-import struct
-import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,26 +20,11 @@ import torch
 from torch import Tensor
 
 from hw.files import replaced
+from sw_model.data.class_folders import TEST, ClassFolders, class_folders, read_image, roots
+from sw_model.data.sources import DataError, Source, open_source
 
+DECODING = 2  #: counts changes of what is made of an image, which a cache must not outlive
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-
-#: What archives and images may raise that were cut or changed; both name compressions and flags that do not exist.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    RuntimeError,
-    struct.error,
-    lzma.LZMAError,
-    zlib.error,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-)
-
-
-class DataError(ValueError):
-    """A data set is missing, broken or of the wrong form; the message says which file and what to do."""
 
 
 class Part(NamedTuple):
@@ -268,70 +247,71 @@ def load_digits_set(test_share: float = 0.2) -> ImageSet:
 
 
 def load_data(source: str, cache: Path | None = None) -> ImageSet:
-    """The data set that ``source`` names.
+    """The data set that ``source`` names, held in memory.
 
     Args:
-        source: ``digits``, or a path: CIFAR-10/100 as published (python or binary version: folder or .tar.gz), or
-            class folders ``train/CLASS/*.jpg|png`` and ``test/CLASS/...`` (a folder or a zip of them).
+        source: ``digits``, or a folder, zip or tar archive that holds one data set, at its top or in a folder below:
+            CIFAR-10/100 as published (python or binary version), or images of one size in class folders
+            ``train/CLASS/`` and ``test/CLASS/``, see :mod:`sw_model.data.class_folders`.
         cache: folder where decoded class folders are kept as one file for the next run, until a file of the source is
             added, removed or replaced (by name, size and time of change); None decodes every time.
 
     Raises:
-        DataError: if the source is missing, incomplete or broken.
+        DataError: if the source is missing, incomplete or broken, or holds several data sets.
     """
     if source == "digits":
         return load_digits_set()
+    with open_source(path_of(source)) as opened:
+        return load_from(opened, cache)
+
+
+def load_from(source: Source, cache: Path | None = None) -> ImageSet:
+    """The data set of an opened source, see :func:`load_data`."""
+    form, root = data_set(source)
+    if form is None:
+        return _load_class_folders(source, root, cache)
+    names = {name[len(root) :] for name in source.files if name.startswith(root)}
+
+    def read(name: str) -> bytes:
+        if name not in names:
+            raise DataError(f"{source.path}: {root}{name} is missing; download the data set again")
+        return source.read(f"{root}{name}")
+
+    return form(names, read)
+
+
+def path_of(source: str) -> Path:
+    """The path that ``source`` names.
+
+    Raises:
+        DataError: if there is nothing.
+    """
     path = Path(source).expanduser()
-    if not path.exists():
-        raise DataError(f"data set {source!r} is neither 'digits' nor an existing path; give a CIFAR folder or archive")
-    if path.is_file() and not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
-        raise DataError(f"{path} is neither a zip nor a tar archive; download it again (it may be truncated)")
-    if path.is_file() and tarfile.is_tarfile(path):
-        return _load_tar(path)
-    if path.is_dir():
-        names = {entry.name for entry in path.iterdir()}
-        for inner in ("cifar-10-batches-py", "cifar-100-python", "cifar-10-batches-bin", "cifar-100-binary"):
-            if inner in names:
-                return load_data(str(path / inner), cache)
+    if not source.strip() or not path.exists():
+        raise DataError(f"data set {source!r} is neither 'digits' nor an existing path; give a folder or an archive")
+    return path
+
+
+def data_set(source: Source) -> tuple[Callable[..., ImageSet] | None, str]:
+    """How to read the one data set of a source (None: class folders), and where it lies, "/" at the end.
+
+    Raises:
+        DataError: if there are several.
+    """
+    found: list[tuple[Callable[..., ImageSet] | None, str]] = [(None, root) for root in roots(source)]
+    by_folder: dict[str, set[str]] = {}
+    for name in source.files:
+        folder, _, file = name.rpartition("/")
+        by_folder.setdefault(f"{folder}/" if folder else "", set()).add(file)
+    for folder, names in by_folder.items():
         if {"data_batch_1", "test_batch"} & names or {"train", "test", "meta"} <= names:
-            return _load_python(names, lambda name: _read_member(path, name))
+            found.append((_load_python, folder))
         if {"data_batch_1.bin", "test_batch.bin", "train.bin"} & names:
-            return _load_binary(names, lambda name: _read_member(path, name))
-    return _load_class_folders(path, cache)
-
-
-def _read_member(folder: Path, name: str) -> bytes:
-    file = folder / name
-    if not file.is_file():
-        raise DataError(f"{file} is missing; unpack the archive again")
-    return file.read_bytes()
-
-
-def _load_tar(path: Path) -> ImageSet:
-    try:
-        with tarfile.open(path) as archive:
-            members = {os.path.basename(m.name): m for m in archive if m.isfile()}
-            # The sum of a compressed stream is checked at its end, which lies behind the last member.
-            assert archive.fileobj is not None
-            while archive.fileobj.read(1 << 20):
-                pass
-
-            def read(name: str) -> bytes:
-                if name not in members:
-                    raise DataError(f"{path} lacks {name}; download the archive again")
-                stream = archive.extractfile(members[name])
-                assert stream is not None
-                return stream.read()
-
-            if "data_batch_1" in members or {"train", "test", "meta"} <= set(members):
-                return _load_python(set(members), read)
-            if "data_batch_1.bin" in members or "train.bin" in members:
-                return _load_binary(set(members), read)
-    except DataError:
-        raise
-    except UNREADABLE as error:
-        raise DataError(f"{path} cannot be read ({error}); download it again") from error
-    raise DataError(f"{path} holds neither the python nor the binary version of CIFAR-10/100")
+            found.append((_load_binary, folder))
+    if len(found) > 1:
+        places = ", ".join(str(source.path / root) for _, root in found[:5])
+        raise DataError(f"{source.path} holds several data sets: {places}; name one of them, or move the others away")
+    return found[0] if found else (None, "")
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -410,7 +390,7 @@ def _load_binary(names: set[str], read: Callable[[str], bytes]) -> ImageSet:
 
     meta = "fine_label_names.txt" if hundred else "batches.meta.txt"
     try:
-        classes = tuple(line.strip() for line in read(meta).decode().splitlines() if line.strip())
+        classes = tuple(line.strip() for line in read(meta).decode("utf-8-sig").splitlines() if line.strip())
     except UnicodeDecodeError as error:
         raise DataError(f"{meta} holds no names of classes ({error}); download the data set again") from error
     if hundred:
@@ -433,26 +413,17 @@ def _cifar(
     )
 
 
-def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
+def _load_class_folders(source: Source, root: str, cache: Path | None) -> ImageSet:
     # One cache file per source, which knows the state that it was made from: a stale one is replaced, not kept beside.
-    files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()} if path.is_dir() else {}
-    state = _state(files or {"": path})
+    path = source.path
     tag = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     stored = None if cache is None else cache / f"{path.stem}-{tag}.npz"
+    found = class_folders(source, root, TEST)
+    state = f"{DECODING} {source.state()}"
     kept = None if stored is None else _cached(stored, state)
     if kept is not None:
         return kept
-    if path.is_dir():
-        loaded = _decode(path, list(files), lambda name: files[name].read_bytes())
-    else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                _check_directory(archive)
-                loaded = _decode(path, sorted(archive.namelist()), archive.read)
-        except DataError:
-            raise
-        except UNREADABLE as error:
-            raise DataError(f"{path} cannot be read ({error}); download it again") from error
+    loaded = _decode(source, found)
     if stored is not None:
         stored.parent.mkdir(parents=True, exist_ok=True)
         with replaced(stored) as scratch, scratch.open("wb") as file:
@@ -466,23 +437,6 @@ def _load_class_folders(path: Path, cache: Path | None) -> ImageSet:
                 classes=np.array(loaded.classes),
             )
     return loaded
-
-
-def _check_directory(archive: zipfile.ZipFile) -> None:
-    """Raises BadZipFile where a damaged directory hides files, which zipfile takes for files that are not there."""
-    for entry in archive.infolist():
-        archive.open(entry).close()  # compares its name with the one before the file's data
-        if b"PK\1\2" in entry.comment:  # of a length that takes in the next entry
-            raise zipfile.BadZipFile(f"the comment of {entry.filename} holds other files' directory entries")
-
-
-def _state(files: dict[str, Path]) -> str:
-    """Digest of the names, sizes and times of files; those of a folder do not tell what changed in a folder below it."""
-    digest = hashlib.sha256()
-    for name, file in sorted(files.items()):
-        status = file.stat()
-        digest.update(json.dumps([name, status.st_size, status.st_mtime_ns]).encode())
-    return digest.hexdigest()
 
 
 def _cached(stored: Path, state: str) -> ImageSet | None:
@@ -502,39 +456,16 @@ def _cached(stored: Path, state: str) -> ImageSet | None:
         return None
 
 
-def _decode(source: Path, names: list[str], read: Callable[[str], bytes]) -> ImageSet:
-    from PIL import Image
-
-    parts: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
-    for name in names:
-        pieces = name.split("/")
-        if not name.lower().endswith((".jpg", ".jpeg", ".png")) or len(pieces) < 3:
-            continue
-        if pieces[-3] in parts:
-            parts[pieces[-3]].append((pieces[-2], name))
-    for part, members in parts.items():
-        if not members:
-            raise DataError(
-                f"{source} holds no images under {part}/CLASS/; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
-            )
-    classes = tuple(sorted({c for c, _ in parts["train"]}))
-    unknown = {c for c, _ in parts["test"]} - set(classes)
-    if unknown:
-        raise DataError(f"{source} tests classes that it does not train: {', '.join(sorted(unknown))}")
-    arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+def _decode(source: Source, found: ClassFolders) -> ImageSet:
     shape: tuple[int, ...] | None = None
-    for part, members in parts.items():
-        images = []
-        for _, name in members:
-            try:
-                with Image.open(io.BytesIO(read(name))) as image:
-                    pixels = np.asarray(image.convert("RGB"), dtype=np.uint8)
-            except (*UNREADABLE, Image.DecompressionBombError) as error:
-                raise DataError(f"{source}: image {name} is broken ({error}); replace or remove it") from error
-            shape = shape or pixels.shape
-            if pixels.shape != shape:
-                raise DataError(f"{source}: image {name} is {pixels.shape}, the others {shape}; resize it")
-            images.append(pixels.transpose(2, 0, 1))
-        labels = np.array([classes.index(c) for c, _ in members], dtype=np.int64)
-        arrays[part] = np.stack(images), labels
-    return _cifar(*arrays["train"], *arrays["test"], classes)
+
+    def pixels(name: str) -> np.ndarray:
+        nonlocal shape
+        image = np.asarray(read_image(io.BytesIO(source.read(name)), f"{source.path}: {name}"))
+        shape = shape or image.shape
+        if image.shape != shape:
+            raise DataError(f"{source.path}: image {name} is {image.shape}, the others {shape}; resize it")
+        return image.transpose(2, 0, 1)
+
+    train, test = (np.stack([pixels(name) for name in names]) for names in (found.train_files, found.test_files))
+    return _cifar(train, found.train_labels, test, found.test_labels, found.classes)

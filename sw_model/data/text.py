@@ -126,7 +126,7 @@ def load_text(source: str, context: int, vocabulary: int = 0) -> TokenSet:
         DataError: if files are missing, empty or not UTF-8.
     """
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if not source.strip() or not folder.is_dir():
         raise DataError(f"text {source!r} is not a folder; a language model needs one with train.txt and test.txt")
     files = {
         part: next((folder / name for name in names if (folder / name).is_file()), None)
@@ -160,7 +160,7 @@ def _read(path: Path) -> tuple[np.ndarray, list[str]]:
     numbers: dict[str, int] = {}
 
     def occurrences() -> Iterator[int]:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for line in file:
                 for word in (*line.split(), END):
                     yield numbers.setdefault(word, len(numbers))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from hw.files import read_text
 from hw.networks import spelled
 from sw_model.data.images import SUBSETS
 from sw_model.nn.gates import DEFECTS as GATE_DEFECTS
@@ -330,7 +331,7 @@ class TrainConfig:
     def from_recipe(cls, path: Path, **overrides: Any) -> TrainConfig:
         """A configuration from a TOML recipe; ``overrides`` win."""
         try:
-            return cls.from_toml(path.read_text(encoding="utf-8"), str(path), **overrides)
+            return cls.from_toml(read_text(path), str(path), **overrides)
         except FileNotFoundError as error:
             raise ConfigError(f"recipe {path} does not exist; see configs/recipes/") from error
         except (OSError, UnicodeDecodeError) as error:

@@ -188,3 +188,20 @@ def test_inverse_square_root_rate_peaks_at_the_end_of_the_warmup() -> None:
     for wrong in ({"warmup": 0.0}, {"betas": [0.9]}, {"vocabulary": 2}, {"optimizer": "lion"}, {"dropout": 1.0}):
         with pytest.raises(ConfigError):
             TrainConfig.from_mapping({"lr_schedule": "inverse-sqrt", "warmup": 0.1, **wrong})
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_empty_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError, match="not a folder"):
+        load_text(name, 4)
+
+
+def test_byte_order_mark_is_no_word(folder: Path) -> None:
+    whole = load_text(str(folder), 8)
+    for file in folder.iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    marked = load_text(str(folder), 8)
+    assert marked.vocabulary == whole.vocabulary
+    assert np.array_equal(marked.train_tokens, whole.train_tokens)
+    assert np.array_equal(marked.test_tokens, whole.test_tokens)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hw.design import load_design
 from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
@@ -143,3 +144,11 @@ def test_unreadable_recipe_is_named(tmp_path: Path) -> None:
             recipe.write_bytes(content)
         with pytest.raises(ConfigError, match=r"a\.toml|recipe"):
             TrainConfig.from_recipe(recipe if content is not None else tmp_path)
+
+
+def test_byte_order_mark_before_a_recipe_and_a_design_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_bytes(b"\xef\xbb\xbfepochs = 3\n")
+    assert TrainConfig.from_recipe(tmp_path / "recipe.toml").epochs == 3
+    design = Path(__file__).parents[3] / "configs" / "designs" / "sim-small.toml"
+    (tmp_path / "sim-small.toml").write_bytes(b"\xef\xbb\xbf" + design.read_bytes())
+    assert load_design(tmp_path / "sim-small.toml") == load_design("sim-small")
