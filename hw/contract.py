@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
-VERSION = 2
+VERSION = 3  #: of packets, registers and what the fabric makes of them: devices of one version give the same bits
 MAGIC = 0xF7AC
 TRAILER_MAGIC = 0xF7AC0E0D
 CHECK_SEED = 0x5EEDF7AC

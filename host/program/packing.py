@@ -18,7 +18,7 @@ F32 = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.integer]
 
 _SMALLEST_NORMAL = np.float32(2.0**-126)
-_UNIT = np.float32(2.0**-24)
+_UNIT = 2.0**-24
 
 
 def code_limits(bits: int, signed: bool) -> tuple[int, int]:
@@ -284,7 +284,8 @@ def quantize(
             q = np.rint(t)
         else:
             assert indices is not None
-            u = (fmix32(indices ^ np.uint32(key)) >> np.uint32(8)).astype(np.float32) * _UNIT
+            # float64 holds the sum, or rounds it on the same side of every integer
+            u = (fmix32(indices ^ np.uint32(key)) >> np.uint32(8)).astype(np.float64) * _UNIT
             q = np.floor(t + u)
     clamped = np.clip(q, np.float32(low), np.float32(high))
     return clamped.astype(np.int32), int(np.count_nonzero(clamped != q))

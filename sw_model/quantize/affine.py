@@ -5,9 +5,9 @@ Formula (Banner et al. 2018, "Scalable methods for 8-bit training", as FracTrain
     z = min x,  R = max x - min x,  s = max(R / n, floor),  r = 1 / s
     t = (x - z) * r
     q = clamp(rne(t), 0, n)          to nearest, ties to even
-    q = clamp(floor(t + u), 0, n)    stochastic, u uniform on [0, 1) in steps of 2**-24
+    q = clamp(floor(t + u), 0, n)    stochastic, u uniform on [0, 1) in steps of 2**-24; the sum is exact
 
-Every step is one IEEE single-precision operation.  Subnormal inputs and subnormal intermediate results count as zero,
+Every other step is one IEEE single-precision operation.  Subnormal inputs and subnormal intermediate results count as zero,
 as they do on the fabric.  The random number of element ``i`` (flat C-order index) is a function of ``i`` and a 32-bit
 key alone, so the order in which elements are visited, and by how many lanes, does not matter.
 
@@ -66,6 +66,21 @@ def random_units(count: int, key: int, first: int = 0, device: torch.device | No
     h >>= 8
     h &= 0xFFFFFF
     return h.to(torch.float32).mul_(2.0**-24)
+
+
+def round_stochastically(t: Tensor, key: int, first: int = 0) -> Tensor:
+    """``floor(t + u)`` of the exact sum: integers stay, any other t goes up with the probability of its fraction.
+
+    A sum in float32 would not do: u has 24 bits, so beside a large t it is rounded itself, and now and then up to one.
+
+    Args:
+        t: float32 or float64 of any shape.
+        key, first: of the numbers u, see :func:`random_units`.
+    """
+    u = random_units(t.numel(), key, first, t.device).reshape(t.shape)
+    whole = t.trunc()
+    part = t - whole  # exact, with the sign of t, and so are 1 - u and -u
+    return whole + (part >= 1 - u).to(t.dtype) - (part < -u).to(t.dtype)
 
 
 def flush(x: Tensor) -> Tensor:
@@ -174,9 +189,7 @@ def quantize(x: Tensor, grid: Grid, axis: int | None = None, first: int = 0) -> 
     if grid.key is None:
         t.round_()
     else:
-        # A subnormal t needs no flushing here: adding it to a multiple of 2**-24 gives what zero gives.
-        t += random_units(t.numel(), grid.key, first, t.device).reshape(t.shape)
-        t.floor_()
+        t = round_stochastically(flush(t), grid.key, first)
     return t.clamp_(low, high)
 
 

@@ -65,10 +65,12 @@ INLINE float scaled(float x, const RowGrid& g) { return flush(flush(x) - g.zero)
 
 INLINE float nearest_code(float x, const RowGrid& g) { return code(std::nearbyint(scaled(x, g)), g); }
 
-// A subnormal scaled value needs no flushing: adding it to a multiple of 2**-24 gives what zero gives.
+// floor(t + u) of the exact sum: t's fraction is exact for t >= 0, and so is 1 - u; any t < 0 ends as code 0.
+// A subnormal t needs no flushing: it is below every 1 - u, as zero is.
 INLINE float stochastic_value(float x, uint32_t index, const RowGrid& g) {
     const float u = static_cast<float>(static_cast<int32_t>(mix(index ^ g.key) >> 8)) * 0x1p-24f;
-    return code(std::floor(scaled(x, g) + u), g) * g.scale + g.zero;
+    const float t = scaled(x, g), whole = std::floor(t);
+    return code(whole + (t - whole >= 1.0f - u ? 1.0f : 0.0f), g) * g.scale + g.zero;
 }
 
 // Calls body(part, begin, end) for as many parts of 0 .. count-1 as there are threads, or for one.

@@ -17,17 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from sw_model.quantize.affine import derive_key, random_units, straight_through
+from sw_model.quantize.affine import derive_key, round_stochastically, straight_through
 
 
 def _steps(bits: int) -> int:
     if not 1 <= bits <= 16:
         raise ValueError(f"cannot quantize to {bits} bits: a code has 1 to 16")
     return (1 << bits) - 1
-
-
-def _units(x: Tensor, key: int) -> Tensor:
-    return random_units(x.numel(), key).reshape(x.shape)
 
 
 # -- DoReFa (Zhou et al. 2016): q_k(x) = round(x * (2**k - 1)) / (2**k - 1) on [0, 1] --------------------------------
@@ -52,15 +48,15 @@ def dorefa_activation(x: Tensor, bits: int) -> Tensor:
 def dorefa_gradient(g: Tensor, bits: int, key: int) -> Tensor:
     """``2 M (q_k(clip(g / (2 M) + 1/2 + noise, 0, 1)) - 1/2)``, M = max|g| per sample.
 
-    The noise is uniform in +-1/(2 (2**k - 1)).
+    The noise is uniform in +-1/(2 (2**k - 1)): half a step, so that rounding to nearest is rounding at random, which is
+    how it is done here, since float32 would round the noise itself at many bits.
 
     Args:
         g: (N, ...).
     """
     n = _steps(bits)
     m = g.abs().flatten(1).amax(1).clamp_min(2.0**-126).reshape(-1, *[1] * (g.ndim - 1))
-    noise = (_units(g, key) - 0.5) / n
-    return 2 * m * (torch.round((g / (2 * m) + 0.5 + noise).clamp(0, 1) * n) / n - 0.5)
+    return 2 * m * (round_stochastically((g / (2 * m) + 0.5) * n, key).clamp(0, n) / n - 0.5)
 
 
 # -- WAGEUBN (Yang et al. 2019): Q(x, k) = round(x * 2**(k-1)) / 2**(k-1), R(x) = 2**round(log2 max|x|) ---------------
@@ -118,7 +114,7 @@ def wageubn_gradient(g: Tensor, rate: int, key: int) -> Tensor:
     if rate < 2 or rate & (rate - 1):
         raise ValueError(f"rate {rate} must be a power of two, at least 2")
     t = g * (rate / _power(g))
-    return (t + _units(g, key)).floor().clamp(-(rate - 1), rate - 1)
+    return round_stochastically(t, key).clamp(-(rate - 1), rate - 1)
 
 
 # -- MXINT: blocks of integers that share a power-of-two scale --------------------------------------------------------
@@ -148,7 +144,7 @@ def mxint(x: Tensor, bits: int, block: int = 32, key: int | None = None) -> Tens
     if key is None:
         codes = torch.round(t)
     else:
-        codes = torch.floor(t + _units(padded, key))
+        codes = round_stochastically(t, key)
     return (codes.clamp(-end, end) * scale).to(x.dtype).flatten(-2)[..., :width]
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sw_model.quantize.affine import extremes, random_units
+from sw_model.quantize.affine import extremes, round_stochastically
 
 _SMALLEST = 2.0**-126
 
@@ -38,7 +38,7 @@ def _round_rows(x: Tensor, low: Tensor, span: Tensor, bits: int, key: int) -> Te
     """Stochastic rounding on grids over ``[low, low + span]``, broadcast against x."""
     scale = (span / (2**bits - 1)).clamp_min(_SMALLEST)
     t = (x - low) / scale
-    codes = (t + random_units(x.numel(), key).reshape(x.shape)).floor_().clamp_(0, 2**bits - 1)
+    codes = round_stochastically(t, key).clamp_(0, 2**bits - 1)
     return codes * scale + low
 
 
@@ -72,8 +72,7 @@ def ptq(x: Tensor, bits: int, key: int) -> Tensor:
         return _round_rows(x, low, span, bits, key)
     steps = 2**bits - 1
     scale, offset = grid_with_zero(bottom, top, steps)
-    codes = (x / scale + (offset + random_units(x.numel(), key).reshape(x.shape))).floor_().clamp_(0, steps)
-    return (codes - offset) * scale
+    return round_stochastically(x / scale, key).clamp_(-offset, steps - offset) * scale
 
 
 def psq(x: Tensor, bits: int, key: int) -> Tensor:

@@ -5,7 +5,9 @@ It walks plane pairs as the hardware does, so it is slow; valid programs only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 
@@ -43,16 +45,15 @@ def affine_one(acc: int, m: int, b: int) -> int:
     return 0 if result == 0 else int(np.array(result).view(np.uint32))
 
 
-def quantize_one(x: int, z: int, r: int, bits: int, signed: bool, u: np.float32 | None) -> tuple[int, bool]:
+def quantize_one(x: int, z: int, r: int, bits: int, signed: bool, u: float | None) -> tuple[int, bool]:
     """Code of one value and whether it was clamped; x, z, r are the bits of single-precision numbers."""
     value, zero, scale = (_flush(np.array(n, np.uint32).view(F)[()]) for n in (x, z, r))
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
     with np.errstate(all="ignore"):
         t = F(0) if scale == 0 else _flush(F(_flush(F(value - zero)) * scale))
-        t = F(t + u) if u is not None else t
     if np.isinf(t):
         return (high if t > 0 else low), True
-    whole = int(np.floor(float(t)))
+    whole = math.floor(Fraction(float(t)) + Fraction(u or 0))  # the sum is exact
     if u is None:
         rest = float(t) - whole
         whole += rest > 0.5 or (rest == 0.5 and whole % 2 == 1)
@@ -144,7 +145,7 @@ class Direct:
                         u = None
                         if f["flags"] & Flag.STOCHASTIC:
                             index = self.index(f, y, g * c + ch, where[p])
-                            u = F(_hash(index ^ f["key"]) >> 8) * F(2.0**-24)
+                            u = (_hash(index ^ f["key"]) >> 8) / 2**24
                         signed = bool(f["flags"] & Flag.A_SIGNED)
                         code, clamped = quantize_one(values[k], f["zero"], f["reciprocal"], bits, signed, u)
                         self.saturated += clamped

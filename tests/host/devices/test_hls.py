@@ -530,6 +530,7 @@ BREAKS = {
     "tiles of a tap mask that overlap": ("entry += CHANNELS + 1;", "entry += CHANNELS;"),
     "zero planes that are not found": ("used |= uint32_t(some) << plane", "used |= 1u << plane"),
     "ties that round up": ("fraction > half || (fraction == half && (whole & 1) != 0)", "fraction >= half"),
+    "random numbers that never round up": ("int64_t(random)) >> 24", "0) >> 24"),
     "an epilogue without its half": ("0 : int64_t(1) << (h.shift - 1)", "0 : 0"),
     "random numbers of another pixel": ("+ pixel_index[first + k])", "+ pixel_index[k])"),
     "statistics of all pixels": ("first + k >= command.header.pixels", "first + k >= LANES"),

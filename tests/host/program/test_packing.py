@@ -104,7 +104,7 @@ def test_quantizer_equals_scalar_arithmetic(xs, z, r, bits, signed, stochastic, 
     zero, scale = np.float32(z), np.float32(r)
     indices = np.random.default_rng(seed).integers(0, 1 << 32, size=x.size, dtype=np.uint32)
     got, clamped = packing.quantize(x, zero, scale, bits, signed, seed if stochastic else None, indices)
-    u = (packing.fmix32(indices ^ np.uint32(seed)) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    u = [int(h >> np.uint32(8)) / 2**24 for h in packing.fmix32(indices ^ np.uint32(seed))]
     want = [
         quantize_one(
             int(v.view(np.uint32)), int(zero.view(np.uint32)), int(scale.view(np.uint32)), bits, signed,

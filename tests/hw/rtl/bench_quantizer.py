@@ -51,8 +51,8 @@ def codes(
         if key is None:
             q = np.rint(t)
         else:
-            u = (mixed(index ^ np.uint32(key)) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
-            q = np.floor(flushed(t + u))
+            u = (mixed(index ^ np.uint32(key)) >> np.uint32(8)).astype(np.float64) * 2.0**-24
+            q = np.floor(t + u)  # float64: the sum is not rounded up to an integer
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
     clamped = np.clip(q.astype(np.float64), low, high)
     return clamped.astype(np.int64), clamped != q
@@ -166,15 +166,32 @@ async def dither_of_zero_keeps_the_sign_of_the_smallest_values(dut: Any) -> None
 
 
 @cocotb.test()
-async def single_precision_constants_of_the_dither(dut: Any) -> None:
-    """Values whose sum with u rounds up to the next integer in single precision."""
+async def sums_next_to_an_integer(dut: Any) -> None:
+    """Values whose sum with u is an integer or just beside it, which single precision would not tell apart."""
     tb = TB(dut)
     rng = np.random.default_rng(13)
     n = 4 * VECTORS
-    index = rng.integers(0, 1 << 32, size=n, dtype=np.uint64).astype(np.uint32)
-    u = (mixed(index ^ np.uint32(9)) >> np.uint32(8)).astype(np.float64) * 2.0**-24
-    whole = rng.integers(-300, 300, size=n)
-    near = (whole - u).astype(np.float32).view(np.uint32) + rng.integers(-2, 3, size=n)
-    x = near.astype(np.uint32).view(np.float32)
-    x = np.where(np.isfinite(x), x, np.float32(0)).astype(np.float32)
-    await tb.compare(x, np.float32(0), np.float32(1), 10, True, 9, index)
+    up = 0
+    for largest, bits in ((2, 10), (300, 10), (1 << 15, 16)):
+        index = rng.integers(0, 1 << 32, size=n, dtype=np.uint64).astype(np.uint32)
+        u = (mixed(index ^ np.uint32(9)) >> np.uint32(8)).astype(np.float64) * 2.0**-24
+        whole = rng.integers(-largest, largest, size=n)
+        near = (whole - u).astype(np.float32)
+        steps = rng.integers(-2, 3, size=n)
+        x = np.where(steps < 0, np.nextafter(near, np.float32(-np.inf)), near)
+        x = np.where(steps > 0, np.nextafter(near, np.float32(np.inf)), x).astype(np.float32)
+        up += np.count_nonzero(np.floor(x + u) != np.floor((x + u).astype(np.float32)))
+        for signed, z in ((True, np.float32(0)), (False, np.float32(-largest))):
+            await tb.compare(x, z, np.float32(1), bits, signed, 9, index)
+    assert up > 100, "single precision would do"
+
+
+@cocotb.test()
+async def integers_stay_whatever_the_random_number(dut: Any) -> None:
+    tb = TB(dut)
+    rng = np.random.default_rng(14)
+    for signed, least in ((False, 0), (True, -(1 << 15))):
+        x = rng.integers(least, least + (1 << 16), size=4 * VECTORS)
+        index = rng.integers(0, 1 << 32, size=x.size, dtype=np.uint64).astype(np.uint32)
+        found, clamped = await tb.run(x.astype(np.float32), np.float32(0), np.float32(1), 16, signed, 9, index)
+        assert np.array_equal(found, x) and not clamped.any()

@@ -8,10 +8,11 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from host.operands import Grid
+from host.program import packing
 from sw_model.quantize import affine as Q
 
 TINY = np.float32(2.0**-126)
@@ -43,7 +44,7 @@ def scalar_codes(x: np.ndarray, bits: int, key: int | None) -> list[int]:
         if key is None:
             q = round(float(t))  # Python rounds halves to even, too
         else:
-            q = math.floor(np.float32(t + np.float32(word(i, key))))
+            q = math.floor(float(t) + word(i, key))  # in float64, which does not round the sum up to an integer
         codes.append(min(max(q, 0), n))
     return codes
 
@@ -106,6 +107,76 @@ def test_stochastic_rounding_is_unbiased() -> None:
         total += Q.fake_quantize(x, noisy).double()
     # One rounding's error is at most s/2 in standard deviation; 64 means stay within 4.5 of theirs.
     assert ((total / rounds - x).abs() < 4.5 * float(grid.scale) / 2 / rounds**0.5).all()
+
+
+def key_of(units: int) -> int:
+    """The key under which the random number of element 0 is ``units * 2**-24``: the finalizer backwards."""
+    h = units << 8
+    h ^= h >> 16
+    h = h * pow(0xC2B2AE35, -1, 1 << 32) % 2**32
+    h ^= h >> 13 ^ h >> 26
+    h = h * pow(0x85EBCA6B, -1, 1 << 32) % 2**32
+    h ^= h >> 16
+    assert word(0, h) == units / 2**24
+    return h
+
+
+LARGEST = key_of(2**24 - 1)  #: u of element 0 is so close to one that float32 rounds its sum with a wide code up
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 16), st.integers(-60, 60), st.one_of(st.just(LARGEST), st.integers(0, 2**32 - 1)), st.data())
+def test_values_on_the_grid_stay_whatever_the_random_number(
+    bits: int, exponent: int, key: int, data: st.DataObject
+) -> None:
+    top = 2**bits - 1
+    some = data.draw(st.lists(st.integers(0, top), max_size=20))
+    codes = torch.tensor([top - 1, top, 0, *some], dtype=torch.float32)
+    x = codes * 2.0**exponent
+    grid = Q.affine_grid(x, bits, key=key)
+    assert torch.equal(Q.quantize(x, grid), codes)
+    assert torch.equal(Q.affine_values(x, bits, key=key), x)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.floats(0, 65534, width=32), st.booleans())
+@example(50000 + 2**-8, False)
+@example(2.0**-24, False)
+@example(2.0**-30, False)
+@example(2.0**15 - 2.0**-24, True)
+@example(2.0**15 - 2.0**-30, True)
+def test_a_value_goes_up_with_the_probability_of_its_fraction(above: float, signed: bool) -> None:
+    """Exactly: for the numbers u from one minus the fraction on, and for no smaller one; on every path alike."""
+    t = np.float32(above - 2.0**15) if signed else np.float32(above)
+    whole = math.floor(t)
+    fraction = math.floor((float(t) - whole) * 2**24)  # cut to the steps of u
+
+    def code(units: int) -> int:
+        grid = Grid(16, signed, np.float32(1), np.float32(0), key_of(units))
+        value = np.array([t])
+        found = Q.quantize(torch.from_numpy(value), grid)
+        index = np.zeros(1, np.uint32)
+        assert packing.quantize(value, grid.zero, grid.scale, 16, signed, grid.key, index)[0] == found.numpy()
+        assert torch.equal(Q.fake_quantize(torch.from_numpy(value), grid), found)
+        return int(found)
+
+    assert code(2**24 - 1 - fraction) == whole
+    if fraction:
+        assert code(2**24 - fraction) == whole + 1
+
+
+@pytest.mark.parametrize("t", [49999.0, 50000.5, 32768 - 2**-9, 32768 + 2**-8, 65533 + 2**-8])
+def test_wide_codes_are_unbiased(t: float) -> None:
+    count = 1 << 20
+    x = torch.full((count,), t)
+    codes = Q.fake_quantize(x, Grid(16, False, np.float32(1), np.float32(0), 3)).double()
+    part = t - math.floor(t)
+    assert abs(float((codes - t).mean())) <= 4 * math.sqrt(part * (1 - part) / count)
+
+
+def test_subnormal_values_are_zero_before_the_random_number_too() -> None:
+    grid = Grid(8, True, np.float32(2), np.float32(0), key_of(0))
+    assert float(Q.quantize(torch.tensor([-(2.0**-126)]), grid)) == 0  # times a half: subnormal, and u = 0
 
 
 def test_keys_differ_with_every_counter() -> None:
@@ -201,7 +272,7 @@ def test_groups_equal_separate_tensors_with_and_without_kernels(
     assert Q.fake_quantize_groups(x[:0], []).shape == (0, 3, 7, 5)
     weight = torch.randn(9, 3, 7, 5)
     sums = Q.option_products(x, weight, [g.grid for g in groups]) if key is None else None
-    monkeypatch.setattr(Q.fused, "library", lambda: None)
+    monkeypatch.setattr(Q.kernels, "library", lambda: None)
     assert torch.equal(Q.fake_quantize_groups(x, groups), mixed)
     assert torch.equal(Q.fake_quantize_groups(x[4:], later), mixed[4:])
     if sums is not None:
@@ -233,7 +304,7 @@ def test_values_depend_on_neither_layout_nor_threads_nor_kernels(
     for index, own, _ in members:
         mixed[index] = Q.dequantize(Q.quantize(x[index], own), own)
     if not compiler:
-        monkeypatch.setattr(Q.fused, "library", lambda: None)
+        monkeypatch.setattr(Q.kernels, "library", lambda: None)
     there = in_layout(x, layout)
     before = torch.get_num_threads()
     try:
