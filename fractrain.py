@@ -11,6 +11,7 @@ import importlib
 import logging
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 from hw.commands.options import Parser, UsageError
@@ -99,10 +100,15 @@ def status_of(error: Exception) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; expected failures end in one line on standard error, see the module for the exit status."""
     arguments = argparse.Namespace()
+    plain, warnings.formatwarning = warnings.formatwarning, _one_line
+    log, details = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    level = log.level
+    details.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     try:
         arguments = build_parser().parse_args(argv)
         if "verbose" in arguments:
-            logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
+            log.addHandler(details)
+            log.setLevel(logging.DEBUG)
             for loud in ("matplotlib", "PIL", "asyncio"):
                 logging.getLogger(loud).setLevel(logging.WARNING)
         return int(arguments.run(arguments) or 0)
@@ -116,6 +122,15 @@ def main(argv: list[str] | None = None) -> int:
         hint = arguments.after_interrupt(arguments) if "after_interrupt" in arguments else None
         print(f"interrupted; {hint}" if hint else "interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = plain
+        log.removeHandler(details)
+        log.setLevel(level)
+
+
+def _one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
+    """A warning as people read it, without the line of code that gave it."""
+    return f"warning: {message}\n"
 
 
 def command_name(arguments: argparse.Namespace) -> str:

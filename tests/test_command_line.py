@@ -288,3 +288,33 @@ def test_the_parser_needs_only_what_the_board_has() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"
     assert fractrain.build_parser().prog == "fractrain"
+
+
+def test_verbose_names_what_is_run(tmp_path: Path) -> None:
+    words = ("csim", "--design", "sim-small", "--path", "native", "--out", str(tmp_path))
+    status, text = answer(*words)
+    assert status == 0 and "stimuli.txt" not in text
+    status, text = answer(*words, "--verbose")
+    assert status == 0 and "stimuli.txt" in text
+
+
+def test_warnings_are_one_line_without_code(tmp_path: Path) -> None:
+    small = ["--model", "resnet8", "--width", "4", "--epochs", "1", "--train-limit", "32", "--test-limit", "16"]
+    words = [sys.executable, "-m", "fractrain", "train", *small, "--json", "--out", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert [line.startswith("warning: PFQ ended") for line in done.stderr.splitlines()] == [True]
+    assert json.loads(done.stdout)["finished"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors", b"\x80\x04cbuiltins\nprint\n."])
+def test_files_that_hold_no_tensors_are_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    file.write_bytes(content)
+    status, text = answer("train", "--init", str(file), "--out", str(tmp_path / "run"))
+    assert status == 2 and str(file) in text and text.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fourth_width_is_shown_where_a_precision_is_refused(tmp_path: Path) -> None:
+    status, text = answer("train", "--bits", "4/4/4/0", "--device", "software", "--out", str(tmp_path / "run"))
+    assert status == 2 and "4/4/4/0" in text

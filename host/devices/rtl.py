@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from hw.generate import compile_order, generate
 
 HARNESS = ROOT / "hw" / "sim" / "harness.cpp"
 CXX_FLAGS = "-fPIC -std=c++20 -O3 -march=native"
+_logger = logging.getLogger(__name__)
 
 
 def verilator_root() -> Path:
@@ -111,6 +114,7 @@ def build_rtl(
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     library = ROOT / "build" / "cache" / f"rtl-{design.name}-{digest.hexdigest()[:16]}.so"
     if library.exists():
+        _logger.debug("%s is built already", library)
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -126,6 +130,7 @@ def build_rtl(
             "-CFLAGS", CXX_FLAGS, "-LDFLAGS", "-shared", "-MAKEFLAGS", "OPT_FAST=-O3 OPT_SLOW=-O1", "--Mdir", folder,
             "-o", "fabric.so", *files, main,
         ]  # fmt: skip
+        _logger.debug("%s", shlex.join(command))
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             lines = (done.stdout + done.stderr).splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from host.devices.device import DeviceError
 from host.devices.rtl import rtl_sources, verilator_environment
 from hw.design import ROOT, Design
 from hw.generate import generate
+
+_logger = logging.getLogger(__name__)
 
 #: registers and memories start with random contents, so that nothing relies on a value that no reset has given
 BUILD_ARGS = (
@@ -101,6 +104,7 @@ def build_simulation(
         if (folder / "built").exists():
             return folder
         log = folder / "build.log"
+        _logger.debug("building %s; log in %s", folder, log)
         try:
             with _verilator():
                 _runner().build(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import re
@@ -28,6 +29,7 @@ from hw.design import ROOT, Design
 from hw.generate import render
 
 CACHE = ROOT / "build" / "cache"
+_logger = logging.getLogger(__name__)
 
 # fused multiply-add would round once where the quantizer rounds twice, so contraction is off
 BASE_FLAGS = ("-std=c++17", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off")
@@ -116,6 +118,7 @@ def build(files: dict[str, str], sources: Sequence[str], flags: Sequence[str], n
     digest.update(repr(sorted(used.items())).encode())
     result = CACHE / f"{name}-{digest.hexdigest()[:16]}{'.so' if shared else ''}"
     if result.exists():
+        _logger.debug("%s is built already", result)
         return result
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as work:
@@ -123,6 +126,7 @@ def build(files: dict[str, str], sources: Sequence[str], flags: Sequence[str], n
             (Path(work) / key).write_text(text, encoding="utf-8")
         kind = ["-fPIC", "-shared"] if shared else []
         command = [*cxx, *BASE_FLAGS, *flags, *kind, *sources, "-o", "result"]
+        _logger.debug("%s", shlex.join(command))
         done = subprocess.run(command, cwd=work, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.splitlines()
@@ -195,6 +199,7 @@ def run_bench(bench: Path, stimuli: Path) -> BenchResult:
         CompileError: it has crashed, could not read the file, or did not end within half an hour.
     """
     try:
+        _logger.debug("%s %s", bench, stimuli)
         done = subprocess.run([str(bench), str(stimuli)], capture_output=True, text=True, timeout=_TIMEOUT)
     except subprocess.TimeoutExpired as e:
         raise CompileError(f"{bench.name} did not end {stimuli} within {_TIMEOUT:g} s; give it fewer programs") from e

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import resource
 import subprocess
@@ -29,6 +30,7 @@ from hw.design import PARTS, ROOT, Design
 from hw.generate import compile_order
 
 CACHE = ROOT / "build" / "cache"
+_logger = logging.getLogger(__name__)
 QUANTIZERS = 4  #: lanes of the loader
 _FLOW = 2  #: raise it when the Yosys commands change, so that cached results are not used
 
@@ -326,6 +328,7 @@ def synthesize(
         log = Path(work) / "log"
         with log.open("w", encoding="utf-8") as stream:
             command = [sys.executable, "-m", "hw.tools.yosys", json.dumps(job)]
+            _logger.debug("%s, with %s", piece.name, json.dumps(job))
             process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
             try:
                 process.wait(seconds)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,22 @@ CONFIG, DEVICE, METRICS, RESULT = "config.toml", "device.json", "metrics.csv", "
 CHECKPOINT_FORMAT = 2
 
 
+def read_tensors(path: Path) -> Any:
+    """What ``torch.save`` put into a file: tensors and plain containers only, on the CPU.
+
+    Raises:
+        ConfigError: anything else, in a few words of its own: PyTorch's fill a screen and advise to load it all the same.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"{path} holds other things than tensors and plain containers, or is damaged") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror or error}), or is cut off") from error
+    except Exception as error:
+        raise ConfigError(f"{path} is damaged or cut off ({type(error).__name__})") from error
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's contents: tensors and plain containers only.
 
@@ -31,9 +48,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no checkpoint at {path}; start without resuming")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(f"checkpoint {path} cannot be read ({error}); start again without resuming") from error
+        state = read_tensors(path)
+    except ConfigError as error:
+        raise ConfigError(f"checkpoint {error}; it cannot be read: start again without resuming") from error
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise ConfigError(f"checkpoint {path} has another format; it was written by another version")
     return state

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from sw_model.train.folder import CHECKPOINT
+from sw_model.train.folder import CHECKPOINT, read_tensors
 from sw_model.train.recipe import ConfigError
 from sw_model.train.record import GATED
 
@@ -64,9 +61,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"init: no checkpoint at {path}; give a run folder or a checkpoint")
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"init: {path} cannot be read ({error}); give a file of tensors only") from error
+        state = read_tensors(path)
+    except ConfigError as error:
+        raise ConfigError(
+            f"init: {error}; it cannot be read: give a run folder, a checkpoint or a file of tensors"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):

@@ -189,6 +189,24 @@ def test_one_client_at_a_time_and_silent_ones_are_sent_away() -> None:
     assert not serving.thread.is_alive()
 
 
+def test_the_server_says_that_a_client_has_another_token() -> None:
+    log: list[str] = []
+    server = Server(ReferenceDevice(load_design("sim-small")), TOKEN, port=0, log=log.append)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        with pytest.raises(RemoteError, match="another token"):
+            RemoteDevice(f"tcp://127.0.0.1:{server.address[1]}", b"some other token of many letters")
+        for _ in range(100):
+            if log:
+                break
+            time.sleep(0.05)
+    finally:
+        server.stop()
+        thread.join()
+    assert any("refused" in line and "token" in line for line in log)
+
+
 def test_addresses_and_token_files(tmp_path: Path) -> None:
     assert parse_address("tcp://board:99") == ("board", 99)
     assert parse_address("board") == ("board", 4711)

@@ -362,3 +362,24 @@ def test_keep_full_exempts_stem_and_head() -> None:
     L.set_precision(model, L.Precision(4, 4, 4))
     full = {name for name, layer in L.quantized_layers(model) if not layer.precision.quantized}
     assert full == {"stem", "head"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"stride": 0}, "stride = 0"),
+        ({"padding": "same"}, "padding = 'same'"),
+        ({"padding": -1}, "padding = -1"),
+        ({"kernel_size": (3, 3)}, r"kernel_size = \(3, 3\)"),
+        ({"kernel_size": 0}, "kernel_size = 0"),
+        ({"groups": 0}, "groups = 0"),
+        ({"in_channels": 0}, "in_channels = 0"),
+        ({"out_channels": 2.0}, "out_channels = 2.0"),
+        ({"stride": True}, "stride = True"),
+    ],
+)
+def test_arguments_that_are_no_counts_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        L.QConv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **arguments})
+    with pytest.raises(ValueError, match="in_features = 0"):
+        L.QLinear(0, 3)

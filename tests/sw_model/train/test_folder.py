@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,8 +56,11 @@ def test_curves_and_log_show_an_unquantized_operand_as_32_bits(tmp_path: Path, m
 
     drawn: dict[str, list[float]] = {}
 
-    def step(self: Axes, x: object, y: list[float], *, label: str, **_: object) -> None:
+    plain = Axes.step
+
+    def step(self: Axes, x: Any, y: list[float], *, label: str, **options: Any) -> Any:
         drawn[label] = [round(value) for value in y]
+        return plain(self, x, y, label=label, **options)
 
     monkeypatch.setattr(Axes, "step", step)
     config = replace(SMALL, epochs=2, schedule="manual", stages=((8, 8, 0), (0, 0, 0)), starts=(0, 1), deadlines=())
