@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import jinja2
 from hw import contract
 from hw.design import BEAT_BITS, ROOT, STREAM_BITS, Design
 from hw.files import write_atomically
+from hw.packet import used_bits
 
 HLS_TEMPLATES = ROOT / "hls_templates"
 RTL_SOURCES = ROOT / "hw" / "rtl"
@@ -64,7 +65,7 @@ def parameters(design: Design) -> list[dict[str, Any]]:
         ("MAX_GROUPS", contract.LIMITS["groups"], "most channel groups of the first operand"),
         ("MAX_OUT_GROUPS", contract.LIMITS["out_groups"], "most channel groups of the output"),
         ("MAX_IMAGES", contract.LIMITS["images"], "most virtual images"),
-        ("MAX_ENTRIES", 65535, "most entries of a LOAD W, LOAD E or READ"),
+        ("MAX_ENTRIES", contract.MAX_ENTRIES, "most entries of a LOAD W, LOAD E or READ"),
         ("HEADER_WORDS", contract.HEADER_WORDS, "64-bit words of a packet header"),
         ("HEADER_BEATS", contract.HEADER_WORDS // 2, "beats of a packet header"),
         ("HEADER_BITS", contract.HEADER_WORDS * STREAM_BITS, "bits of a packet header"),
@@ -75,6 +76,33 @@ def parameters(design: Design) -> list[dict[str, Any]]:
 
 def _enum(kind: Any) -> list[dict[str, Any]]:
     return [{"name": e.name, "value": int(e), "bit": int(e).bit_length() - 1} for e in kind]
+
+
+def _packets(design: Design) -> list[dict[str, Any]]:
+    """The contract's table of packets: names, and the bits that each may set where it is not stochastic."""
+    return [
+        {
+            "name": kind.name,
+            "opcode": kind.opcode.name,
+            "target": int(kind.target),
+            "format": int(kind.format),
+            "fields": kind.fields,
+            "flags": [flag.name for flag in contract.Flag if flag & used["flags"]],
+            "most": kind.most,
+            "halves": _halves(used),
+        }
+        for kind in contract.PACKETS.values()
+        for used in [used_bits(design, kind, random=False)]
+    ]
+
+
+def _halves(bits: Mapping[str, int]) -> list[int]:
+    """Bits of header fields as 32-bit half-words."""
+    halves = [0] * contract.HEADER_HALVES
+    for name, mask in bits.items():
+        field = contract.FIELD[name]
+        halves[field.half] |= mask << field.lsb
+    return halves
 
 
 def _struct_members(fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -117,6 +145,10 @@ def context(design: Design) -> dict[str, Any]:
             {"name": op.name, "value": int(flags), "flags": [f.name for f in contract.Flag if f & flags]}
             for op, flags in contract.ALLOWED_FLAGS.items()
         ],
+        "packets": _packets(design),
+        "random_fields": contract.RANDOM_FIELDS,
+        "random_halves": _halves({name: (1 << contract.FIELD[name].width) - 1 for name in contract.RANDOM_FIELDS}),
+        "code_ranges": contract.CODE_RANGES,
         "targets": _enum(contract.Target),
         "load_formats": _enum(contract.LoadFormat),
         "output_formats": _enum(contract.OutputFormat),
@@ -125,7 +157,6 @@ def context(design: Design) -> dict[str, Any]:
         "kernel_registers": [r for r in registers if r["access"] == "r"],
         "functional_counters": contract.FUNCTIONAL_COUNTERS,
         "timing_counters": contract.TIMING_COUNTERS,
-        "limits": [{"name": k, "value": v} for k, v in contract.LIMITS.items()],
         "last_register": max(r.offset for r in contract.REGISTERS),
     }
 

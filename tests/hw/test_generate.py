@@ -16,7 +16,7 @@ import pytest
 import hw.generate as generator
 from fractrain import main
 from hw import contract
-from hw.design import Design, DesignError, load_design
+from hw.design import ROOT, Design, DesignError, load_design
 from hw.generate import GenerateError, context, generate, render
 
 DESIGNS = [load_design(name) for name in ("sim-small", "pynq-z2", "zc706", "zcu104")]
@@ -224,3 +224,9 @@ def test_what_exceeds_the_part_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     assert re.search(r"takes 1\d\d % of the DSP of xc7z020", capsys.readouterr().err)
     assert command("--design", "zc706", "--out", str(tmp_path / "large")) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_the_table_of_packets_in_the_documentation_is_that_of_the_contract() -> None:
+    page = render(load_design("zc706"))["docs/packets.md"]  # a design that rounds stochastically
+    start = page.index("| packet | opcode |")
+    assert page[start : page.index("\n\n", start)] in (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
