@@ -24,6 +24,7 @@ from host.board.job import RECIPE, write_job
 from host.board.operations import OPERATIONS
 from host.operands import ConvGeometry
 from sw_model.data.images import ImageSet
+from sw_model.nn.convolution import convolve
 from sw_model.nn.gates import GatedNetwork
 from sw_model.nn.layers import DEPTHWISE, QConv2d, Run, quantized_layers
 from sw_model.nn.models import Convolve, plain
@@ -49,7 +50,7 @@ def _operator(name: str, result: Callable[..., Tensor]) -> Any:
 
 
 def _convolved(x: Tensor, weight: Tensor, layer: int, stride: int, padding: int, groups: int) -> Tensor:
-    return F.conv2d(x, weight, None, stride, padding, 1, groups)
+    return convolve(x, weight, stride, padding, groups)
 
 
 def _like_x(
@@ -65,7 +66,7 @@ def _like_weight(
 
 
 def _gated(x: Tensor, weight: Tensor, mask: Tensor, layer: int, stride: int, padding: int) -> Tensor:
-    return F.conv2d(x, weight, None, stride, padding)
+    return convolve(x, weight, stride, padding)
 
 
 def _gated_like_x(

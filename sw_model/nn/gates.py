@@ -37,11 +37,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from host.operands import ConvGeometry, Grid, Operand, backward_mixed, several
+from sw_model.nn.convolution import convolve, gradients
 from sw_model.nn.cost_meter import GATES, PRODUCTS, step_factor
-from sw_model.nn.layers import Precision, QConv2d, Run, batch_extremes, convolution_gradients, keeps, weight_operand
+from sw_model.nn.layers import Precision, QConv2d, Run, batch_extremes, keeps, weight_operand
 from sw_model.nn.models import Backbone, Block, Convolve, GateShape, plain
 from sw_model.nn.parallel import ALONE, Shard
 from sw_model.quantize.affine import (
@@ -121,7 +121,7 @@ class _DispatchedConvolution(torch.autograd.Function):
             ctx.save_for_backward(x, weight)
             xq = call.mixed_input(x)
             wq = affine_values(weight, bits, axis=0, mode=layer.run.floor)
-            return F.conv2d(xq, wq, None, layer.stride, layer.padding)
+            return convolve(xq, wq, layer.stride, layer.padding)
         ctx.save_for_backward(x, weight)
         w = weight_operand(weight, bits, 0)
         shape = call.geometry(len(x), (x.shape[2], x.shape[3])).out_hw
@@ -153,18 +153,10 @@ class _DispatchedConvolution(torch.autograd.Function):
         if engine is None:
             groups = [Group(index, gradient_grid(k), call.before[k]) for k, index in call.members]
             gq = fake_quantize_groups(grad, groups, "gradient")
-            if (need_x or need_mask) and need_w:
-                axis = layer.run.input_gradient_axis
-                wq = affine_values(weight, bits, axis=axis, mode=mode)
-                xq = call.mixed_input(x)
-                dx, dw = convolution_gradients(xq, wq, gq, layer.stride, layer.padding)
-            elif need_x or need_mask:
-                axis = layer.run.input_gradient_axis
-                wq = affine_values(weight, bits, axis=axis, mode=mode)
-                dx = conv2d_input(x.shape, wq, gq, layer.stride, layer.padding)
-            elif need_w:
-                xq = call.mixed_input(x)
-                dw = conv2d_weight(xq, weight.shape, gq, layer.stride, layer.padding)
+            need = (need_x or need_mask, need_w)
+            wq = affine_values(weight, bits, axis=layer.run.input_gradient_axis, mode=mode) if need[0] else weight
+            xq = call.mixed_input(x) if need_w else x
+            dx, dw = gradients(xq, wq, gq, layer.stride, layer.padding, of=need)
         else:
             w = weight_operand(weight, bits, 1)
             if need_x or need_mask:

@@ -25,11 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from host.driver.grouped import product_sums
 from host.operands import ConvGeometry, Engine, Grid, Operand
+from sw_model.nn.convolution import convolve, gradients
 from sw_model.nn.parallel import Shard
 from sw_model.quantize.affine import (
     Mode,
@@ -291,7 +290,7 @@ class QLayer(nn.Module):
             if weight.requires_grad:
                 self.report("weight_gradient", macs, a, last)
         if not self.precision.quantized:
-            return F.conv2d(x, weight, None, geometry.stride, geometry.padding, 1, groups)
+            return convolve(x, weight, geometry.stride, geometry.padding, groups)
         engine = self.run.engine
         if self.run.quantizer != "affine":
             return self._comparison(x, weight, geometry, groups)
@@ -369,7 +368,7 @@ class _QuantizedProduct(torch.autograd.Function):
             if p.weight:
                 wq = affine_values(weight, p.weight, axis=0, mode=call.layer.run.floor)
             ctx.save_for_backward(kept, weight)
-            return F.conv2d(xq, wq, None, g.stride, g.padding, 1, groups)
+            return convolve(xq, wq, g.stride, g.padding, groups)
         ctx.save_for_backward(x, weight)
         assert call.grid is not None
         a = _tensor_operand(x, call.grid, groups)
@@ -432,23 +431,10 @@ def _fast_gradients(
     xq = kept
     if call.grid is not None and need_w:
         xq = kept_values(kept, call.grid, "activation")
-    if need_x and need_w and gq is last_gq:
-        dx, dw = convolution_gradients(xq, wq, gq, g.stride, g.padding, groups)
-        return dx, dw
-    shape = (g.batch, g.in_channels, *g.in_hw)
-    return (
-        conv2d_input(shape, wq, gq, g.stride, g.padding, 1, groups) if need_x else None,
-        conv2d_weight(xq, weight.shape, last_gq, g.stride, g.padding, 1, groups) if need_w else None,
-    )
-
-
-def convolution_gradients(
-    x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int, groups: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Gradients of a convolution by its input and its weight, which share one pass over the output gradient."""
-    dx, dw, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups, [True, True, False]
-    )
+    if gq is last_gq:
+        return gradients(xq, wq, gq, g.stride, g.padding, groups, of=need)
+    dx, _ = gradients(xq, wq, gq, g.stride, g.padding, groups, of=(need_x, False))
+    _, dw = gradients(xq, wq, last_gq, g.stride, g.padding, groups, of=(False, need_w))
     return dx, dw
 
 

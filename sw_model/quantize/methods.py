@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
 
+from sw_model.nn.convolution import convolve, gradients
 from sw_model.quantize.affine import derive_key, round_stochastically, straight_through
 
 
@@ -170,7 +169,7 @@ class Convolution:
     key: int
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
+        return convolve(x, weight, self.stride, self.padding, self.groups)
 
 
 def _on_gradient(x: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -243,11 +242,11 @@ class _MxintProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             g = mxint_along(grad, call.grad, 1, call.key)
             w = mxint_along(weight, call.weight, 0)
-            dx = conv2d_input(x.shape, w, g, call.stride, call.padding, 1, call.groups)
+            dx, _ = gradients(x, w, g, call.stride, call.padding, call.groups, of=(True, False))
         if ctx.needs_input_grad[1]:
             g = mxint_along(grad, call.grad, 0, derive_key(call.key, 1))
             a = mxint_along(x, call.activation, 0)
-            dw = conv2d_weight(a, weight.shape, g, call.stride, call.padding, 1, call.groups)
+            _, dw = gradients(a, weight, g, call.stride, call.padding, call.groups, of=(False, True))
         return dx, dw, None
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from host.operands import ConvGeometry, Engine, Grid, Operand, Sums
 from sw_model.nn import layers as L
@@ -191,19 +192,19 @@ def test_fast_and_exact_paths_agree(kind: str, bits: Any) -> None:
 
 def test_fast_and_exact_paths_have_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    convolve, differentiate = F.conv2d, L.convolution_gradients
+    convolve, differentiate = L.convolve, L.gradients
 
     def spying_convolution(x: torch.Tensor, w: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.extend((x.clone(), w.clone()))
         return convolve(x, w, *rest)
 
-    def spying_gradients(x: torch.Tensor, w: torch.Tensor, g: torch.Tensor, *rest: Any) -> Any:
+    def spying_gradients(x: torch.Tensor, w: torch.Tensor, g: torch.Tensor, *rest: Any, **named: Any) -> Any:
         seen.extend((g.clone(), w.clone(), x.clone(), g.clone()))
-        return differentiate(x, w, g, *rest)
+        return differentiate(x, w, g, *rest, **named)
 
     precision = L.Precision(5, 4, 6)
-    monkeypatch.setattr(L.F, "conv2d", spying_convolution)
-    monkeypatch.setattr(L, "convolution_gradients", spying_gradients)
+    monkeypatch.setattr(L, "convolve", spying_convolution)
+    monkeypatch.setattr(L, "gradients", spying_gradients)
     both_paths("plain", None, precision)
     monkeypatch.undo()
     spy = Spy()
@@ -259,10 +260,10 @@ def test_published_details_are_kept_by_name(mode: str) -> None:
 def test_weights_per_input_channel_cost_the_input_gradient_little(bits: int) -> None:
     generator = torch.Generator().manual_seed(0)
     w, g = torch.randn(16, 16, 3, 3, generator=generator), torch.randn(8, 16, 8, 8, generator=generator)
-    exact = L.conv2d_input((8, 16, 8, 8), w, g, 1, 1)
+    exact = conv2d_input((8, 16, 8, 8), w, g, 1, 1)
     by_output, by_input = (
         (
-            L.conv2d_input((8, 16, 8, 8), Q.fake_quantize(w, Q.affine_grid(w, bits, axis=axis), axis), g, 1, 1) - exact
+            conv2d_input((8, 16, 8, 8), Q.fake_quantize(w, Q.affine_grid(w, bits, axis=axis), axis), g, 1, 1) - exact
         ).norm()
         for axis in (0, 1)
     )
