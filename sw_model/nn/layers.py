@@ -565,7 +565,7 @@ class Dropout(nn.Module):
             return x
         key = derive_key(self.run.seed, self.run.step, self.index, self.KEY)
         first = 0 if self.run.shard is None else self.run.shard.first(x)
-        kept = random_units(x.numel(), key, first).reshape(x.shape) >= self.share
+        kept = random_units(x.numel(), key, first, x.device).reshape(x.shape) >= self.share
         return x * kept.to(x).div_(1 - self.share)
 
     def extra_repr(self) -> str:

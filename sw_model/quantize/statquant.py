@@ -126,10 +126,13 @@ def bhq(x: Tensor, bits: int, key: int) -> Tensor:
     _, span = extremes(x, 0)
     block, head = bhq_blocks(span)
     count = int(block.max()) + 1
-    size = torch.zeros(count).index_add_(0, block, torch.ones(len(x)))
+    # Blocks are chosen on the CPU, one row after another; what follows is done where the gradient is.
+    span, block, head = (each.to(x.device) for each in (span, block, head))
+    nothing, one = x.new_zeros(count), x.new_ones(())
+    size = nothing.index_add(0, block, one.expand(len(x)))
     root = size.sqrt()
-    lambda1 = torch.zeros(count).index_add_(0, block[head], span[head])
-    lambda2 = torch.zeros(count).scatter_reduce_(0, block[~head], span[~head], "amax")
+    lambda1 = nothing.index_add(0, block[head], span[head])
+    lambda2 = nothing.scatter_reduce(0, block[~head], span[~head], "amax")
     v_head, v_rest = 1 - 1 / root, -1 / root
     norm = (v_head**2 + (size - 1) * v_rest**2).clamp_min(_SMALLEST)
     several = size > 1
@@ -140,13 +143,13 @@ def bhq(x: Tensor, bits: int, key: int) -> Tensor:
     w1 = (lambda1 / root).clamp_min(1e-30)
     # A block of rows that are all but zero keeps a finite scale.
     w2 = torch.maximum(lambda2 * largest, w1 * 1e-6)
-    ratio = torch.where(several, (w2 / (size - 1).clamp_min(1) / w1) ** (-1 / 3), torch.ones(count))
-    scale = torch.where(head, torch.ones(len(x)), ratio[block])[:, None]
+    ratio = torch.where(several, (w2 / (size - 1).clamp_min(1) / w1) ** (-1 / 3), one)
+    scale = torch.where(head, one, ratio[block])[:, None]
     v = torch.where(head, v_head[block], v_rest[block])[:, None]
 
     def reflect(rows: Tensor) -> Tensor:
-        weighted = torch.zeros(count, rows.shape[1]).index_add_(0, block, v * rows)
-        factor = torch.where(several, 2 / norm, torch.zeros(count))[:, None]
+        weighted = rows.new_zeros(count, rows.shape[1]).index_add_(0, block, v * rows)
+        factor = torch.where(several, 2 / norm, nothing)[:, None]
         return rows - v * (factor * weighted)[block]
 
     transformed = reflect(scale * x)
