@@ -149,6 +149,23 @@ def total_macs(shapes: Iterable[ConvShape], kinds: Iterable[str] | None = None) 
     return sum(shape.macs for shape in shapes if wanted is None or shape.kind in wanted)
 
 
+#: Depths of residual networks that elsewhere mean blocks with a bottleneck, though some of them are 6n+2.
+BOTTLENECKS = (50, 101, 152, 164, 200)
+
+
+def check_basic_blocks(depth: int) -> None:
+    """Refuses a depth that names another network elsewhere.
+
+    Raises:
+        ValueError: it does.
+    """
+    if depth in BOTTLENECKS:
+        raise ValueError(
+            f"resnet-{depth} means a network of bottleneck blocks, which there is none of; basic blocks: resnet-18 or "
+            "-34 for large images, resnet-38, -74, -110 for small ones"
+        )
+
+
 def resnet_cifar(
     depth: int, classes: int = 10, width: int = 16, image: tuple[int, int, int] = (3, 32, 32)
 ) -> list[ConvShape]:
@@ -361,6 +378,7 @@ def network(
         (tokens,) = image or (512,)
         return transformer_lm(layout.layers, layout.width, layout.heads, layout.hidden, tokens, classes or None)
     if key.startswith("resnet") and digits.isdigit() and not imagenet:
+        check_basic_blocks(int(digits))
         channels, *size = image or (3, 32, 32)
         return resnet_cifar(int(digits), classes or 10, width or 16, (channels, size[0], size[1]))
     if not imagenet and key != "mobilenetv2":

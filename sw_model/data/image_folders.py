@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from sw_model.data.class_folders import STREAMED, class_folders, holds_streamed, read_image
+from sw_model.data.identity import Identity
 from sw_model.data.images import (
     WHOLE,
     ImageSet,
@@ -103,6 +104,21 @@ class FolderSet:
     def unaugmented(self) -> FolderSet:
         """The same images, every one shown as in testing."""
         return replace(self, augment=False)
+
+    def identity(self) -> Identity:
+        """What these images are, by the names and sizes of their files, which takes one look at each.
+
+        Raises:
+            DataError: if a file is missing.
+        """
+        files = np.concatenate([self.train_files, self.test_files])
+        try:
+            sizes = np.array([(self.root / os.fsdecode(name)).stat().st_size for name in files], np.int64)
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read ({error.strerror}); restore it") from error
+        names = (os.fsdecode(name) for name in files)
+        labels = self.train_labels, self.test_labels
+        return Identity.of(len(self.train_labels), len(self.test_labels), self.classes, (*names, sizes, *labels))
 
     def train_steps(self, batch: int) -> int:
         """Batches per epoch; the last one may be smaller."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hw.files import replaced
 from sw_model.data.class_folders import TEST, ClassFolders, class_folders, read_image, roots
+from sw_model.data.identity import Identity
 from sw_model.data.sources import DataError, Source, open_source
 
 DECODING = 2  #: counts changes of what is made of an image, which a cache must not outlive
@@ -166,6 +167,11 @@ class ImageSet:
     def unaugmented(self) -> ImageSet:
         """The same images, shown as they are."""
         return replace(self, shift=0, flip=False)
+
+    def identity(self) -> Identity:
+        """What these images are."""
+        arrays = self.train_images, self.train_labels, self.test_images, self.test_labels
+        return Identity.of(len(self.train_labels), len(self.test_labels), self.classes, arrays)
 
     def _normalise(self, images: np.ndarray) -> Tensor:
         return normalised(images, self.full_scale, self.mean, self.std)

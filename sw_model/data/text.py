@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sw_model.data.identity import Identity
 from sw_model.data.images import WHOLE, DataError, Part
 
 UNKNOWN, END = "<unk>", "<eos>"
@@ -71,6 +72,11 @@ class TokenSet:
     def unaugmented(self) -> TokenSet:
         """The same text, cut at the same places in every epoch."""
         return replace(self, vary=False)
+
+    def identity(self) -> Identity:
+        """What this text is."""
+        contents: list[np.ndarray | str] = [self.train_tokens, self.test_tokens, *self.vocabulary]
+        return Identity.of(len(self.train_tokens), len(self.test_tokens), (), contents)
 
     def train_steps(self, batch: int) -> int:
         """Batches per epoch; the last one may be smaller."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hw.networks import spelled
+from hw.networks import check_basic_blocks, spelled
 from sw_model.nn.layers import QConv2d, QLinear
 from sw_model.nn.normalisation import normalise
 from sw_model.quantize.methods import RangeBatchNorm2d
@@ -362,6 +362,7 @@ def _build(name: str, classes: int, image: tuple[int, int, int], width: int, opt
     if kind == "resnet" and number.isdecimal():
         if int(number) in IMAGENET_LAYOUT:
             return ImageNetResNet(int(number), classes, **options)
+        check_basic_blocks(int(number))
         return CifarResNet(int(number), classes, image[0], width, **options)
     if kind == "mobilenetv2":
         if image[0] != 3:

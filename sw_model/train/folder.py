@@ -7,18 +7,20 @@ import csv
 import io
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hw.cost.count import RECORD
-from hw.files import remove_scratch, replaced, write_atomically
+from hw.files import locked, remove_scratch, replaced, write_atomically
 from sw_model.train.metrics import Metric
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.run_device import RunDevice
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, CURVES = "checkpoint.pt", "curves.png"
 CONFIG, DEVICE, METRICS, RESULT = "config.toml", "device.json", "metrics.csv", "result.json"
 CHECKPOINT_FORMAT = 2
 
@@ -60,7 +62,7 @@ class RunFolder:
     """Where a run leaves its files.
 
     Args:
-        path: the folder, made by :meth:`begin`; None leaves no files.
+        path: the folder, made by :meth:`begun`; None leaves no files.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -81,7 +83,23 @@ class RunFolder:
             return load_checkpoint(checkpoint)
         if checkpoint.exists():
             raise ConfigError(f"{self.path} already holds a run; resume it or choose another folder")
+        self._refuse_other_files()
         return None
+
+    def _refuse_other_files(self) -> None:
+        """Refuses a folder with files that a run would overwrite and no run has written."""
+        assert self.path is not None
+        try:
+            if self.device() is not None:  # a run that ended before its first checkpoint
+                return
+        except ConfigError:
+            pass
+        names = (CONFIG, DEVICE, METRICS, RECORD, RESULT, CURVES)
+        if found := [name for name in names if (self.path / name).exists()]:
+            raise ConfigError(
+                f"{self.path} holds {', '.join(found)} but no run; move them away, or choose another folder, so that "
+                "training does not overwrite them"
+            )
 
     def device(self) -> RunDevice | None:
         """What the run in this folder was trained on; None if an old version wrote it, which kept no record.
@@ -97,13 +115,23 @@ class RunFolder:
             raise ConfigError(f"{self.path / DEVICE} is not valid JSON ({error}); restore the file") from error
         return RunDevice.from_record(record)
 
-    def begin(self, config: TrainConfig, device: RunDevice) -> None:
-        """Makes the folder, without what a killed run left half written; writes the settings and what computes the run."""
-        if self.path is not None:
-            self.path.mkdir(parents=True, exist_ok=True)
+    @contextmanager
+    def begun(self, config: TrainConfig, device: RunDevice) -> Iterator[None]:
+        """Makes the folder, without what a killed run left half written; writes the settings and what computes the run.
+
+        Raises:
+            FolderInUseError: if another process trains there.
+        """
+        if self.path is None:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
             remove_scratch(self.path)
-            write_atomically(self.path / CONFIG, config.to_toml())
+            # The device first: by it a run that ends before its first checkpoint knows its own files.
             write_atomically(self.path / DEVICE, json.dumps(device.record(), indent=1) + "\n")
+            write_atomically(self.path / CONFIG, config.to_toml())
+            yield
 
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint."""
@@ -127,7 +155,7 @@ class RunFolder:
         if self.path is not None:
             write_atomically(self.path / RESULT, json.dumps(summary, indent=1) + "\n")
             if history:
-                draw_curves(history, metric, self.path / "curves.png")
+                draw_curves(history, metric, self.path / CURVES)
 
 
 class EventLog:

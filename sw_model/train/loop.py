@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from host.operands import Engine
 from hw.console import Progress
+from sw_model.data.identity import Identity
 from sw_model.data.image_folders import FolderSet
 from sw_model.data.images import ImageSet
 from sw_model.data.text import TokenSet
@@ -210,6 +211,7 @@ class _Training:
         self.epoch, self.step, self.stage_step = 0, 0, 0
         self.loss_sum, self.cp_sum, self.score_sum, self.seen = 0.0, 0.0, 0.0, 0
         self.history: list[dict[str, Any]] = []
+        self.data: Identity | None = None
         self.steps_per_epoch = task.data.train_steps(config.batch)
 
     def _on_product(self, layer: str, product: str, macs: int, a: int, b: int) -> None:
@@ -229,6 +231,7 @@ class _Training:
         return {
             "config": self.config.to_toml(),
             "device": self.device.record(),
+            "data": None if self.data is None else self.data.record(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -250,6 +253,8 @@ class _Training:
         before = RunDevice.from_record(state["device"]) if "device" in state else None
         if before is not None:
             self.device.check_same(before)
+        if self.data is not None and state.get("data") is not None:
+            self.data.check_same(state["data"])
         if state["record"] is None:
             raise ConfigError(
                 "the checkpoint has no record of the precision that was used: an old version wrote it, of a language "
@@ -400,116 +405,120 @@ def train(
         engine, by_step=engine_for_step is not None, ranks=ranks, accelerator=choose_accelerator(accelerator).type
     )
     state = _Training(config, task, device, ranks, pretrained=saved is None)
+    if out is not None:
+        state.data = task.data.identity()
     if saved is not None:
         state.load_state_dict(saved)
     if not ranks.main:
         folder, progress = RunFolder(None), False
-    folder.begin(config, device)
-    if state.history:
-        # A kill may have come between the checkpoint and what is written after it.
-        folder.write_metrics(state.history)
-        folder.write_schedule(state.record.to_json())
-    tester = engine if evaluation_engine == "same" else evaluation_engine
-    stopped = False
-    state.model.train()
-    with (
-        Progress("training", state.steps, active=progress, stderr=False) as bar,
-        EventLog(folder.path, state.global_step) as events,
-    ):
-        while state.epoch < config.epochs and not stopped:
-            epoch_started = time.monotonic()
-            # A run resumed at the end of an epoch is tested at the precision of the step before.
-            precision = state.schedule.precision(state.epoch, state.global_step - (state.step > 0), state.steps)
-            set_precision(state.model, precision)
-            for x, y in task.data.train_batches(config.batch, config.seed, state.epoch, state.step, ranks.part):
-                if stop_after is not None and state.global_step >= stop_after:
-                    stopped = True
-                    break
-                precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
-                now = Step(
-                    state.epoch,
-                    state.step,
-                    state.global_step,
-                    state.schedule.stage,
-                    state.stage_step,
-                    precision,
-                    state.batch_size(),
-                )
-                state.run.engine = engine if engine_for_step is None else engine_for_step(now)
-                with _arithmetic(state.run):
-                    loss = state.train_step(x, y, precision)
-                state.step += 1
-                state.stage_step += 1
-                events.step(state.global_step, loss, state.optimizer.param_groups[0]["lr"])
-                bar.at(
-                    state.global_step,
-                    f"epoch {state.epoch + 1} bits {precision} loss {state.loss_sum / state.seen:.3f}",
-                )
-                if on_step is not None:
-                    on_step(replace(now, loss=loss))
-                if config.checkpoint_every and state.global_step % config.checkpoint_every == 0:
-                    events.flush()
-                    folder.save(state.state_dict())
-            if stopped:
-                break
-            tested = None
-            if (state.epoch + 1) % config.eval_every == 0 or state.epoch + 1 == config.epochs:
-                state.run.engine = tester
-                with _without_cost(state.cost), _arithmetic(state.run):
-                    tested = evaluate(state.model, task, config.eval_batch or config.batch, ranks)
-            mean_loss = state.loss_sum / state.seen
-            row: dict[str, Any] = {
-                "epoch": state.epoch + 1,
-                "stage": state.schedule.stage,
-                "bits": str(precision) if state.gated is None else "gated",
-                "loss": mean_loss,
-                f"train_{metric.name}": metric.value(state.score_sum, state.seen),
-                f"test_{metric.name}": tested,
-                "cp": state.cp_sum / state.seen,
-                "target": config.targets[state.schedule.stage] if config.targets else None,
-                "lr": state.optimizer.param_groups[0]["lr"],
-                "cc": state.cost.paper,
-                "cc_full": state.cost.full_total,
-                "seconds": round(time.monotonic() - epoch_started, 3),
-            }
-            state.history.append(row)
-            events.epoch(state.global_step, row)
-            after = "" if tested is None else f"  test {metric.text(tested)}"
-            bar.line(
-                f"epoch {row['epoch']:3d}  bits {row['bits']:>8}  cp {row['cp']:5.2f} %  loss {mean_loss:.4f}  "
-                f"train {metric.text(row[f'train_{metric.name}'])}{after}  {row['seconds']:.1f} s"
-            )
-            if state.schedule.epoch_finished(state.epoch, mean_loss):
-                state.stage_step = 0
-            state.record.finish_epoch()
-            state.epoch += 1
-            state.step, state.seen = 0, 0
-            state.loss_sum, state.cp_sum, state.score_sum = 0.0, 0.0, 0.0
-            events.flush()
-            folder.save(state.state_dict())
+    with folder.begun(config, device):
+        if state.history:
+            # A kill may have come between the checkpoint and what is written after it.
             folder.write_metrics(state.history)
             folder.write_schedule(state.record.to_json())
-    if stopped:
-        folder.save(state.state_dict())
-    elif isinstance(state.schedule, Pfq):
-        what = f"cost target {config.targets[state.schedule.stage]} %" if config.targets else ""
-        state.schedule.warn_if_unfinished(config.epochs, what)
-    scores = [row[f"test_{metric.name}"] for row in state.history if row[f"test_{metric.name}"] is not None]
-    result = Result(
-        metric=metric.name,
-        test_score=scores[-1] if scores else None,
-        best_score=metric.best(scores) if scores else None,
-        history=state.history,
-        cc=state.cost.paper,
-        cc_full=state.cost.full_total,
-        cc_static=state.cost.per_image(Precision(8, 8, 8)) * state.cost.images,
-        cp=state.cost.cp,
-        images=state.cost.images,
-        steps=state.global_step,
-        finished=not stopped,
-        seconds=time.monotonic() - started,
-        counters=dict(engine.meter.totals) if engine is not None else {},
-    )
-    folder.write_schedule(state.record.to_json())
-    folder.finish({**asdict(result), "cost_by_layer": state.cost.full}, state.history, metric)
-    return result
+        tester = engine if evaluation_engine == "same" else evaluation_engine
+        stopped = False
+        state.model.train()
+        with (
+            Progress("training", state.steps, active=progress, stderr=False) as bar,
+            EventLog(folder.path, state.global_step) as events,
+        ):
+            while state.epoch < config.epochs and not stopped:
+                epoch_started = time.monotonic()
+                # A run resumed at the end of an epoch is tested at the precision of the step before.
+                precision = state.schedule.precision(state.epoch, state.global_step - (state.step > 0), state.steps)
+                set_precision(state.model, precision)
+                for x, y in task.data.train_batches(config.batch, config.seed, state.epoch, state.step, ranks.part):
+                    if stop_after is not None and state.global_step >= stop_after:
+                        stopped = True
+                        break
+                    precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
+                    now = Step(
+                        state.epoch,
+                        state.step,
+                        state.global_step,
+                        state.schedule.stage,
+                        state.stage_step,
+                        precision,
+                        state.batch_size(),
+                    )
+                    state.run.engine = engine if engine_for_step is None else engine_for_step(now)
+                    with _arithmetic(state.run):
+                        loss = state.train_step(x, y, precision)
+                    state.step += 1
+                    state.stage_step += 1
+                    events.step(state.global_step, loss, state.optimizer.param_groups[0]["lr"])
+                    bar.at(
+                        state.global_step,
+                        f"epoch {state.epoch + 1} bits {precision} loss {state.loss_sum / state.seen:.3f}",
+                    )
+                    if on_step is not None:
+                        on_step(replace(now, loss=loss))
+                    if config.checkpoint_every and state.global_step % config.checkpoint_every == 0:
+                        events.flush()
+                        folder.save(state.state_dict())
+                if stopped:
+                    break
+                tested = None
+                if (state.epoch + 1) % config.eval_every == 0 or state.epoch + 1 == config.epochs:
+                    state.run.engine = tester
+                    with _without_cost(state.cost), _arithmetic(state.run):
+                        tested = evaluate(state.model, task, config.eval_batch or config.batch, ranks)
+                mean_loss = state.loss_sum / state.seen
+                row: dict[str, Any] = {
+                    "epoch": state.epoch + 1,
+                    "stage": state.schedule.stage,
+                    "bits": str(precision) if state.gated is None else "gated",
+                    "loss": mean_loss,
+                    f"train_{metric.name}": metric.value(state.score_sum, state.seen),
+                    f"test_{metric.name}": tested,
+                    "cp": state.cp_sum / state.seen,
+                    "target": config.targets[state.schedule.stage] if config.targets else None,
+                    "lr": state.optimizer.param_groups[0]["lr"],
+                    "cc": state.cost.paper,
+                    "cc_full": state.cost.full_total,
+                    "seconds": round(time.monotonic() - epoch_started, 3),
+                }
+                state.history.append(row)
+                events.epoch(state.global_step, row)
+                after = "" if tested is None else f"  test {metric.text(tested)}"
+                bar.line(
+                    f"epoch {row['epoch']:3d}  bits {row['bits']:>8}  cp {row['cp']:5.2f} %  loss {mean_loss:.4f}  "
+                    f"train {metric.text(row[f'train_{metric.name}'])}{after}  {row['seconds']:.1f} s"
+                )
+                if state.schedule.epoch_finished(state.epoch, mean_loss):
+                    state.stage_step = 0
+                state.record.finish_epoch()
+                state.epoch += 1
+                state.step, state.seen = 0, 0
+                state.loss_sum, state.cp_sum, state.score_sum = 0.0, 0.0, 0.0
+                events.flush()
+                try:
+                    folder.save(state.state_dict())
+                finally:  # they may have their place on a disk that is too full for the checkpoint
+                    folder.write_metrics(state.history)
+                    folder.write_schedule(state.record.to_json())
+        if stopped:
+            folder.save(state.state_dict())
+        elif isinstance(state.schedule, Pfq):
+            what = f"cost target {config.targets[state.schedule.stage]} %" if config.targets else ""
+            state.schedule.warn_if_unfinished(config.epochs, what)
+        scores = [row[f"test_{metric.name}"] for row in state.history if row[f"test_{metric.name}"] is not None]
+        result = Result(
+            metric=metric.name,
+            test_score=scores[-1] if scores else None,
+            best_score=metric.best(scores) if scores else None,
+            history=state.history,
+            cc=state.cost.paper,
+            cc_full=state.cost.full_total,
+            cc_static=state.cost.per_image(Precision(8, 8, 8)) * state.cost.images,
+            cp=state.cost.cp,
+            images=state.cost.images,
+            steps=state.global_step,
+            finished=not stopped,
+            seconds=time.monotonic() - started,
+            counters=dict(engine.meter.totals) if engine is not None else {},
+        )
+        folder.write_schedule(state.record.to_json())
+        folder.finish({**asdict(result), "cost_by_layer": state.cost.full}, state.history, metric)
+        return result

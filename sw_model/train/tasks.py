@@ -5,6 +5,7 @@ A task ties data, network, loss and metric together, so that the training loop k
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from hw.cost.count import Trained
 from hw.networks import TRANSFORMERS
+from sw_model.data.identity import Identity
 from sw_model.data.image_folders import FolderSet, open_images
 from sw_model.data.images import WHOLE, ImageSet, Part
 from sw_model.data.text import TokenSet, load_text
@@ -34,6 +36,8 @@ class Samples(Protocol):
 
     @property
     def train_count(self) -> int: ...
+
+    def identity(self) -> Identity: ...
 
     def train_steps(self, batch: int) -> int: ...
 
@@ -215,6 +219,13 @@ def open_task(
     else:
         data = data.subset(config.subset)
     data = data.limited(config.train_limit, config.test_limit)
+    if data.train_count < config.batch:
+        warnings.warn(
+            f"batch = {config.batch} is larger than the {data.train_count} training inputs: every epoch is one step",
+            stacklevel=2,
+        )
+    if not isinstance(data, TokenSet) and len(data.classes) < 2:
+        warnings.warn("the data has one class only: there is nothing to tell apart, accuracy means nothing", stacklevel=2)
     if not config.augment:
         data = data.unaugmented()
     return LanguageModelling(data) if isinstance(data, TokenSet) else Classification(data)

@@ -117,3 +117,9 @@ def test_unknown_models_are_refused() -> None:
         network("vgg")
     with pytest.raises(ValueError, match="18 or 34"):
         resnet_imagenet(50)
+
+
+@pytest.mark.parametrize("depth", [50, 101, 152, 164, 200])
+def test_names_of_bottleneck_networks_are_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=f"resnet-{depth} means .* bottleneck"):
+        network(f"resnet-{depth}")

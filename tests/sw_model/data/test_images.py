@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sw_model.data.images import CIFAR_MEAN, CIFAR_STD, DataError, ImageSet, load_data
+from sw_model.nn.models import build_model
 
 NAMES = ["cat", "dog"]
 
@@ -338,3 +339,9 @@ def test_limits_are_fixed_subsets() -> None:
     assert len(data.train_labels) == 100 and len(data.test_labels) == 50
     assert (data.train_images == load_data("digits").limited(100, 50).train_images).all()
     assert len(np.unique(data.train_labels)) == 10
+
+
+@pytest.mark.parametrize("depth", [50, 152])
+def test_names_of_bottleneck_networks_build_no_other_network(depth: int) -> None:
+    with pytest.raises(ValueError, match="bottleneck"):
+        build_model(f"resnet-{depth}", 10, (3, 32, 32))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
+import pickle
 import signal
 import warnings
 from collections.abc import Iterator
@@ -13,11 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from host.devices.device import open_device
 from host.driver.fabric_engine import FabricEngine
 from host.operands import Engine
 from hw.design import Design, load_design
+from hw.files import FolderInUseError
+from sw_model.data.sources import DataError
 from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.train.folder import CHECKPOINT, DEVICE, RunFolder
 from sw_model.train.loop import train
@@ -242,3 +248,118 @@ def test_run_killed_before_one_of_its_writes_ends_as_if_it_had_not_been(
     torch.manual_seed(0)
     train(KILLED, out=out, resume=(out / CHECKPOINT).exists())
     assert same(outcome(out), whole)
+
+
+def images(folder: Path, shade: int = 0) -> None:
+    for part in ("train", "test"):
+        for n, title in enumerate(("cat", "dog")):
+            (folder / part / title).mkdir(parents=True, exist_ok=True)
+            for k in range(4):
+                Image.new("RGB", (8, 8), (20 * n, 30 * k, shade)).save(folder / part / title / f"{k}.png")
+
+
+def add(folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "train" / "cat" / "9.png")
+
+
+def remove(folder: Path) -> None:
+    (folder / "test" / "dog" / "1.png").unlink()
+
+
+def relabel(folder: Path) -> None:
+    for one, other in (("cat", "dog"), ("dog", "cat")):
+        (folder / "train" / one / "1.png").rename(folder / "train" / other / f"1-{one}.png")
+
+
+def rename(folder: Path) -> None:
+    for part in ("train", "test"):
+        (folder / part / "dog").rename(folder / part / "eel")
+
+
+def repaint(folder: Path) -> None:
+    images(folder, shade=7)
+
+
+@pytest.mark.parametrize("change", [add, remove, relabel, rename, repaint])
+def test_resuming_on_other_data_is_refused_before_anything_is_written(tmp_path: Path, change: Any) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    images(data)
+    config = replace(STATIC, data=str(data), batch=4, train_limit=0, test_limit=0)
+    train(config, out=run, stop_after=1)
+    before = contents(run)
+    change(data)
+    with pytest.raises(DataError, match="other data"):
+        train(config, out=run, resume=True)
+    assert contents(run) == before
+
+
+def test_resuming_on_the_same_data_in_other_files_goes_on(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    images(data)
+    config = replace(STATIC, data=str(data), batch=4, train_limit=0, test_limit=0)
+    train(config, out=run, stop_after=1)
+    images(data)
+    assert train(config, out=run, resume=True).finished
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "config.toml", "result.json", "schedule.json", "device.json"])
+def test_files_of_no_run_are_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=name):
+        train(STATIC, out=tmp_path)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_run_that_ended_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    def stop(step: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(STATIC, out=tmp_path, on_step=stop)
+    assert not (tmp_path / CHECKPOINT).exists()
+    assert train(STATIC, out=tmp_path).finished
+
+
+def test_second_training_in_a_folder_is_refused(tmp_path: Path) -> None:
+    tried = []
+
+    def second(step: object) -> None:
+        if not tried:
+            with pytest.raises(FolderInUseError) as caught:
+                train(STATIC, out=tmp_path)
+            tried.append(str(caught.value))
+
+    assert train(STATIC, out=tmp_path, on_step=second).finished
+    assert str(tmp_path) in tried[0] and str(os.getpid()) in tried[0]
+
+
+def test_metrics_outlive_a_checkpoint_that_the_disk_has_no_place_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: RunFolder, state: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / CHECKPOINT))
+
+    monkeypatch.setattr(RunFolder, "save", full)
+    with pytest.raises(OSError, match=CHECKPOINT):
+        train(STATIC, out=tmp_path)
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
+
+
+@pytest.mark.parametrize("damage", ["half", "text", "pickle", "empty"])
+def test_damaged_checkpoint_is_named_in_one_line(tmp_path: Path, damage: str) -> None:
+    train(STATIC, out=tmp_path / "run", stop_after=1)
+    path = tmp_path / "run" / CHECKPOINT
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"half": whole[: len(whole) // 2], "text": b"text", "pickle": pickle.dumps(print), "empty": b""}[damage]
+    )
+    for config, resume in ((STATIC, True), (replace(STATIC, init=str(path)), False)):
+        with pytest.raises(ConfigError, match=CHECKPOINT) as caught:
+            train(config, out=tmp_path / ("run" if resume else "other"), resume=resume)
+        assert "\n" not in str(caught.value) and "cannot be read" in str(caught.value)
+
+
+def test_batch_larger_than_the_data_brings_a_warning() -> None:
+    with pytest.warns(UserWarning, match="larger than the 64"):
+        train(replace(STATIC, batch=100, epochs=1))
