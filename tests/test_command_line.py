@@ -220,6 +220,17 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
         assert options.refusal(right, folder=False) is None
 
 
+@pytest.mark.parametrize("words", [("train",), ("generate",), ("csim",), ("bitstream", "--scripts-only")], ids=" ".join)
+def test_default_folders_that_cannot_be_written_are_refused_too(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs", "build"):
+        (tmp_path / name).write_text("")
+    status, text = answer(*words)
+    assert status == 2 and ("--out" in text or "--build" in text) and text.count("\n") == 1
+
+
 # -- results that are not what was asked for ----------------------------------------------------------------------------
 
 

@@ -143,13 +143,13 @@ def run_job_command(arguments: argparse.Namespace) -> int:
                 flush=True,
             )
 
+    out = options.usable_folder(_run_folder(arguments))
     job = load_job(arguments.job)
     engine: Engine
     if arguments.device == "numpy":
         engine = ExactEngine()
     else:
         engine = FabricEngine(open_any(arguments), keep_rows=False)
-    out = _run_folder(arguments)
     result = run_job(job, engine, out, resume=arguments.resume, stop_after=arguments.stop_after, on_line=shown)
     if arguments.json:
         from dataclasses import asdict

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     design = load_design(arguments.design)
     # beside the kernel, where the tool configuration expects them
-    out = generate(design, arguments.out or Path("build") / design.name) / "hls"
+    out = generate(design, arguments.out or options.usable_folder(Path("build") / design.name)) / "hls"
     names = list(variants(design)) if arguments.path == "both" else [arguments.path]
     reports = []
     with Progress(f"C simulation of {design.name}: paths", len(names)) as progress:

@@ -39,8 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     from hw.tools.vivado import build, collect, render_scripts, write_scripts
 
     design = load_design(arguments.design)
-    folder = arguments.build or Path("build") / f"bitstream-{design.name}-{arguments.flow}"
-    out = arguments.out or Path("build") / f"overlay-{design.name}-{arguments.flow}"
+    folder = arguments.build or options.usable_folder(
+        Path("build") / f"bitstream-{design.name}-{arguments.flow}", "--build"
+    )
+    out = arguments.out or options.usable_folder(Path("build") / f"overlay-{design.name}-{arguments.flow}")
     if arguments.scripts_only:
         files = render_scripts(design, arguments.flow, arguments.jobs)
         write_scripts(files, folder)

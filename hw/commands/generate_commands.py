@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hw.model.resources import beyond_part
 
     design = load_design(arguments.design)
-    out = generate(design, arguments.out or Path("build") / design.name)
+    out = generate(design, arguments.out or options.usable_folder(Path("build") / design.name))
     summary = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     print(
         f"{design.name}: {len(summary['files'])} files in {out}, {design.binary_macs} binary MAC per cycle on "

@@ -161,6 +161,17 @@ def refusal(path: Path, folder: bool) -> str | None:
     return None
 
 
+def usable_folder(path: Path, option: str = "--out") -> Path:
+    """A default folder, if it can be written, before work starts.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    if why := refusal(path, folder=True):
+        raise ValueError(f"{why} with {option}")
+    return path
+
+
 def _writable(text: str, folder: bool) -> Path:
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is no path; name a {'folder' if folder else 'file'}")

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.accumulators:
         design = replace(design, accumulators=arguments.accumulators)
     pieces = yosys.chosen_pieces(design, arguments.module)
-    folder = generate(design, arguments.out or ROOT / "build" / design.name)
+    folder = generate(design, arguments.out or options.usable_folder(ROOT / "build" / design.name))
     results, flat = [], None
     for piece in pieces:
         print(f"synthesising {piece.name} ...", file=sys.stderr, flush=True)

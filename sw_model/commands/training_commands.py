@@ -146,6 +146,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from sw_model.nn.parallel import processes
     from sw_model.train.loop import train
 
+    out = options.usable_folder(_folder(arguments))
     config, resume = _config(arguments), arguments.resume is not None
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -154,7 +155,6 @@ def run_train(arguments: argparse.Namespace) -> int:
     else:
         device = arguments.device or "fast"
         engine = open_engine(device, arguments.design or DESIGN)
-    out = _folder(arguments)
     with processes() as ranks:
         result = train(
             config, engine, out=out, resume=resume, progress=not arguments.json, ranks=ranks,
