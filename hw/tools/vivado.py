@@ -137,6 +137,23 @@ VLNV: dict[str, dict[str, str]] = {
 }
 
 
+#: ports of the fabric: direction, bits and signal of its AXI4-Lite slave,
+CONTROL_PORTS = (
+    ("input", 8, "AWADDR"), ("input", 1, "AWVALID"), ("output", 1, "AWREADY"), ("input", 32, "WDATA"),
+    ("input", 4, "WSTRB"), ("input", 1, "WVALID"), ("output", 1, "WREADY"), ("output", 2, "BRESP"),
+    ("output", 1, "BVALID"), ("input", 1, "BREADY"), ("input", 8, "ARADDR"), ("input", 1, "ARVALID"),
+    ("output", 1, "ARREADY"), ("output", 32, "RDATA"), ("output", 2, "RRESP"), ("output", 1, "RVALID"),
+    ("input", 1, "RREADY"),
+)  # fmt: skip
+_STREAM = (("TDATA", 64), ("TVALID", 1), ("TREADY", 1), ("TLAST", 1))
+#: and of its streams: name, direction of the data, direction of TREADY, signals and their bits
+STREAM_PORTS = (
+    ("in0", "input", "output", _STREAM),
+    ("in1", "input", "output", _STREAM),
+    ("result", "output", "input", (*_STREAM, ("TKEEP", 8))),
+)
+
+
 # -- tools ------------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +257,8 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
         "jobs": jobs,
         "sources": sources,
         "vlnv": VLNV[flow],
+        "control_ports": CONTROL_PORTS,
+        "stream_ports": STREAM_PORTS,
         "strategy": {
             "synthesis": "Flow_PerfOptimized_high",
             "implementation": "Performance_ExplorePostRoutePhysOpt",
@@ -247,7 +266,7 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
     }
     environment = _environment(TEMPLATES)
     names = ["build.tcl", "block_design.tcl", "implement.tcl", "fabric.xdc"]
-    names += ["package_rtl.tcl"] if flow == "rtl" else []
+    names += ["package_rtl.tcl", "fabric_top.v"] if flow == "rtl" else []
     for name in names:
         files[name] = environment.get_template(f"{name}.j2").render(values)
     if flow == "hls":

@@ -11,7 +11,7 @@ proc fail {text} { error "stub: $text" }
 # ---- state --------------------------------------------------------------------------------------------------------
 array set stub_project {open 0 name "" directory "" part "" board_part "" repos {} catalog 0}
 array set stub_core {open 0 checked 0}
-array set stub_bd {name "" validated 0 saved 0 addressed 0}
+array set stub_bd {checkpoints Hierarchical name "" validated 0 saved 0 addressed 0}
 set stub_files {}
 set stub_constraints {}
 set stub_top ""
@@ -24,6 +24,7 @@ set stub_generated 0
 set stub_opened ""
 set stub_bitstream 0
 set stub_packaged {}
+set stub_mapped 1
 
 # ---- option parsing -----------------------------------------------------------------------------------------------
 # spec: option -> 1 if it takes a value.  Sets opt() and rest in the caller.
@@ -315,7 +316,7 @@ proc set_one_property {name value object} {
         }
     } elseif {$object eq "sources_1"} {
         if {$name ne "top"} { fail "a fileset has no property $name" }
-        if {$value ni {fabric fabric_system_wrapper}} { fail "no module $value to be the top" }
+        if {$value ni {fabric fabric_top fabric_system_wrapper}} { fail "no module $value to be the top" }
         if {[llength $::stub_files] == 0} { fail "top is set before sources are added" }
         set ::stub_top $value
     } elseif {$object eq "core_1"} {
@@ -323,6 +324,18 @@ proc set_one_property {name value object} {
         if {$name ni {name version display_name description core_revision}} { fail "a core has no property $name" }
         if {$value eq ""} { fail "core property $name is empty" }
         if {$name in {name version}} { set ::stub_core($name) $value }
+    } elseif {$object eq "registers_of_core"} {
+        if {$name ni {usage range width}} { fail "an address block has no property $name" }
+        dict set ::stub_core(block) $name $value
+    } elseif {$object eq "interface:s_axi_control"} {
+        if {$name ne "slave_memory_map_ref"} { fail "an interface has no property $name" }
+        if {$value ne $::stub_core(map)} { fail "no memory map $value" }
+        set ::stub_core(referred) 1
+    } elseif {$::stub_bd(name) ne "" && $object eq "$::stub_bd(name).bd"} {
+        if {$name ne "synth_checkpoint_mode"} { fail "a block design has no property $name" }
+        if {$value ni {None Singular Hierarchical}} { fail "synth_checkpoint_mode cannot be '$value'" }
+        if {$::stub_generated} { fail "synth_checkpoint_mode is set after generate_target" }
+        set ::stub_bd(checkpoints) $value
     } elseif {[dict exists $::stub_runs $object]} {
         if {$name ne "strategy"} { fail "a run has no property $name" }
         set known {
@@ -331,6 +344,9 @@ proc set_one_property {name value object} {
                 "Vivado Implementation Defaults" Performance_Explore Performance_ExplorePostRoutePhysOpt
                 Congestion_SpreadLogic_high
             }
+        }
+        if {$object eq "synth_1" && $value ne "Vivado Synthesis Defaults" && $::stub_bd(checkpoints) ne "None"} {
+            fail "a strategy of synth_1 reaches the wrapper alone while the blocks have runs of their own"
         }
         if {$value ni [dict get $known $object]} { fail "$object has no strategy $value" }
     } else {
@@ -359,33 +375,77 @@ proc ipx::package_project {args} {
     if {$::stub_top eq ""} { fail "ipx::package_project before top is set" }
     if {[llength [lsearch -all -glob $::stub_files *fabric_pkg.sv]] != 1} { fail "the package fabric_pkg.sv is not among the sources" }
     if {[file tail [lindex $::stub_files 0]] ne "fabric_pkg.sv"} { fail "fabric_pkg.sv must come first, other files import it" }
+    set top [lsearch -inline -regexp $::stub_files "/$::stub_top\\.(s?v|vhdl?)\$"]
+    if {$top eq ""} { fail "no source holds the top $::stub_top" }
+    if {[file extension $top] eq ".sv"} { fail "the packager takes no SystemVerilog top ($top): write a wrapper in Verilog" }
     array set ::stub_core [list open 1 checked 0 sums 0 root $opt(-root_dir) vendor $opt(-vendor) library $opt(-library) \
-        name $::stub_top version 1.0 clocked {}]
+        name $::stub_top version 1.0 interfaces [attributes $top] map "" block {} referred 0]
+}
+# Interfaces that the attributes of a Verilog top name; a port without one belongs to none.
+proc ipx::attributes {path} {
+    set stream [open $path]
+    set text [read $stream]
+    close $stream
+    set found [dict create]
+    foreach {- vlnv name port} [regexp -all -inline {X_INTERFACE_INFO = "(\S+) (\S+) (\S+)"} $text] {
+        if {![regexp {^xilinx\.com:(signal:(clock|reset|interrupt)|interface:(aximm|axis)):1\.0$} $vlnv]} { fail "no interface $vlnv" }
+        dict lappend found $name $port
+    }
+    regsub -all {\(\*.*?\*\)} $text "" plain
+    set ports [regexp -all -inline -line {^\s*(?:input|output)\s.*?(\w+),?$} $plain]
+    set count [regexp -all {X_INTERFACE_INFO} $text]
+    if {[llength $ports] != 2 * $count} { fail "[expr {[llength $ports] / 2}] ports and $count X_INTERFACE_INFO in $path" }
+    if {![regexp {ASSOCIATED_BUSIF ([\w:]+), ASSOCIATED_RESET ap_rst_n} $text - busses]} { fail "the clock has no interfaces" }
+    if {![regexp {POLARITY ACTIVE_LOW} $text]} { fail "the reset's polarity is not told" }
+    foreach name [dict keys $found] {
+        if {$name ni [concat [split $busses :] {ap_clk ap_rst_n interrupt}]} { fail "interface $name has no clock" }
+    }
+    return $found
+}
+proc ipx::get_bus_interfaces {args} {
+    options {-quiet 0 -of_objects 1} $args
+    arguments 1
+    if {$opt(-of_objects) ne "core_1"} { fail "no core $opt(-of_objects)" }
+    set name [lindex $rest 0]
+    if {[dict exists $::stub_core(interfaces) $name]} { return interface:$name }
+    return {}
+}
+proc ipx::add_memory_map {args} { options {} $args; arguments 2; set ::stub_core(map) [lindex $rest 0] }
+proc ipx::get_memory_maps {args} {
+    options {-quiet 0 -of_objects 1} $args
+    arguments 1
+    return [expr {$::stub_core(map) eq [lindex $rest 0] ? "map_of_core" : ""}]
+}
+proc ipx::add_address_block {args} {
+    options {} $args
+    arguments 2
+    if {[lindex $rest 1] ne "map_of_core"} { fail "no memory map [lindex $rest 1]" }
+    dict set ::stub_core(block) name [lindex $rest 0]
+}
+proc ipx::get_address_blocks {args} {
+    options {-quiet 0 -of_objects 1} $args
+    arguments 0
+    return [expr {[dict exists $::stub_core(block) name] ? "registers_of_core" : ""}]
 }
 proc ipx::current_core {args} {
     if {!$::stub_core(open)} { fail "ipx::current_core without a core" }
     return core_1
-}
-proc ipx::associate_bus_interfaces {args} {
-    options {-busif 1 -clock 1} $args
-    arguments 1
-    if {[lindex $rest 0] ne "core_1"} { fail "no core [lindex $rest 0]" }
-    if {$opt(-busif) ni {in0 in1 result s_axi_control}} { fail "the fabric has no interface $opt(-busif)" }
-    if {$opt(-clock) ne "ap_clk"} { fail "the fabric has no clock $opt(-clock)" }
-    lappend ::stub_core(clocked) $opt(-busif)
 }
 proc ipx::update_checksums {args} { options {} $args; arguments 1; set ::stub_core(sums) 1 }
 proc ipx::check_integrity {args} {
     options {-quiet 0} $args
     arguments 1
     if {!$::stub_core(sums)} { fail "ipx::check_integrity before ipx::update_checksums" }
-    if {[llength [lsort -unique $::stub_core(clocked)]] != 4} { fail "interfaces without clock: only $::stub_core(clocked)" }
     set ::stub_core(checked) 1
+    # without a memory map the vendor's check warns only, and the block gets no address
+    set ::stub_core(mapped) [expr {$::stub_core(referred) && [dict exists $::stub_core(block) range]}]
+    return 1
 }
 proc ipx::save_core {args} {
     options {} $args
     arguments 1
     if {!$::stub_core(checked)} { fail "ipx::save_core before ipx::check_integrity" }
+    set ::stub_mapped $::stub_core(mapped)
     lappend ::stub_packaged $::stub_core(vendor):$::stub_core(library):$::stub_core(name):$::stub_core(version)
     touch [file join $::stub_core(root) component.xml]
 }
@@ -531,6 +591,28 @@ proc assign_bd_address {args} {
     if {[dict size $::stub_links] == 0} { fail "assign_bd_address before interfaces are connected" }
     set ::stub_bd(addressed) 1
 }
+proc get_bd_addr_spaces {args} {
+    need_bd
+    options {-quiet 0} $args
+    arguments 1
+    if {[lindex $rest 0] ne "ps/Data"} { fail "no address space [lindex $rest 0]" }
+    return ps/Data
+}
+proc get_bd_addr_segs {args} {
+    need_bd
+    options {-quiet 0 -of_objects 1} $args
+    arguments 0
+    if {$opt(-of_objects) ne "ps/Data"} { fail "no address space $opt(-of_objects)" }
+    if {!$::stub_bd(addressed)} { return {} }
+    set found {}
+    dict for {cell what} $::stub_cells {
+        switch -- [dict get $what kind] {
+            fabric { if {$::stub_mapped} { lappend found /ps/Data/SEG_${cell}_registers } }
+            axi_dma - axi_gpio { lappend found /ps/Data/SEG_${cell}_Reg }
+        }
+    }
+    return $found
+}
 proc validate_bd_design {args} {
     need_bd
     options {-force 0} $args
@@ -616,6 +698,10 @@ proc wait_on_run {args} {
         dict set ::stub_runs $run {PROGRESS 40% STATUS "route_design ERROR"}
     } else {
         dict set ::stub_runs $run {PROGRESS 100% STATUS "Complete!"}
+        if {$run eq "impl_1"} {
+            touch [file join $::stub_project(directory) impl_1 fabric_system_wrapper.bit] "placeholder bitstream\n"
+            set ::stub_bitstream 1
+        }
     }
 }
 proc open_run {args} {
@@ -644,13 +730,6 @@ proc report_timing_summary {args} { need_open_run; report timing {-max_paths 1 -
 proc report_utilization {args} { need_open_run; report utilization {-hierarchical 0 -hierarchical_depth 1} $args }
 proc report_power {args} { need_open_run; report power {} $args }
 proc report_drc {args} { need_open_run; report drc {} $args }
-proc write_bitstream {args} {
-    need_open_run
-    options {-force 0} $args
-    arguments 1
-    touch [lindex $rest 0] "placeholder bitstream\n"
-    set ::stub_bitstream 1
-}
 proc write_hw_platform {args} {
     need_open_run
     options {-fixed 0 -include_bit 0 -force 0 -file 1} $args

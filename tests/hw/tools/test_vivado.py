@@ -128,7 +128,7 @@ MISTAKES = [
     ("block_design.tcl", "create_bd_cell -type ip -vlnv", "create_bd_cell -type ip -vnlv", "no option -vnlv"),
     ("block_design.tcl", "xlconcat]", "xlconcatenate]", "Vivado has no block xilinx.com:ip:xlconcatenate"),
     ("block_design.tcl", "validate_bd_design\nsave_bd_design", "save_bd_design\nvalidate_bd_design", "before validate"),
-    ("block_design.tcl", "assign_bd_address\n", "", "before assign_bd_address"),
+    ("block_design.tcl", "assign_bd_address\n", "", "block fabric has got no address; mapped are: \n"),
     ("block_design.tcl", "update_ip_catalog -rebuild\n", "", "no block fractrain:fabric:fabric:1.0"),
     ("block_design.tcl", "dma_in0/M_AXIS_MM2S] [get_bd_intf_pins fabric/in0",
      "fabric/in1] [get_bd_intf_pins fabric/in0", "one must be master"),
@@ -139,7 +139,7 @@ MISTAKES = [
     ("block_design.tcl", "connect_bd_net [get_bd_pins clock/locked]",
      "connect_bd_net [get_bd_pins clock/clk_out1] [get_bd_pins clock/locked]", "drive one net"),
     ("package_rtl.tcl", "ipx::save_core $core", "ipx::save_core", "takes 1 arguments"),
-    ("package_rtl.tcl", "set_property top fabric ", "set_property topp fabric ", "no property topp"),
+    ("package_rtl.tcl", "set_property top fabric_top ", "set_property topp fabric_top ", "no property topp"),
     ("package_rtl.tcl", "ipx::update_checksums $core\n", "", "before ipx::update_checksums"),
     ("package_rtl.tcl", "ipx::package_project", "ipx::package_projekt", "unknown command ipx::package_projekt"),
     ("implement.tcl", "report_timing_summary -max_paths", "report_timing_summary -max_path", "no option -max_path"),
@@ -147,6 +147,11 @@ MISTAKES = [
     ("implement.tcl", "Flow_PerfOptimized_high", "Flow_PerfOptimised_high", "no strategy Flow_PerfOptimised_high"),
     ("implement.tcl", "-to_step write_bitstream ", "", "must go to write_bitstream"),
     ("implement.tcl", "open_run impl_1\n", "", "before open_run"),
+    ("package_rtl.tcl", "set_property top fabric_top ", "set_property top fabric ", "takes no SystemVerilog top"),
+    ("package_rtl.tcl", "set_property range 4096 $registers\n", "", "block fabric has got no address"),
+    ("fabric_top.v", "xilinx.com:interface:axis:1.0 in1 TDATA", "xilinx.com:interface:axi5:1.0 in1 TDATA", "no interface"),
+    ("fabric_top.v", '    (* X_INTERFACE_INFO = "xilinx.com:interface:axis:1.0 in1 TREADY" *)\n', "", "33 ports and 32 X_INTERFACE_INFO"),
+    ("implement.tcl", "set_property synth_checkpoint_mode None $system\n", "", "reaches the wrapper alone"),
 ]  # fmt: skip
 
 
@@ -160,6 +165,24 @@ def test_the_stub_catches_mistakes(script: str, right: str, wrong: str, message:
     done = stubbed(folder)
     assert done.returncode == 1
     assert message in done.stderr, done.stderr
+
+
+@needs_tcl
+def test_scripts_run_in_a_folder_with_a_blank(tmp_path: Path) -> None:
+    done = stubbed(prepared("zc706", "rtl", tmp_path / "my board (v2)"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_wrapper_has_the_ports_of_the_fabric() -> None:
+    files = render_scripts(load_design("zc706"), "rtl")
+
+    def ports(text: str) -> list[tuple[str, int, str]]:
+        found = re.findall(r"^ *(input|output) +(?:wire|logic) +(?:\[(\d+):0\])? *(\w+)", text, re.MULTILINE)
+        return [(direction, int(top or 0) + 1, name) for direction, top, name in found]
+
+    wrapper = files["fabric_top.v"]
+    assert ports(wrapper) == ports(files["rtl/fabric.sv"])
+    assert re.findall(r"^ +\.(\w+)\((\w+)\)", wrapper, re.MULTILINE) == [(n, n) for *_, n in ports(wrapper)]
 
 
 @needs_tcl
