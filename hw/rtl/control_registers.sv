@@ -38,25 +38,26 @@ module control_registers
   logic       bvalid_q, rvalid_q;
   logic [31:0] rdata_q;
 
-  // address and data of a write are taken together
-  logic write, read;
-  assign write = awvalid_i && wvalid_i && (!bvalid_q || bready_i);
-  assign read  = arvalid_i && (!rvalid_q || rready_i);
-  assign {awready_o, wready_o} = {2{write}};
-  assign arready_o = read;
+  // Address and data of a write are taken together, a cycle after both have come: AXI forbids paths from inputs to outputs
+  // within a cycle.  A master keeps what it offers until it is taken.  In reset nothing is taken, or its answer would be lost.
+  logic write_q, read_q;
+  assign {awready_o, wready_o} = {2{write_q}};
+  assign arready_o = read_q;
   assign {bvalid_o, rvalid_o, rdata_o} = {bvalid_q, rvalid_q, rdata_q};
   assign {bresp_o, rresp_o} = '0;
-  assign start_o      = write && awaddr_i == REG_CTRL && wstrb_i[0] && wdata_i[0] && idle_i;
-  assign soft_reset_o = write && awaddr_i == REG_SOFT_RESET && wstrb_i[0] && wdata_i[0];
+  assign start_o      = write_q && awaddr_i == REG_CTRL && wstrb_i[0] && wdata_i[0] && idle_i;
+  assign soft_reset_o = write_q && awaddr_i == REG_SOFT_RESET && wstrb_i[0] && wdata_i[0];
   assign interrupt_o  = gie_q && |isr_q;
 
   logic [4:0] index;
   assign index = 5'((araddr_i - REG_ERROR) >> 3);
   always_ff @(posedge clk_i) begin
+    write_q <= awvalid_i && wvalid_i && !write_q && !bvalid_q;
+    read_q  <= arvalid_i && !read_q && !rvalid_q;
     if (bready_i) bvalid_q <= 1'b0;
     if (rready_i) rvalid_q <= 1'b0;
     if (start_o) done_q <= 1'b0;
-    if (write) begin
+    if (write_q) begin
       bvalid_q <= 1'b1;
       if (wstrb_i[0])
         case (awaddr_i)
@@ -66,7 +67,7 @@ module control_registers
           default: ;
         endcase
     end
-    if (read) begin
+    if (read_q) begin
       rvalid_q <= 1'b1;
       rdata_q  <= '0;
       case (araddr_i)
@@ -88,7 +89,7 @@ module control_registers
       isr_q  <= isr_q | ier_q;
     end
     if (rst_i) begin
-      {gie_q, done_q, ier_q, isr_q, bvalid_q, rvalid_q} <= '0;
+      {gie_q, done_q, ier_q, isr_q, bvalid_q, rvalid_q, write_q, read_q} <= '0;
     end
   end
 endmodule

@@ -45,7 +45,8 @@ module tensor_buffer #(
     (* ram_style = "distributed" *) logic flag[DEPTH];
     logic was_set;
     assign was_set = flag[write_address_i] && write_slice_i != 0;
-    always_ff @(posedge clk_i)
+    // not always_ff, which would forbid the initial values below
+    always @(posedge clk_i)
       if (write_i && write_bank_i == 3'(b)) flag[write_address_i] <= was_set || write_data_i != 0;
     assign flags[b] = flag[flag_address_i];
     initial for (int unsigned k = 0; k < DEPTH; k++) flag[k] = 1'b0;  // as the memory after configuration
