@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from host.driver.grouped import product_sums
-from host.operands import ConvGeometry, Engine, Grid, Operand
+from host.operands import ConvGeometry, Engine, Grid, Operand, backward_mixed
 from sw_model.nn.convolution import convolve, gradients
 from sw_model.nn.parallel import Shard
 from sw_model.quantize.affine import (
@@ -406,6 +406,12 @@ class _QuantizedProduct(torch.autograd.Function):
         assert call.grid is not None
         gradient = _tensor_operand(grad, grid, groups)
         last = _tensor_operand(grad, last_grid, groups) if split else gradient
+        if need_x and need_w and not split and groups == 1:
+            w = weight_operand(weight, p.weight, 1)
+            a = _tensor_operand(kept, call.grid, groups)
+            ((to_x, to_w),) = backward_mixed(call.engine, [(a, gradient, g)], w)  # sends the output gradient once
+            dx = torch.from_numpy(to_x.real(grid, w.grid, 1)).to(grad.device)
+            return dx, torch.from_numpy(to_w.real(a.grid, grid)).to(grad.device), None
         if need_x:
             w = weight_operand(weight, p.weight, 0 if groups > 1 else 1)
             real = product_sums(call.engine, "input_gradient", gradient, w, g, groups).real(grid, w.grid, 1)

@@ -230,7 +230,8 @@ def _figures(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    products = ("forward", "input_gradient", "weight_gradient")
+    # "backward": both gradients in one program; a network's first layer has none by its input.
+    products = ("forward", "backward", "input_gradient", "weight_gradient")
     spent: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for row in rows:
         spent[_layer(row)][str(row["product"])] += int(row["CYCLES"])
@@ -245,6 +246,8 @@ def _figures(
     left = np.zeros(len(names))
     for product in products:
         values = np.array([spent[name][product] for name in names]) / 1e6
+        if not values.any():
+            continue
         axes.barh(names, values, left=left, label=product.replace("_", " "))
         left += values
     axes.plot(

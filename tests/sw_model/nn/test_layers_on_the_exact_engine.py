@@ -384,3 +384,29 @@ def test_arguments_that_are_no_counts_are_refused_by_name(arguments: dict[str, A
         L.QConv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **arguments})
     with pytest.raises(ValueError, match="in_features = 0"):
         L.QLinear(0, 3)
+
+
+class Fused(SoftwareEngine):
+    """An engine that computes both gradients in one go, and only so."""
+
+    asked = 0
+
+    def backward_mixed(self, members: Any, w: Operand) -> list[tuple[Sums, Sums]]:
+        self.asked += 1
+        plain = SoftwareEngine()
+        return [(plain.input_gradient(g, w, m), plain.weight_gradient(x, g, m)) for x, g, m in members]
+
+    def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
+        raise AssertionError("the gradients are asked for apart")
+
+    weight_gradient = input_gradient
+
+
+@pytest.mark.parametrize("kind", ["plain", "strided", "linear"])
+def test_both_gradients_are_asked_for_at_once(kind: str) -> None:
+    """So that a device gets the output gradient once, as its measurements assume."""
+    fused = Fused()
+    together = both_paths(kind, fused, L.Precision(5, 4, 6))
+    apart = both_paths(kind, SoftwareEngine(), L.Precision(5, 4, 6))
+    assert fused.asked == 1
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
