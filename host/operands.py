@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hw.networks import ConvGeometry as ConvGeometry
+
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
@@ -97,31 +99,6 @@ class Operand:
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.codes if self.codes is not None else self.values).shape  # type: ignore[union-attr]
-
-
-@dataclass(frozen=True)
-class ConvGeometry:
-    """Shape of a two-dimensional convolution without bias; a linear layer is a 1x1 kernel on 1x1 images.
-
-    Attributes:
-        batch, in_channels, out_channels: counts.
-        in_hw: height and width of the input, in pixels.
-        kernel: height and width of the kernel.
-        stride, padding: the same for both axes; padded positions hold real zero.
-    """
-
-    batch: int
-    in_channels: int
-    out_channels: int
-    in_hw: tuple[int, int]
-    kernel: tuple[int, int] = (1, 1)
-    stride: int = 1
-    padding: int = 0
-
-    @property
-    def out_hw(self) -> tuple[int, int]:
-        h, w = ((n + 2 * self.padding - k) // self.stride + 1 for n, k in zip(self.in_hw, self.kernel, strict=True))
-        return h, w
 
 
 @dataclass(frozen=True)

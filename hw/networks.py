@@ -49,6 +49,36 @@ class Bits(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ConvGeometry:
+    """Shape of a two-dimensional convolution without bias; a linear layer is a 1x1 kernel on 1x1 images.
+
+    Attributes:
+        batch, in_channels, out_channels: counts.
+        in_hw: height and width of the input, in pixels.
+        kernel: height and width of the kernel.
+        stride, padding: the same for both axes; padded positions hold real zero.
+    """
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    in_hw: tuple[int, int]
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    padding: int = 0
+
+    @property
+    def out_hw(self) -> tuple[int, int]:
+        h, w = ((n + 2 * self.padding - k) // self.stride + 1 for n, k in zip(self.in_hw, self.kernel, strict=True))
+        return h, w
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a matrix product: one pixel, one kernel element."""
+        return self.kernel == self.in_hw == (1, 1) and self.stride == 1 and not self.padding
+
+
+@dataclass(frozen=True)
 class ConvShape:
     """Shape of one bias-free convolution, for one sample.
 

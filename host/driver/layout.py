@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from host.driver.tiling import Cut
 from host.operands import Grid, Operand
 from host.program import packing
-from hw.contract import ROW_BANKS
+from hw.contract import ROW_BANKS, TAPS
 from hw.design import Design
+from hw.model.arrangement import Arrangement, Kernel
+from hw.model.steps import KernelBlock, Window
+from hw.packet import all_planes
 
 I64 = npt.NDArray[np.int64]
 Array = npt.NDArray[np.generic]
@@ -25,63 +27,51 @@ class Tensor:
     Attributes:
         array: (N, C, H, W): codes as uint16 two's complement of ``bits`` bits, or float32 values.
         grid: grid of the codes.
-        index: random index of element [0, 0, 0, 0]; only stochastic values use it.
-        strides: steps of the random index along N, C, H, W.
-        planes: mask of the planes that may hold ones, or None if the host does not know.
-        rows_per: rows of H under one row of the output: 4 for what STRIDE_2 reads.
+        planes: mask of the planes that may hold ones.
     """
 
     array: Array
     grid: Grid
-    index: int = 0
-    strides: tuple[int, int, int, int] = (0, 0, 0, 0)
-    planes: int | None = None
-    rows_per: int = 1
+    planes: int
 
     @property
     def is_values(self) -> bool:
         return self.array.dtype == np.float32
 
     @property
-    def stochastic(self) -> bool:
-        return self.is_values and self.grid.key is not None
-
-    @property
-    def channels(self) -> int:
-        return int(self.array.shape[1])
-
-    @property
-    def hw(self) -> tuple[int, int]:
-        """Height and width at the resolution of the output."""
-        return self.array.shape[2] // self.rows_per, self.array.shape[3]
-
-    @property
     def fill(self) -> np.float32 | np.uint16:
         """What becomes code 0."""
         return np.float32(self.grid.zero) if self.is_values else np.uint16(0)
 
-    def phase(self, y: int, x: int, stride: int) -> Tensor:
-        """Every ``stride``-th pixel, from row y and column x on."""
-        n, c, h, w = self.strides
-        return replace(
-            self,
-            array=self.array[:, :, y::stride, x::stride],
-            index=self.index + y * h + x * w,
-            strides=(n, c, h * stride, w * stride),
-        )
+    def arranged(self, arrangement: Arrangement) -> Tensor:
+        """The tensor after all moves of an arrangement."""
+        tensor = self
+        for name, arguments in arrangement.moves:
+            tensor = replace(tensor, array=_MOVES[name](tensor, *arguments))
+        return tensor
 
-    def window(self, images: slice, channels: slice, rows: Cut, columns: Cut) -> Array:
-        """Part of the tensor, filled up where it lies outside: (n, c, rows, columns)."""
-        part = self.array[images, channels]
-        _, _, height, width = part.shape
-        out = np.full((*part.shape[:2], rows.size, columns.size), self.fill, dtype=part.dtype)
-        y0, y1 = max(rows.start, 0), min(rows.stop, height)
-        x0, x1 = max(columns.start, 0), min(columns.stop, width)
-        if y0 < y1 and x0 < x1:
-            out[:, :, y0 - rows.start : y1 - rows.start, x0 - columns.start : x1 - columns.start] = part[
-                :, :, y0:y1, x0:x1
-            ]
-        return out
+    def window(self, window: Window, design: Design) -> Array:
+        """A stack's part of the tensor as virtual images, filled up where it lies outside: (images, rows, groups, L, C)."""
+        stack, (first, groups) = window.stack, window.channels
+        per = window.tensor.rows_per
+        rows, columns = stack.tile.rows, stack.tile.columns
+        spans = []
+        for cut, shift, times in ((rows, window.shift[0], per), (columns, window.shift[1], 1)):
+            kept = (cut.own_start, cut.own_stop) if window.own_only else (cut.start, cut.stop)
+            # in the virtual image, and in the tensor
+            spans.append((cut.start * times, cut.stop * times, kept[0] * times, kept[1] * times, shift))
+        part = self.array[stack.first : stack.first + stack.count, first : first + groups * design.channels]
+        out = np.full((*part.shape[:2], window.rows, columns.size), self.fill, dtype=part.dtype)
+        at: list[slice] = []
+        of: list[slice] = []
+        for (start, _, kept_start, kept_stop, shift), size in zip(spans, part.shape[2:], strict=True):
+            low, high = max(kept_start - shift, 0), min(kept_stop - shift, size)
+            high = max(low, high)
+            of.append(slice(low, high))
+            at.append(slice(low + shift - start, high + shift - start))
+        if all(each.start < each.stop for each in of):
+            out[:, :, at[0], at[1]] = part[:, :, of[0], of[1]]
+        return _side_by_side(out, self.fill, stack.tile.side, groups, design)
 
 
 def host_codes(operand: Operand) -> I64:
@@ -105,6 +95,11 @@ def host_codes(operand: Operand) -> I64:
 
 
 def tensor_of(operand: Operand, what: str) -> Tensor:
+    """An operand's tensor as LOAD packets carry it.
+
+    Raises:
+        ValueError: codes outside the grid, or values on a signed grid with a zero point.
+    """
     grid = operand.grid
     if operand.values is not None:
         values = np.ascontiguousarray(operand.values, dtype=np.float32)
@@ -112,56 +107,51 @@ def tensor_of(operand: Operand, what: str) -> Tensor:
             raise ValueError(
                 f"the signed grid of the {what} has zero point {float(grid.zero)}; signed grids are symmetric"
             )
-        _, c, h, w = values.shape
-        return Tensor(values, grid, 0, (c * h * w, h * w, w, 1))
+        return Tensor(values, grid, all_planes(grid.bits))
     codes = np.asarray(operand.codes)
     packing.check_codes(codes, grid.bits, grid.signed, f"codes of the {what}")
-    masked = (codes.astype(np.int64) & ((1 << grid.bits) - 1)).astype(np.uint16)
-    return Tensor(masked, grid, planes=int(np.bitwise_or.reduce(masked, axis=None)))
+    masked = (codes.astype(np.int64) & all_planes(grid.bits)).astype(np.uint16)
+    return Tensor(masked, grid, int(np.bitwise_or.reduce(masked, axis=None)))
 
 
-def mask_tensor(shape: tuple[int, int, int, int]) -> Tensor:
+def ones(shape: tuple[int, int, int, int]) -> Tensor:
     """1-bit ones: marks real positions."""
-    return Tensor(np.ones(shape, dtype=np.uint16), Grid(1, False, np.ones((), np.float32), np.zeros((), np.float32)))
+    return Tensor(np.ones(shape, dtype=np.uint16), Grid(1, False, np.ones((), np.float32), np.zeros((), np.float32)), 1)
 
 
-def row_of_pixels(tensor: Tensor, lanes: int) -> Tensor:
-    """(N, C, 1, 1) as one image of rows of ``lanes`` pixels, one pixel per batch element: (1, C, rows, lanes)."""
-    count, channels = tensor.array.shape[:2]
-    width = min(lanes, count)
-    rows = -(-count // width)
-    padded = np.full((rows * width, channels), tensor.fill, dtype=tensor.array.dtype)
-    padded[:count] = tensor.array[:, :, 0, 0]
-    n, c, _, _ = tensor.strides
-    return replace(
-        tensor, array=padded.reshape(rows, width, channels).transpose(2, 0, 1)[None], strides=(0, c, width * n, n)
-    )
+# -- arrangements: what hw.model.arrangement describes, done to arrays -----------------------------------------------
 
 
-def contracted(tensor: Tensor, lanes: int) -> Tensor:
-    """(N, K, 1, 1) with K along pixels, rows and images and N as channels: (images, N, rows, width)."""
-    count, inner = tensor.array.shape[:2]
-    width = min(lanes, inner)
-    rows = min(ROW_BANKS, -(-inner // width))
-    images = -(-inner // (rows * width))
-    padded = np.full((count, images * rows * width), tensor.fill, dtype=tensor.array.dtype)
-    padded[:, :inner] = tensor.array[:, :, 0, 0]
-    n, k, _, _ = tensor.strides
-    return replace(
-        tensor,
-        array=padded.reshape(count, images, rows, width).transpose(1, 0, 2, 3),
-        strides=(rows * width * k, n, width * k, k),
-    )
+def _transposed(tensor: Tensor) -> Array:
+    return tensor.array.swapaxes(0, 1)
 
 
-def interleaved(tensor: Tensor) -> Tensor:
+def _phase(tensor: Tensor, y: int, x: int, stride: int) -> Array:
+    return tensor.array[:, :, y::stride, x::stride]
+
+
+def _merged(tensor: Tensor, phases: tuple[tuple[int, int], ...], stride: int) -> Array:
+    """Phases as extra channels, phase by phase: (N, phases*C, ceil(H/stride), ceil(W/stride))."""
+    n, c, h, w = tensor.array.shape
+    shape = (n, len(phases), c, -(-h // stride), -(-w // stride))
+    merged = np.full(shape, tensor.fill, dtype=tensor.array.dtype)
+    for i, (y, x) in enumerate(phases):
+        part = tensor.array[:, :, y::stride, x::stride]
+        merged[:, i, :, : part.shape[2], : part.shape[3]] = part
+    return merged.reshape(n, len(phases) * c, *shape[3:])
+
+
+def _interleaved(tensor: Tensor) -> Array:
     """Even and odd columns of each row as two rows, for STRIDE_2: (N, C, 2*H, W/2)."""
     n, c, h, w = tensor.array.shape
-    array = tensor.array.reshape(n, c, h, w // 2, 2).swapaxes(3, 4).reshape(n, c, 2 * h, w // 2)
-    return replace(tensor, array=array, index=0, strides=(0, 0, 0, 0), rows_per=4)
+    return tensor.array.reshape(n, c, h, w // 2, 2).swapaxes(3, 4).reshape(n, c, 2 * h, w // 2)
 
 
-def paired_groups(tensor: Tensor) -> Tensor:
+def _mirrored(tensor: Tensor) -> Array:
+    return tensor.array[:, :, ::-1, ::-1]
+
+
+def _paired(tensor: Tensor) -> Array:
     """The two halves of the channels as one, for STRIDE_2: (N, C, H, W) -> (N, ceil(C/2), 4*H, W).
 
     Where a stride of two looks at three rows of the input, in even and odd columns, an output pixel sees of each half
@@ -179,11 +169,94 @@ def paired_groups(tensor: Tensor) -> Tensor:
     rows[:, : c - half, 1:, 0, 1:] = second[:, :, :-1, :-1]
     rows[:, : c - half, :, 1] = rows[:, : c - half, :, 2] = second
     rows[:, :, :, 3] = first
-    return replace(tensor, array=rows.reshape(n, half, 4 * h, w), index=0, strides=(0, 0, 0, 0), rows_per=4)
+    return rows.reshape(n, half, 4 * h, w)
 
 
-def paired_kernel(kernel: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A 2x2 kernel for what :func:`paired_groups` makes: (O, C, 2, 2) -> (O, ceil(C/2), 3, 3); one tap stays zero."""
+def _row_of_pixels(tensor: Tensor, lanes: int) -> Array:
+    """(N, C, 1, 1) as one image of rows of ``lanes`` pixels, one pixel per batch element: (1, C, rows, lanes)."""
+    count, channels = tensor.array.shape[:2]
+    width = min(lanes, count)
+    rows = -(-count // width)
+    padded = np.full((rows * width, channels), tensor.fill, dtype=tensor.array.dtype)
+    padded[:count] = tensor.array[:, :, 0, 0]
+    return padded.reshape(rows, width, channels).transpose(2, 0, 1)[None]
+
+
+def _contracted(tensor: Tensor, lanes: int) -> Array:
+    """(N, K, 1, 1) with K along pixels, rows and images and N as channels: (images, N, rows, width)."""
+    count, inner = tensor.array.shape[:2]
+    width = min(lanes, inner)
+    rows = min(ROW_BANKS, -(-inner // width))
+    images = -(-inner // (rows * width))
+    padded = np.full((count, images * rows * width), tensor.fill, dtype=tensor.array.dtype)
+    padded[:, :inner] = tensor.array[:, :, 0, 0]
+    return padded.reshape(count, images, rows, width).transpose(1, 0, 2, 3)
+
+
+_MOVES: dict[str, Callable[..., Array]] = {
+    "transposed": _transposed,
+    "phase": _phase,
+    "merged": _merged,
+    "interleaved": _interleaved,
+    "mirrored": _mirrored,
+    "paired": _paired,
+    "row_of_pixels": _row_of_pixels,
+    "contracted": _contracted,
+}
+
+
+def _side_by_side(window: Array, fill: np.generic, side: int, groups: int, design: Design) -> Array:
+    """Images side by side: (n, c, rows, width) -> (ceil(n/side), rows, groups, L, C)."""
+    n, c, rows, width = window.shape
+    count = -(-n // side)
+    shape = (count * side, groups * design.channels, rows, width)
+    if shape != window.shape:
+        padded = np.full(shape, fill, dtype=window.dtype)
+        padded[:n, :c] = window
+        window = padded
+    split = window.reshape(count, side, groups, design.channels, rows, width).transpose(0, 4, 2, 1, 5, 3)
+    used = side * width
+    if used == design.lanes:
+        return split.reshape(count, rows, groups, used, design.channels)
+    out = np.full((count, rows, groups, design.lanes, design.channels), fill, dtype=window.dtype)
+    out[:, :, :, :used] = split.reshape(count, rows, groups, used, design.channels)
+    return out
+
+
+# -- weights --------------------------------------------------------------------------------------------------------
+
+
+def correlation_kernel(kernel: Kernel, weight: I64, channels: int) -> I64:
+    """A correlation's kernel, made of a weight (O, I, kh, kw): int64 (outputs, inputs, ny, nx).
+
+    Both counts of channels are filled up with zeros to whole groups of ``channels``.
+    """
+    size = (2, 2) if kernel.paired else kernel.size
+    phases = len(kernel.phases)
+    outputs, inputs = weight.shape[:2]
+    parts = np.zeros((outputs, phases, inputs, *size), dtype=np.int64)
+    for p, ((y0, ys), (x0, xs)) in enumerate(kernel.phases):
+        parts[:, p, :, y0 : y0 + len(ys), x0 : x0 + len(xs)] = weight[:, :, ys][:, :, :, xs]
+    made: I64 = parts.reshape(outputs, phases * inputs, *size)
+    if kernel.back:
+        made = parts.transpose(1, 2, 0, 3, 4).reshape(phases * inputs, outputs, *size)
+    if kernel.paired:
+        made = _paired_kernel(made)
+    padded = np.zeros((*(-(-n // channels) * channels for n in made.shape[:2]), *made.shape[2:]), dtype=np.int64)
+    padded[: made.shape[0], : made.shape[1]] = made
+    return padded
+
+
+def ones_kernel(kernel: Kernel, channels: int) -> I64:
+    """Ones that add up a tensor as :func:`correlation_kernel` would, an output channel for each of the kernel's sums."""
+    out_channels = 2 * kernel.inputs if kernel.paired else kernel.channels[0]
+    height, width = (1 + max(max(along[i][1]) for along in kernel.phases) for i in (0, 1))
+    shape = (out_channels, 1) if kernel.back else (1, kernel.channels[1])
+    return correlation_kernel(kernel, np.ones((*shape, height, width), dtype=np.int64), channels)
+
+
+def _paired_kernel(kernel: I64) -> I64:
+    """A 2x2 kernel for what :func:`_paired` makes: (O, C, 2, 2) -> (O, ceil(C/2), 3, 3); one tap stays zero."""
     out_channels, c = kernel.shape[:2]
     half = -(-c // 2)
     taps = np.zeros((out_channels, half, 3, 3), dtype=kernel.dtype)
@@ -193,30 +266,10 @@ def paired_kernel(kernel: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return taps
 
 
-def merge_phases(tensor: Tensor, phases: list[tuple[int, int]], stride: int) -> Tensor:
-    """Phases as extra channels, phase by phase: (N, phases*C, ceil(H/stride), ceil(W/stride))."""
-    n, c, h, w = tensor.array.shape
-    shape = (n, len(phases), c, -(-h // stride), -(-w // stride))
-    merged = np.full(shape, tensor.fill, dtype=tensor.array.dtype)
-    for i, (y, x) in enumerate(phases):
-        part = tensor.array[:, :, y::stride, x::stride]
-        merged[:, i, :, : part.shape[2], : part.shape[3]] = part
-    return replace(tensor, array=merged.reshape(n, len(phases) * c, *shape[3:]), index=0, strides=(0, 0, 0, 0))
-
-
-def side_by_side(tensor: Tensor, window: Array, side: int, groups: int, design: Design) -> Array:
-    """Images side by side: (n, c, rows, width) -> (ceil(n/side), rows, groups, L, C)."""
-    n, c, rows, width = window.shape
-    count = -(-n // side)
-    shape = (count * side, groups * design.channels, rows, width)
-    if shape != window.shape:
-        padded = np.full(shape, tensor.fill, dtype=window.dtype)
-        padded[:n, :c] = window
-        window = padded
-    split = window.reshape(count, side, groups, design.channels, rows, width).transpose(0, 4, 2, 1, 5, 3)
-    used = side * width
-    if used == design.lanes:
-        return split.reshape(count, rows, groups, used, design.channels)
-    out = np.full((count, rows, groups, design.lanes, design.channels), tensor.fill, dtype=window.dtype)
-    out[:, :, :, :used] = split.reshape(count, rows, groups, used, design.channels)
-    return out
+def block_codes(block: KernelBlock, kernel: I64, design: Design) -> I64:
+    """Weights of a block: (outputs, inputs, ny, nx) in whole groups -> (out_groups, groups, C out, 9 taps, C in)."""
+    c, (first, groups), (start, stop) = design.channels, block.inputs, block.outputs
+    codes = np.zeros((stop - start, groups * c, TAPS), dtype=np.int64)
+    taps, ys, xs = (list(each) for each in zip(*block.piece.taps, strict=True))
+    codes[:, :, taps] = kernel[start:stop, first * c : (first + groups) * c, ys, xs]
+    return codes.reshape((stop - start) // c, c, groups, c, TAPS).transpose(0, 2, 1, 4, 3)

@@ -9,13 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from host.operands import ConvGeometry
 from hw import contract
-
-I64 = npt.NDArray[np.int64]
 
 _OVERLAP = 4  #: stacks that a batch is cut into, if it is large enough
 
@@ -128,34 +122,6 @@ def axis_phases_back(kernel: int, stride: int, padding: int) -> list[tuple[int, 
         if indices:
             out.append((phase, (phase + padding - indices[0]) // stride, indices))
     return out
-
-
-def valid_taps(geometry: ConvGeometry) -> tuple[I64, I64]:
-    """Per axis, whether kernel index k at output o falls on a real pixel: int64 (k, out)."""
-    out = []
-    for size, kernel, steps in zip(geometry.in_hw, geometry.kernel, geometry.out_hw, strict=True):
-        at = np.arange(steps)[None, :] * geometry.stride + np.arange(kernel)[:, None] - geometry.padding
-        out.append(((at >= 0) & (at < size)).astype(np.int64))
-    return out[0], out[1]
-
-
-def valid_taps_back(geometry: ConvGeometry) -> tuple[I64, I64]:
-    """Per axis, whether kernel index k reaches input pixel i from some output: int64 (k, in)."""
-    out = []
-    for size, kernel, steps in zip(geometry.in_hw, geometry.kernel, geometry.out_hw, strict=True):
-        at = np.arange(size)[None, :] + geometry.padding - np.arange(kernel)[:, None]
-        fits = (at % geometry.stride == 0) & (at >= 0) & (at // geometry.stride < steps)
-        out.append(fits.astype(np.int64))
-    return out[0], out[1]
-
-
-def tap_slices(k: int, size: int, steps: int, stride: int, padding: int) -> tuple[slice, slice]:
-    """Outputs and inputs of one axis that kernel index ``k`` connects."""
-    first = max(0, -((k - padding) // stride))
-    last = min(steps, (size - 1 + padding - k) // stride + 1)
-    last = max(last, first)
-    start = first * stride + k - padding
-    return slice(first, last), slice(start, start + (last - first) * stride, stride)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,244 @@
+"""One program at a time: steps are filled with arrays and sent, result words are added to where they belong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from host.devices.device import Device, Result, check
+from host.driver.layout import Tensor, block_codes, correlation_kernel, ones, ones_kernel
+from host.program import packing
+from host.program.builder import ProgramBuilder, float_bits
+from hw.contract import OutputFormat
+from hw.design import Design
+from hw.model.arrangement import ONES, Arrangement, Kernel
+from hw.model.lowering import lower
+from hw.model.product import Lowered, Product
+from hw.model.schedule import steps
+from hw.model.steps import Boundary, Conv, KernelBlock, Load, Read, Step, Weights, Wgrad
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+Recorder = Callable[[U64, Result], None]
+
+
+@dataclass
+class Member:
+    """A product of a program, with its data.
+
+    Attributes:
+        product: what is computed.
+        weight: codes (O, I, kh, kw), or None if the product takes none.
+        tensors: of x and g, and of w where it lies in a tensor buffer.
+    """
+
+    product: Product
+    weight: I64 | None
+    tensors: dict[str, Tensor]
+    _arranged: dict[Arrangement, Tensor] = field(default_factory=dict)
+
+    def tensor(self, arrangement: Arrangement) -> Tensor:
+        """An operand as it is cut."""
+        found = self._arranged.get(arrangement)
+        if found is None:
+            marks = arrangement.operand == ONES
+            found = ones(arrangement.shape) if marks else self.tensors[arrangement.operand].arranged(arrangement)
+            self._arranged[arrangement] = found
+        return found
+
+
+class Results:
+    """Integer results of a lowered product, added up step by step.
+
+    Attributes:
+        dot: of the correlations, int64 (N, outputs, OH, OW), None if there are none.
+        a_sum: their operand sums, int64 (N, sums, OH, OW).
+        gradients: for each weight gradient "dot" (O, Ca, ny, nx), "a_sum" (Ca, ny, nx) and "b_sum" (O, ny, nx).
+    """
+
+    def __init__(self, lowered: Lowered) -> None:
+        self.dot: I64 | None = None
+        self.a_sum: I64 | None = None
+        for task in lowered.correlations[:1]:  # all add to the same result
+            self.dot = np.zeros((task.tensor.images, task.kernel.outputs, *task.out_hw), dtype=np.int64)
+            self.a_sum = np.zeros((task.tensor.images, task.kernel.sums, *task.out_hw), dtype=np.int64)
+        self.gradients: list[dict[str, I64]] = []
+        for gradient in lowered.gradients:
+            shapes = {
+                "dot": (gradient.b.channels, gradient.a.channels),
+                "a_sum": (gradient.a.channels,),
+                "b_sum": (gradient.b.channels,),
+            }
+            self.gradients.append(
+                {name: np.zeros((*shape, *gradient.size), dtype=np.int64) for name, shape in shapes.items()}
+            )
+
+    def add(self, design: Design, step: Conv | Read, words: U64) -> None:
+        """Add the result words of a step."""
+        if isinstance(step, Conv):
+            self._add_conv(design, step, words)
+        else:
+            self._add_gradient(design, step, words)
+
+    def _add_conv(self, design: Design, step: Conv, words: U64) -> None:
+        (packet,), block = step.packets, step.block
+        wide = packet.format == OutputFormat.INT64
+        acc, sums = packing.unpack_conv(
+            words, design, packet.images, packet.rows, packet.out_groups, wide, block.with_a_sum
+        )
+        target = self.a_sum if block.ones else self.dot
+        assert target is not None and self.a_sum is not None
+        start = block.outputs[0]
+        self._add_tile(target, acc[:, :, : target.shape[1] - start], start, step)
+        if sums is not None:
+            self._add_tile(self.a_sum, sums[:, :, None], 0, step)
+
+    @staticmethod
+    def _add_tile(target: I64, tile: npt.NDArray[np.integer], channel: int, step: Conv) -> None:
+        """Add a tile (images, rows, channels, L) to ``target`` (N, C, OH, OW) from ``channel`` on."""
+        stack, (cy, cx) = step.stack, step.block.piece.centre
+        t = stack.tile
+        images, rows, channels, _ = tile.shape
+        width = t.columns.size
+        pixels = tile[..., : t.side * width].reshape(images, rows, channels, t.side, width)
+        pixels = pixels.transpose(0, 3, 2, 1, 4).reshape(images * t.side, channels, rows, width)[: stack.count]
+        y0, y1 = max(t.rows.own_start, cy), min(t.rows.own_stop, cy + target.shape[2])
+        x0, x1 = max(t.columns.own_start, cx), min(t.columns.own_stop, cx + target.shape[3])
+        if y0 >= y1 or x0 >= x1:
+            return
+        images_of = slice(stack.first, stack.first + stack.count)
+        target[images_of, channel : channel + channels, y0 - cy : y1 - cy, x0 - cx : x1 - cx] += pixels[
+            :, :, y0 - t.rows.start : y1 - t.rows.start, x0 - t.columns.start : x1 - t.columns.start
+        ]
+
+    def _add_gradient(self, design: Design, step: Read, words: U64) -> None:
+        (packet,), piece, c = step.packets, step.piece, design.channels
+        (first, groups), (first_out, out_groups) = step.into, step.out
+        values = packing.unpack_entries(words, design, packet.rows, packet.format == OutputFormat.INT64)
+        tile, sums = packing.gradient_tiles(values, design, out_groups, groups + step.ones)
+        arrays = self.gradients[piece.number]
+        target = {"dot": arrays["dot"], "a_sum": arrays["a_sum"][None], "b_sum": arrays["b_sum"][:, None]}[piece.into]
+        o, i = first_out * c, first * c
+        oc, ic = min(out_groups * c, target.shape[0] - o), min(groups * c, target.shape[1] - i)
+        for rank, (_, ky, kx) in enumerate(sorted(piece.piece.taps)):
+            target[o : o + oc, i : i + ic, ky, kx] += tile[:oc, :ic, rank]
+            if piece.a_sum and o == 0:
+                arrays["a_sum"][i : i + ic, ky, kx] += sums[:ic, rank]
+            if step.ones:
+                arrays["b_sum"][o : o + oc, ky, kx] += tile[:oc, groups * c, rank]
+
+
+@lru_cache(maxsize=128)
+def _steps(design: Design, products: tuple[Product, ...]) -> tuple[Step, ...]:
+    """Steps of a program; training asks for the same ones in every step."""
+    return tuple(steps(design, products))
+
+
+class Session:
+    """Sends the steps of one call of an engine: as one program, or as several if it grows long.
+
+    Args:
+        limit: a program is closed when its words and results pass this number.
+        timeout: seconds that one program may take.
+        recorder: called with the words and the result of every program.
+        context: the call, for messages.
+    """
+
+    def __init__(self, device: Device, limit: int, timeout: float, recorder: Recorder | None, context: str) -> None:
+        self._device, self._limit, self._timeout = device, limit, timeout
+        self._recorder, self._context = recorder, context
+        self.design = device.info.design
+        self.counters: dict[str, int] = {"PROGRAMS": 0}
+        self._builder = ProgramBuilder(self.design)
+        self._awaiting: list[tuple[slice, Conv | Read]] = []
+        self._kernels: dict[tuple[int, Kernel], I64] = {}
+        self._planes: dict[object, int] = {}  #: of blocks of weights, by what is in them
+        self._members: Sequence[Member] = ()
+        self._results: list[Results] = []
+
+    def run(self, members: Sequence[Member]) -> list[Results]:
+        """Results of all products.
+
+        Raises:
+            ProgramError: the fabric refused a program.
+        """
+        self._members = members
+        self._results = [Results(lower(self.design, member.product)) for member in members]
+        for step in _steps(self.design, tuple(member.product for member in members)):
+            self._send(step, members[step.member])
+        self._flush()
+        return self._results
+
+    def _send(self, step: Step, member: Member) -> None:
+        """Fill a step and add its packets to the program."""
+        if isinstance(step, Boundary):
+            if self._builder.size + self._builder.result_words > self._limit:
+                self._flush()
+        elif isinstance(step, Load):
+            self._load(step, member.tensor(step.window.tensor))
+        elif isinstance(step, Weights):
+            self._weights(step.block, step, member)
+        elif isinstance(step, Wgrad):
+            (packet,) = step.packets
+            masks = {"a_planes": member.tensor(step.a).planes, "b_planes": member.tensor(step.b).planes}
+            self._builder.add(replace(packet, **masks))
+        elif isinstance(step, Conv):
+            (packet,) = step.packets
+            b_planes = self._planes[step.block.content(member.product.weights)]
+            span = self._builder.add(replace(packet, a_planes=member.tensor(step.tensor).planes, b_planes=b_planes))
+            self._awaiting.append((span, step))
+        elif isinstance(step, Read):
+            self._awaiting.append((self._builder.add(step.packets[0]), step))
+        else:
+            raise TypeError(f"the driver has no data for {type(step).__name__}")
+
+    def _load(self, step: Load, tensor: Tensor) -> None:
+        virtual, grid = tensor.window(step.window, self.design), tensor.grid
+        if not tensor.is_values:
+            (packet,) = step.packets
+            self._builder.add(packet, packing.pack_rows(virtual.astype(np.uint16, copy=False), grid.bits))
+            return
+        quantizer = {"zero": float_bits(grid.zero), "reciprocal": float_bits(np.float32(1) / np.float32(grid.scale))}
+        if grid.key is not None:
+            quantizer["key"] = grid.key
+        for packet, values in zip(step.packets, virtual, strict=True):
+            self._builder.add(replace(packet, **quantizer), packing.pack_floats(values))
+
+    def _weights(self, block: KernelBlock, step: Weights, member: Member) -> None:
+        key = -1 if block.ones else member.product.weights, block.kernel
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            c = self.design.channels
+            assert member.weight is not None
+            kernel = ones_kernel(block.kernel, c) if block.ones else correlation_kernel(block.kernel, member.weight, c)
+            self._kernels[key] = kernel
+        codes = block_codes(block, kernel, self.design)
+        (packet,) = step.packets
+        self._builder.add(packet, packing.pack_weights(codes, block.bits, self.design).reshape(-1))
+        planes = int(np.bitwise_or.reduce(codes, axis=None)) & ((1 << block.bits) - 1)
+        self._planes[block.content(member.product.weights)] = planes
+
+    def _flush(self) -> None:
+        """Run what has been built and add its results."""
+        if not self._builder.packets:
+            return
+        program = self._builder.end()
+        result = self._device.run(program, self._timeout)
+        if self._recorder is not None:
+            self._recorder(program.words(), result)
+        check(result, self._context)
+        if result.words.size != program.result_words:
+            raise RuntimeError(
+                f"{self._context}: {result.words.size} result words instead of {program.result_words}; reset the device"
+            )
+        self.counters["PROGRAMS"] += 1
+        for name, value in result.counters.items():
+            self.counters[name] = self.counters.get(name, 0) + value
+        for span, step in self._awaiting:
+            self._results[step.member].add(self.design, step, result.words[span])
+        self._awaiting = []
+        self._builder = ProgramBuilder(self.design)

@@ -1,0 +1,235 @@
+"""What a product of training becomes on the array: correlations of up to 3x3 taps, and weight gradients by kernel piece.
+
+A *correlation* is the common form of output and input gradient: ``y[n,o,i,j] = sum a[n,c,i+dy,j+dx] k[o,c,dy,dx]`` over
+any range of offsets.  The common 3x3 kernel with stride 2 runs as it is.  Other strides of a forward product turn the
+phases of the input into extra input channels, in an input gradient the phases of the result into extra output channels,
+which the common kernel contracts over two groups of channels at once.  A matrix product may contract along pixels, as a
+weight gradient does, where that is quicker.
+
+Shapes and widths decide everything, so a product is lowered without its data; :mod:`hw.model.schedule` makes packets.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+
+from hw import contract
+from hw.contract import Flag, Opcode, OutputFormat
+from hw.design import Design
+from hw.model.arrangement import Along, Arrangement, Kernel
+from hw.model.cycles import contracts
+from hw.model.gradient_sets import gradient_sets
+from hw.model.product import Correlation, Gradient, GradientSet, Lowered, Pass, Product, Source
+from hw.model.tiling import axis_phases, axis_phases_back, kernel_pieces
+from hw.model.workload import in_pairs
+from hw.networks import ConvGeometry
+from hw.packet import Packet, tensor_addresses
+
+
+def _halves(m: ConvGeometry) -> bool:
+    """Whether the fabric's own stride of two is that of the product."""
+    return m.kernel == (3, 3) and m.stride == 2 and m.padding == 1 and m.in_hw[0] % 2 == m.in_hw[1] % 2 == 0
+
+
+def _span(axis: Iterable[tuple[int, int, list[int]]]) -> tuple[int, int]:
+    """First offset of an axis' phases, and number of offsets."""
+    first = min(offset for _, offset, _ in axis)
+    return first, max(offset + len(indices) for _, offset, indices in axis) - first
+
+
+def _is_quicker_along_pixels(design: Design, m: ConvGeometry, inner: int, columns: int, a: Source, b: Source) -> bool:
+    return m.is_linear and contracts(design, m.batch, inner, columns, a.bits, b.bits, a.values)
+
+
+@lru_cache(maxsize=1 << 12)
+def lower(design: Design, product: Product) -> Lowered:
+    """How a product runs on the array of ``design``.
+
+    Raises:
+        ValueError: accumulators that hold no piece of a weight gradient, or an unknown kind of product.
+    """
+    if product.kind == "forward":
+        return _forward(design, product)
+    if product.kind == "input_gradient":
+        return _input_gradient(design, product)
+    if product.kind == "weight_gradient":
+        return _weight_gradient(design, product)
+    if product.kind == "backward":
+        return _backward(design, product)
+    raise ValueError(f"no product {product.kind!r}; use one of forward, input_gradient, weight_gradient, backward")
+
+
+def _forward(design: Design, product: Product) -> Lowered:
+    m, x, w = product.geometry, product.source("x"), product.source("w")
+    tensor = Arrangement.whole("x", (m.batch, m.in_channels, *m.in_hw))
+    if _is_quicker_along_pixels(design, m, m.in_channels, m.out_channels, x, w):
+        return _matrix_gradient(design, product, tensor, Arrangement.whole("w", (m.out_channels, m.in_channels, 1, 1)))
+    out_hw = m.out_hw
+    if m.is_linear:
+        tensor = tensor.row_of_pixels(design.lanes)
+        out_hw = tensor.hw
+    channels = m.out_channels, m.in_channels
+    ys, xs = (axis_phases(k, m.stride, m.padding) for k in m.kernel)
+    # the two columns of a pair have random indices one apart, which no LOAD of interleaved rows can say
+    if _halves(m) and not x.stochastic:
+        whole = (0, (0, 1, 2))
+        kernel = Kernel(channels, False, ((whole, whole),), (3, 3))
+        return Lowered(product, (Correlation(tensor.interleaved(), kernel, (-1, -1), out_hw),))
+    if m.stride > 1 and not x.stochastic:
+        (y0, ny), (x0, nx) = _span(ys), _span(xs)
+        phases = tuple(
+            ((dy - y0, tuple(iy)), (dx - x0, tuple(ix))) for (_, dy, iy), (_, dx, ix) in itertools.product(ys, xs)
+        )
+        at = tuple((py, px) for (py, _, _), (px, _, _) in itertools.product(ys, xs))
+        kernel = Kernel(channels, False, phases, (ny, nx))
+        return Lowered(product, (Correlation(tensor.merged(at, m.stride), kernel, (y0, x0), out_hw),))
+    correlations = []
+    for (py, dy, iy), (px, dx, ix) in itertools.product(ys, xs):
+        part = tensor.phase(py, px, m.stride) if m.stride > 1 else tensor
+        kernel = Kernel(channels, False, (((0, tuple(iy)), (0, tuple(ix))),), (len(iy), len(ix)))
+        correlations.append(Correlation(part, kernel, (dy, dx), out_hw))
+    return Lowered(product, tuple(correlations))
+
+
+def _input_gradient(design: Design, product: Product) -> Lowered:
+    m, g, w = product.geometry, product.source("g"), product.source("w")
+    tensor = Arrangement.whole("g", (m.batch, m.out_channels, *m.out_hw))
+    if _is_quicker_along_pixels(design, m, m.out_channels, m.in_channels, g, w):
+        weights = Arrangement.whole("w", (m.out_channels, m.in_channels, 1, 1)).transposed()
+        return _matrix_gradient(design, product, tensor, weights)
+    out_hw = -(-m.in_hw[0] // m.stride), -(-m.in_hw[1] // m.stride)
+    if m.is_linear:
+        tensor = tensor.row_of_pixels(design.lanes)
+        out_hw = tensor.hw
+    c, s = design.channels, m.stride
+    results, groups = -(-s * s * m.in_channels // c), -(-m.out_channels // c)
+    # random indices run along rows, which no LOAD can say where rows of two groups take turns
+    paired = (
+        _halves(m)
+        and not g.stochastic
+        and in_pairs(design, results, groups, w.bits, g.bits, 32 if g.values else g.bits)
+    )
+    if paired:  # seen from the far corner, windows end with their pixel, as those of the fabric's stride do
+        tensor = tensor.mirrored().paired()
+    # mirrored, the weight's indices are those of a layer without padding, counted from the other end
+    ys, xs = (axis_phases_back(k, s, 0 if paired else m.padding) for k in m.kernel)
+    if paired:
+        ys, xs = ([(p, d, [k - 1 - i for i in indices]) for p, d, indices in axis]
+                  for axis, k in zip((ys, xs), m.kernel, strict=True))  # fmt: skip
+    (y0, ny), (x0, nx) = _span(ys), _span(xs)
+    phases = tuple(
+        ((dy - y0, tuple(iy)), (dx - x0, tuple(ix))) for (_, dy, iy), (_, dx, ix) in itertools.product(ys, xs)
+    )
+    kernel = Kernel((m.out_channels, m.in_channels), True, phases, (3, 3) if paired else (ny, nx), paired)
+    return Lowered(product, (Correlation(tensor, kernel, (-1, -1) if paired else (y0, x0), out_hw),))
+
+
+def _matrix_gradient(design: Design, product: Product, a: Arrangement, b: Arrangement) -> Lowered:
+    """Matrix product of a (N, K, 1, 1) and b (O, K, 1, 1), contracted along pixels as weight gradients are."""
+    element: Along = (0, (0,))
+    gradient = Gradient(
+        a.contracted(design.lanes),
+        b.contracted(design.lanes),
+        (0, 0),
+        (1, 1),
+        ((element, element),),
+        product.sums,
+        False,
+    )
+    sets, missing = gradient_sets(design, product, (gradient,))
+    assert not missing
+    return Lowered(product, gradients=(gradient,), sets=sets)
+
+
+def _gradients(design: Design, product: Product) -> tuple[Gradient, ...]:
+    """The weight gradients that a layer's is made of."""
+    m, x = product.geometry, product.source("x")
+    a = Arrangement.whole("x", (m.batch, m.in_channels, *m.in_hw))
+    b = Arrangement.whole("g", (m.batch, m.out_channels, *m.out_hw))
+    if m.is_linear:
+        a, b = a.row_of_pixels(design.lanes), b.row_of_pixels(design.lanes)
+    s, c = m.stride, design.channels
+    ys, xs = (axis_phases(k, s, m.padding) for k in m.kernel)
+    phases = list(itertools.product(ys, xs))
+    # phases side by side in a group of channels save tiles if there are few channels, though all take all taps then
+    (_, ny), (_, nx) = _span(ys), _span(xs)
+    together = -(-len(phases) * m.in_channels // c) * ny * nx
+    apart = -(-m.in_channels // c) * m.kernel[0] * m.kernel[1]
+    even = all(n % s == 0 for n in a.shape[2:])
+    tasks = [(a.phase(y[0], x[0], s) if s > 1 else a, [(y, x)]) for y, x in phases]
+    if s > 1 and even and not x.stochastic and together < apart:
+        tasks = [(a.merged(tuple((y[0], x[0]) for y, x in phases), s), phases)]
+    out = []
+    for tensor, mine in tasks:
+        (y0, ny), (x0, nx) = _span([y for y, _ in mine]), _span([x for _, x in mine])
+        parts = tuple(((y[1] - y0, tuple(y[2])), (x[1] - x0, tuple(x[2]))) for y, x in mine)
+        out.append(Gradient(tensor, b, (y0, x0), (ny, nx), parts, product.sums, product.sums))
+    return tuple(out)
+
+
+def _weight_gradient(design: Design, product: Product) -> Lowered:
+    gradients = _gradients(design, product)
+    sets, missing = gradient_sets(design, product, gradients)
+    return Lowered(product, gradients=gradients, sets=sets, host_sums=missing)
+
+
+def quarters_fit(design: Design, product: Product, rows: int) -> int:
+    """Virtual images of so many rows of which A holds two of g and two of x: the fabric may load one pair while it
+    uses the other."""
+    m, c = product.geometry, design.channels
+    g = tensor_addresses(1, rows, -(-m.out_channels // c), product.source("g").bits)
+    x = tensor_addresses(1, rows, -(-m.in_channels // c), product.source("x").bits)
+    quarter = design.depth_a // 4
+    return min(quarter // g, quarter // x, design.depth_g // 2 // g)
+
+
+def _fuses(design: Design, product: Product) -> bool:
+    """Whether both gradients can share each load of the output gradient."""
+    m, c = product.geometry, design.channels
+    g, w = product.source("g"), product.source("w")
+    if m.stride > 1 or m.kernel not in ((1, 1), (3, 3)) or m.padding != m.kernel[0] // 2:
+        return False
+    into, out = -(-m.in_channels // c), -(-m.out_channels // c)
+    rows, width = m.in_hw
+    if m.is_linear:
+        rows, width = -(-m.batch // design.lanes), min(design.lanes, m.batch)
+    (piece,) = kernel_pieces((-m.padding, -m.padding), m.kernel)
+    taps = sum(1 << tap for tap, _, _ in piece.taps)
+    wgrad = Packet(Opcode.WGRAD, out_groups=out, groups=into, flags=Flag.ONES if product.sums else 0, taps=taps)
+    sum_words = out if product.sums and g.values and m.kernel != (3, 3) else 0
+    codes = product.output == OutputFormat.CODES
+    return (
+        width <= design.lanes
+        and rows <= contract.LIMITS["rows"]
+        and max(into, out) <= min(contract.LIMITS["groups"], contract.LIMITS["out_groups"])
+        and quarters_fit(design, product, rows) > 0
+        and into * out * w.bits + sum_words <= design.depth_w
+        and (not codes or into * c <= design.depth_epilogue)
+        and wgrad.entries(design) <= min(design.depth_accumulator, contract.MAX_ENTRIES)
+        and not _is_quicker_along_pixels(design, m, m.out_channels, m.in_channels, g, w)
+    )
+
+
+def _backward(design: Design, product: Product) -> Lowered:
+    if not _fuses(design, product):
+        to_input, to_weight = _input_gradient(design, product), _weight_gradient(design, product)
+        # a matrix product along pixels makes gradients of its own; they come first
+        return Lowered(
+            product,
+            to_input.correlations,
+            (*to_input.gradients, *to_weight.gradients),
+            (*to_input.sets, *_renumbered(to_weight.sets, len(to_input.gradients))),
+            host_sums=to_weight.host_sums,
+        )
+    correlations = _input_gradient(design, product).correlations
+    return Lowered(product, correlations, _gradients(design, product), fused=True)
+
+
+def _renumbered(sets: tuple[GradientSet, ...], by: int) -> tuple[GradientSet, ...]:
+    def moved(one: Pass) -> Pass:
+        return tuple((replace(piece, number=piece.number + by), first, groups) for piece, first, groups in one)
+
+    return tuple(replace(each, passes=tuple(moved(one) for one in each.passes)) for each in sets) if by else sets

@@ -1,0 +1,170 @@
+"""A product of training without its data, and what it becomes on the array: :mod:`hw.model.lowering` makes one of the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hw.contract import OutputFormat
+from hw.model.arrangement import ONES, Along, Arrangement, Kernel
+from hw.model.tiling import Piece, Tile
+from hw.networks import ConvGeometry
+
+
+@dataclass(frozen=True)
+class Source:
+    """How an operand reaches the fabric.
+
+    Attributes:
+        bits, signed: of its codes.
+        values: it travels as float32, which the fabric quantizes; else as packed codes.
+        stochastic: the fabric rounds it at random.
+    """
+
+    bits: int
+    signed: bool = False
+    values: bool = False
+    stochastic: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product of training, without its data.
+
+    Attributes:
+        kind: "forward" of x and w, "input_gradient" of g and w, "weight_gradient" of x and g, or "backward": both.
+        geometry: of the convolution.
+        x, w, g: activations, weights and output gradient, as far as the product takes them.
+        sums: operand sums are wanted too, as affine grids need them.
+        output: INT32 for integer sums (INT64 where 32 bits could be too few); CODES or STATISTICS for results that need
+            no partial sums, which are integers in any case, as weight gradients are.
+        skip_zero: the fabric looks for zero planes itself.
+        weights: products of one program with the same number and the same grid have the same weights.
+    """
+
+    kind: str
+    geometry: ConvGeometry
+    x: Source | None = None
+    w: Source | None = None
+    g: Source | None = None
+    sums: bool = True
+    output: OutputFormat = OutputFormat.INT32
+    skip_zero: bool = False
+    weights: int = 0
+
+    def source(self, operand: str) -> Source:
+        """How an operand of an arrangement travels."""
+        source = Source(1) if operand == ONES else {"x": self.x, "w": self.w, "g": self.g}[operand]
+        assert source is not None, f"{self.kind} has no operand {operand}"
+        return source
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A product that CONV packets compute.
+
+    Attributes:
+        tensor: what lies in buffer A.
+        kernel: what it is correlated with.
+        origin: offset of kernel element [0, 0].
+        out_hw: height and width of the result.
+    """
+
+    tensor: Arrangement
+    kernel: Kernel
+    origin: tuple[int, int]
+    out_hw: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A weight gradient that WGRAD packets compute: of ``a`` (N, Ca, H, W) and ``b`` (N, O, OH, OW).
+
+    Attributes:
+        origin: offset of kernel element [0, 0].
+        size: of the kernel.
+        phases: of the layer's kernel that lie in it, side by side in the channels of a: rows and columns of each, with
+            their first offsets.
+        a_sum, b_sum: whether sums of a and of b under the kernel are wanted.
+    """
+
+    a: Arrangement
+    b: Arrangement
+    origin: tuple[int, int]
+    size: tuple[int, int]
+    phases: tuple[tuple[Along, Along], ...]
+    a_sum: bool
+    b_sum: bool
+
+
+@dataclass(frozen=True)
+class GradientPiece:
+    """Up to 3x3 kernel positions of a weight gradient, or of the sums that come with it.
+
+    Attributes:
+        number: of the gradient.
+        a: the operand in buffer A: that of the gradient, or ones.
+        piece: the kernel positions.
+        into: what the products are: "dot", or, if one operand is ones, "a_sum" or "b_sum".
+        a_sum, b_sum: whether the fabric's own sums count; ``b_sum`` takes the ONES group.
+    """
+
+    number: int
+    a: Arrangement
+    piece: Piece
+    into: str = "dot"
+    a_sum: bool = False
+    b_sum: bool = False
+
+    @property
+    def taps(self) -> int:
+        """Mask of the taps in use."""
+        return sum(1 << tap for tap, _, _ in self.piece.taps)
+
+
+#: pieces that the accumulators hold at a time: each with its first channel group and number of groups
+Pass = tuple[tuple[GradientPiece, int, int], ...]
+
+
+@dataclass(frozen=True)
+class GradientSet:
+    """Pieces that look at an output gradient in the same place, so that they share its loads.
+
+    Attributes:
+        b: the output gradient, or ones.
+        centre: where its pixel [0, 0] lies in a virtual image.
+        tiles: of the images.
+        out_groups: output groups per pass.
+        passes: what is accumulated together.
+    """
+
+    b: Arrangement
+    centre: tuple[int, int]
+    tiles: tuple[Tile, ...]
+    out_groups: int
+    passes: tuple[Pass, ...]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A product as the array computes it.
+
+    Attributes:
+        product: what was lowered.
+        correlations: of the output or the input gradient, which add to the same result.
+        gradients: of the weights, phase by phase; of an output or input gradient that contracts along pixels, one.
+        sets: the gradients' pieces in the order in which they run.
+        fused: both gradients share each load of the output gradient.
+        host_sums: "a_sum" or "b_sum" of the weight gradient, if they are left to the host.
+    """
+
+    product: Product
+    correlations: tuple[Correlation, ...] = ()
+    gradients: tuple[Gradient, ...] = ()
+    sets: tuple[GradientSet, ...] = ()
+    fused: bool = False
+    host_sums: frozenset[str] = frozenset()
+
+    @property
+    def along_pixels(self) -> bool:
+        """Whether an output or input gradient is computed as a weight gradient is."""
+        return not self.correlations and self.product.kind != "weight_gradient"

@@ -1,0 +1,470 @@
+"""The packets of lowered products, as steps that say what they carry: what the driver sends, the cost models count.
+
+- Kernels are cut into *pieces* of up to three by three offsets, each with a *centre*: the fabric computes the piece at
+  pixel ``i + centre``, so one tensor in the buffer serves all pieces.
+- Images are cut into *tiles* with a halo of one pixel where they are wider than the lanes or taller than the buffer, and
+  put side by side where they are narrower; channels are cut into blocks that fit buffers and accumulators.
+- Buffer halves are used in turn, so that the fabric can load the next tensor while it computes on the last one.
+
+:mod:`hw.model.tiling` cuts, :mod:`hw.model.lowering` chooses, here packets are made.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from hw import contract
+from hw.contract import ACCUMULATOR_LIMIT, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.design import Design
+from hw.model.arrangement import Arrangement, Kernel
+from hw.model.lowering import lower, quarters_fit
+from hw.model.product import Correlation, GradientPiece, GradientSet, Lowered, Pass, Product, Source
+from hw.model.steps import (
+    Boundary,
+    Conv,
+    Epilogue,
+    KernelBlock,
+    Load,
+    Range,
+    Read,
+    Step,
+    Weights,
+    Wgrad,
+    Window,
+)
+from hw.model.tiling import Piece, Stack, extent, kernel_pieces, split_range, stacks_of, tiles_of
+from hw.packet import (
+    END,
+    Packet,
+    all_planes,
+    flags_of,
+    load_entries,
+    load_tensor,
+    product,
+    read_entries,
+    sums_format,
+    tensor_addresses,
+)
+
+_PACKET_CYCLES = 64  #: cycles per tile that hide the fixed work of a WGRAD packet
+_EPILOGUE_SHIFT = 8  #: right shift of codes that leave
+
+
+class _Buffer:
+    """Halves of a buffer, used in turn, and what lies in each."""
+
+    def __init__(self, depth: int) -> None:
+        self.half = depth // 2
+        self._turn = 1
+        self._holds: dict[int, object] = {}
+        self._whole = False  #: one thing fills both halves
+
+    def place(self, key: object, size: int = 0) -> tuple[int, bool]:
+        """Base address for ``key``, and whether it lies there already; ``size`` beyond a half takes the whole buffer."""
+        for base, held in self._holds.items():
+            if held == key:
+                return base, True
+        if self._whole or size > self.half:
+            self._holds = {}
+        self._whole = size > self.half
+        self._turn = 1 if self._whole else self._turn ^ 1
+        base = 0 if self._whole else self._turn * self.half
+        self._holds[base] = key
+        return base, False
+
+    def forget(self) -> None:
+        """What lies there is not known any more; turns go on."""
+        self._holds = {}
+
+
+def steps(design: Design, products: Sequence[Product]) -> Iterator[Step]:
+    """Steps of one program of products, without its END.
+
+    Raises:
+        ValueError: a product that the design's buffers cannot hold, however it is cut.
+    """
+    a, g, w = (_Buffer(depth) for depth in (design.depth_a, design.depth_g, design.depth_w))
+    for member, each in enumerate(products):
+        lowered = lower(design, each)
+        schedule = _Schedule(design, member, lowered, a, g, w)
+        if lowered.fused:
+            yield from schedule.fused()
+            continue
+        for correlation in lowered.correlations:
+            yield from schedule.correlation(correlation)
+        for one in lowered.sets:
+            yield from schedule.gradient_set(one)
+
+
+def packets(design: Design, products: Sequence[Product]) -> Iterator[Packet]:
+    """Packets of one program of products, END included."""
+    for step in steps(design, products):
+        yield from step.packets
+    yield END
+
+
+def _fitting_images(design: Design, rows: int, images: int, a_bits: int, b_bits: int) -> int:
+    """As many of ``images`` as one WGRAD may take without a possible overflow."""
+    wgrad = Packet(Opcode.WGRAD, rows=rows, images=images, a_bits=a_bits, b_bits=b_bits)
+    while wgrad.images > 1 and wgrad.overflows(design):
+        wgrad = replace(wgrad, images=wgrad.images // 2)
+    return wgrad.images
+
+
+class _Schedule:
+    """Steps of one product, in a program whose buffers it takes over from the product before."""
+
+    def __init__(self, design: Design, member: int, lowered: Lowered, a: _Buffer, g: _Buffer, w: _Buffer) -> None:
+        self.design, self.member, self.lowered = design, member, lowered
+        self.product = lowered.product
+        self._a, self._g, self._w = a, g, w
+
+    # -- loads ------------------------------------------------------------------------------------------------------
+
+    def load(self, target: Target, window: Window, base: int, base_g: int = 0) -> Load:
+        """Load a window at a base of A, and of G if that is written."""
+        d, tensor, stack = self.design, window.tensor, window.stack
+        first, groups = window.channels
+        source, rows = self.product.source(tensor.operand), window.rows
+        if not source.values:
+            packet = load_tensor(d, target, stack.images, rows, groups, source.bits, base, base_g)
+            return Load(self.member, (packet,), window)
+        n, c, h, w = tensor.strides
+        options = {Flag.A_SIGNED: source.signed, Flag.STOCHASTIC: source.stochastic}
+        quantizer = Packet(
+            Opcode.LOAD,
+            target=target,
+            format=LoadFormat.FLOAT32,
+            rows=rows,
+            groups=groups,
+            out_groups=1,
+            images=1,
+            a_bits=source.bits,
+            flags=flags_of(options),
+            segment_start=stack.tile.segment_start,
+        ).sized(d)
+        step = tensor_addresses(1, rows, groups, source.bits)
+        top, left = (
+            stack.tile.rows.start * tensor.rows_per - window.shift[0],
+            stack.tile.columns.start - window.shift[1],
+        )
+        origin = tensor.index + first * c + top * h + left * w
+        made = []
+        for i in range(stack.images):
+            fields = {
+                "base_a": base + i * step if target & Target.A else 0,
+                "base_b": base_g + i * step if target & Target.G else 0,
+            }
+            if source.stochastic:
+                index = origin + (stack.first + i * stack.tile.side) * n
+                random = {"channel_stride": c, "image_stride": n, "row_stride": h, "pixel_stride": w, "index": index}
+                fields |= {name: value % (1 << 32) for name, value in random.items()}
+            made.append(replace(quantizer, **fields))
+        return Load(self.member, tuple(made), window)
+
+    def weights(self, blocks: Sequence[KernelBlock]) -> tuple[list[int], list[Step]]:
+        """Bases of blocks in W, one after the other, and the steps that load them unless they lie there already."""
+        d = self.design
+        key = tuple(block.content(self.product.weights) for block in blocks)
+        base, there = self._w.place(key, sum(block.words(d) for block in blocks))
+        bases, made = [], []
+        for block in blocks:
+            bases.append(base)
+            if not there:
+                made.append(Weights(self.member, (load_entries(d, Target.W, block.words(d), base),), block))
+            base += block.words(d)
+        return bases, list(made)
+
+    # -- CONV -------------------------------------------------------------------------------------------------------
+
+    def conv(
+        self, block: KernelBlock, stack: Stack, tensor: Arrangement, bases: tuple[int, int], epilogue: int | None
+    ) -> Conv:
+        """One CONV packet.
+
+        Args:
+            bases: in A and W.
+            epilogue: first entry in E, if results leave in the format that the product asks for; else they are integers.
+        """
+        d, source = self.design, self.product.source(tensor.operand)
+        options = {
+            Flag.A_SIGNED: source.signed,
+            Flag.B_SIGNED: block.signed,
+            Flag.STRIDE_2: tensor.rows_per > 1,
+            Flag.A_SUM: block.with_a_sum,
+            Flag.SKIP_ZERO: self.product.skip_zero,
+        }
+        packet = product(
+            Opcode.CONV,
+            images=stack.images,
+            rows=stack.tile.rows.size,
+            groups=block.inputs[1],
+            out_groups=block.out_groups(d),
+            a_bits=source.bits,
+            b_bits=block.bits,
+            flags=flags_of(options),
+            segment_start=stack.tile.segment_start,
+            base_a=bases[0],
+            base_b=bases[1],
+        )
+        if packet.overflows(d):
+            packet = replace(packet, format=OutputFormat.INT64)
+        elif epilogue is not None and self.product.output == OutputFormat.CODES:
+            packet = replace(
+                packet,
+                format=OutputFormat.CODES,
+                out_bits=source.bits,
+                shift=_EPILOGUE_SHIFT,
+                base_epilogue=epilogue,
+                flags=packet.flags | (Flag.OUT_SIGNED if source.signed else Flag.RELU),
+            )
+        elif epilogue is not None and self.product.output == OutputFormat.STATISTICS:
+            pixels = stack.tile.side * stack.tile.columns.size
+            packet = replace(packet, format=OutputFormat.STATISTICS, pixels=pixels)
+        return Conv(self.member, (packet,), block, stack, tensor)
+
+    def _epilogue(self, blocks: Sequence[KernelBlock]) -> tuple[list[int], list[Step]]:
+        """First entries of blocks in E, and the step that loads them if results leave as codes."""
+        starts = list(itertools.accumulate((b.outputs[1] - b.outputs[0] for b in blocks), initial=0))
+        if self.product.output != OutputFormat.CODES:
+            return starts[:-1], []
+        packet = load_entries(self.design, Target.E, starts[-1])
+        return starts[:-1], [Epilogue(self.member, (packet,))]
+
+    def correlation(self, task: Correlation) -> Iterator[Step]:
+        """Steps of a correlation and its operand sums."""
+        d, a, kernel = self.design, task.tensor, task.kernel
+        c, source, weight = d.channels, self.product.source(task.tensor.operand), self.product.source("w")
+        pieces = kernel_pieces(task.origin, kernel.size)
+        spans = [
+            extent(a.hw[i], task.out_hw[i], [p.centre[i] for p in pieces], task.origin[i], kernel.size[i])
+            for i in (0, 1)
+        ]
+        groups_total = -(-kernel.inputs // c)
+        half_a, half_w = d.depth_a // 2, d.depth_w // 2
+        least_blocks = 1 if a.rows_per == 1 else 2  # four rows of the output, so that cuts leave room between halos
+        max_groups = max(
+            1, min(contract.LIMITS["groups"], half_a // (least_blocks * source.bits), half_w // weight.bits)
+        )
+        whole = len(pieces) == 1 and groups_total <= max_groups and len(self.lowered.correlations) == 1
+        self._a.forget()
+        for first, groups in split_range(groups_total, max_groups):
+            blocks = self._blocks(kernel, pieces, (first, groups), source, weight, whole)
+            max_rows = min(contract.LIMITS["rows"], 8 * max(1, half_a // (groups * source.bits))) // a.rows_per
+            tiles = tiles_of(spans[0], spans[1], max_rows, d.lanes)
+
+            def fit(rows: int, groups: int = groups) -> int:
+                return half_a // tensor_addresses(1, rows * a.rows_per, groups, source.bits)
+
+            stacks = stacks_of(a.images, tiles, fit)
+            for residents in self._resident_sets(blocks, whole):
+                bases, loads = self.weights(residents)
+                entries, more = self._epilogue(residents) if whole else ([], [])
+                yield from more
+                yield from loads
+                for stack in stacks:
+                    yield Boundary(self.member, ())
+                    base, there = self._a.place((stack, first, groups))
+                    if not there:
+                        yield self.load(Target.A, Window(a, stack, (first * c, groups)), base)
+                    for i, block in enumerate(residents):
+                        yield self.conv(block, stack, a, (base, bases[i]), entries[i] if whole else None)
+
+    def _blocks(
+        self, kernel: Kernel, pieces: list[Piece], inputs: Range, source: Source, weight: Source, whole: bool
+    ) -> list[KernelBlock]:
+        """Blocks of weights over a range of input groups, those of ones included."""
+        d, c = self.design, self.design.channels
+        per_block = max(1, min(contract.LIMITS["out_groups"], d.depth_w // 2 // (inputs[1] * weight.bits)))
+        if whole and self.product.output == OutputFormat.CODES:
+            per_block = max(1, min(per_block, d.depth_epilogue // c))
+        out = []
+        for piece in pieces:
+            kept = kernel.kept_groups(piece, c)
+            group = 0
+            while group < len(kept):
+                if not kept[group]:
+                    group += 1
+                    continue
+                stop = group
+                while stop < len(kept) and kept[stop] and stop - group < per_block:
+                    stop += 1
+                with_sums = self.product.sums and kernel.full and group == 0
+                outputs = group * c, stop * c
+                out.append(KernelBlock(kernel, piece, inputs, outputs, weight.bits, weight.signed, False, with_sums))
+                group = stop
+            if self.product.sums and source.values and not kernel.full:
+                out.append(self._ones(kernel, piece, inputs))
+        return out
+
+    def _ones(self, kernel: Kernel, piece: Piece, inputs: Range) -> KernelBlock:
+        c = self.design.channels
+        return KernelBlock(kernel, piece, inputs, (0, -(-kernel.sums // c) * c), 1, False, True)
+
+    def _resident_sets(self, blocks: list[KernelBlock], whole: bool) -> list[list[KernelBlock]]:
+        """Blocks that lie in the weight buffer together: all of them if they fit, else sets that fit half of it."""
+        d = self.design
+        entries = d.depth_epilogue if whole and self.product.output == OutputFormat.CODES else 1 << 30
+        outputs = [block.outputs[1] - block.outputs[0] for block in blocks]
+        if sum(block.words(d) for block in blocks) <= d.depth_w and sum(outputs) <= entries:
+            return [blocks]
+        out: list[list[KernelBlock]] = []
+        room = left = 0
+        for block, channels in zip(blocks, outputs, strict=True):
+            words = block.words(d)
+            if not out or words > room or channels > left:
+                out.append([])
+                room, left = d.depth_w // 2, entries
+            out[-1].append(block)
+            room -= words
+            left -= channels
+        return out
+
+    # -- WGRAD ------------------------------------------------------------------------------------------------------
+
+    def gradient_set(self, task: GradientSet) -> Iterator[Step]:
+        """Steps of pieces that share an output gradient."""
+        d, c = self.design, self.design.channels
+        half_a, half_g = d.depth_a // 2, d.depth_g // 2
+        b_bits = self.product.source(task.b.operand).bits
+        a_bits = [self.product.source(p.a.operand).bits for one in task.passes for p, _, _ in one]
+        least = -(-_PACKET_CYCLES // (min(a_bits) * b_bits))
+        self._a.forget()
+        self._g.forget()
+        for out, each in itertools.product(split_range(-(-task.b.channels // c), task.out_groups), task.passes):
+            sums = _accumulators(self, task.b, each, out)
+            most = max(groups * self.product.source(p.a.operand).bits for p, _, groups in each)
+
+            def fit(size: int, most: int = most, out_groups: int = out[1]) -> int:
+                images = min(
+                    half_a // tensor_addresses(1, size, most, 1),
+                    half_g // tensor_addresses(1, size, out_groups, b_bits),
+                )
+                return _fitting_images(d, size, images, max(a_bits), b_bits)
+
+            for stack in stacks_of(task.b.images, list(task.tiles), fit, least):
+                yield Boundary(self.member, ())
+                window = Window(task.b, stack, (out[0] * c, out[1]), task.centre, own_only=True)
+                base_g, there = self._g.place(window)
+                if not there:
+                    yield self.load(Target.G, window, 0, base_g)
+                for one in sums:
+                    window = Window(one.piece.a, stack, (one.into[0] * c, one.into[1]))
+                    base_a, there = self._a.place((one.piece.number, window))
+                    if not there:
+                        yield self.load(Target.A, window, base_a)
+                    yield from one.add(stack, base_a, base_g)
+            for one in sums:
+                yield one.read()
+
+    def fused(self) -> Iterator[Step]:
+        """Both gradients, each stack of the output gradient loaded once into A and G."""
+        d, c, m = self.design, self.design.channels, self.product.geometry
+        (task,), (gradient,) = self.lowered.correlations, self.lowered.gradients
+        into, out = -(-m.in_channels // c), -(-m.out_channels // c)
+        x, g, w = (self.product.source(operand) for operand in "xgw")
+        (piece,) = kernel_pieces(task.origin, task.kernel.size)
+        with_sums = self.product.sums and task.kernel.full
+        blocks = [KernelBlock(task.kernel, piece, (0, out), (0, into * c), w.bits, w.signed, False, with_sums)]
+        if self.product.sums and g.values and not task.kernel.full:
+            blocks.append(self._ones(task.kernel, piece, (0, out)))
+        bases, loads = self.weights(blocks)
+        entries, more = self._epilogue(blocks)
+        yield from more
+        yield from loads
+        self._a.forget()  # its quarters are used here, and what else lay there is gone
+        self._g.forget()
+        whole = GradientPiece(0, gradient.a, piece, a_sum=gradient.a_sum, b_sum=gradient.b_sum)
+        (sums,) = _accumulators(self, gradient.b, ((whole, 0, into),), (0, out))
+
+        def fit(size: int) -> int:
+            return _fitting_images(d, size, quarters_fit(d, self.product, size), x.bits, g.bits)
+
+        height, width = task.tensor.hw
+        tiles = tiles_of((0, height), (0, width), height, d.lanes)
+        least = -(-_PACKET_CYCLES // (x.bits * g.bits))
+        quarter = d.depth_a // 4
+        for turn, stack in enumerate(stacks_of(task.tensor.images, tiles, fit, least)):
+            yield Boundary(self.member, ())
+            half = turn % 2
+            base_g, base_x, base_own = 2 * half * quarter, (2 * half + 1) * quarter, half * (d.depth_g // 2)
+            yield self.load(Target.A | Target.G, Window(task.tensor, stack, (0, out)), base_g, base_own)
+            for block, base, entry in zip(blocks, bases, entries, strict=True):
+                yield self.conv(block, stack, task.tensor, (base_g, base), entry)
+            yield self.load(Target.A, Window(gradient.a, stack, (0, into)), base_x)
+            yield from sums.add(stack, base_x, base_own)
+        yield sums.read()
+
+
+class _Accumulator:
+    """WGRAD packets of a piece that add to the same accumulators, and the READs that fetch them in time.
+
+    Args:
+        into, out: ranges of channel groups of a and of b.
+        base: first accumulator entry.
+    """
+
+    def __init__(
+        self, schedule: _Schedule, b: Arrangement, piece: GradientPiece, into: Range, out: Range, base: int
+    ) -> None:
+        self.piece, self.into = piece, into
+        self._schedule, self._b, self._out = schedule, b, out
+        self._ones = piece.b_sum and into[0] == 0
+        sources = schedule.product.source(piece.a.operand), schedule.product.source(b.operand)
+        options = {
+            Flag.A_SIGNED: sources[0].signed,
+            Flag.B_SIGNED: sources[1].signed,
+            Flag.ONES: self._ones,
+            Flag.SKIP_ZERO: schedule.product.skip_zero,
+        }
+        #: of every stack; its images, rows, segments, bases and CLEAR are filled in
+        self._packet = Packet(
+            Opcode.WGRAD,
+            groups=into[1],
+            out_groups=out[1],
+            a_bits=sources[0].bits,
+            b_bits=sources[1].bits,
+            flags=flags_of(options),
+            taps=piece.taps,
+            a_planes=all_planes(sources[0].bits),
+            b_planes=all_planes(sources[1].bits),
+            base_accumulator=base,
+        )
+        self.entries = self._packet.entries(schedule.design)
+        self._held = 0  #: bound on what the accumulators hold
+
+    def add(self, stack: Stack, base_a: int, base_g: int) -> Iterator[Step]:
+        """Accumulate what lies in A and G; reads and clears first if the accumulators could overflow."""
+        packet = replace(
+            self._packet,
+            images=stack.images,
+            rows=stack.tile.rows.size,
+            segment_start=stack.tile.segment_start,
+            base_a=base_a,
+            base_b=base_g,
+        )
+        grows = packet.sum_bound(self._schedule.design)
+        if self._held and self._held + grows > ACCUMULATOR_LIMIT - 1:
+            yield self.read()
+        if not self._held:
+            packet = replace(packet, flags=packet.flags | Flag.CLEAR)
+        self._held += grows
+        yield Wgrad(self._schedule.member, (packet,), self.piece.a, self._b)
+
+    def read(self) -> Read:
+        """Fetch the accumulators; the next packet clears them."""
+        packet = read_entries(self.entries, self._packet.base_accumulator, sums_format(self._held))
+        self._held = 0
+        return Read(self._schedule.member, (packet,), self.piece, self.into, self._out, self._ones)
+
+
+def _accumulators(schedule: _Schedule, b: Arrangement, pieces: Pass, out: Range) -> list[_Accumulator]:
+    """Accumulators of the pieces of a pass, one after the other."""
+    made: list[_Accumulator] = []
+    base = 0
+    for piece, first, groups in pieces:
+        made.append(_Accumulator(schedule, b, piece, (first, groups), out, base))
+        base += made[-1].entries
+    return made

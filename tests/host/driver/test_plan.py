@@ -1,0 +1,96 @@
+"""What the driver sends is the plan that the cost models count: packet by packet, but for what only data can say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host.devices.reference import ReferenceDevice
+from host.driver.fabric_engine import FabricEngine
+from host.operands import ConvGeometry, Grid, Operand
+from host.program.builder import read_program
+from hw.contract import Flag, Opcode, OutputFormat, Target
+from hw.design import load_design
+from hw.model.product import Product, Source
+from hw.model.schedule import packets
+from hw.packet import Packet
+
+DEVICES = {name: ReferenceDevice(load_design(name)) for name in ("sim-small", "zc706")}
+KINDS = ("forward", "input_gradient", "weight_gradient", "backward")
+
+
+def without_data(packet: Packet) -> Packet:
+    return replace(packet, zero=0, reciprocal=0, key=0, a_planes=0, b_planes=0)
+
+
+def operand(rng: np.random.Generator, shape: tuple[int, ...], source: Source) -> Operand:
+    zero = 0.0 if source.signed else 0.5
+    key = 9 if source.stochastic else None
+    grid = Grid(source.bits, source.signed, np.asarray(0.5, np.float32), np.asarray(zero, np.float32), key)
+    if source.values:
+        return Operand(grid, values=rng.normal(size=shape).astype(np.float32))
+    low, high = grid.limits
+    return Operand(grid, codes=rng.integers(low, high + 1, size=shape))
+
+
+sources = st.builds(
+    lambda bits, signed, values, stochastic: Source(bits, signed, values, values and stochastic),
+    st.integers(1, 16), st.booleans(), st.booleans(), st.booleans(),
+)  # fmt: skip
+geometries = st.builds(
+    lambda batch, into, out, hw, kernel, stride: ConvGeometry(
+        batch, into, out, hw, (kernel, kernel), stride, kernel // 2
+    ),
+    st.integers(1, 9), st.integers(1, 40), st.integers(1, 40),
+    st.sampled_from([(1, 1), (4, 4), (8, 8), (7, 5), (6, 40)]), st.sampled_from([1, 3, 5]), st.integers(1, 3),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(KINDS), geometries, st.tuples(sources, sources, st.integers(1, 16)),
+    st.sampled_from(sorted(DEVICES)), st.booleans(),
+)  # fmt: skip
+def test_the_driver_sends_the_plan(kind, m, widths, name, skip_zero) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(5)
+    x, g, w = widths[0], widths[1], Source(widths[2], True)
+    sent: list[Packet] = []
+    engine = FabricEngine(
+        DEVICES[name],
+        recorder=lambda words, _: sent.extend(packet for _, packet in read_program(words)),
+        skip_zero=skip_zero,
+    )
+    data = {
+        "x": operand(rng, (m.batch, m.in_channels, *m.in_hw), x),
+        "g": operand(rng, (m.batch, m.out_channels, *m.out_hw), g),
+        "w": operand(rng, (m.out_channels, m.in_channels, *m.kernel), w),
+    }
+    taken = {"forward": "xw", "input_gradient": "gw", "weight_gradient": "xg", "backward": "xgw"}[kind]
+    getattr(engine, kind)(*(data[each] for each in taken), m)
+    product = Product(kind, m, *(s if each in taken else None for each, s in zip("xwg", (x, w, g), strict=True)))
+    planned = packets(engine.design, [replace(product, skip_zero=skip_zero)])
+    assert [without_data(p) for p in sent] == [without_data(p) for p in planned]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(KINDS[:2] + KINDS[3:]), geometries, st.tuples(*[st.integers(1, 8)] * 3),
+    st.sampled_from([OutputFormat.INT32, OutputFormat.CODES, OutputFormat.STATISTICS]), st.sampled_from(sorted(DEVICES)),
+)  # fmt: skip
+def test_every_planned_packet_is_one_that_the_fabric_takes(kind, m, bits, output, name) -> None:  # type: ignore[no-untyped-def]
+    """Whatever leaves; and results of one piece over all input channels leave in the format that was asked for."""
+    design = DEVICES[name].info.design
+    product = Product(kind, m, *(Source(n) for n in bits), sums=False, output=output)
+    planned = list(packets(design, [product]))
+    for packet in planned:
+        error, reason = packet.check(design)
+        assert not error, reason
+    convs = [p for p in planned if p.opcode == Opcode.CONV]
+    if m.kernel == (3, 3) and m.stride == 1 and bits[0] + bits[2] < 12:
+        assert {p.format for p in convs} == {output}
+    assert not any(p.has(Flag.A_SUM) for p in convs)
+    loaded = sum(p.rows for p in planned if p.loads(Target.E))
+    assert (loaded > 0) == any(p.format == OutputFormat.CODES for p in convs)
