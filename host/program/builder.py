@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,15 @@ def read_program(words: U64) -> Iterator[tuple[int, Packet]]:
         packet = Packet.unpack([int(w) for w in words[at : at + HEADER_WORDS]])
         yield at, packet
         at += HEADER_WORDS + packet.payload_words
+
+
+@lru_cache(maxsize=1 << 14)
+def _judged(design: Design, packet: Packet) -> tuple[Error, str, U64, int]:
+    """What the check of a packet says, its header's words and its result words; training sends most packets again."""
+    error, reason = packet.check(design)
+    if error is not Error.NONE:
+        return error, reason, np.empty(0, dtype=np.uint64), 0
+    return error, reason, np.array(packet.pack(), dtype=np.uint64), packet.result_words(design)
 
 
 class PacketError(ValueError):
@@ -90,18 +100,19 @@ class ProgramBuilder:
         if self._ended:
             raise ValueError("the program has its END packet already; start a new builder")
         size = 0 if payload is None else payload.size
-        packet = replace(packet, payload_words=size)
-        error, reason = packet.check(self.design)
+        if packet.payload_words != size:
+            packet = replace(packet, payload_words=size)
+        error, reason, header, results = _judged(self.design, packet)
         if error is not Error.NONE:
             name = Opcode(packet.opcode).name if error is not Error.BAD_OPCODE else "unknown"
             raise PacketError(error, name, self.packets, reason)
-        self._parts.append(np.array(packet.pack(), dtype=np.uint64))
+        self._parts.append(header)
         if payload is not None:
             self._parts.append(np.ascontiguousarray(payload, dtype=np.uint64))
         self.packets += 1
         self.size += HEADER_WORDS + size
         first = self.result_words
-        self.result_words += packet.result_words(self.design)
+        self.result_words += results
         return slice(first, self.result_words)
 
     def _check_groups(self, shape: tuple[int, ...], wanted: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hw import contract
 
-_OVERLAP = 4  #: stacks that a batch is cut into, if it is large enough
+_OVERLAP = 16  #: stacks that a batch is cut into, if it is large enough
 
 
 @dataclass(frozen=True)
