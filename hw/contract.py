@@ -250,11 +250,6 @@ _KINDS = (
 #: every packet that there is, by opcode, target and format
 PACKETS: dict[tuple[int, int, int], PacketKind] = {(k.opcode, k.target, k.format): k for k in _KINDS}
 
-#: flags that each operation may carry in some target and format
-ALLOWED_FLAGS: dict[Opcode, Flag] = {
-    op: Flag(sum({int(f) for f in Flag if any(f & k.flags for k in _KINDS if k.opcode == op)})) for op in Opcode
-}
-
 
 def pack_header(**values: int) -> list[int]:
     """Header of one packet as ``HEADER_WORDS`` 64-bit words.

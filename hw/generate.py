@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2
 
-from hw import contract
+from hw import contract, pipeline
 from hw.design import BEAT_BITS, ROOT, STREAM_BITS, Design
 from hw.files import write_atomically
 from hw.packet import used_bits
@@ -141,10 +141,7 @@ def context(design: Design) -> dict[str, Any]:
         "opcodes": _enum(contract.Opcode),
         "errors": _enum(contract.Error),
         "flags": _enum(contract.Flag),
-        "allowed_flags": [
-            {"name": op.name, "value": int(flags), "flags": [f.name for f in contract.Flag if f & flags]}
-            for op, flags in contract.ALLOWED_FLAGS.items()
-        ],
+        "pipeline": [{"name": n, "value": getattr(pipeline, n), "doc": doc} for n, doc in pipeline.MEANING.items()],
         "packets": _packets(design),
         "random_fields": contract.RANDOM_FIELDS,
         "random_halves": _halves({name: (1 << contract.FIELD[name].width) - 1 for name in contract.RANDOM_FIELDS}),

@@ -1,7 +1,8 @@
 """Cycle model of the fabric: when each packet loads, computes and drains, without simulating a bit.
 
-The model follows the RTL's structure: one loader that takes packets in order, a queue of four commands, one sequencer,
-a drain that holds one tile, and an output stream of one word per cycle.  Constants are the RTL's pipeline lengths.
+The model follows the RTL's structure: one loader that takes packets in order, a queue of commands, one sequencer, a
+drain that holds one tile, and an output stream of one word per cycle.  Lengths of pipelines and of the queue are those
+that the RTL is rendered with (``hw/pipeline.py``); the constants here count its states and registers.
 
 A packet takes some microseconds, whatever it computes, so the two or three hundred packets of a product over a batch
 take a few milliseconds; searches keep results by layer (``hw/cost/fabric.py``).
@@ -27,16 +28,16 @@ from hw.packet import (
     read_entries,
     sums_format,
 )
+from hw.pipeline import ARRAY_CYCLES, MIX_CYCLES, QUANTIZER_CYCLES, QUEUE_SLOTS, STEP_CYCLES
 
 HEADER_CYCLES = HEADER_WORDS // 2 + 4  #: five beats and four cycles of checks
 LOAD_CYCLES = 2  #: hazard check before, step to the next packet after
-QUEUE_SLOTS = 4
 SETUP_CYCLES = 5  #: from the head of the queue to the first step
-ARRAY_CYCLES = 8  #: from a tile's last step to its first value in the drain
+TILE_CYCLES = STEP_CYCLES + ARRAY_CYCLES + 2  #: from a tile's last step to its first value in the drain
 DRAIN_CYCLES = 1  #: from the last value to permission for the next tile to end
 STREAMING_CYCLES = {Opcode.WGRAD: 0, Opcode.CONV: 3}  #: the same when the rest of a tile is sure to leave in time
 STATISTICS_CYCLES = 2  #: per channel, tile and as many pixels as statistics are taken of together
-ROUNDING_CYCLES = 6  #: per channel and tile of stochastic codes, beside those that make the random words
+ROUNDING_CYCLES = MIX_CYCLES + 2  #: per channel and tile of stochastic codes, beside those that make the random words
 OUTPUT_CYCLES = 6  #: from a tile's last value to its first word
 TRAILER_CYCLES = 8
 
@@ -93,7 +94,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
                 if meet(spans, reads) or p.loads(Target.E):
                     ready = max(ready, when)
             beats = p.payload_words // 2
-            loader = ready + beats + (12 + p.a_bits if p.is_float_load else 0)
+            loader = ready + beats + (QUANTIZER_CYCLES + 2 + p.a_bits if p.is_float_load else 0)
             result.load += beats
             continue
         if p.opcode == Opcode.END:
@@ -125,7 +126,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         elif p.opcode == Opcode.WGRAD or p.format == OutputFormat.CODES:
             gap = STREAMING_CYCLES[Opcode(p.opcode)]
         else:
-            gap = ARRAY_CYCLES + DRAIN_CYCLES
+            gap = TILE_CYCLES + DRAIN_CYCLES
         tile = max(steps, drained + gap, 0 if at_the_end else sent / tiles)
         first_end = max(start + steps, drain)
         rest = (tiles - 1 - of_ones) * tile + of_ones * max(steps_of_ones, drained + gap)
@@ -133,12 +134,12 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         # results lag: the stream may still be sending earlier results
         values = min(drained, design.channels)
         if at_the_end:
-            output = max(output, end + ARRAY_CYCLES + drained + OUTPUT_CYCLES) + sent
+            output = max(output, end + TILE_CYCLES + drained + OUTPUT_CYCLES) + sent
         elif sent:
             end = max(end, output + sent - 2 * sent / tiles)
-            output = max(output, first_end + ARRAY_CYCLES + values + OUTPUT_CYCLES) + sent
-            output = max(output, end + ARRAY_CYCLES + values + OUTPUT_CYCLES + sent / tiles)
-        drain = end + ARRAY_CYCLES + drained
+            output = max(output, first_end + TILE_CYCLES + values + OUTPUT_CYCLES) + sent
+            output = max(output, end + TILE_CYCLES + values + OUTPUT_CYCLES + sent / tiles)
+        drain = end + TILE_CYCLES + drained
         sequencer = end
         result.compute += compute
         result.store += sent

@@ -6,7 +6,7 @@ module command_queue
   import fabric_pkg::*;
   import engine_pkg::*;
 #(
-    localparam int unsigned SLOTS = 4
+    localparam int unsigned SLOTS = QUEUE_SLOTS
 ) (
     input  wire            clk_i,
     input  wire            rst_i,
@@ -28,7 +28,7 @@ module command_queue
 );
   localparam int unsigned PW = $clog2(SLOTS);
   if (SLOTS != 1 << PW) begin : gen_check
-    $error("command_queue: SLOTS = %0d is no power of two", SLOTS);
+    $error("command_queue: QUEUE_SLOTS = %0d is no power of two", SLOTS);
   end
 
   // Whole commands lie in distributed memory; what every slot is asked at once lies in registers.

@@ -94,7 +94,7 @@ module drain
   end
   // Once a tile of codes or of a weight gradient has started, one channel leaves per cycle: the next tile may end as soon
   // as the rest is gone by the time it arrives, which is AHEAD cycles after the sequencer's decision.
-  localparam int unsigned AHEAD = 6;
+  localparam int unsigned AHEAD = STEP_CYCLES + ARRAY_CYCLES;
   logic streaming;
   assign streaming = full_q && channel_q != 0
                   && (tile_q.wgrad || (tile_q.format == FORMAT_CODES && !tile_q.stochastic && channel_q > CW'(1)));

@@ -103,7 +103,6 @@ module fabric
   tile_t tile;
   command_t job;
   // the tile travels beside its last step: operands, count, sign, accumulate
-  localparam int unsigned ARRAY_CYCLES = 4;
   tile_t [ARRAY_CYCLES-1:0] tile_q;
   logic  [ARRAY_CYCLES-1:0] last_q;
 

@@ -55,7 +55,6 @@ module loader
   localparam int unsigned SLICES = ROW_WORDS / 2;
   localparam int unsigned WEIGHT_BEATS = WEIGHT_WORDS / 2;
   localparam int unsigned CHANNEL_BEATS = CHANNELS / 4;
-  localparam int unsigned QUANTIZER_CYCLES = 10;
 
   typedef enum logic [3:0] {
     STOP, HEADER, CHECK1, CHECK2, CHECK3, CHECK4, HAZARD, PAYLOAD, FLUSH, PUSH, NEXT, PUSH_END, SWALLOW
@@ -106,39 +105,8 @@ module loader
   assign entries = to_w || to_e;
   assign stochastic = h.flags[FLAG_STOCHASTIC] && (codes || (tensor && floats));
 
-  // fields that the operation uses; all others must be zero
-  header_t used;
-  always_comb begin
-    used = '0;
-    {used.magic, used.version, used.opcode, used.payload_words, used.check} = '1;
-    if (!is_end) used.rows = '1;
-    if (is_load || is_conv || is_wgrad) {used.groups, used.out_groups, used.images} = '1;
-    if (tensor || is_conv || is_wgrad) used.a_bits = '1;
-    if (is_conv || is_wgrad) {used.b_bits, used.base_a, used.base_b, used.segment_start, used.a_planes, used.b_planes} = '1;
-    if (is_load) {used.target} = '1;
-    if (is_load || is_conv || is_read) used.format = '1;
-    if (to_a) used.base_a = '1;
-    if (to_g || to_w) used.base_b = '1;
-    if (to_e || codes || float_out) used.base_epilogue = '1;
-    if (tensor && floats) {used.segment_start, used.zero, used.reciprocal} = '1;
-    if (stochastic)
-      {used.key, used.index, used.channel_stride, used.image_stride, used.row_stride, used.pixel_stride} = '1;
-    if (codes) {used.out_bits, used.shift} = '1;
-    if (statistics) used.pixels = '1;
-    if (is_wgrad) used.taps = 16'((1 << TAPS) - 1);
-    if (is_wgrad || is_read) used.base_accumulator = '1;
-    unique case (1'b1)
-      tensor && floats: used.flags = ALLOWED_FLAGS_LOAD;
-      is_conv: begin
-        used.flags = ALLOWED_FLAGS_CONV;
-        if (h.format != FORMAT_INT32 && h.format != FORMAT_INT64) used.flags[FLAG_A_SUM] = 1'b0;
-        if (!codes) {used.flags[FLAG_RELU], used.flags[FLAG_OUT_SIGNED]} = '0;
-        if (!codes || ROUNDING_LANES == 0) used.flags[FLAG_STOCHASTIC] = 1'b0;
-      end
-      is_wgrad: used.flags = ALLOWED_FLAGS_WGRAD;
-      default: used.flags = '0;
-    endcase
-  end
+  logic [HEADER_BITS-1:0] used;  // all other bits must be zero
+  assign used = used_bits(h.opcode, h.target, h.format) | (stochastic ? RANDOM_BITS : '0);
 
   logic [31:0] checksum;
   always_comb begin
@@ -161,14 +129,8 @@ module loader
   assign beyond_lanes = LANES == 32 ? '0 : 32'hFFFF_FFFF << LANES;
   always_comb begin
     bad_field = |(raw_q & ~used);
-    if (is_load) begin
-      bad_field |= !(h.target inside {8'd1, 8'd2, 8'd3, 8'd4, 8'd8});
-      bad_field |= !(h.format == LOAD_PACKED || (h.format == LOAD_FLOAT32 && tensor));
-      if (tensor && floats) bad_field |= h.zero[30:23] == 8'hFF || h.reciprocal[30:23] == 8'hFF;
-    end
-    if (is_conv) bad_field |= h.format > FORMAT_FLOAT32;
+    if (tensor && floats) bad_field |= h.zero[30:23] == 8'hFF || h.reciprocal[30:23] == 8'hFF;
     if (is_wgrad) bad_field |= h.taps == 0;
-    if (is_read) bad_field |= h.format > FORMAT_INT64;
     if (is_conv || is_wgrad) bad_field |= mask_bad(h.a_bits, h.a_planes) || mask_bad(h.b_bits, h.b_planes);
 
     bad_bits = ((tensor || is_conv || is_wgrad) && !bits_ok(h.a_bits)) || ((is_conv || is_wgrad) && !bits_ok(h.b_bits))

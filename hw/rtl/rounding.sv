@@ -25,7 +25,6 @@ module rounding
   localparam int unsigned STEP = ROUNDING_LANES == 0 ? 1 : ROUNDING_LANES;
   localparam int unsigned STEPS = LANES / STEP;
   localparam int unsigned SW = $clog2(STEPS) + 1;
-  localparam int unsigned MIX_CYCLES = 4;
   if (LANES % STEP != 0) begin : gen_check
     $error("rounding: ROUNDING_LANES = %0d does not divide LANES = %0d", ROUNDING_LANES, LANES);
   end

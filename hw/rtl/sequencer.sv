@@ -162,8 +162,10 @@ module sequencer
   end
 
   // ---- outputs, registered: addresses first, the step one cycle later ---------------------------------------------
-  step_t step_d, step_q, step2_q;
-  tile_t tile_d, tile_q, tile2_q;
+  step_t step_d;
+  tile_t tile_d;
+  step_t [STEP_CYCLES-1:0] step_q;
+  tile_t [STEP_CYCLES-1:0] tile_q;
   always_comb begin
     step_d = '0;
     step_d.valid         = issue;
@@ -220,21 +222,16 @@ module sequencer
     if (row_before && stride) a_address_q[6] <= AW'(block_before);
     if (row_after) a_address_q[0] <= AW'(a_address + 17'(a_stride_q));
     w_address_q <= WW'(b_address);
-    step_q  <= step_d;
-    step2_q <= step_q;
-    tile_q  <= tile_d;
-    tile2_q <= tile_q;
-    if (rst_i || fault_i) begin
-      step_q.valid  <= 1'b0;
-      step2_q.valid <= 1'b0;
-    end
+    step_q <= {step_q[STEP_CYCLES-2:0], step_d};
+    tile_q <= {tile_q[STEP_CYCLES-2:0], tile_d};
+    if (rst_i || fault_i) for (int unsigned k = 0; k < STEP_CYCLES; k++) step_q[k].valid <= 1'b0;
   end
-  assign read_o      = step_q.valid;
+  assign read_o      = step_q[0].valid;
   assign a_address_o = a_address_q;
   assign g_address_o = g_address_q;
   assign w_address_o = w_address_q;
-  assign step_o      = step2_q;
-  assign tile_o      = tile2_q;
+  assign step_o      = step_q[STEP_CYCLES-1];
+  assign tile_o      = tile_q[STEP_CYCLES-1];
 
   // ---- control ----------------------------------------------------------------------------------------------------
   logic [4:0] top_diagonal;

@@ -15,7 +15,7 @@ import pytest
 
 import hw.generate as generator
 from fractrain import main
-from hw import contract
+from hw import contract, pipeline
 from hw.design import ROOT, Design, DesignError, load_design
 from hw.generate import GenerateError, context, generate, render
 
@@ -230,3 +230,11 @@ def test_the_table_of_packets_in_the_documentation_is_that_of_the_contract() -> 
     page = render(load_design("zc706"))["docs/packets.md"]  # a design that rounds stochastically
     start = page.index("| packet | opcode |")
     assert page[start : page.index("\n\n", start)] in (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
+
+
+def test_the_rtl_has_the_lengths_that_the_cycle_model_counts_with() -> None:
+    package = render(load_design("sim-small"))["rtl/fabric_pkg.sv"]
+    for name in pipeline.MEANING:
+        assert f"localparam int unsigned {name} = {getattr(pipeline, name)};" in package
+        users = [path.name for path in (ROOT / "hw" / "rtl").glob("*.sv") if name in path.read_text(encoding="utf-8")]
+        assert users, f"{name} is rendered and not used"
