@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hw.commands import options
-from sw_model.train.engines import DESIGN, DEVICES, engine_to_resume, open_engine
+from sw_model.train.engines import DESIGN, DEVICES, accelerator_of, engine_to_resume, open_engine
 from sw_model.train.recipes import find_recipe
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     train.add_argument(
         "--accelerator",
         choices=("auto", "cpu", "cuda", "mps"),
-        default="cpu",
-        help="where PyTorch computes on device 'fast'; auto: a GPU if there is one",
+        help="where PyTorch computes on device 'fast' (default: the CPU, or where the resumed run did); auto: a GPU if "
+        "there is one",
     )
     train.add_argument("--threads", type=options.threads, help="CPU threads of PyTorch")
     train.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
@@ -158,7 +158,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     with processes() as ranks:
         result = train(
             config, engine, out=out, resume=resume, progress=not arguments.json, ranks=ranks,
-            accelerator=arguments.accelerator,
+            accelerator=arguments.accelerator or accelerator_of(arguments.resume),
         )  # fmt: skip
     if not ranks.main:
         return 0

@@ -62,3 +62,11 @@ def engine_to_resume(
     if threads is None:
         torch.set_num_threads(before.threads)
     return before.kind, open_engine(before.kind, before.design or DESIGN)
+
+
+def accelerator_of(run: Path | None) -> str:
+    """Where PyTorch computed a run, which goes on there unless told otherwise; the CPU for a new one."""
+    from sw_model.train.folder import RunFolder
+
+    before = None if run is None else RunFolder(run).device()
+    return "cpu" if before is None else before.accelerator

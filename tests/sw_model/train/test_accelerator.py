@@ -5,7 +5,9 @@ No GPU is needed: PyTorch's "meta" device computes shapes and refuses to mix wit
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from host.operands import Grid
 from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.quantize.affine import dequantize, quantize, random_units
 from sw_model.train.accelerator import choose_accelerator, on
+from sw_model.train.engines import accelerator_of
+from sw_model.train.folder import DEVICE
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.run_device import RunDevice
@@ -50,8 +54,10 @@ def test_exact_engines_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         train(SMALL, SoftwareEngine(), accelerator="cuda")
 
 
-def test_a_run_knows_where_it_was_trained() -> None:
+def test_a_run_knows_where_it_was_trained(tmp_path: Path) -> None:
     device = RunDevice("fast", 2, accelerator="cuda")
+    (tmp_path / DEVICE).write_text(json.dumps(device.record()), encoding="utf-8")
+    assert accelerator_of(tmp_path) == "cuda" and accelerator_of(None) == "cpu"
     assert RunDevice.from_record(device.record()) == device
     with pytest.warns(UserWarning, match="accelerator"):
         RunDevice("fast", 2).warn_of_rounding(device)
