@@ -1,8 +1,8 @@
 """Render a design into an accelerator: HLS C++, SystemVerilog, documentation and a manifest.
 
-All numbers come from ``hw/design.py`` and ``hw/contract.py``; templates hold parameters and loops only.  The same
-design and templates give the same bytes, and files that would not change are left alone, so that build tools see no
-news where there are none.
+All numbers come from ``hw/design.py`` and ``hw/contract.py``; templates hold parameters and loops only, and files
+without parameters are copied.  The same design and sources give the same bytes, and files that would not change are
+left alone, so that build tools see no news where there are none.
 """
 
 from __future__ import annotations
@@ -187,10 +187,16 @@ def render(design: Design) -> dict[str, str]:
                 where = path.relative_to(ROOT)
                 raise GenerateError(f"cannot render {where}{line}: {e}; correct the template") from e
     # rtl/xc7 holds forms in the target's primitives, for synthesis; simulation reads rtl alone
-    for path in sorted([*RTL_SOURCES.glob("*.sv"), *RTL_SOURCES.glob("xc7/*.sv")]):
-        if (name := f"rtl/{path.relative_to(RTL_SOURCES).as_posix()}") in files:
-            raise GenerateError(f"{path.name} exists both as a source and as a template in hw/rtl; remove one")
-        files[name] = path.read_text(encoding="utf-8")
+    for source, target, patterns in (
+        (HLS_TEMPLATES, "hls", ("*.h", "*.cpp")),
+        (RTL_SOURCES, "rtl", ("*.sv", "xc7/*.sv")),
+    ):
+        for path in sorted(p for pattern in patterns for p in source.glob(pattern)):
+            if (name := f"{target}/{path.relative_to(source).as_posix()}") in files:
+                raise GenerateError(
+                    f"{path.name} exists both as a source and as a template in {source.relative_to(ROOT)}; remove one"
+                )
+            files[name] = path.read_text(encoding="utf-8")
     for source, target in ((HLS_TEMPLATES, "hls"), (RTL_SOURCES, "rtl"), (DOC_TEMPLATES, "docs")):
         if not any(name.startswith(f"{target}/") for name in files):
             raise GenerateError(

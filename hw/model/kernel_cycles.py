@@ -1,7 +1,7 @@
 """Cycle model of the HLS kernel: iterations of its pipelined loops, each one cycle.
 
 Without the vendor's tool nobody knows what a loop takes to fill its pipeline, so that is left out: figures of this model
-compare forms of the kernel with each other.  The structure is that of ``hls_templates/fabric.cpp.j2``: a loader, an
+compare forms of the kernel with each other.  The structure is that of ``hls_templates/fabric.cpp``: a loader, an
 engine that multiplies and hands over each tile, and an output process, with FIFOs between them.
 """
 

@@ -85,7 +85,7 @@ def test_numbers_reach_every_language(design: Design) -> None:
         assert f"| 0x{register_.offset:02X} | {register_.name} |" in files["docs/registers.md"]
     for register_ in contract.REGISTERS:
         if register_.access == "r":
-            assert f"port = {register_.name.lower()} offset = 0x{register_.offset:02X}\n" in files["hls/fabric.cpp"]
+            assert f"    X({register_.name.lower()}, 0x{register_.offset:02X}, " in files["hls/contract.h"]
     for error in contract.Error:
         assert f"ERR_{error.name} = 8'd{int(error)};" in files["rtl/fabric_pkg.sv"]
         assert f"constexpr uint32_t ERR_{error.name} = {int(error)};" in files["hls/contract.h"]
@@ -101,10 +101,16 @@ def test_nothing_is_left_unrendered_and_the_kernel_has_its_pragmas() -> None:
     files = render(DESIGNS[0])
     for name in [n for n in files if not n.startswith("rtl/")] + ["rtl/fabric_pkg.sv"]:
         assert not re.search(r"\{\{|\{%|%\}", files[name]), name
-    kernel = files["hls/fabric.cpp"]
+    kernel = "".join(text for name, text in files.items() if name.startswith("hls/"))
     assert kernel.count("#pragma HLS PIPELINE II = ") >= 10
     assert kernel.count("#pragma HLS DATAFLOW") == 1
     assert all(line == line.lstrip() for line in kernel.splitlines() if "#pragma HLS" in line)
+
+
+def test_only_the_contract_and_the_tool_s_settings_differ_between_kernels() -> None:
+    kernels = [{name: text for name, text in render(d).items() if name.startswith("hls/")} for d in DESIGNS]
+    differ = {name for name in kernels[0] if len({kernel[name] for kernel in kernels}) > 1}
+    assert differ == {"hls/contract.h", "hls/hls_config.cfg"}
 
 
 def test_files_that_a_design_no_longer_has_are_removed_and_others_kept(tmp_path: Path) -> None:

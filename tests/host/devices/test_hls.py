@@ -44,6 +44,7 @@ from hw.tools.compile import (
     run_bench,
     stimuli_text,
 )
+from tests.support.kernel import replaced
 from tests.support.malformed import good_program, malformed_programs
 from tests.support.random_programs import random_program, random_programs
 
@@ -209,20 +210,20 @@ def concurrent_files(design: Design, depth: str) -> dict[str, str]:
     files = hls_files(design)
     if depth != "stated":
         pattern = r"(STREAM variable = (packets|writes) depth =) \d+"
-        files["fabric.cpp"], replaced = re.subn(pattern, rf"\1 {depth}", files["fabric.cpp"])
-        assert replaced == 2
-    kernel, replaced = re.subn(
-        r"(PacketStream|WriteStream|CommandStream|LineStream) (\w+);\n(.*\n)?#pragma HLS STREAM variable = \2 depth = (\d+)",
+        files["fabric.cpp"], number = re.subn(pattern, rf"\1 {depth}", files["fabric.cpp"])
+        assert number == 2
+    kernel, number = re.subn(
+        r"(PacketStream|WriteStream|CommandStream|LineStream) (\w+);\n(.*\n)?#pragma HLS STREAM variable = \2 depth = (\w+)",
         r"\1 \2(\4);",
         files["fabric.cpp"],
     )
-    assert replaced == 4
-    kernel, replaced = re.subn(
+    assert number == 4
+    kernel, number = re.subn(
         r"\n( *loader\(.*\);)\n( *engine_process\(.*\);)\n( *output_process\(.*\);)",
         r"\n std::thread l([&] { \1 });\n std::thread e([&] { \2 });\n\3\n l.join();\n e.join();",
         kernel,
     )
-    assert replaced == 1
+    assert number == 1
     return {**files, "fabric.cpp": kernel, "hls_stream.h": BOUNDED_STREAM}
 
 
@@ -366,13 +367,6 @@ def test_loads_and_products_of_overlapping_ranges_in_any_order(data: st.DataObje
     assert_alike(bit_serial_device(SMALL).run(words), ReferenceDevice(SMALL).run(words), kind)
 
 
-def broken_files(old: str, new: str) -> dict[str, str]:
-    """The rendered kernel with one place changed."""
-    files = hls_files(SMALL)
-    assert files["fabric.cpp"].count(old) == 1, "the code to break is no longer there"
-    return files | {"fabric.cpp": files["fabric.cpp"].replace(old, new)}
-
-
 def differs(device: HlsDevice, programs: Iterator[tuple[str, npt.NDArray[np.uint64]]]) -> bool:
     """Whether a program ends elsewhere than on the reference, or with other results; all of them are run."""
     reference = ReferenceDevice(SMALL)
@@ -400,7 +394,7 @@ WAITS = {
 
 @pytest.mark.parametrize("what", WAITS)
 def test_a_load_that_overtakes_a_product_is_found(what: str) -> None:
-    files = broken_files(*WAITS[what])
+    files = replaced(hls_files(SMALL), *WAITS[what])
     assert differs(bit_serial_device(SMALL, files), overtaking_programs())
 
 
@@ -506,7 +500,7 @@ HAND_OVERS = {
 
 @pytest.mark.parametrize("what", HAND_OVERS)
 def test_a_tile_that_does_not_leave_whole_is_found(what: str) -> None:
-    files = broken_files(*HAND_OVERS[what])
+    files = replaced(hls_files(SMALL), *HAND_OVERS[what])
     assert differs(refusing_device(files), hand_over_programs())
 
 
@@ -541,7 +535,7 @@ BREAKS = {
 
 @pytest.mark.parametrize("what", BREAKS)
 def test_breaking_one_operator_fails_the_simulation(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = broken_files(*BREAKS[what])
+    files = replaced(hls_files(SMALL), *BREAKS[what])
     # -O1 builds quicker
     monkeypatch.setattr(csim, "fast_flags", lambda: ("-O1",))
     assert simulate(SMALL, tmp_path, "native", files=files)["mismatches"] > 0
@@ -562,8 +556,7 @@ def test_command_line_and_exit_code(
     assert command("--design", "nonsense") == 2
     assert "name one of" in capsys.readouterr().err
 
-    broken = hls_files(SMALL)
-    broken["fabric.cpp"] = broken["fabric.cpp"].replace("sums[r][oc] *= 2", "sums[r][oc] *= 1")
+    broken = replaced(hls_files(SMALL), "sums[r][oc] *= 2", "sums[r][oc] *= 1")
     monkeypatch.setattr(csim, "fast_flags", lambda: ("-O1",))
     monkeypatch.setattr(hw.tools.compile, "hls_files", lambda design: broken)
     assert command("--path", "native", "--out", str(tmp_path)) == 1

@@ -16,6 +16,7 @@ from hw.model.workload import backward, forward
 from hw.networks import Bits, ConvShape, network
 from hw.packet import Packet
 from hw.tools.compile import BIT_SERIAL, ap_types, hls_files
+from tests.support.kernel import replaced
 
 SMALL = load_design("sim-small")
 SHAPES = {
@@ -29,14 +30,16 @@ VIRTUAL = 3
 
 def counting(before: str, statement: str) -> HlsDevice:
     """The kernel as synthesis sees it, its SKIPPED register counting how often a statement behind ``before`` runs."""
-    files = hls_files(SMALL)
-    assert before + statement in files["fabric.cpp"], "the code to count is no longer there"
-    kernel = files["fabric.cpp"].replace(before + statement, f"{before}++counted_here, {statement}")
-    kernel = kernel.replace("namespace {\n", "namespace {\nuint32_t counted_here;\n", 1)
+    kernel = hls_files(SMALL)
+    places = [name for name, text in kernel.items() if before + statement in text]
+    assert places, "the code to count is no longer there"
+    for name in places:
+        kernel[name] = kernel[name].replace(before + statement, f"{before}++counted_here, {statement}")
     begin, end = "EngineStatus counted = {};", "status = counted;"
-    assert kernel.count(begin) == kernel.count(end) == 1
-    kernel = kernel.replace(begin, f"{begin} counted_here = 0;").replace(end, f"{end} status.skipped = counted_here;")
-    return HlsDevice(SMALL, {**files, "fabric.cpp": kernel}, ["-O1", BIT_SERIAL, "-isystem", str(ap_types())])
+    kernel = replaced(kernel, begin, f"{begin} counted_here = 0;")
+    kernel = replaced(kernel, end, f"{end} status.skipped = counted_here;")
+    kernel["contract.h"] += "inline uint32_t counted_here;\n"
+    return HlsDevice(SMALL, kernel, ["-O1", BIT_SERIAL, "-isystem", str(ap_types())])
 
 
 def programs(shape: ConvShape) -> list[list[Packet]]:

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Simulation library of design {{ design.name }}: the kernel behind a C interface.  Generated.
+// Simulation library: the kernel behind a C interface.
 #include <new>
 
 #include "fabric.h"
 
-using namespace contract;
+using contract::REGISTERS;
+using kernel::Buffers;
+
+// A register at the start of a program.
+#define REGISTER_START(name, byte, value) registers[byte / 8] = value;
 
 extern "C" {
 
@@ -29,9 +33,7 @@ int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1
                size_t capacity, size_t* n_out, uint32_t* registers, uint64_t max_cycles) {
     (void)max_cycles;
     for (unsigned r = 0; r < REGISTERS; ++r) registers[r] = 0;
-{% for r in registers if r.constant is not none %}
-    registers[REG_{{ r.name }}] = {{ r.name }}_VALUE;
-{% endfor %}
+    KERNEL_REGISTERS(REGISTER_START)
     *n_out = 0;
     if (n0 == 0 || n1 == 0) return 1;  // a stream without words never brings its TLAST
 
@@ -40,14 +42,14 @@ int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1
     OutStream results(out, capacity);
     const Status status = run_program(*static_cast<Buffers*>(handle), s0, s1, results);
 
-    registers[REG_CTRL] = 0x0E;  // done, idle, ready
-    registers[REG_ERROR] = status.error;
-    registers[REG_POSITION] = status.position;
-    registers[REG_PACKETS] = status.packets;
-    registers[REG_SKIPPED] = status.skipped;
-    registers[REG_SATURATED] = status.saturated;
-    registers[REG_WORDS_IN] = status.words_in;
-    registers[REG_WORDS_OUT] = status.words_out;
+    registers[contract::REG_CTRL] = 0x0E;  // done, idle, ready
+    registers[contract::REG_ERROR] = status.error;
+    registers[contract::REG_POSITION] = status.position;
+    registers[contract::REG_PACKETS] = status.packets;
+    registers[contract::REG_SKIPPED] = status.skipped;
+    registers[contract::REG_SATURATED] = status.saturated;
+    registers[contract::REG_WORDS_IN] = status.words_in;
+    registers[contract::REG_WORDS_OUT] = status.words_out;
     *n_out = results.count() < capacity ? results.count() : capacity;
     return results.count() > capacity ? 2 : 0;
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Test bench of design {{ design.name }}: stored programs against the words that they must give.  Generated.
+// Test bench: stored programs against the words that they must give.
 //
-// Stimuli are text.  For each program a line "program NAME INPUTS0 INPUTS1 OUTPUTS" and the counters
-// {{ functional_counters|join(" ") }}, in decimal; then the words of input stream 0, of input stream 1
-// and the expected output words, trailer included, in hexadecimal.
+// Stimuli are text.  For each program a line "program NAME INPUTS0 INPUTS1 OUTPUTS" and the FUNCTIONAL_COUNTERS, in
+// decimal; then the words of input stream 0, of input stream 1 and the expected output words, trailer included, in
+// hexadecimal.
 // Exit code 0 if all agree, 1 if not, 2 if the stimuli cannot be read.
 #include <cinttypes>
 #include <cstdio>
@@ -16,15 +16,17 @@
 
 namespace {
 
+#define NAME(name) #name,
+const char* const COUNTERS[] = {FUNCTIONAL_COUNTERS(NAME)};
+constexpr size_t NUMBER_OF_COUNTERS = sizeof(COUNTERS) / sizeof(*COUNTERS);
+
 struct Case {
     std::string name;
     std::vector<uint64_t> input0;
     std::vector<uint64_t> input1;
     std::vector<uint64_t> expected;
-    uint32_t counters[{{ functional_counters|length }}];
+    uint32_t counters[NUMBER_OF_COUNTERS];
 };
-
-const char* const COUNTERS[] = { {%- for c in functional_counters %}"{{ c }}"{{ ", " if not loop.last }}{% endfor -%} };
 
 bool read_words(std::istream& file, size_t count, std::vector<uint64_t>& words) {
     words.resize(count);
@@ -48,19 +50,18 @@ void fill(InStream& in, const std::vector<uint64_t>& words) {
     for (size_t n = 0; n < words.size(); ++n) in.write(make_word(words[n], n + 1 == words.size()));
 }
 
+#define DECLARATION(name, byte, value) uint32_t name = 0;
+#define ARGUMENT(name, byte, value) , name
+#define VALUE(name) name,
+
 // Runs one program and counts what differs: words, missing or surplus words, TLAST, counters.
 size_t run_case(const Case& c) {
     InStream in0, in1;
     OutStream result;
     fill(in0, c.input0);
     fill(in1, c.input1);
-    {% for r in kernel_registers %}
-    uint32_t {{ r.name|lower }} = 0;
-    {% endfor %}
-    fabric(in0, in1, result, 0
-{%- for r in kernel_registers %},
-           {{ r.name|lower }}
-{%- endfor %});
+    KERNEL_REGISTERS(DECLARATION)
+    fabric(in0, in1, result, 0 KERNEL_REGISTERS(ARGUMENT));
 
     size_t mismatches = 0;
     size_t n = 0;
@@ -90,11 +91,11 @@ size_t run_case(const Case& c) {
         std::printf("%s: design hash or contract register is wrong\n", c.name.c_str());
         ++mismatches;
     }
-    const uint32_t counters[] = { {%- for c in functional_counters %}{{ c|lower }}{{ ", " if not loop.last }}{% endfor -%} };
+    const uint32_t counters[] = {FUNCTIONAL_COUNTERS(VALUE)};
     // after an error only the packets done and the words sent are exact
-    for (unsigned k = 0; k < sizeof(counters) / sizeof(*counters); ++k) {
+    for (unsigned k = 0; k < NUMBER_OF_COUNTERS; ++k) {
         const std::string name = COUNTERS[k];
-        if (error != contract::ERR_NONE && name != "PACKETS" && name != "WORDS_OUT") continue;
+        if (error != contract::ERR_NONE && name != "packets" && name != "words_out") continue;
         if (counters[k] != c.counters[k]) {
             std::printf("%s: %s is %" PRIu32 ", expected %" PRIu32 "\n", c.name.c_str(), COUNTERS[k], counters[k],
                         c.counters[k]);
@@ -110,7 +111,7 @@ int main(int argc, char** argv) {
     const char* const path = argc > 1 ? argv[1] : "stimuli.txt";
     std::ifstream file(path);
     if (!file) {
-        std::printf("cannot open %s: generate stimuli first (fractrain csim --design {{ design.name }})\n", path);
+        std::printf("cannot open %s: generate stimuli first (fractrain csim --design %s)\n", path, contract::DESIGN);
         return 2;
     }
     size_t programs = 0, words = 0, mismatches = 0;

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stream programs on the fabric; docs/programs.md says what programs mean.
+#include "fabric.h"
+
+#include "engine.h"
+#include "loader.h"
+#include "output.h"
+
+using namespace kernel;
+
+namespace {
+
+Status status_of(const LoaderStatus& loader, const EngineStatus& engine, const OutputStatus& output) {
+#pragma HLS INLINE
+    Status status;
+    status.error = output.error;
+    status.position = output.position;
+    status.packets = output.packets;
+    status.skipped = engine.skipped;
+    status.saturated = loader.saturated + output.saturated;
+    status.words_in = loader.words_in;
+    status.words_out = output.words_out;
+    return status;
+}
+
+}  // namespace
+
+#if FABRIC_NATIVE
+
+// One thread has the processes take turns: the loader when the engine asks for a packet, the output process at each
+// command, so that nothing piles up.
+Status run_program(Buffers& buffers, InStream& in0, InStream& in1, OutStream& out) {
+    LoaderState loader_state;
+    OutputState output_state = {};
+    EngineStatus engine_status;
+    WriteStream writes;
+    LineStream lines;
+    PacketStream packets([&] {
+        writes.clear();
+        loader_step(loader_state, in0, in1, packets, writes);
+    });
+    CommandStream commands([&](const Command& c) { output_step(buffers.results, output_state, c, lines, out); });
+    engine(buffers.operands, packets, writes, commands, lines, engine_status);
+    return status_of(status_of(loader_state), engine_status, output_state.status);
+}
+
+#elif defined(FABRIC_LIGHT_STREAM)
+
+// One process after the other: each load is as early as the next process may take it.
+Status run_program(Buffers& buffers, InStream& in0, InStream& in1, OutStream& out) {
+    PacketStream packets;
+    WriteStream writes;
+    CommandStream commands;
+    LineStream lines;
+    LoaderStatus loader_status;
+    EngineStatus engine_status;
+    OutputStatus output_status;
+    loader(in0, in1, packets, writes, loader_status);
+    engine(buffers.operands, packets, writes, commands, lines, engine_status);
+    output(buffers.results, commands, lines, out, output_status);
+    return status_of(loader_status, engine_status, output_status);
+}
+
+#else
+
+namespace {
+
+// Each process with the memories that it alone uses: zero at power-up, kept from program to program.
+
+void engine_process(PacketStream& packets, WriteStream& writes, CommandStream& commands, LineStream& lines,
+                    EngineStatus& status) {
+    static OperandBuffers buffers;
+#pragma HLS DISAGGREGATE variable = buffers
+// eight banks, each of 64-bit memories side by side; one port for what the array reads, one for what loads write
+#pragma HLS ARRAY_PARTITION variable = buffers.a complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = buffers.a complete dim = 3
+#pragma HLS BIND_STORAGE variable = buffers.a type = ram_2p impl = bram
+#pragma HLS ARRAY_PARTITION variable = buffers.g complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = buffers.g complete dim = 3
+#pragma HLS BIND_STORAGE variable = buffers.g type = ram_2p impl = bram
+#pragma HLS ARRAY_PARTITION variable = buffers.w complete dim = 2
+#pragma HLS BIND_STORAGE variable = buffers.w type = ram_2p impl = bram
+#pragma HLS ARRAY_PARTITION variable = buffers.a_any complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = buffers.g_any complete dim = 1
+    engine(buffers, packets, writes, commands, lines, status);
+}
+
+void output_process(CommandStream& commands, LineStream& lines, OutStream& out, OutputStatus& status) {
+    static ResultBuffers buffers;
+// an entry is read and written whole
+#pragma HLS ARRAY_RESHAPE variable = buffers.accumulator complete dim = 2
+#pragma HLS BIND_STORAGE variable = buffers.accumulator type = ram_2p impl = bram
+    output(buffers, commands, lines, out, status);
+}
+
+constexpr unsigned LINE_SLOTS = 2 * COMMAND_LINES;
+
+// The array computes while finished tiles leave and the next operands come: each process runs once per program.
+void processes(InStream& in0, InStream& in1, OutStream& out, LoaderStatus& loader_status, EngineStatus& engine_status,
+               OutputStatus& output_status) {
+#pragma HLS DATAFLOW
+    PacketStream packets;
+// what lies between two products, and the second of them
+#pragma HLS STREAM variable = packets depth = 4
+    WriteStream writes;
+// what comes while the engine takes no writes
+#pragma HLS STREAM variable = writes depth = 16
+    CommandStream commands;
+// two tiles; a command follows its lines, so no fewer than one command's may fit
+#pragma HLS STREAM variable = commands depth = 4
+    LineStream lines;
+#pragma HLS STREAM variable = lines depth = LINE_SLOTS
+    loader(in0, in1, packets, writes, loader_status);
+    engine_process(packets, writes, commands, lines, engine_status);
+    output_process(commands, lines, out, output_status);
+}
+
+}  // namespace
+
+#endif
+
+#if !defined(FABRIC_LIGHT_STREAM)
+
+namespace {
+
+#if FABRIC_NATIVE
+Status run(InStream& in0, InStream& in1, OutStream& result) {
+    static Buffers buffers;
+    return run_program(buffers, in0, in1, result);
+}
+#else
+Status run(InStream& in0, InStream& in1, OutStream& result) {
+#pragma HLS INLINE
+    LoaderStatus loader_status;
+    EngineStatus engine_status;
+    OutputStatus output_status;
+    processes(in0, in1, result, loader_status, engine_status, output_status);
+    return status_of(loader_status, engine_status, output_status);
+}
+#endif
+
+}  // namespace
+
+// Each argument that is a register: where it lies, and its value where no program changes it.
+#define KERNEL_PORT(name, byte, value) \
+    HLS_PRAGMA(HLS INTERFACE mode = s_axilite bundle = control port = name offset = byte)
+#define KERNEL_START(name, byte, value) name = value;
+
+void fabric(InStream& in0, InStream& in1, OutStream& result, uint32_t soft_reset KERNEL_REGISTERS(KERNEL_ARGUMENT)) {
+#pragma HLS INTERFACE mode = axis port = in0
+#pragma HLS INTERFACE mode = axis port = in1
+#pragma HLS INTERFACE mode = axis port = result
+#pragma HLS INTERFACE mode = s_axilite bundle = control port = return
+#pragma HLS INTERFACE mode = s_axilite bundle = control port = soft_reset offset = 0x10
+    KERNEL_REGISTERS(KERNEL_PORT)
+#pragma HLS INTERFACE mode = ap_ctrl_hs port = return
+
+    KERNEL_REGISTERS(KERNEL_START)
+    // The argument is sampled at start: a start with it set does nothing.  A program that is under way is abandoned by
+    // the block's own reset.
+    if (soft_reset != 0) return;
+
+    const Status status = run(in0, in1, result);
+    error = status.error;
+    position = status.position;
+    packets = status.packets;
+    skipped = status.skipped;
+    saturated = status.saturated;
+    words_in = status.words_in;
+    words_out = status.words_out;
+}
+
+#endif

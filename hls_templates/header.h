@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a packet's header asks for: kind, shape, payload, addresses.
+#pragma once
+
+#include "numbers.h"
+
+namespace kernel {
+
+constexpr unsigned TILE = LANES * CHANNELS;  // codes of one row of one group
+
+inline uint32_t blocks_of(uint32_t rows) {
+#pragma HLS INLINE
+    return (rows + ROW_BANKS - 1) / ROW_BANKS;
+}
+
+// Virtual rows of the first operand per image.
+inline uint32_t operand_rows(const Header& h) {
+#pragma HLS INLINE
+    return h.opcode == OP_CONV && (h.flags & FLAG_STRIDE_2) != 0 ? 4 * h.rows : h.rows;
+}
+
+// Kernel positions that a WGRAD computes.
+inline uint32_t taps_of(const Header& h) {
+#pragma HLS INLINE
+    uint32_t count = 0;
+    for (unsigned tap = 0; tap < TAPS; ++tap) {
+#pragma HLS UNROLL
+        count += (h.taps >> tap) & 1;
+    }
+    return count;
+}
+
+// Which operation a header asks for, in the words of the rules below.
+struct Kind {
+    bool load, conv, wgrad, read, product;
+    bool to_a, to_g, to_w, to_e, tensor, entries;
+    bool floats, random;                   // LOAD FLOAT32; the operation draws random numbers
+    bool codes, scaled, summed;  // CONV CODES, FLOAT32, STATISTICS
+    bool strided;
+};
+
+inline Kind kind_of(const Header& h) {
+#pragma HLS INLINE
+    Kind k;
+    k.load = h.opcode == OP_LOAD;
+    k.conv = h.opcode == OP_CONV;
+    k.wgrad = h.opcode == OP_WGRAD;
+    k.read = h.opcode == OP_READ;
+    k.product = k.conv || k.wgrad;
+    k.to_a = k.load && (h.target & TARGET_A) != 0;
+    k.to_g = k.load && (h.target & TARGET_G) != 0;
+    k.to_w = k.load && (h.target & TARGET_W) != 0;
+    k.to_e = k.load && (h.target & TARGET_E) != 0;
+    k.tensor = k.to_a || k.to_g;
+    k.entries = k.to_w || k.to_e;
+    k.floats = k.tensor && h.format == LOAD_FLOAT32;
+    k.codes = k.conv && h.format == FORMAT_CODES;
+    k.scaled = k.conv && h.format == FORMAT_FLOAT32;
+    k.summed = k.conv && h.format == FORMAT_STATISTICS;
+    k.random = (k.floats || k.codes) && (h.flags & FLAG_STOCHASTIC) != 0;
+    k.strided = k.conv && (h.flags & FLAG_STRIDE_2) != 0;
+    return k;
+}
+
+// Payload that the shape needs.
+inline uint32_t payload_of(const Header& h, const Kind& k) {
+    if (k.floats) return h.rows * h.groups * (TILE / 2);
+    if (k.tensor) return h.images * h.rows * h.groups * h.a_bits * ROW_WORDS;
+    if (k.to_w) return h.rows * WEIGHT_WORDS;
+    if (k.to_e) return h.rows * 2;
+    return 0;
+}
+
+// Addresses first .. end - 1 of a buffer; none if both are zero.
+struct Range {
+    uint32_t first, end;
+};
+
+inline bool meet(const Range& x, const Range& y) {
+#pragma HLS INLINE
+    return x.first < y.end && y.first < x.end;
+}
+
+// What a LOAD writes to, or a product reads, in the operands' buffers (in all banks).
+struct Ranges {
+    Range a, g, w;
+};
+
+inline Ranges ranges_of(const Header& h, const Kind& k) {
+    // at most 64 * 128, times 64 groups times 16 bits: 23 bits
+    const uint32_t stack = h.images * blocks_of(operand_rows(h));
+    const uint32_t a_size = stack * h.groups * h.a_bits;
+    const uint32_t g_size = k.wgrad ? stack * h.out_groups * h.b_bits : a_size;
+    const uint32_t w_size = k.conv ? h.out_groups * h.groups * h.b_bits : h.rows;
+    Ranges ranges = {};
+    if (k.to_a || k.product) ranges.a = Range{h.base_a, h.base_a + a_size};
+    if (k.to_g || k.wgrad) ranges.g = Range{h.base_b, h.base_b + g_size};
+    if (k.to_w || k.conv) ranges.w = Range{h.base_b, h.base_b + w_size};
+    return ranges;
+}
+
+}  // namespace kernel

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the compiler has: types, pragmas and the form of the array.
+//
+// Three ways to compile the same program logic:
+//   __SYNTHESIS__       by Vitis HLS;
+//   FABRIC_BIT_SERIAL   by g++ with the arbitrary-precision headers, the array code that synthesis sees;
+//   otherwise           by g++ or Vitis C simulation, the array's bit planes in machine words (500 times faster).
+// FABRIC_LIGHT_STREAM replaces hls::stream by plain memory, so that the simulation library needs no vendor headers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "contract.h"
+
+#if defined(__SYNTHESIS__) || defined(FABRIC_BIT_SERIAL)
+#define FABRIC_NATIVE 0
+#include <ap_int.h>
+#include <hls_stream.h>
+// widths of the memories; every value that is stored has been checked or cut to fit
+using Accumulated = ap_int<contract::ACC_BITS>;
+using Multiplier = ap_int<contract::MULTIPLIER_BITS>;
+using Squares = ap_uint<96>;
+#else
+#define FABRIC_NATIVE 1
+using Accumulated = int64_t;
+using Multiplier = int32_t;
+__extension__ typedef unsigned __int128 Squares;
+#endif
+
+// g++ unrolls short loops before it looks for vectors, and then finds none
+#if FABRIC_NATIVE
+#define KEEP_LOOP _Pragma("GCC unroll 1")
+#else
+#define KEEP_LOOP
+#endif
+
+// A pragma whose words are macros: they are replaced first.
+#define HLS_PRAGMA(text) HLS_PRAGMA_OF(text)
+#define HLS_PRAGMA_OF(text) _Pragma(#text)
+
+namespace kernel {
+
+using namespace contract;
+
+}  // namespace kernel
