@@ -152,15 +152,24 @@ def _mirrored(tensor: Tensor) -> Array:
 
 
 def _paired(tensor: Tensor) -> Array:
-    """The two halves of the channels as one, for STRIDE_2: (N, C, H, W) -> (N, ceil(C/2), 4*H, W).
+    """The two halves F and S of the channels as one, for STRIDE_2: (N, C, H, W) -> (N, ceil(C/2), 4*H, W).
 
-    Where a stride of two looks at three rows of the input, in even and odd columns, an output pixel sees of each half
-    here what lies in the 2x2 window that ends with it.  Row y becomes four:
+    Row y becomes four virtual rows.  STRIDE_2 reads them as the even and odd columns of two input rows::
 
-    - 4y, even columns of the middle row: the second half's row y - 1, moved right by a pixel;
-    - 4y + 1, odd columns of the middle row, of which two pixels are seen: the second half's row y;
-    - 4y + 2, even columns of the row below, and of the row above output row y + 1: the second half's row y;
-    - 4y + 3, odd columns of these: the first half's row y.
+        virtual row   read as                   pixel x holds
+        4y            row 2y,     even columns  S[y-1][x-1]
+        4y + 1        row 2y,     odd columns   S[y][x]
+        4y + 2        row 2y + 1, even columns  S[y][x]
+        4y + 3        row 2y + 1, odd columns   F[y][x]
+
+    The 3x3 window of output pixel (y, x) then holds the 2x2 windows of F and S that end with (y, x)::
+
+                              kx = 0       kx = 1       kx = 2
+        ky = 0, row 2y - 1    F[y-1][x-1]  S[y-1][x]    F[y-1][x]
+        ky = 1, row 2y        S[y][x-1]    S[y-1][x-1]  S[y][x]
+        ky = 2, row 2y + 1    F[y][x-1]    unused       F[y][x]
+
+    :func:`_paired_kernel` places the weights.
     """
     n, c, h, w = tensor.array.shape
     half = -(-c // 2)
@@ -256,7 +265,7 @@ def ones_kernel(kernel: Kernel, channels: int) -> I64:
 
 
 def _paired_kernel(kernel: I64) -> I64:
-    """A 2x2 kernel for what :func:`_paired` makes: (O, C, 2, 2) -> (O, ceil(C/2), 3, 3); one tap stays zero."""
+    """A 2x2 kernel in the taps that :func:`_paired` draws: (O, C, 2, 2) -> (O, ceil(C/2), 3, 3); one tap stays zero."""
     out_channels, c = kernel.shape[:2]
     half = -(-c // 2)
     taps = np.zeros((out_channels, half, 3, 3), dtype=kernel.dtype)
