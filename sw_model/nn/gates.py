@@ -12,18 +12,24 @@ quantized with their own option's bits.  The gate's gradient is that of the mixt
 Q_k(x)>``, over all options and without computing any of their convolutions.  ``way="every"`` keeps the published way to
 check against.
 
-Differences from the published code, all measured or tested: samples share a layer's range, so the masked samples'
-zero gradients cannot widen it or be turned to noise; batch normalisation sees every sample once per step, not once per
-option; options are mixed at the input of every convolution, not at the block's output, so a gate
-learns of an option to first order, by the slope at the one chosen of all that lies behind (the gates' gradient has a
-cosine of 0.81 with the published one and 1.19 times its length, on a small network:
-``test_gates_learn_in_nearly_the_direction_of_the_published_way``); the gate after the last block, whose choice nobody uses, does not exist.  A sample that skips a block has no
-residual to weigh against, so the skip option learns from samples that did not skip, and from the cost.  A block that
-all samples have skipped in training has no activation ranges (nor trained weights); evaluation skips it too.
+Differences from the published code:
 
-Selective layer update (E2-Train's SLU, the coarse ancestor) is the case of two options, skipping and one precision,
-with the choice drawn by its probability: ``x <- m F(x) + (1 - m) x``.  E2-Train computes F for the samples that skip
-too while it trains, as ``way="every"`` does.
+- Ranges: samples share a layer's range, and masked samples have gradients of zero.  Zeros neither widen the range nor
+  become noise.
+- Batch normalisation sees every sample once per step.  The published code shows it every sample once per option.
+- Options are mixed at the input of every convolution.  The published code mixes them at the block's output.  The gate's
+  gradient is therefore of first order: it takes the layers behind a convolution as linear, with the slope at the option
+  that was chosen.  ``test_gates_learn_in_nearly_the_direction_of_the_published_way`` compares both gradients on a small
+  network: their cosine is 0.81, and ours is 1.19 times as long.
+- The gate after the last block does not exist, for nothing uses its choice.
+- A sample that skips a block has no residual to weigh against.  The skip option learns from samples that did not skip,
+  and from the cost.
+- A block that all samples have skipped in training has no activation ranges (nor trained weights).  Evaluation skips it
+  too.
+
+Selective layer update (E2-Train's SLU, the coarse ancestor) has two options: skipping, and one precision.  A draw by the
+option's probability makes the choice: ``x <- m F(x) + (1 - m) x``.  While it trains, E2-Train computes F for samples that
+skip, too, as ``way="every"`` does.
 """
 
 from __future__ import annotations
