@@ -27,18 +27,19 @@ BEAT_BITS = 2 * STREAM_BITS  #: the two input streams are read in lockstep: even
 
 @dataclass(frozen=True)
 class Part:
-    """What a chip holds."""
+    """What a chip holds; ``grade``: its speed grade, as its name tells it."""
 
     name: str
     lut: int
     ff: int
     bram36: int
     dsp: int
+    grade: str = "-2"
 
 
 PARTS = {
     "xc7z045ffg900-2": Part("xc7z045ffg900-2", 218_600, 437_200, 545, 900),
-    "xc7z020clg400-1": Part("xc7z020clg400-1", 53_200, 106_400, 140, 220),
+    "xc7z020clg400-1": Part("xc7z020clg400-1", 53_200, 106_400, 140, 220, "-1"),
     "xczu7ev-ffvc1156-2-e": Part("xczu7ev-ffvc1156-2-e", 230_400, 460_800, 312, 1_728),
 }
 

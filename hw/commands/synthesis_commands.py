@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from hw.commands import options
-from hw.design import ROOT, load_design
+from hw.design import PARTS, ROOT, load_design
 
 
 def table(data: dict[str, Any]) -> str:
@@ -42,6 +42,23 @@ def table(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def timing_table(data: dict[str, Any]) -> str:
+    """Worst path of every module by both net models, as text."""
+    lines = ["", "", "static estimate: it ranks paths and promises nothing, for placement and routing decide", ""]
+    lines.append(f"{'module':<20}{'real ns':>9}{'ideal ns':>9}  worst path by the real nets")
+    rows = [*data["modules"], *([{"module": "flattened", **data["flattened"]}] if "flattened" in data else [])]
+    for row in rows:
+        if not row["timing"]["real"]:
+            continue  # wires only
+        real, ideal = row["timing"]["real"][0], row["timing"]["ideal"][0]
+        lines.append(
+            f"{row['module']:<20}{real['ns']:>9.2f}{ideal['ns']:>9.2f}  {real['start']} -> {real['end']} ({real['pin']}): "
+            f"{real['luts']} LUT, {real['carries']} CARRY4, {real['dsps']} DSP, nets {real['net_ns']:.2f} ns, "
+            f"greatest fan-out {real['fan_out']}"
+        )
+    return "\n".join(lines)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """``fractrain synth``: 0 if the design fits its part, 1 if not."""
     from hw.generate import generate
@@ -52,13 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
         design = replace(design, accumulators=arguments.accumulators)
     pieces = yosys.chosen_pieces(design, arguments.module)
     folder = generate(design, arguments.out or options.usable_folder(ROOT / "build" / design.name))
-    results, flat = [], None
+    results, flat, grade = [], None, PARTS[design.part].grade
     for piece in pieces:
         print(f"synthesising {piece.name} ...", file=sys.stderr, flush=True)
-        results.append(yosys.synthesize(piece, folder, seconds=arguments.seconds))
+        results.append(yosys.synthesize(piece, folder, grade=grade, seconds=arguments.seconds))
     if arguments.flatten:
         print("synthesising the whole, flattened ...", file=sys.stderr, flush=True)
-        flat = yosys.synthesize(yosys.whole(design), folder, seconds=arguments.seconds)
+        flat = yosys.synthesize(yosys.whole(design), folder, grade=grade, seconds=arguments.seconds)
     data = yosys.report(design, results, flat)
     if arguments.accumulators:
         data["command"] += f" --accumulators {arguments.accumulators}"
@@ -68,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.save:
         arguments.save.parent.mkdir(parents=True, exist_ok=True)
         arguments.save.write_text(text + "\n", encoding="utf-8")
-    print(text if arguments.json else table(data))
+    print(text if arguments.json else table(data) + (timing_table(data) if arguments.timing else ""))
     return 0 if data.get("fits", True) else 1
 
 
@@ -124,6 +141,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--module", help="one module only")
     parser.add_argument("--accumulators", choices=("dsp", "lut"), help="other accumulators than the design says")
     parser.add_argument("--flatten", action="store_true", help="also synthesise the whole as one module (long)")
+    parser.add_argument("--timing", action="store_true", help="also print the estimate of every module's worst path")
     parser.add_argument("--seconds", type=options.number, default=3600.0, help="most time for one module")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--save", type=options.output_file, help="also write the JSON to this file")

@@ -28,11 +28,14 @@ from typing import Any
 from hw import contract
 from hw.design import PARTS, ROOT, Design
 from hw.generate import compile_order
+from hw.tools import timing
 
 CACHE = ROOT / "build" / "cache"
 _logger = logging.getLogger(__name__)
 QUANTIZERS = 4  #: lanes of the loader
-_FLOW = 2  #: raise it when the Yosys commands change, so that cached results are not used
+_FLOW = 3  #: raise it when the Yosys commands change, so that cached results are not used
+
+PATHS = 3  #: of each piece and net model, in reports
 
 #: primitives that the sources in rtl/xc7 instantiate
 XC7_PRIMITIVES = ("LUT6", "LUT6_2", "CARRY4", "DSP48E1")
@@ -164,6 +167,7 @@ class Synthesis:
         seconds: time it took.
         peak_mib: memory that it took at most, in MiB.
         cells: primitive cells of one instance, boxes left out.
+        timing: by net model ("real", "ideal"), its worst paths, longest first; see :mod:`hw.tools.timing`.
     """
 
     name: str
@@ -171,6 +175,7 @@ class Synthesis:
     seconds: float
     peak_mib: int
     cells: dict[str, int]
+    timing: dict[str, list[dict[str, Any]]]
 
     def area(self) -> Area:
         """Area of one instance."""
@@ -249,9 +254,9 @@ def _box(text: str) -> tuple[str, list[str]]:
     return f"`default_nettype none\n{match[0]}\nendmodule\n`default_nettype wire\n", parameters
 
 
-def cache_key(piece: Piece, folder: Path) -> str:
+def cache_key(piece: Piece, folder: Path, grade: str) -> str:
     """Name of a piece's result in the cache: a hash of the piece, the sources that it is made of, and the tool."""
-    known = (piece, _content(piece, synthesis_sources(folder)), version("pyosys"), _FLOW)
+    known = (piece, _content(piece, synthesis_sources(folder)), version("pyosys"), _FLOW, grade)
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
@@ -278,18 +283,26 @@ def _work(job: dict[str, Any]) -> None:
     # no pads: the fabric is a block inside the programmable logic
     run(f"synth_xilinx -family xc7 -flatten -noiopad -noclkbuf -top {job['top']}")
     run(f"tee -q -o {job['result']} stat -json")
+    run(f"write_json {job['result']}.netlist")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     Path(job["result"] + ".peak").write_text(str(peak), encoding="utf-8")
 
 
 def synthesize(
-    piece: Piece, folder: Path, *, seconds: float = 3600, memory_mib: int = 16384, cache: Path | None = CACHE
+    piece: Piece,
+    folder: Path,
+    *,
+    grade: str = "-2",
+    seconds: float = 3600,
+    memory_mib: int = 16384,
+    cache: Path | None = CACHE,
 ) -> Synthesis:
-    """Area of one piece of a generated design.
+    """Area of one piece of a generated design, and the estimate of its timing.
 
     Args:
         piece: what to synthesise.
         folder: of the generated design.
+        grade: speed grade of the part, a key of :data:`hw.tools.timing.GRADES`.
         seconds: most time that Yosys may take.
         memory_mib: most memory that Yosys may take, in MiB.
         cache: folder of earlier results, found by the contents of the sources.
@@ -298,7 +311,7 @@ def synthesize(
         SynthesisError: Yosys is missing, refused the sources, or needed more time or memory.
     """
     sources = synthesis_sources(folder)
-    kept = cache / f"synth-{piece.name}-{cache_key(piece, folder)}.json" if cache else None
+    kept = cache / f"synth-{piece.name}-{cache_key(piece, folder, grade)}.json" if cache else None
     if kept and kept.exists():
         return Synthesis(**json.loads(kept.read_text(encoding="utf-8")))
 
@@ -345,6 +358,7 @@ def synthesize(
             name.removeprefix("\\"): m for name, m in json.loads(result.read_text(encoding="utf-8"))["modules"].items()
         }
         peak = int(Path(f"{result}.peak").read_text(encoding="utf-8"))
+        netlist = json.loads(Path(f"{result}.netlist").read_text(encoding="utf-8"))["modules"]
     cells: dict[str, int] = {}
     found: Counter[str] = Counter()
     wanted = dict(piece.boxes)
@@ -357,12 +371,21 @@ def synthesize(
             cells[name] = int(n)
     if dict(found) != wanted:
         raise SynthesisError(f"{piece.name} has instances {dict(found)} instead of {wanted}; correct pieces()")
-    done = Synthesis(piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells)
+    done = Synthesis(piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells, _timing(netlist[top], grade))
     done.area()
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(asdict(done)), encoding="utf-8")
     return done
+
+
+def _timing(module: dict[str, Any], grade: str) -> dict[str, list[dict[str, Any]]]:
+    """Worst paths of a netlist, by net model."""
+    models = {"real": timing.REAL, "ideal": timing.IDEAL}
+    return {
+        name: [asdict(path) for path in timing.worst_paths(module, cells=timing.GRADES[grade], nets=nets, count=PATHS)]
+        for name, nets in models.items()
+    }
 
 
 def chosen_pieces(design: Design, module: str | None = None) -> list[Piece]:
@@ -411,6 +434,7 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
                 "all": r.area().times(r.instances).as_dict(),
                 "seconds": r.seconds,
                 "peak_mib": r.peak_mib,
+                "timing": r.timing,
             }
             for r in results
         ],
@@ -429,6 +453,7 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
             "percent_of_part": fit(flat.area()),
             "seconds": flat.seconds,
             "peak_mib": flat.peak_mib,
+            "timing": flat.timing,
         }
     return data
 
