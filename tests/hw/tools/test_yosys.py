@@ -96,16 +96,16 @@ def test_the_cache_knows_results_by_all_sources_that_they_come_from(
 ) -> None:
     design = generate(SMALL, tmp_path)
     wanted = next(p for p in (*pieces(SMALL), whole(SMALL)) if p.name == name)
-    before = cache_key(wanted, design)
+    before = cache_key(wanted, design, "-2")
     path = design / "rtl" / f"{source}.sv"
     end = "endpackage" if source.endswith("_pkg") else "endmodule"
     path.write_text(path.read_text().replace(end, f"localparam int MORE = 1;\n{end}"))
-    assert (cache_key(wanted, design) != before) == changes
+    assert (cache_key(wanted, design, "-2") != before) == changes
 
 
 def test_report_adds_up() -> None:
     results = [
-        Synthesis(p.name, p.instances, 1.0, 1, {"LUT6": 2, "FDRE": 1, "RAMB36E1": 1, "DSP48E1": 0})
+        Synthesis(p.name, p.instances, 1.0, 1, {"LUT6": 2, "FDRE": 1, "RAMB36E1": 1, "DSP48E1": 0}, {})
         for p in pieces(SMALL)
     ]
     data = report(SMALL, results)
