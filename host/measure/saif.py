@@ -2,8 +2,8 @@
 
 Verilator counts at clock edges, so glitches within a cycle do not show; payloads are random codes, whose bits toggle more
 than those of trained networks.  Signals that Verilator optimises away are not in the file, nor are constants.  A bit that
-is 1 from the start counts one toggle for it.  The syntax is checked here, but no Vivado has read such a file yet: which
-nets it matches, ``read_saif -out_file`` tells.
+is 1 from the start counts one toggle for it.  Tests check the syntax; no Vivado has read such a file yet.
+``read_saif -out_file`` lists the nets that it matches.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Area of the generated RTL on 7-series parts, from Yosys.
 
-Every module is synthesised once, with the modules it contains left out as boxes, and its cells are multiplied by the
-number of its instances: hundreds of equal units cost one unit's time and memory, and the area is known by module.
-Nothing is optimised across module borders this way, so a flattened run, where it is feasible, says how much that costs.
-Yosys runs in a process of its own: a crash, or a design that outgrows the memory or the time allowed, ends that
-process only.
+Every module is synthesised once; the modules that it contains are black boxes.  Its cells are multiplied by the number
+of its instances.  So hundreds of equal units cost one unit's time and memory, and the area is known by module. 
+Nothing is optimised across module borders; a flattened run, where it is feasible, says how much that costs. Yosys runs
+in a process of its own: a crash, or a design that outgrows the memory or the time allowed, ends that process only.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Every float convolution of training and its gradients: the only place that calls PyTorch's own.
 
-PyTorch's convolutions on a CPU are oneDNN's, whose weight gradient of a strided 1x1 kernel with the channels last gathers
-the pixels that the kernel meets in a workspace too small for them where the input has fewer channels than the
-processor has lanes: 8 with AVX2, 16 with AVX-512 (uxlfoundation/oneDNN#6035).  What lies behind the workspace is
-overwritten: the gradient is wrong, or the process ends.  So the pixels are picked here, and what oneDNN computes is a
+On a CPU, PyTorch's convolutions are oneDNN's.  The weight gradient of a strided 1x1 kernel, with the channels last,
+gathers the pixels under the kernel in a workspace.  The workspace is too small where the input has fewer channels than
+the processor has lanes: 8 with AVX2, 16 with AVX-512 (uxlfoundation/oneDNN#6035).  The memory behind it is
+overwritten: the gradient is wrong, or the process ends.  So this module picks the pixels, and oneDNN computes a
 convolution of stride 1.
 """
 

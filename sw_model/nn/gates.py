@@ -9,27 +9,27 @@ The published CIFAR code runs every block at *every* option and sums the results
 five times the work.  Here each sample is computed once.  A convolution is linear in its input, so a layer's mixture
 over options is ``sum_k m_k conv(Q_k(x)) = conv(sum_k m_k Q_k(x))``: one convolution of an input whose samples are each
 quantized with their own option's bits.  The gate's gradient is that of the mixture, ``dL/dm_k = <dL/d(mixed input),
-Q_k(x)>``, over all options and without computing any of their convolutions.  ``way="every"`` keeps the published way to
-check against.
+Q_k(x)>``, over all options and without computing any of their convolutions.  ``way="every"`` keeps the published way
+to check against.
 
 Differences from the published code:
 
 - Ranges: samples share a layer's range, and masked samples have gradients of zero.  Zeros neither widen the range nor
   become noise.
 - Batch normalisation sees every sample once per step.  The published code shows it every sample once per option.
-- Options are mixed at the input of every convolution.  The published code mixes them at the block's output.  The gate's
-  gradient is therefore of first order: it takes the layers behind a convolution as linear, with the slope at the option
-  that was chosen.  ``test_gates_learn_in_nearly_the_direction_of_the_published_way`` compares both gradients on a small
-  network: their cosine is 0.81, and ours is 1.19 times as long.
+- Options are mixed at the input of every convolution.  The published code mixes them at the block's output.  The
+  gate's gradient is therefore of first order: it takes the layers behind a convolution as linear, with the slope at
+  the option that was chosen.  ``test_gates_learn_in_nearly_the_direction_of_the_published_way`` compares both
+  gradients on a small network: their cosine is 0.81, and ours is 1.19 times as long.
 - The gate after the last block does not exist, for nothing uses its choice.
 - A sample that skips a block has no residual to weigh against.  The skip option learns from samples that did not skip,
   and from the cost.
-- A block that all samples have skipped in training has no activation ranges (nor trained weights).  Evaluation skips it
-  too.
+- A block that all samples have skipped in training has no activation ranges (nor trained weights).  Evaluation skips
+  it too.
 
-Selective layer update (E2-Train's SLU, the coarse ancestor) has two options: skipping, and one precision.  A draw by the
-option's probability makes the choice: ``x <- m F(x) + (1 - m) x``.  While it trains, E2-Train computes F for samples that
-skip, too, as ``way="every"`` does.
+Selective layer update (E2-Train's SLU, the coarse ancestor) has two options: skipping, and one precision.  A draw by
+the option's probability makes the choice: ``x <- m F(x) + (1 - m) x``.  While it trains, E2-Train computes F for
+samples that skip, too, as ``way="every"`` does.
 """
 
 from __future__ import annotations

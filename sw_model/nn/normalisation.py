@@ -1,11 +1,13 @@
-"""Batch normalisation with what follows it in a network: a residual to add, and the positive part (ReLU).
+"""Batch normalisation with what follows it in a network: the sum with a residual, and ReLU.
 
 As separate operations these read and write every activation four to six times per step, which takes as long as the
-quantizers do.  Between quantized layers, whose results have their channels last, one kernel does all of it in two
-passes over the data each way.  Its sums do not depend on the number of threads, and what it keeps for the backward pass
-is no more than PyTorch keeps.  Everything else is PyTorch's own: evaluation, tensors in C order (float32 layers,
-integer engines), other normalisations, and whatever runs inside a dispatch mode, which must see the operations
-themselves (:mod:`sw_model.nn.reproducible`, the capture of a job).
+quantizers do.  One kernel does all of it in two passes over the data, forward and backward.  It serves the results of
+quantized layers, which have their channels last.  Its sums do not depend on the number of threads.  It keeps no more
+for the backward pass than PyTorch keeps.
+
+PyTorch's own operations serve all other cases: evaluation; tensors in C order (float32 layers, integer engines); other
+normalisations; dispatch modes, which must see the operations themselves (:mod:`sw_model.nn.reproducible`, the capture
+of a job).
 """
 
 from __future__ import annotations

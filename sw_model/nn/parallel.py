@@ -1,22 +1,21 @@
 """Data-parallel training on CPU processes: every process computes a part of every batch.
 
-The result is that of one process up to the order of float32 sums.  What a layer takes from the whole batch - ranges of
-activations and gradients, statistics of batch normalisation, the number of an element in stochastic rounding - is that
-of the global batch, so every code lies on the same grid and draws the same random number as in one process.  A rank's
-loss is its share of the global mean; gradients are added up.
+The result is that of one process, up to the order of float32 sums:
 
-Gates choose for every sample on its own.  What is theirs of a batch is that of the global one too: the cost that is held
-against the target, the meters, and whatever is taken over the samples that chose an option or did not skip a block - a
-:class:`Shard` of its own, of which a process may have none: it then computes on empty tensors, so that all processes
-meet in the same reductions in the same order.
+- A layer takes its quantities of a batch from the global batch: ranges of activations and gradients, statistics of
+  batch normalisation, the number of an element in stochastic rounding.  So every code has the same grid and the same
+  random number as in one process.
+- The loss of a rank is its share of the global mean.  Gradients are added up.
+- Gates choose for every sample.  Their cost, their meters and all statistics over chosen samples are global, too.
+  Samples that chose the same option, or did not skip a block, form a :class:`Shard`.  A process may have no sample of
+  a shard; it then computes on empty tensors, so that all processes meet in the same reductions in the same order.
 
-What takes a whole batch in one place is refused: exact engines, quantizers of weights, activations or gradients other
-than affine ones, Range BN.
+Refused is what needs the whole batch in one process: exact engines, quantizers other than affine ones, Range BN.
 
-Quantized gradients amplify the last bits of a sum: a code on the border falls to the other side, and the layers below
-follow.  ResNet-8 on digits at 8/8/8 is 3e-5 from one process in its weights after one step and 0.03 after three; one
-process whose initial weights are moved by one part in 10**7 comes as far from itself (3e-5 to 6e-5, and 0.04 to 0.06).
-Without quantization the distance after three steps is 2e-7.
+Quantized gradients amplify the last bits of a sum: a value at the border between two codes falls to the other side,
+and the layers below follow.  ResNet-8 on digits at 8/8/8 differs from one process by 3e-5 in its weights after one
+step, and by 0.03 after three.  One process differs as much from itself (3e-5 to 6e-5, and 0.04 to 0.06) if its initial
+weights move by one part in 10**7.  Without quantization the distance after three steps is 2e-7.
 """
 
 from __future__ import annotations

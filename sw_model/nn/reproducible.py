@@ -1,13 +1,15 @@
-"""Float arithmetic of a training step that does not depend on the machine: what surrounds the exact products.
+"""Float arithmetic around the exact products of a training step, with the same bits on every machine.
 
-PyTorch's kernels add float32 in an order that follows the vector width and the number of threads, fuse products with
-sums where the processor can, and have exponentials of their own.  Training at few bits is chaotic: one last bit turns
-one code, and two runs part.  Inside :class:`Reproducible`, sums are formed in float64 in a fixed order, transcendental
-functions and matrix products in float64, each rounded once; everything else takes single float32 operations.  The
-board's runtime (:mod:`host.board.operations`) states the same arithmetic in NumPy, so that a run with an exact engine is
-the same on every machine, and the same as its job.
+PyTorch's kernels depend on the machine: vector width and number of threads decide the order of float32 sums, some
+processors fuse products with sums, and libraries differ in their exponentials.  Training at few bits is chaotic: one
+last bit changes one code, and two runs part.
 
-A dispatch mode sees the operations of the backward pass and of the optimizer too, which is why no layer has to know.
+Inside :class:`Reproducible`, sums are formed in float64 in a fixed order.  Transcendental functions and matrix
+products are computed in float64 and rounded once.  Everything else takes single float32 operations.  The board's
+runtime (:mod:`host.board.operations`) states the same arithmetic in NumPy.  So a run with an exact engine is the same
+on every machine, and the same as its job.
+
+It is a dispatch mode, so it sees the operations of the backward pass and of the optimizer, too; no layer has to know.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A small Transformer language model with quantized linear layers and quantized attention products.
 
-Attention multiplies two activations, which :class:`QMatmul` maps onto the same three products as a linear layer: one
-factor takes the weight's place, on one grid per tensor, at the activation's bits.  Neither gradient is one of weights:
-both go on to the layers below, so both have the bits of the input gradient, and a bifurcated gradient's second width
-does not occur (see also :meth:`hw.networks.ConvShape.operands`).
+Attention multiplies two activations.  :class:`QMatmul` maps that onto the three products of a linear layer: one factor
+takes the place of the weight, on one grid per tensor, at the bits of activations.  Both gradients go on to the layers
+below, so both have the bits of the input gradient, and the second width of a bifurcated gradient does not occur (see
+also :meth:`hw.networks.ConvShape.operands`).
 """
 
 from __future__ import annotations

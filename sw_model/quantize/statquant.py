@@ -5,9 +5,9 @@ B = 2**bits - 1 and R the range (max - min) of what shares a grid:
 
 * per tensor (PTQ): one grid, with zero as a point, so that R is taken with zero.  Var <= N D R**2 / (4 (B - 1)**2).
 * per sample (PSQ): a grid per row.  Var <= D / (4 B**2) * sum_i R_i**2, much less when few rows are large.
-* block Householder (BHQ): rows are grouped so that every block has one large row and some small ones; an orthogonal
-  reflection spreads the large row over its block, whose rows, scaled against each other, are then quantized as in PSQ
-  and transformed back.
+* block Householder (BHQ): every block of rows has one large row and some small ones.  The rows of a block are scaled
+  against each other, and an orthogonal (Householder) reflection spreads the large row over them.  The result is
+  quantized as in PSQ and transformed back.
 
 Random numbers come from :func:`sw_model.quantize.affine.random_units`, so a key fixes the result.
 """
