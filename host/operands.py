@@ -11,33 +11,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import F32, I64, Codes
+from host.numerics import code_limits
 from hw.networks import ConvGeometry as ConvGeometry
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-
-_WORD = 0xFFFFFFFF
-
-
-def fmix32(h: int) -> int:
-    """MurmurHash3's 32-bit finalizer: a bijection on 32-bit words in which every input bit stirs every output bit."""
-    h &= _WORD
-    h ^= h >> 16
-    h = h * 0x85EBCA6B & _WORD
-    h ^= h >> 13
-    h = h * 0xC2B2AE35 & _WORD
-    return h ^ h >> 16
-
-
-def derive_key(*words: int) -> int:
-    """A 32-bit key from a list of counters such as (seed, step, layer): a chain of :func:`fmix32`, so reproducible."""
-    key = 0x9E3779B9
-    for word in words:
-        for half in (word & _WORD, word >> 32 & _WORD):
-            key = fmix32(key ^ half) + 0x9E3779B9 & _WORD
-    return fmix32(key)
 
 
 @dataclass(frozen=True)
@@ -70,7 +47,7 @@ class Grid:
     @property
     def limits(self) -> tuple[int, int]:
         """Least and greatest code."""
-        return (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1) if self.signed else (0, (1 << self.bits) - 1)
+        return code_limits(self.bits, self.signed)
 
 
 @dataclass(frozen=True)
@@ -85,7 +62,7 @@ class Operand:
     """
 
     grid: Grid
-    codes: npt.NDArray[np.integer] | None = None
+    codes: Codes | None = None
     values: F32 | None = None
 
     def __post_init__(self) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import Array
 from host.board.operations import JobError, tree_sum
-from host.driver.layout import host_codes
+from host.grids import host_codes
 from host.operands import Grid, Operand
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import Array
 from host.board.gate_decisions import Gates
 from host.board.operations import OPERATIONS, JobError
 from hw.files import replaced
@@ -40,7 +40,6 @@ MAX_GRAPH_ELEMENTS = 1 << 30  #: of all values of a graph
 MAX_OPERANDS = 256  #: of one node
 MAX_STEPS = 100_000_000
 
-Array = npt.NDArray[Any]
 
 _DTYPES: dict[str, np.dtype[Any]] = {"<f4": np.dtype("<f4"), "<i8": np.dtype("<i8"), "|u1": np.dtype("|u1")}
 _NPY = re.compile(

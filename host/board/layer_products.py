@@ -1,69 +1,22 @@
-"""Quantized products of a layer on the board: grids, keys, the exact NumPy engine, and the float32 fall-back.
-
-The grids and keys are those of the software model, in single precision step by step, so that codes agree.
-"""
+"""Quantized products of a layer on the board: ranges, keys, gates, and the float32 fall-back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import Array
 from host.board.gate_decisions import Gates, option_products
 from host.board.operations import JobError
 from host.driver.grouped import product_sums
-from host.driver.layout import host_codes
-from host.operands import ConvGeometry, Engine, Grid, Meter, Operand, Sums, derive_key
-from host.program.packing import flush
+from host.exact_engine import correlate, correlate_back, correlate_weight
+from host.grids import extremes, grid_from_range, weight_operand
+from host.numerics import derive_key
+from host.operands import ConvGeometry, Engine, Operand
 
-Array = npt.NDArray[Any]
-
-_SMALLEST_SCALE, _LARGEST_SCALE = np.float32(2.0**-126), np.float32(2.0**126)
 MAX_COLUMNS = 1 << 28  #: elements of an unfolded operand
-
-
-def extremes(x: Array, axis: int | None = None) -> tuple[Array, Array]:
-    """Minimum and range of ``x`` over everything, or per index of ``axis``; float32, subnormals flushed.
-
-    Raises:
-        JobError: NaN, infinity or a range beyond float32.
-    """
-    others = tuple(i for i in range(x.ndim) if i != axis) if axis is not None else None
-    low, high = flush(np.asarray(x.min(others))), flush(np.asarray(x.max(others)))
-    with np.errstate(over="ignore", invalid="ignore"):
-        span = high - low
-    if not np.isfinite(span).all():
-        raise JobError(
-            f"a tensor of shape {x.shape} holds NaN or infinity, or a range beyond float32; training has diverged: "
-            "lower the learning rate or raise the precision"
-        )
-    return low.astype(np.float32), flush(span).astype(np.float32)
-
-
-def grid_of(low: Array, span: Array, bits: int, key: int | None = None) -> Grid:
-    """The affine grid of ``bits`` bits over ``[low, low + span]``.
-
-    Raises:
-        JobError: the range is too large.
-    """
-    scale = np.maximum(span / np.float32((1 << bits) - 1), _SMALLEST_SCALE)
-    if (scale > _LARGEST_SCALE).any():
-        raise JobError(f"range {span.max():g} is too large for {bits} bits; training has diverged")
-    return Grid(bits, False, scale, low, key)
-
-
-def weight_operand(weight: Array, bits: int, axis: int) -> Operand:
-    """A weight (O, I, kh, kw) as codes on one grid per index of ``axis``."""
-    grid = grid_of(*extremes(weight, axis), bits)
-    shape = [1, 1, 1, 1]
-    shape[axis] = -1
-    zero, reciprocal = grid.zero.reshape(shape), (np.float32(1) / grid.scale).reshape(shape)
-    t = flush(flush(flush(weight) - zero) * reciprocal)
-    codes = np.clip(np.rint(t), 0, (1 << bits) - 1).astype(np.int32)
-    return Operand(grid, codes=codes)
 
 
 # -- convolutions -------------------------------------------------------------------------------------------------
@@ -89,123 +42,9 @@ def geometry_of(
     return g
 
 
-def _columns(x: Array, g: ConvGeometry) -> Array:
-    """(N, C, H, W) -> (N, C, OH, OW, kh, kw), a view of the padded image."""
-    p = g.padding
-    padded = np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, g.kernel, axis=(2, 3))
-    return windows[:, :, :: g.stride, :: g.stride]
-
-
-def _valid(g: ConvGeometry) -> Array:
-    """1 where a kernel position falls on a pixel: float64 (OH, OW, kh, kw)."""
-    one = ConvGeometry(1, 1, 1, g.in_hw, g.kernel, g.stride, g.padding)
-    return _columns(np.ones((1, 1, *g.in_hw)), one)[0, 0]
-
-
-def _fold(columns: Array, g: ConvGeometry) -> Array:
-    """Transpose of :func:`_columns`: (N, OH, OW, C, kh, kw) -> (N, C, H, W), overlaps added."""
-    n, oh, ow, c = columns.shape[:4]
-    s, p = g.stride, g.padding
-    h, w = g.in_hw
-    out = np.zeros((n, c, h + 2 * p + s, w + 2 * p + s), dtype=columns.dtype)
-    for ky in range(g.kernel[0]):
-        for kx in range(g.kernel[1]):
-            out[:, :, ky : ky + s * oh : s, kx : kx + s * ow : s] += columns[..., ky, kx].transpose(0, 3, 1, 2)
-    return out[:, :, p : p + h, p : p + w]
-
-
 def _once(product: Callable[..., Array], a: Array, b: Array, g: ConvGeometry) -> Array:
     """A float32 product, formed in float64 and rounded once."""
     return product(a.astype(np.float64), b.astype(np.float64), g).astype(np.float32)
-
-
-def correlate(x: Array, weight: Array, g: ConvGeometry) -> Array:
-    """Output (N, O, OH, OW), in the operands' type."""
-    return np.tensordot(_columns(x, g), weight, ((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
-
-
-def correlate_back(grad: Array, weight: Array, g: ConvGeometry) -> Array:
-    """Input gradient (N, I, H, W)."""
-    return _fold(np.tensordot(grad, weight, ((1,), (0,))), g)
-
-
-def correlate_weight(x: Array, grad: Array, g: ConvGeometry) -> Array:
-    """Weight gradient (O, I, kh, kw)."""
-    return np.tensordot(grad, _columns(x, g), ((0, 2, 3), (0, 2, 3)))
-
-
-class ExactEngine:
-    """Implements :class:`host.operands.Engine` in NumPy: integers carried in float32 or float64, exact in any order."""
-
-    def __init__(self) -> None:
-        self.meter = Meter()
-
-    @staticmethod
-    def _carried(operand: Operand, other: Operand, terms: int) -> Array:
-        bound = terms << (operand.grid.bits + other.grid.bits)
-        if bound < 1 << 24:
-            return host_codes(operand).astype(np.float32)
-        if bound >= 1 << 53:
-            raise JobError(f"a sum of {terms} products of {operand.grid.bits} x {other.grid.bits} bits is not exact")
-        return host_codes(operand).astype(np.float64)
-
-    def _count(self, a: Grid, b: Grid, macs: int) -> None:
-        totals = self.meter.totals
-        for name, amount in (("PRODUCTS", 1), ("MACS", macs), ("BIT_MACS", macs * a.bits * b.bits)):
-            totals[name] = totals.get(name, 0) + amount
-
-    def forward(self, x: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
-        """See :class:`host.operands.Sums` for shapes."""
-        g = geometry
-        terms = g.in_channels * g.kernel[0] * g.kernel[1]
-        a, b = self._carried(x, w, terms), self._carried(w, x, terms)
-        valid = _valid(g)
-        self._count(x.grid, w.grid, g.batch * b.size * g.out_hw[0] * g.out_hw[1])
-        return Sums(
-            _integers(correlate(a, b, g)),
-            _integers(_columns(a.sum(1, keepdims=True, dtype=np.float64), g).sum((4, 5))),
-            _integers(np.tensordot(b.sum(1, dtype=np.float64), valid, ((1, 2), (2, 3)))[None]),
-            _integers(valid.sum((2, 3))[None, None] * g.in_channels),
-        )
-
-    def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
-        """See :class:`host.operands.Sums` for shapes."""
-        m = geometry
-        terms = m.out_channels * m.kernel[0] * m.kernel[1]
-        grad, b = self._carried(g, w, terms), self._carried(w, g, terms)
-        oh, ow = m.out_hw
-        flat = np.broadcast_to(
-            grad.sum(1, dtype=np.float64)[:, :, :, None, None, None], (m.batch, oh, ow, 1, *m.kernel)
-        )
-        weights = np.broadcast_to(b.sum(0, dtype=np.float64)[None, None, None], (1, oh, ow, m.in_channels, *m.kernel))
-        ones = np.broadcast_to(np.float64(m.out_channels), (1, oh, ow, 1, *m.kernel))
-        self._count(g.grid, w.grid, m.batch * b.size * oh * ow)
-        return Sums(
-            _integers(correlate_back(grad, b, m)),
-            _integers(_fold(flat, m)),
-            _integers(_fold(weights, m)),
-            _integers(_fold(ones, m)),
-        )
-
-    def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums:
-        """See :class:`host.operands.Sums` for shapes."""
-        m = geometry
-        terms = m.batch * m.out_hw[0] * m.out_hw[1]
-        a, grad = self._carried(x, g, terms), self._carried(g, x, terms)
-        valid = _valid(m)
-        dot = correlate_weight(a, grad, m)
-        self._count(x.grid, g.grid, dot.size * terms)
-        return Sums(
-            _integers(dot),
-            _integers(_columns(a, m).sum((0, 2, 3), dtype=np.float64)[None]),
-            _integers(np.tensordot(grad.sum(0, dtype=np.float64), valid, ((1, 2), (0, 1)))[:, None]),
-            _integers(valid.sum((0, 1))[None, None] * m.batch),
-        )
-
-
-def _integers(values: Array) -> npt.NDArray[np.int64]:
-    return np.asarray(values).astype(np.int64)
 
 
 # -- layers -------------------------------------------------------------------------------------------------------
@@ -303,7 +142,7 @@ class Products:
         widths = self._widths(layer)
         if not any(widths):
             return _once(correlate, x, weight, self._dense(g, groups, layer))
-        grid = grid_of(*self._activation_range(x, layer), widths[1])
+        grid = grid_from_range(*self._activation_range(x, layer), widths[1])
         w = weight_operand(weight, widths[0], 0)
         a = Operand(grid, values=np.ascontiguousarray(x))
         return product_sums(self.engine, "forward", a, w, g, groups).real(grid, w.grid, 1)
@@ -320,7 +159,7 @@ class Products:
         if last and len(widths) == 4 and widths[3] != bits:
             bits, key = widths[3], derive_key(key, 1)
         values = np.ascontiguousarray(grad)
-        return Operand(grid_of(*self._gradient_range(values, layer), bits, key), values=values)
+        return Operand(grid_from_range(*self._gradient_range(values, layer), bits, key), values=values)
 
     def input_gradient(
         self, grad: Array, weight: Array, x: Array, *, layer: int, stride: int, padding: int, groups: int
@@ -342,7 +181,7 @@ class Products:
         widths = self._widths(layer)
         if not any(widths):
             return _once(correlate_weight, x, grad, self._dense(g, groups, layer))
-        a = Operand(grid_of(*self._kept_range(layer), widths[1]), values=np.ascontiguousarray(x))
+        a = Operand(grid_from_range(*self._kept_range(layer), widths[1]), values=np.ascontiguousarray(x))
         operand = self._gradient_operand(grad, layer, last=True)
         return product_sums(self.engine, "weight_gradient", a, operand, g, groups).real(a.grid, operand.grid)
 
@@ -370,11 +209,11 @@ class Products:
 
     def _activations(self, x: Array, index: Array, option: int, layer: int) -> Operand:
         bits = self.gates.options[option][0]
-        return Operand(grid_of(*self._activation[layer], bits), values=np.ascontiguousarray(x[index]))
+        return Operand(grid_from_range(*self._activation[layer], bits), values=np.ascontiguousarray(x[index]))
 
     def _gradients(self, grad: Array, index: Array, option: int, layer: int) -> Operand:
         key, bits = derive_key(self._key(layer), option), self.gates.options[option][1]
-        grid = grid_of(*self._gradient_range(grad, layer), bits, key)
+        grid = grid_from_range(*self._gradient_range(grad, layer), bits, key)
         return Operand(grid, values=np.ascontiguousarray(grad[index]))
 
     def gated_product(
@@ -421,7 +260,7 @@ class Products:
             raise JobError(f"a gradient of {dx.shape} for values of {x.shape}")
         low, span = self._kept_range(layer)
         return option_products(
-            np.ascontiguousarray(x), dx, [grid_of(low, span, bits) for bits, _ in self.gates.options]
+            np.ascontiguousarray(x), dx, [grid_from_range(low, span, bits) for bits, _ in self.gates.options]
         )
 
     def cost_term(self, cost: Array, task: Array) -> Array:

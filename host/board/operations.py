@@ -57,10 +57,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-F32 = np.float32
+from host.arrays import Array
 
 
 class JobError(ValueError):
@@ -108,11 +106,11 @@ def batch_norm(
     if n < 2:
         raise JobError("batch norm in training needs more than one value per channel; use larger batches")
     exact = tree_sum(x, (0, 2, 3)) / n
-    batch_mean = exact.astype(F32)
+    batch_mean = exact.astype(np.float32)
     squares = tree_sum(np.square(x - _column(batch_mean), dtype=np.float64), (0, 2, 3))
-    inverse = (1 / np.sqrt(squares / n + eps)).astype(F32)
-    new_mean = (momentum * exact + (1 - momentum) * mean.astype(np.float64)).astype(F32)
-    new_variance = (momentum * squares / (n - 1) + (1 - momentum) * variance.astype(np.float64)).astype(F32)
+    inverse = (1 / np.sqrt(squares / n + eps)).astype(np.float32)
+    new_mean = (momentum * exact + (1 - momentum) * mean.astype(np.float64)).astype(np.float32)
+    new_variance = (momentum * squares / (n - 1) + (1 - momentum) * variance.astype(np.float64)).astype(np.float32)
     return _normalised(x, weight, bias, batch_mean, inverse), batch_mean, inverse, new_mean, new_variance
 
 
@@ -124,7 +122,7 @@ def _normalised(x: Array, weight: Array, bias: Array, mean: Array, inverse: Arra
 def batch_norm_fixed(x: Array, weight: Array, bias: Array, mean: Array, variance: Array, *, eps: float) -> Array:
     """Normalisation with running statistics."""
     _image(x, weight, bias, mean, variance)
-    inverse = (1 / np.sqrt(variance.astype(np.float64) + eps)).astype(F32)
+    inverse = (1 / np.sqrt(variance.astype(np.float64) + eps)).astype(np.float32)
     return _normalised(x, weight, bias, mean, inverse)
 
 
@@ -137,9 +135,9 @@ def batch_norm_gradient(g: Array, x: Array, weight: Array, mean: Array, inverse:
     centred = x - _column(mean)
     bias = tree_sum(g, (0, 2, 3))
     dot = tree_sum(np.multiply(centred, g, dtype=np.float64), (0, 2, 3))
-    slope = (dot * np.square(inverse, dtype=np.float64) / n).astype(F32)
-    dx = (g - _column((bias / n).astype(F32)) - centred * _column(slope)) * _column(inverse * weight)
-    return dx, (dot * inverse).astype(F32), bias.astype(F32)
+    slope = (dot * np.square(inverse, dtype=np.float64) / n).astype(np.float32)
+    dx = (g - _column((bias / n).astype(np.float32)) - centred * _column(slope)) * _column(inverse * weight)
+    return dx, (dot * inverse).astype(np.float32), bias.astype(np.float32)
 
 
 def _axes(a: Array, axes: Sequence[int]) -> tuple[int, ...]:
@@ -153,7 +151,7 @@ def _reduced(a: Array, axes: Sequence[int], keep: int, share: bool) -> Array:
     if share:
         total = total / math.prod(a.shape[i] for i in axes)
     shape = [1 if i in axes else n for i, n in enumerate(a.shape)]
-    return np.asarray(total.reshape(shape) if keep else total, F32)
+    return np.asarray(total.reshape(shape) if keep else total, np.float32)
 
 
 def _total(a: Array, axes: Sequence[int], keep: int) -> Array:
@@ -167,24 +165,24 @@ def _mean(a: Array, axes: Sequence[int], keep: int) -> Array:
 def _softmax(a: Array, *, axis: int) -> Array:
     _axes(a, (axis,))
     powers = np.exp(a.astype(np.float64) - a.max(axis, keepdims=True))
-    return np.asarray(powers / powers.sum(axis, keepdims=True), F32)
+    return np.asarray(powers / powers.sum(axis, keepdims=True), np.float32)
 
 
 def _softmax_gradient(g: Array, y: Array, *, axis: int) -> Array:
     _axes(g, (axis,))
     product = np.multiply(g, y, dtype=np.float64)
-    return np.asarray(product - y * product.sum(axis, keepdims=True), F32)
+    return np.asarray(product - y * product.sum(axis, keepdims=True), np.float32)
 
 
 def _log_softmax(a: Array, *, axis: int) -> Array:
     _axes(a, (axis,))
     moved = a.astype(np.float64) - a.max(axis, keepdims=True)
-    return np.asarray(moved - np.log(np.exp(moved).sum(axis, keepdims=True)), F32)
+    return np.asarray(moved - np.log(np.exp(moved).sum(axis, keepdims=True)), np.float32)
 
 
 def _log_softmax_gradient(g: Array, y: Array, *, axis: int) -> Array:
     _axes(g, (axis,))
-    return np.asarray(g - np.exp(y, dtype=np.float64) * g.sum(axis, keepdims=True, dtype=np.float64), F32)
+    return np.asarray(g - np.exp(y, dtype=np.float64) * g.sum(axis, keepdims=True, dtype=np.float64), np.float32)
 
 
 def _labels(y: Array, labels: Array) -> None:
@@ -196,8 +194,8 @@ def _labels(y: Array, labels: Array) -> None:
 
 def _nll(y: Array, labels: Array) -> tuple[Array, Array]:
     _labels(y, labels)
-    count = F32(len(labels))
-    return np.asarray(-tree_sum(y[np.arange(len(labels)), labels], (0,)) / len(labels), F32), np.asarray(count)
+    count = np.float32(len(labels))
+    return np.asarray(-tree_sum(y[np.arange(len(labels)), labels], (0,)) / len(labels), np.float32), np.asarray(count)
 
 
 def _nll_gradient(g: Array, y: Array, labels: Array, count: Array) -> Array:
@@ -220,29 +218,29 @@ def _concatenate(*parts: Array, axis: int) -> Array:
 
 
 def _matmul(a: Array, b: Array) -> Array:
-    return np.asarray(a.astype(np.float64) @ b.astype(np.float64), F32)
+    return np.asarray(a.astype(np.float64) @ b.astype(np.float64), np.float32)
 
 
 def _affine(bias: Array, a: Array, b: Array) -> Array:
-    return np.asarray(a.astype(np.float64) @ b.astype(np.float64) + bias, F32)
+    return np.asarray(a.astype(np.float64) @ b.astype(np.float64) + bias, np.float32)
 
 
 def _sigmoid(a: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-a.astype(np.float64))), F32)
+    return np.asarray(1 / (1 + np.exp(-a.astype(np.float64))), np.float32)
 
 
 def _sigmoid_gradient(g: Array, y: Array) -> Array:
-    return np.asarray(g * ((1 - y.astype(np.float64)) * y), F32)
+    return np.asarray(g * ((1 - y.astype(np.float64)) * y), np.float32)
 
 
 def _tanh_gradient(g: Array, y: Array) -> Array:
-    return np.asarray(g * (1 - np.square(y, dtype=np.float64)), F32)
+    return np.asarray(g * (1 - np.square(y, dtype=np.float64)), np.float32)
 
 
 def _choice(soft: Array) -> Array:
     if soft.ndim != 2 or not soft.shape[1]:
         raise JobError(f"a choice among probabilities of shape {soft.shape}; they are (samples, options)")
-    return np.eye(soft.shape[1], dtype=F32)[soft.argmax(1)]
+    return np.eye(soft.shape[1], dtype=np.float32)[soft.argmax(1)]
 
 
 _AXIS = {"axis": ("int", 0, 7)}
@@ -265,29 +263,29 @@ OPERATIONS: dict[str, Operation] = {
     "batch_norm": Operation(5, 5, batch_norm, {"momentum": ("float", 0, 1), "eps": ("float", 1e-12, 1)}),
     "batch_norm_fixed": Operation(5, 1, batch_norm_fixed, {"eps": ("float", 1e-12, 1)}),
     "batch_norm_gradient": Operation(5, 3, batch_norm_gradient),
-    "relu": Operation(1, 1, lambda x: np.maximum(x, F32(0))),
-    "relu_gradient": Operation(2, 1, lambda g, y: np.where(y > 0, g, F32(0))),
+    "relu": Operation(1, 1, lambda x: np.maximum(x, np.float32(0))),
+    "relu_gradient": Operation(2, 1, lambda g, y: np.where(y > 0, g, np.float32(0))),
     "add": Operation(2, 1, lambda a, b: a + b),
     "multiply": Operation(2, 1, lambda a, b: a * b),
-    "scale": Operation(1, 1, lambda a, factor: a * F32(factor), {"factor": ("float", -1e9, 1e9)}),
-    "divide": Operation(1, 1, lambda a, divisor: a / F32(divisor), {"divisor": ("float", 1e-9, 1e9)}),
+    "scale": Operation(1, 1, lambda a, factor: a * np.float32(factor), {"factor": ("float", -1e9, 1e9)}),
+    "divide": Operation(1, 1, lambda a, divisor: a / np.float32(divisor), {"divisor": ("float", 1e-9, 1e9)}),
     "reshape": Operation(1, 1, lambda a, shape: a.reshape(shape), {"shape": ("ints", 0, 1 << 30)}),
     "expand": Operation(1, 1, lambda a, shape: np.broadcast_to(a, shape), {"shape": ("ints", 0, 1 << 30)}),
     "transpose": Operation(1, 1, lambda a, axes: a.transpose(axes), {"axes": ("ints", 0, 7)}),
     "slice": Operation(1, 1, _slice, {**_AXIS, "start": ("int", 0, 1 << 30), "stop": ("int", 0, 1 << 30)}),
     "concatenate": Operation(None, 1, _concatenate, _AXIS),
-    "zeros": Operation(0, 1, lambda shape: np.zeros(shape, F32), {"shape": ("ints", 0, 1 << 30)}),
+    "zeros": Operation(0, 1, lambda shape: np.zeros(shape, np.float32), {"shape": ("ints", 0, 1 << 30)}),
     "matmul": Operation(2, 1, _matmul),
     "affine": Operation(3, 1, _affine),
     "sigmoid": Operation(1, 1, _sigmoid),
     "sigmoid_gradient": Operation(2, 1, _sigmoid_gradient),
-    "tanh": Operation(1, 1, lambda a: np.tanh(a.astype(np.float64)).astype(F32)),
+    "tanh": Operation(1, 1, lambda a: np.tanh(a.astype(np.float64)).astype(np.float32)),
     "tanh_gradient": Operation(2, 1, _tanh_gradient),
     "softmax": Operation(1, 1, _softmax, _AXIS),
     "softmax_gradient": Operation(2, 1, _softmax_gradient, _AXIS),
     "sum": Operation(1, 1, _total, _AXES),
     "mean": Operation(1, 1, _mean, _AXES),
-    "fill": Operation(1, 1, lambda a, value: np.full(a.shape, value, F32), {"value": ("float", -1e9, 1e9)}),
+    "fill": Operation(1, 1, lambda a, value: np.full(a.shape, value, np.float32), {"value": ("float", -1e9, 1e9)}),
     "log_softmax": Operation(1, 1, _log_softmax, _AXIS),
     "log_softmax_gradient": Operation(2, 1, _log_softmax_gradient, _AXIS),
     "nll": Operation(2, 2, _nll),

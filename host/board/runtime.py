@@ -20,16 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import Array
 from host.board.job import Graph, Job
 from host.board.layer_products import LayerState, Products
 from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
 from host.board.schedule import learning_rate, make_schedule
 from host.operands import Engine
 from hw.files import write_atomically
-
-Array = npt.NDArray[Any]
 
 CHECKPOINT_FORMAT = 2
 
@@ -335,7 +333,7 @@ def run_job(
     Args:
         job: from :func:`host.board.job.load_job`.
         engine: multiplies codes: :class:`host.driver.fabric_engine.FabricEngine` on any device, or
-            :class:`host.board.layer_products.ExactEngine`.
+            :class:`host.exact_engine.ExactEngine`.
         out: run folder, made if missing; None leaves no files.
         resume: continue from the folder's checkpoint; the result is bit for bit that of an unbroken run.
         stop_after: stop, with a checkpoint, once so many steps are done in total.

@@ -128,9 +128,9 @@ def open_any(arguments: argparse.Namespace) -> Any:
 def run_job_command(arguments: argparse.Namespace) -> int:
     """``fractrain board run``."""
     from host.board.job import load_job
-    from host.board.layer_products import ExactEngine
     from host.board.runtime import run_job
     from host.driver.fabric_engine import FabricEngine
+    from host.exact_engine import ExactEngine
     from host.operands import Engine
 
     def shown(line: dict[str, Any]) -> None:

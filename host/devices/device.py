@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import U64
 from hw.contract import TRAILER_MAGIC, Error
 from hw.design import Design
-
-U64 = npt.NDArray[np.uint64]
 
 DEFAULT_TIMEOUT = 600.0  #: seconds
 

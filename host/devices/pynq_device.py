@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import U64
 from host.devices.device import (
     DEFAULT_TIMEOUT,
     DeviceError,
@@ -46,8 +46,6 @@ from hw import contract
 from hw.contract import HEADER_WORDS, REGISTER, REGISTERS, Error, Flag, Opcode, OutputFormat, Target
 from hw.design import STREAM_BITS, Design
 from hw.packet import END, Packet, check_header, product, read_entries
-
-U64 = npt.NDArray[np.uint64]
 
 WORD_BYTES = STREAM_BITS // 8
 DMA_NAMES = ("dma_in0", "dma_in1", "dma_result")

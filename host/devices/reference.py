@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from host import numerics
+from host.arrays import I64, U64, Array
 from host.devices.device import DEFAULT_TIMEOUT, DeviceInfo, HasWords, Result, program_words, split_streams
 from host.program import packing
 from hw import contract
@@ -31,10 +33,6 @@ from hw.contract import (
 )
 from hw.design import Design
 from hw.packet import Packet, blocks, buffer_depth, check_header
-
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
-_FloatArray = npt.NDArray[Any]  # floating point; NumPy 1.21 cannot subscript np.floating
 
 _CHUNK = 1 << 22  #: elements of an unfolded operand that are held at a time
 _MASK32 = 0xFFFFFFFF
@@ -60,7 +58,7 @@ def _segment_edges(segment_start: int, lanes: int) -> tuple[npt.NDArray[np.bool_
     return first, np.append(first[1:], True)
 
 
-def _unfold(padded: _FloatArray, segment_start: int) -> _FloatArray:
+def _unfold(padded: Array, segment_start: int) -> Array:
     """Operand seen through the nine taps: (images, rows + 2, L, n) with zero border rows -> (images, rows, L, 9, n)."""
     images, rows, lanes, n = padded.shape
     rows -= 2
@@ -76,7 +74,7 @@ def _unfold(padded: _FloatArray, segment_start: int) -> _FloatArray:
     return out
 
 
-def _unfold_stride_2(padded: _FloatArray, segment_start: int) -> _FloatArray:
+def _unfold_stride_2(padded: Array, segment_start: int) -> Array:
     """The same with STRIDE_2: (images, 2*rows + 1, 2, L, n), even and odd columns of input rows -1 .. 2*rows - 1."""
     images, height, _, lanes, n = padded.shape
     rows = height // 2
@@ -227,7 +225,7 @@ class ReferenceDevice:
         if f.has(Flag.STOCHASTIC):
             key = f.key
             indices = self._indices(f, f.rows, f.groups)
-        codes, clamped = packing.quantize(values, constants[0], constants[1], bits, f.has(Flag.A_SIGNED), key, indices)
+        codes, clamped = numerics.quantize(values, constants[0], constants[1], bits, f.has(Flag.A_SIGNED), key, indices)
         counts.saturated += clamped
         return packing.pack_rows(codes[None], bits)
 
@@ -316,8 +314,8 @@ class ReferenceDevice:
         entries = self._span(f, "E")
         scale, offset = packing.unpack_affine(self._multiplier[entries], self._offset[entries])
         with np.errstate(over="ignore", under="ignore"):
-            product = packing.flush(acc.astype(np.float32) * scale[:, None])
-            values = packing.flush(product + offset[:, None]) + np.float32(0)  # makes -0 +0
+            product = numerics.flush(acc.astype(np.float32) * scale[:, None])
+            values = numerics.flush(product + offset[:, None]) + np.float32(0)  # makes -0 +0
         counts.saturated += int(np.isinf(values).sum())
         return packing.pack_floats(values)
 
@@ -335,12 +333,12 @@ class ReferenceDevice:
         if f.has(Flag.STOCHASTIC):
             images, rows = acc.shape[:2]
             indices = self._indices(f, images * rows, out_groups, first_row).transpose(0, 2, 1, 3)
-            noise = packing.fmix32(indices ^ np.uint32(f.key)).astype(np.int64)
+            noise = numerics.fmix32(indices ^ np.uint32(f.key)).astype(np.int64)
             noise = noise >> (32 - shift) if shift < 32 else noise << (shift - 32)
             v = (v + noise.reshape(v.shape)) >> shift
         else:
             v = (v + (1 << shift >> 1)) >> shift
-        low, high = packing.code_limits(f.out_bits, f.has(Flag.OUT_SIGNED))
+        low, high = numerics.code_limits(f.out_bits, f.has(Flag.OUT_SIGNED))
         q = np.clip(v, low, high)
         counts.saturated += int(np.count_nonzero(q != v))
         return packing.pack_rows(q.transpose(0, 1, 3, 2, 4), f.out_bits)
@@ -429,7 +427,7 @@ def _chunks(images: int, rows: int, per_row: int) -> list[tuple[int, int, int, i
 
 def _columns(
     codes: npt.NDArray[np.int32], i0: int, i1: int, y0: int, y1: int, segment_start: int, dtype: npt.DTypeLike
-) -> _FloatArray:
+) -> Array:
     """Unfolded rows y0..y1 of images i0..i1: (images, rows, L, n) -> (i1-i0, y1-y0, L, 9, n)."""
     _, rows, lanes, n = codes.shape
     padded = np.zeros((i1 - i0, y1 - y0 + 2, lanes, n), dtype=dtype)
@@ -440,7 +438,7 @@ def _columns(
 
 def _columns_stride_2(
     codes: npt.NDArray[np.int32], i0: int, i1: int, y0: int, y1: int, segment_start: int, dtype: npt.DTypeLike
-) -> _FloatArray:
+) -> Array:
     """The same with STRIDE_2: (images, 4*rows, L, n) -> output rows y0..y1 of images i0..i1."""
     images, height, lanes, n = codes.shape
     split = codes.reshape(images, height // 2, 2, lanes, n)

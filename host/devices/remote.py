@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import U64
 from host.devices.device import (
     DEFAULT_TIMEOUT,
     Device,
@@ -42,8 +42,6 @@ from host.devices.device import (
 )
 from hw.contract import VERSION, Error
 from hw.design import Design, DesignError
-
-U64 = npt.NDArray[np.uint64]
 
 MAGIC = b"FTR1"
 DEFAULT_PORT = 4711

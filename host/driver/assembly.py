@@ -8,15 +8,13 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import numpy.typing as npt
 
-from host.driver.layout import host_codes
+from host.arrays import I64
 from host.driver.session import Results
+from host.grids import host_codes
 from host.operands import ConvGeometry, Operand, Sums
 from hw.model.product import Lowered
 from hw.model.tiling import axis_phases_back
-
-I64 = npt.NDArray[np.int64]
 
 
 def forward_sums(lowered: Lowered, found: Results, x: Operand, weight: I64) -> Sums:

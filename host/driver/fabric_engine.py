@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from host.arrays import I64
 from host.devices.device import DEFAULT_TIMEOUT, Device
 from host.driver.assembly import forward_sums, input_gradient_sums, weight_gradient_sums
-from host.driver.layout import I64, host_codes, tensor_of
+from host.driver.layout import tensor_of
 from host.driver.session import Member, Recorder, Results, Session
+from host.grids import host_codes
 from host.operands import ConvGeometry, Grid, Meter, Operand, Sums
 from hw.design import Design
 from hw.model.lowering import lower

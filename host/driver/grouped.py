@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from host.driver.layout import host_codes
+from host.grids import host_codes
 from host.operands import ConvGeometry, Engine, Grid, Operand, Sums, several
 
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")

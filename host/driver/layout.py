@@ -6,18 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import I64, Array
+from host.numerics import check_codes
 from host.operands import Grid, Operand
-from host.program import packing
 from hw.contract import ROW_BANKS, TAPS
 from hw.design import Design
 from hw.model.arrangement import Arrangement, Kernel
 from hw.model.steps import KernelBlock, Window
 from hw.packet import all_planes
-
-I64 = npt.NDArray[np.int64]
-Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -74,26 +71,6 @@ class Tensor:
         return _side_by_side(out, self.fill, stack.tile.side, groups, design)
 
 
-def host_codes(operand: Operand) -> I64:
-    """Codes of an operand, int64: its own, or its values quantized on the host exactly as on the fabric.
-
-    Raises:
-        ValueError: codes outside the grid, values that are not finite.
-    """
-    grid = operand.grid
-    if operand.codes is not None:
-        codes = np.asarray(operand.codes)
-        packing.check_codes(codes, grid.bits, grid.signed)
-        return codes.astype(np.int64)
-    values = np.asarray(operand.values, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("values to quantize hold NaN or infinity; check them before the product")
-    indices = None if grid.key is None else np.arange(values.size, dtype=np.uint32).reshape(values.shape)
-    reciprocal = np.float32(1) / np.float32(grid.scale)
-    codes, _ = packing.quantize(values, np.float32(grid.zero), reciprocal, grid.bits, grid.signed, grid.key, indices)
-    return codes.astype(np.int64)
-
-
 def tensor_of(operand: Operand, what: str) -> Tensor:
     """An operand's tensor as LOAD packets carry it.
 
@@ -109,7 +86,7 @@ def tensor_of(operand: Operand, what: str) -> Tensor:
             )
         return Tensor(values, grid, all_planes(grid.bits))
     codes = np.asarray(operand.codes)
-    packing.check_codes(codes, grid.bits, grid.signed, f"codes of the {what}")
+    check_codes(codes, grid.bits, grid.signed, f"codes of the {what}")
     masked = (codes.astype(np.int64) & all_planes(grid.bits)).astype(np.uint16)
     return Tensor(masked, grid, int(np.bitwise_or.reduce(masked, axis=None)))
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import I64, U64, Codes
 from host.devices.device import Device, Result, check
 from host.driver.layout import Tensor, block_codes, correlation_kernel, ones, ones_kernel
 from host.program import packing
@@ -21,8 +21,6 @@ from hw.model.product import Lowered, Product
 from hw.model.schedule import steps
 from hw.model.steps import Boundary, Conv, KernelBlock, Load, Read, Step, Weights, Wgrad
 
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
 Recorder = Callable[[U64, Result], None]
 
 
@@ -98,7 +96,7 @@ class Results:
             self._add_tile(self.a_sum, sums[:, :, None], 0, step)
 
     @staticmethod
-    def _add_tile(target: I64, tile: npt.NDArray[np.integer], channel: int, step: Conv) -> None:
+    def _add_tile(target: I64, tile: Codes, channel: int, step: Conv) -> None:
         """Add a tile (images, rows, channels, L) to ``target`` (N, C, OH, OW) from ``channel`` on."""
         stack, (cy, cx) = step.stack, step.block.piece.centre
         t = stack.tile

@@ -13,12 +13,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from host.arrays import F32, U64, Codes
+from host.numerics import check_codes
 from host.program import packing
 from hw.contract import HEADER_WORDS, TAPS, Error, LoadFormat, Opcode, Target
 from hw.design import Design
 from hw.packet import END, Packet, load_entries, load_tensor
-
-U64 = npt.NDArray[np.uint64]
 
 
 def float_bits(number: npt.ArrayLike) -> int:
@@ -121,9 +121,7 @@ class ProgramBuilder:
                 f"array of shape {shape} should be {wanted} with L = {self.design.lanes} and C = {self.design.channels}"
             )
 
-    def load_packed(
-        self, target: Target, codes: packing.Codes, bits: int, base: int = 0, base_g: int | None = None
-    ) -> None:
+    def load_packed(self, target: Target, codes: Codes, bits: int, base: int = 0, base_g: int | None = None) -> None:
         """Load codes as bit planes.
 
         Args:
@@ -136,13 +134,13 @@ class ProgramBuilder:
         if codes.ndim != 5:
             raise ValueError(f"codes of shape {codes.shape} should be (images, rows, groups, L, C)")
         self._check_groups(codes.shape, "(images, rows, groups, L, C)")
-        packing.check_codes(codes, bits, bool(codes.size and codes.min() < 0))
+        check_codes(codes, bits, bool(codes.size and codes.min() < 0))
         base_g = base if base_g is None else base_g
         images, rows, groups = codes.shape[:3]
         packet = load_tensor(self.design, target, images, rows, groups, bits, base, base_g)
         self.add(packet, packing.pack_rows(codes, bits))
 
-    def load_float(self, packet: Packet, values: packing.F32) -> None:
+    def load_float(self, packet: Packet, values: F32) -> None:
         """Load float32 values that the fabric quantizes.
 
         Args:
@@ -157,16 +155,16 @@ class ProgramBuilder:
         packet = replace(packet, opcode=Opcode.LOAD, format=LoadFormat.FLOAT32, **shape)
         self.add(packet, packing.pack_floats(values))
 
-    def load_weights(self, codes: packing.Codes, bits: int, base: int = 0) -> None:
+    def load_weights(self, codes: Codes, bits: int, base: int = 0) -> None:
         """Load weights (out_groups, groups, C out, 9 taps, C in) of ``bits`` bits at address ``base``."""
         c = self.design.channels
         if codes.ndim != 5 or codes.shape[2:] != (c, TAPS, c):
             raise ValueError(f"weights of shape {codes.shape} should be (out_groups, groups, {c}, 9, {c})")
-        packing.check_codes(codes, bits, bool(codes.size and codes.min() < 0), "weights")
+        check_codes(codes, bits, bool(codes.size and codes.min() < 0), "weights")
         payload = packing.pack_weights(codes, bits, self.design)
         self.add(load_entries(self.design, Target.W, payload.shape[0], base), payload.reshape(-1))
 
-    def load_epilogue(self, multipliers: packing.Codes, offsets: packing.Codes, base: int = 0) -> None:
+    def load_epilogue(self, multipliers: Codes, offsets: Codes, base: int = 0) -> None:
         """Load epilogue parameters, both (n,), one pair per output channel, at entry ``base``."""
         payload = packing.pack_epilogue(multipliers, offsets)
         self.add(load_entries(self.design, Target.E, multipliers.size, base), payload)

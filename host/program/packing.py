@@ -1,4 +1,4 @@
-"""Between arrays and stream words: bit planes, weights, float payloads, results.  NumPy only, vectorised.
+"""Between arrays and stream words: bit planes, weights, float payloads, results.
 
 Shapes use the names of docs/programs.md: C channels per group, L pixels per virtual row, R words per row word.
 """
@@ -8,37 +8,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from host.arrays import F32, I32, I64, U64, Codes
+from host.numerics import flush
 from hw.contract import TAPS
 from hw.design import Design
 from hw.packet import STATISTICS_WORDS
-
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.integer]
-
-_SMALLEST_NORMAL = np.float32(2.0**-126)
-_UNIT = 2.0**-24
-
-
-def code_limits(bits: int, signed: bool) -> tuple[int, int]:
-    """Least and greatest code of a precision."""
-    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-
-
-def check_codes(codes: Codes, bits: int, signed: bool, what: str = "codes") -> None:
-    """Refuse codes that ``bits`` bits do not hold.
-
-    Raises:
-        ValueError: naming the span found and the span allowed.
-    """
-    low, high = code_limits(bits, signed)
-    if codes.size and (int(codes.min()) < low or int(codes.max()) > high):
-        raise ValueError(
-            f"{what} span {int(codes.min())}..{int(codes.max())}, outside {low}..{high} of {bits} "
-            f"{'signed' if signed else 'unsigned'} bits; quantize with the grid that is passed"
-        )
-
 
 # -- bit planes -----------------------------------------------------------------------------------------------------
 
@@ -56,7 +30,7 @@ def pack_planes(codes: Codes, bits: int) -> U64:
     return out
 
 
-def unpack_planes(words: U64, bits: int, signed: bool, mask: int | None = None) -> npt.NDArray[np.int32]:
+def unpack_planes(words: U64, bits: int, signed: bool, mask: int | None = None) -> I32:
     """Codes of bit planes: uint64 (..., bits, n/64) -> int32 (..., n).  Planes masked by a 0 count as zero."""
     mask = (1 << bits) - 1 if mask is None else mask
     shape = (*words.shape[:-2], words.shape[-1] * 64)
@@ -92,9 +66,7 @@ def pack_rows(codes: Codes, bits: int) -> U64:
     return pack_planes(codes.reshape(images, rows, groups, lanes * channels), bits).reshape(-1)
 
 
-def unpack_rows(
-    words: U64, design: Design, images: int, rows: int, groups: int, bits: int, signed: bool
-) -> npt.NDArray[np.int32]:
+def unpack_rows(words: U64, design: Design, images: int, rows: int, groups: int, bits: int, signed: bool) -> I32:
     """Codes of row words, as a PACKED payload or a CODES result holds them: -> int32 (images, rows, groups, L, C)."""
     planes = words.reshape(images, rows, groups, bits, design.row_words)
     codes = unpack_planes(planes, bits, signed)
@@ -122,7 +94,7 @@ def pack_weights(codes: Codes, bits: int, design: Design) -> U64:
 
 def unpack_weights(
     words: U64, design: Design, out_groups: int, groups: int, bits: int, signed: bool, mask: int | None = None
-) -> npt.NDArray[np.int32]:
+) -> I32:
     """Inverse of :func:`pack_weights`: int32 (out_groups, groups, C out, 9, C in); padding bits are ignored."""
     c = design.channels
     planes = words.reshape(out_groups, groups, bits, design.weight_words)
@@ -181,14 +153,14 @@ def pack_integers(values: I64, wide: bool) -> U64:
     return np.ascontiguousarray(values.astype("<i4")).reshape(-1).view("<u8")
 
 
-def unpack_integers(words: U64, wide: bool) -> npt.NDArray[np.integer]:
+def unpack_integers(words: U64, wide: bool) -> Codes:
     """Inverse of :func:`pack_integers`: int64 (words,) if ``wide``, else int32 (2 * words,)."""
     return np.ascontiguousarray(words, dtype="<u8").view("<i8" if wide else "<i4")
 
 
 def unpack_conv(
     words: U64, design: Design, images: int, rows: int, out_groups: int, wide: bool, a_sum: bool
-) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer] | None]:
+) -> tuple[Codes, Codes | None]:
     """Result of an INT32 or INT64 CONV: accumulators (images, rows, out_groups*C, L), and a_sum (images, rows, L)."""
     c, lanes = design.channels, design.lanes
     flat = unpack_integers(words, wide).reshape(images, rows, out_groups * c + a_sum, lanes)
@@ -238,54 +210,3 @@ def gradient_tiles(entries: I64, design: Design, out_groups: int, groups: int) -
     tiles = entries.reshape(out_groups, groups, -1, c + 1, c)
     dot = tiles[:, :, :, :c].transpose(0, 3, 1, 4, 2).reshape(out_groups * c, groups * c, -1)
     return dot, tiles[0, :, :, c].transpose(0, 2, 1).reshape(groups * c, -1)
-
-
-# -- quantizer ------------------------------------------------------------------------------------------------------
-
-
-def fmix32(h: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """MurmurHash3's 32-bit finalizer, element by element."""
-    h = h ^ (h >> np.uint32(16))
-    h = h * np.uint32(0x85EBCA6B)
-    h = h ^ (h >> np.uint32(13))
-    h = h * np.uint32(0xC2B2AE35)
-    return h ^ (h >> np.uint32(16))
-
-
-def flush(x: F32) -> F32:
-    """``x`` with subnormal values replaced by zero."""
-    return np.where(np.abs(x) < _SMALLEST_NORMAL, np.float32(0), x)
-
-
-def quantize(
-    x: F32,
-    zero: np.float32,
-    reciprocal: np.float32,
-    bits: int,
-    signed: bool,
-    key: int | None = None,
-    indices: npt.NDArray[np.uint32] | None = None,
-) -> tuple[npt.NDArray[np.int32], int]:
-    """The fabric's quantizer, bit for bit: finite float32 values -> int32 codes of the same shape, and number clamped.
-
-    Args:
-        x: finite values.
-        zero, reciprocal: z and r, finite.
-        key: of the stochastic rounding, or None for rounding to nearest even.
-        indices: random index of each element, uint32 of x's shape; only with ``key``.
-    """
-    low, high = code_limits(bits, signed)
-    z, r = flush(np.asarray(zero, dtype=np.float32)), flush(np.asarray(reciprocal, dtype=np.float32))
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        difference = flush(flush(x) - z)
-        # an overflowed difference times a zero reciprocal is zero, not NaN: zero wins
-        t = flush(difference * r) if r else np.zeros_like(difference)
-        if key is None:
-            q = np.rint(t)
-        else:
-            assert indices is not None
-            # float64 holds the sum, or rounds it on the same side of every integer
-            u = (fmix32(indices ^ np.uint32(key)) >> np.uint32(8)).astype(np.float64) * _UNIT
-            q = np.floor(t + u)
-    clamped = np.clip(q, np.float32(low), np.float32(high))
-    return clamped.astype(np.int32), int(np.count_nonzero(clamped != q))

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import U64
 from host.program.builder import ProgramBuilder, float_bits
 from host.program.packing import pack_affine
 from hw.contract import ALL_TAPS, MAX_BITS, RANDOM_FIELDS, ROW_BANKS, Flag, Opcode, OutputFormat, Target
@@ -27,7 +27,6 @@ from hw.packet import (
     tensor_addresses,
 )
 
-U64 = npt.NDArray[np.uint64]
 Point = tuple[str, int, int]  #: product, a_bits, b_bits
 
 PRODUCTS = ("CONV", "WGRAD")

@@ -39,15 +39,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from host.operands import ConvGeometry, Grid, Operand, backward_mixed, several
+from host.operands import ConvGeometry, Grid, backward_mixed, several
 from sw_model.nn.convolution import convolve, gradients
 from sw_model.nn.cost_meter import GATES, PRODUCTS, step_factor
-from sw_model.nn.layers import Precision, QConv2d, Run, batch_extremes, keeps, weight_operand
+from sw_model.nn.layers import Precision, QConv2d, Run, batch_extremes, keeps, tensor_operand, weight_operand
 from sw_model.nn.models import Backbone, Block, Convolve, GateShape, plain
 from sw_model.nn.parallel import ALONE, Shard
 from sw_model.quantize.affine import (
@@ -110,10 +109,6 @@ class _Dispatch:
         return self.options[0].weight
 
 
-def _values(x: Tensor, grid: Grid) -> Operand:
-    return Operand(grid, values=np.ascontiguousarray(x.detach().cpu().numpy()))
-
-
 class _DispatchedConvolution(torch.autograd.Function):
     """Convolution of a batch whose samples have different bits; see the module's docstring."""
 
@@ -133,7 +128,7 @@ class _DispatchedConvolution(torch.autograd.Function):
         shape = call.geometry(len(x), (x.shape[2], x.shape[3])).out_hw
         y = torch.empty(len(x), layer.out_channels, *shape)
         members = [
-            (_values(x[index], call.activation_grid(k)), w, call.geometry(len(index), (x.shape[2], x.shape[3])))
+            (tensor_operand(x[index], call.activation_grid(k)), w, call.geometry(len(index), (x.shape[2], x.shape[3])))
             for k, index in call.members
         ]
         for (a, _, _), (_, index), sums in zip(members, call.members, several(engine, "forward", members), strict=True):
@@ -170,8 +165,8 @@ class _DispatchedConvolution(torch.autograd.Function):
             dw = torch.zeros_like(weight) if need_w else None
             members = [
                 (
-                    _values(x[index], call.activation_grid(k)),
-                    _values(grad[index], gradient_grid(k)),
+                    tensor_operand(x[index], call.activation_grid(k)),
+                    tensor_operand(grad[index], gradient_grid(k)),
                     call.geometry(len(index), (x.shape[2], x.shape[3])),
                 )
                 for k, index in call.members

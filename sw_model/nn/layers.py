@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from host import grids
 from host.driver.grouped import product_sums
 from host.operands import ConvGeometry, Engine, Grid, Operand, backward_mixed
 from sw_model.nn.convolution import convolve, gradients
@@ -39,7 +40,6 @@ from sw_model.quantize.affine import (
     fake_quantize,
     grid_from_range,
     kept_values,
-    quantize,
     quantize_and_keep,
     random_units,
 )
@@ -336,16 +336,12 @@ def _numpy(x: Tensor) -> np.ndarray:
 
 def weight_operand(weight: Tensor, bits: int, axis: int) -> Operand:
     """A weight (O, I, kh, kw) as codes, one grid per output (axis 0) or input channel (axis 1)."""
-    grid = affine_grid(weight.detach(), bits, axis=axis)
-    return Operand(grid, codes=_numpy(quantize(weight.detach(), grid, axis)).astype(np.int32))
+    return grids.weight_operand(_numpy(weight), bits, axis)
 
 
-def _tensor_operand(x: Tensor, grid: Grid, groups: int) -> Operand:
-    """Values for the engine to quantize; codes for a depthwise product, whose channels are several calls and must not
-    restart the element counter of stochastic rounding."""
-    if groups == 1:
-        return Operand(grid, values=_numpy(x))
-    return Operand(grid, codes=_numpy(quantize(x, grid)).astype(np.int32))
+def tensor_operand(x: Tensor, grid: Grid) -> Operand:
+    """Values for the engine to quantize."""
+    return Operand(grid, values=_numpy(x))
 
 
 class _QuantizedProduct(torch.autograd.Function):
@@ -371,7 +367,7 @@ class _QuantizedProduct(torch.autograd.Function):
             return convolve(xq, wq, g.stride, g.padding, groups)
         ctx.save_for_backward(x, weight)
         assert call.grid is not None
-        a = _tensor_operand(x, call.grid, groups)
+        a = tensor_operand(x, call.grid)
         w = weight_operand(weight, p.weight, 0)
         y = product_sums(call.engine, "forward", a, w, g, groups).real(a.grid, w.grid, 1)
         return torch.from_numpy(y).to(x.device)
@@ -404,11 +400,11 @@ class _QuantizedProduct(torch.autograd.Function):
         if split and p.weight_grad:
             last_grid = affine_grid(grad, p.weight_grad, key=last_key, mode=mode)
         assert call.grid is not None
-        gradient = _tensor_operand(grad, grid, groups)
-        last = _tensor_operand(grad, last_grid, groups) if split else gradient
+        gradient = tensor_operand(grad, grid)
+        last = tensor_operand(grad, last_grid) if split else gradient
         if need_x and need_w and not split and groups == 1:
             w = weight_operand(weight, p.weight, 1)
-            a = _tensor_operand(kept, call.grid, groups)
+            a = tensor_operand(kept, call.grid)
             ((to_x, to_w),) = backward_mixed(call.engine, [(a, gradient, g)], w)  # sends the output gradient once
             dx = torch.from_numpy(to_x.real(grid, w.grid, 1)).to(grad.device)
             return dx, torch.from_numpy(to_w.real(a.grid, grid)).to(grad.device), None
@@ -417,7 +413,7 @@ class _QuantizedProduct(torch.autograd.Function):
             real = product_sums(call.engine, "input_gradient", gradient, w, g, groups).real(grid, w.grid, 1)
             dx = torch.from_numpy(real).to(grad.device)
         if need_w:
-            a = _tensor_operand(kept, call.grid, groups)
+            a = tensor_operand(kept, call.grid)
             real = product_sums(call.engine, "weight_gradient", a, last, g, groups).real(a.grid, last_grid)
             dw = torch.from_numpy(real).to(grad.device)
         return dx, dw, None

@@ -24,18 +24,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from host import grids
+from host.numerics import derive_key as derive_key  # part of this module's interface too
 from host.operands import Grid
-from host.operands import derive_key as derive_key  # part of this module's interface too
 from sw_model.quantize import kernels
 
 Mode = Literal["fixed", "paper"]
 
 #: Smallest scale: the published code's constant, or the smallest normal float32, whose reciprocal is still finite.
-SCALE_FLOOR: dict[str, np.float32] = {"paper": np.float32(1e-8), "fixed": np.float32(2.0**-126)}
+SCALE_FLOOR: dict[str, np.float32] = {"paper": np.float32(1e-8), "fixed": grids.SMALLEST_SCALE}
 #: Largest float32 that is subnormal; ``hardshrink`` zeroes everything up to and including it.
 _LARGEST_SUBNORMAL = 2.0**-126 - 2.0**-149
-#: Above this scale the reciprocal would be subnormal.
-_LARGEST_SCALE = np.float32(2.0**126)
 _MASK32 = 0xFFFFFFFF
 
 
@@ -88,13 +87,6 @@ def flush(x: Tensor) -> Tensor:
     return torch.nn.functional.hardshrink(x, _LARGEST_SUBNORMAL)
 
 
-def _check_bits(bits: int) -> None:
-    if not 1 <= bits <= 16:
-        raise ValueError(
-            f"cannot quantize to {bits} bits: a code has 1 to 16; leave the operand unquantized (0) instead"
-        )
-
-
 def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """Minimum and range (max - min) of ``x`` over everything, or per index of ``axis``; float32 on the CPU, flushed.
 
@@ -132,17 +124,8 @@ def non_finite(x: Tensor, lo: Tensor, hi: Tensor) -> ValueError:
 
 
 def grid_from_range(lo: Tensor, span: Tensor, bits: int, *, key: int | None = None, mode: Mode = "fixed") -> Grid:
-    """The affine grid of ``bits`` bits over ``[lo, lo + span]`` (float32, shape () or (C,)).
-
-    Raises:
-        ValueError: if ``bits`` is out of 1..16 or the scale exceeds 2**126, where its reciprocal would be subnormal.
-    """
-    _check_bits(bits)
-    steps = np.float32((1 << bits) - 1)
-    scale = np.maximum(span.numpy().astype(np.float32) / steps, SCALE_FLOOR[mode])
-    if (scale > _LARGEST_SCALE).any():
-        raise ValueError(f"range {span.max():g} is too large for {bits} bits (scale above 2**126); rescale the tensor")
-    return Grid(bits, False, scale, lo.numpy().astype(np.float32), key)
+    """The affine grid over ``[lo, lo + span]``, see :func:`host.grids.grid_from_range`."""
+    return grids.grid_from_range(lo.numpy(), span.numpy(), bits, key, SCALE_FLOOR[mode])
 
 
 def affine_grid(x: Tensor, bits: int, *, axis: int | None = None, key: int | None = None, mode: Mode = "fixed") -> Grid:

@@ -16,9 +16,9 @@ def open_engine(device: str, design: str | Design) -> Any:
     if device == "fast":
         return None
     if device == "software":
-        from sw_model.nn.exact_engine import SoftwareEngine
+        from host.exact_engine import ExactEngine
 
-        return SoftwareEngine()
+        return ExactEngine()
     from host.devices.device import open_device
     from host.driver.fabric_engine import FabricEngine
 

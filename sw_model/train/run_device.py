@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from host.driver.fabric_engine import FabricEngine
+from host.exact_engine import ExactEngine
 from host.operands import Engine
 from hw.design import Design, DesignError
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.nn.parallel import ALONE, Ranks
 from sw_model.train.recipe import ConfigError
 
@@ -57,7 +57,7 @@ class RunDevice:
         if isinstance(engine, FabricEngine):
             info = engine.device.info
             return cls(info.kind, threads, processes, info.design, info.hash64)
-        return cls("software" if isinstance(engine, SoftwareEngine) else type(engine).__name__, threads, processes)
+        return cls("software" if isinstance(engine, ExactEngine) else type(engine).__name__, threads, processes)
 
     def __str__(self) -> str:
         return self.kind if self.design is None else f"{self.kind} with design {self.design.name} ({self._hash})"

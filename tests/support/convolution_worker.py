@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from host.exact_engine import ExactEngine
 from sw_model.nn import layers as L
 from sw_model.nn.convolution import convolve, gradients
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.nn.gates import dispatch
 
 CHANNELS, KERNELS, STRIDES = range(1, 18), (1, 3, 5), (1, 2, 3)
@@ -34,7 +34,7 @@ def image(size: tuple[int, ...], seed: int) -> Tensor:
 
 def trained(layer: L.QConv2d, x: Tensor, exact: bool, gated: bool) -> tuple[Tensor, ...]:
     """Output and both gradients of a quantized layer."""
-    L.attach(layer, L.Run(engine=SoftwareEngine() if exact else None))
+    L.attach(layer, L.Run(engine=ExactEngine() if exact else None))
     layer.precision = OPTIONS[0]
     layer.weight.grad = None
     x = x.clone().requires_grad_()

@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import U64
 from hw import contract
 from hw.contract import Error, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
 
-U64 = npt.NDArray[np.uint64]
 Fields = dict[str, int]
 Packet = tuple[Fields, U64]
 

@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
+from host.arrays import U64
 from host.program.builder import ProgramBuilder
 from host.program.packing import pack_affine
 from hw.contract import ALL_TAPS, ROW_BANKS, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.packet import Packet, blocks, load_entries, read_entries, tensor_addresses
-
-U64 = npt.NDArray[np.uint64]
 
 
 class _Writer:

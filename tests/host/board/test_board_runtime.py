@@ -21,7 +21,6 @@ import pytest
 
 from fractrain import main
 from host.board.job import build_job, load_job, members_of, npy_bytes, parse_npy, read_members, write_members
-from host.board.layer_products import ExactEngine, derive_key
 from host.board.operations import OPERATIONS, JobError
 from host.board.runtime import RunResult, Training, run_job
 from host.board.schedule import learning_rate, make_schedule
@@ -29,15 +28,14 @@ from host.devices.device import DeviceError
 from host.devices.pynq_device import PynqDevice
 from host.devices.reference import ReferenceDevice
 from host.driver.fabric_engine import FabricEngine
-from host.driver.layout import host_codes
-from host.operands import ConvGeometry, Engine, Grid, Operand, Sums
+from host.exact_engine import ExactEngine
+from host.grids import host_codes
+from host.operands import Engine, Operand, Sums
 from hw.design import ROOT, Design, load_design
 from hw.tools.vivado import overlay_files
 from sw_model.data.images import ImageSet, load_data
 from sw_model.export import ExportError, export_job
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.nn.models import CifarMobileNetV2
-from sw_model.quantize import affine
 from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import train
 from sw_model.train.recipe import TrainConfig
@@ -103,7 +101,7 @@ class Recorder(ObservedEngine):
 )
 def test_codes_of_the_first_step_are_pytorchs(path: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     config = small(**changes)
-    eager = Recorder(SoftwareEngine())
+    eager = Recorder(ExactEngine())
     losses: list[float | None] = []
     train(config, eager, stop_after=1, on_step=lambda step: losses.append(step.loss))
     if changes:
@@ -121,7 +119,7 @@ SAME_ROW = ("bits", "stage", "loss", "train_accuracy", "test_accuracy", "target"
 
 def same_training(config: TrainConfig, path: Path, folder: Path, data: ImageSet | None = None) -> RunResult:
     """Train by PyTorch and by the job, and compare all that changes to the bit."""
-    train(config, SoftwareEngine(), out=folder / "eager", data=data)
+    train(config, ExactEngine(), out=folder / "eager", data=data)
     eager = load_checkpoint(folder / "eager" / "checkpoint.pt")
     board = run_job(load_job(path), ExactEngine(), folder / "run")
     for ours, theirs in zip(board.history, eager["history"], strict=True):
@@ -225,8 +223,6 @@ def test_batches_keys_rates_and_schedules_are_the_software_models(path: Path) ->
     for (x, y), (ours, labels) in zip(data.test_batches(32), state.test_batches(), strict=True):
         assert np.array_equal(ours, x.numpy())
         assert np.array_equal(labels, y.numpy())
-    for words in ((1, 2, 3, 0), (1 << 40, 7, 0, 1)):
-        assert derive_key(*words) == affine.derive_key(*words)
     for lr_schedule in ("cosine", "steps"):
         other = replace(config, lr_schedule=lr_schedule)
         recipe = {**job.recipe, "lr_schedule": lr_schedule}
@@ -248,24 +244,6 @@ def test_batches_keys_rates_and_schedules_are_the_software_models(path: Path) ->
             theirs.epoch_finished(epoch, loss)
             ours_.epoch_finished(epoch, loss)
             ours_.restore(json.loads(json.dumps(ours_.state())))
-
-
-def test_the_exact_engine_agrees_with_pytorchs() -> None:
-    rng = np.random.default_rng(2)
-    ours, theirs = ExactEngine(), SoftwareEngine()
-    for stride, padding, kernel, size in ((1, 1, 3, 6), (2, 1, 3, 7), (2, 0, 1, 8), (3, 2, 5, 9), (1, 0, 1, 1)):
-        g = ConvGeometry(2, 3, 4, (size, size), (kernel, kernel), stride, padding)
-        for bits in (3, 8, 16):
-            grid = Grid(bits, False, np.float32(0.5), np.float32(-1))
-
-            def codes(*shape: int, grid: Grid = grid) -> Operand:
-                return Operand(grid, codes=rng.integers(0, 1 << grid.bits, size=shape))
-
-            x, w, d = codes(2, 3, size, size), codes(4, 3, kernel, kernel), codes(2, 4, *g.out_hw)
-            for name, a, b in (("forward", x, w), ("input_gradient", d, w), ("weight_gradient", x, d)):
-                one, other = getattr(ours, name)(a, b, g), getattr(theirs, name)(a, b, g)
-                for part in ("dot", "a_sum", "b_sum", "count"):
-                    assert np.array_equal(*np.broadcast_arrays(getattr(one, part), getattr(other, part))), (name, part)
 
 
 def test_a_step_on_the_fabric_is_the_step_in_numpy(path: Path) -> None:

@@ -19,7 +19,7 @@ from host.devices.device import U64, Result
 from host.devices.reference import ReferenceDevice
 from host.devices.rtl import RtlDevice
 from host.driver.fabric_engine import FabricEngine
-from host.driver.layout import host_codes
+from host.grids import host_codes
 from host.operands import ConvGeometry, Operand
 from hw.contract import FUNCTIONAL_COUNTERS, MAX_BITS, Error
 from hw.design import ROOT, load_design

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from host.board.job import load_job
-from host.board.layer_products import ExactEngine
 from host.board.runtime import Training
 from host.devices.hls import build_hls
+from host.exact_engine import ExactEngine
 from hw.design import ROOT, load_design
 from sw_model.export import export_job
 from sw_model.train.recipe import TrainConfig

@@ -11,21 +11,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from host.arrays import I64
 from host.devices.device import ProgramError, Result, open_device
 from host.driver.fabric_engine import FabricEngine
-from host.driver.layout import host_codes
+from host.exact_engine import ExactEngine
+from host.grids import host_codes
 from host.operands import ConvGeometry, Grid, Operand, Sums
 from host.program.builder import read_program
 from hw.contract import Error, Flag, Opcode, Target
 from hw.design import load_design
 from hw.packet import Packet
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.quantize.affine import affine_grid
 
 SMALL = load_design("sim-small")
 BIG = load_design("zc706")
 DEVICES = {d.name: open_device("reference", d) for d in (SMALL, BIG)}
-I64 = npt.NDArray[np.int64]
 
 
 def make_grid(bits: int, signed: bool, key: int | None = None) -> Grid:
@@ -267,7 +267,7 @@ def test_same_sums_as_the_software_model(stride: int, stochastic: bool) -> None:
     x, g = (
         Operand(grid, values=rng.normal(size=shape).astype(np.float32)) for shape in ((6, 10, 8, 8), (6, 12, *m.out_hw))
     )
-    fabric, software = FabricEngine(DEVICES["sim-small"]), SoftwareEngine()
+    fabric, software = FabricEngine(DEVICES["sim-small"]), ExactEngine()
     for product, a, b in (("forward", x, w), ("input_gradient", g, w), ("weight_gradient", x, g)):
         mine, theirs = getattr(fabric, product)(a, b, m), getattr(software, product)(a, b, m)
         for name in ("dot", "a_sum", "b_sum", "count"):

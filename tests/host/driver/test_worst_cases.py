@@ -6,22 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from host.arrays import I64
 from host.devices.device import Device, check
 from host.devices.hls import HlsDevice
 from host.devices.reference import ReferenceDevice
 from host.devices.rtl import RtlDevice
 from host.driver.fabric_engine import FabricEngine
-from host.operands import ConvGeometry, Grid, Operand, fmix32
+from host.numerics import fmix32
+from host.operands import ConvGeometry, Grid, Operand
 from host.program import packing
 from host.program.builder import PacketError, ProgramBuilder
 from hw.contract import LIMITS, Error, Flag, Opcode, OutputFormat, Target
 from hw.design import Design, load_design
 from hw.packet import Packet, flags_of, product, read_entries, tensor_addresses
 
-I64 = npt.NDArray[np.int64]
 DEVICES: dict[str, Callable[[Design], Device]] = {"reference": ReferenceDevice, "hls": HlsDevice, "rtl": RtlDevice}
 DESIGNS = {name: load_design(name) for name in ("sim-small", "zc706")}
 ROWS = 3

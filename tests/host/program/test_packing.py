@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from host import numerics
+from host.arrays import Codes
 from host.program import packing
 from host.program.builder import PacketError, ProgramBuilder
 from hw.contract import Error, Opcode, Target
@@ -20,8 +22,8 @@ designs = st.sampled_from(DESIGNS)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def codes(seed: int, shape: tuple[int, ...], bits: int, signed: bool) -> packing.Codes:
-    low, high = packing.code_limits(bits, signed)
+def codes(seed: int, shape: tuple[int, ...], bits: int, signed: bool) -> Codes:
+    low, high = numerics.code_limits(bits, signed)
     return np.random.default_rng(seed).integers(low, high + 1, size=shape)
 
 
@@ -103,8 +105,8 @@ def test_quantizer_equals_scalar_arithmetic(xs, z, r, bits, signed, stochastic, 
     x = np.array(xs, dtype=np.float32)
     zero, scale = np.float32(z), np.float32(r)
     indices = np.random.default_rng(seed).integers(0, 1 << 32, size=x.size, dtype=np.uint32)
-    got, clamped = packing.quantize(x, zero, scale, bits, signed, seed if stochastic else None, indices)
-    u = [int(h >> np.uint32(8)) / 2**24 for h in packing.fmix32(indices ^ np.uint32(seed))]
+    got, clamped = numerics.quantize(x, zero, scale, bits, signed, seed if stochastic else None, indices)
+    u = [int(h >> np.uint32(8)) / 2**24 for h in numerics.fmix32(indices ^ np.uint32(seed))]
     want = [
         quantize_one(
             int(v.view(np.uint32)), int(zero.view(np.uint32)), int(scale.view(np.uint32)), bits, signed,
@@ -118,7 +120,7 @@ def test_quantizer_equals_scalar_arithmetic(xs, z, r, bits, signed, stochastic, 
 
 def test_hash_is_the_known_finalizer() -> None:
     # published test value of the 32-bit finalizer: 1 -> 0x514E28B7, 0 -> 0
-    assert packing.fmix32(np.array([0, 1], dtype=np.uint32)).tolist() == [0, 0x514E28B7]
+    assert numerics.fmix32(np.array([0, 1], dtype=np.uint32)).tolist() == [0, 0x514E28B7]
 
 
 def test_builder_refuses_before_anything_is_sent() -> None:

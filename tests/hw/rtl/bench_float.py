@@ -11,7 +11,8 @@ import numpy.typing as npt
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 
-U32 = npt.NDArray[np.uint32]
+from host.arrays import U32
+
 OPERATION = os.environ["BENCH_OPERATION"]
 VECTORS = int(os.environ.get("BENCH_VECTORS", "5000"))
 CYCLES = {"add": 3, "multiply": 2, "from_int": 2}[OPERATION]

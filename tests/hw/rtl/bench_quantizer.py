@@ -11,10 +11,9 @@ import numpy.typing as npt
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 
+from host.arrays import F32, U32
 from host.program.packing import quantize
 
-F32 = npt.NDArray[np.float32]
-U32 = npt.NDArray[np.uint32]
 VECTORS = int(os.environ.get("BENCH_VECTORS", "400"))  #: values for each set of constants
 CYCLES = 10
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from host.exact_engine import ExactEngine
 from sw_model.data.images import DataError
 from sw_model.data.text import load_text
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.train.loop import train
 from sw_model.train.metrics import ACCURACY, PERPLEXITY
 from sw_model.train.recipe import ConfigError, TrainConfig, learning_rate
@@ -172,13 +172,13 @@ def test_perplexity_of_a_network_that_knows_nothing_is_the_size_of_the_vocabular
 @pytest.mark.parametrize("exact", [False, True])
 def test_resumed_language_model_is_the_same_to_the_bit(folder: Path, tmp_path: Path, exact: bool) -> None:
     config = replace(settings(folder), train_limit=10, test_limit=2, batch=4, dropout=0.2)
-    engine = SoftwareEngine() if exact else None
+    engine = ExactEngine() if exact else None
     train(config, engine, out=tmp_path / "whole")
     for stop in (2, 5):
         train(config, engine, out=tmp_path / "parts", resume=stop > 2, stop_after=stop)
     train(config, engine, out=tmp_path / "parts", resume=True)
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
-    assert engine is None or engine.meter.totals["products"] > 0
+    assert engine is None or engine.meter.totals["PRODUCTS"] > 0
 
 
 def test_inverse_square_root_rate_peaks_at_the_end_of_the_warmup() -> None:

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from host.devices.device import open_device
 from host.driver.fabric_engine import FabricEngine
+from host.exact_engine import ExactEngine
 from host.operands import Engine
 from hw.cost.count import computational_cost, load_schedule
 from hw.design import load_design
 from sw_model.data.images import ImageSet
 from sw_model.nn.cost_meter import CostMeter, layer_macs
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.nn.gates import DEFECTS as GATE_DEFECTS
 from sw_model.nn.gates import GatedNetwork, dispatch, gated_loss, way_of
 from sw_model.nn.layers import DEFECTS as LAYER_DEFECTS
@@ -93,14 +93,14 @@ def dispatched(engine: Engine | None) -> tuple[Tensor | None, ...]:
 
 
 def test_both_paths_agree() -> None:
-    for fast, exact in zip(dispatched(None), dispatched(SoftwareEngine()), strict=True):
+    for fast, exact in zip(dispatched(None), dispatched(ExactEngine()), strict=True):
         assert fast is not None and exact is not None
         assert (fast - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
 def test_a_gated_batch_is_one_program_forward_and_one_backward() -> None:
     fabric = FabricEngine(open_device("reference", load_design("sim-small")))
-    results = dispatched(fabric), dispatched(SoftwareEngine())
+    results = dispatched(fabric), dispatched(ExactEngine())
     assert fabric.meter.totals["PROGRAMS"] == 2
     for device, software in zip(*results, strict=True):
         assert device is not None and software is not None

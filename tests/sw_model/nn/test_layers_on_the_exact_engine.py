@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from host.exact_engine import ExactEngine
+from host.grids import host_codes
 from host.operands import ConvGeometry, Engine, Grid, Operand, Sums
 from sw_model.nn import layers as L
-from sw_model.nn.exact_engine import SoftwareEngine, operand_codes
 from sw_model.nn.models import build_model
 from sw_model.quantize import affine as Q
 from tests.support.observed_engine import ObservedEngine
@@ -48,7 +49,7 @@ def values(operand: Operand, axis: int | None = None) -> torch.Tensor:
     if axis is not None:
         shape[axis] = -1
     scale, zero = operand.grid.scale.astype(float), operand.grid.zero.astype(float)
-    return torch.from_numpy(operand_codes(operand) * scale.reshape(shape) + zero.reshape(shape))
+    return torch.from_numpy(host_codes(operand) * scale.reshape(shape) + zero.reshape(shape))
 
 
 def close(real: np.ndarray, wanted: torch.Tensor) -> None:
@@ -70,7 +71,7 @@ def test_engine_equals_real_convolution_of_the_values(m: ConvGeometry, xg: Grid,
         return random_operand(grid, (m.out_channels, m.in_channels, *m.kernel), rng)
 
     by_output, by_input = weight(m.out_channels), weight(m.in_channels)
-    engine = SoftwareEngine()
+    engine = ExactEngine()
     xv, gv = values(x).requires_grad_(), values(g)
     wv = values(by_output, 0).requires_grad_()
     y = F.conv2d(xv, wv, stride=m.stride, padding=m.padding)
@@ -111,7 +112,7 @@ def test_sums_equal_plain_loops() -> None:
                     ):
                         for total, term in zip(wanted[kind], (a * b, a, b, 1), strict=True):
                             total[at] += term
-    engine = SoftwareEngine()
+    engine = ExactEngine()
     X, W, G = (Operand(grid, codes=v) for v in (x, w, g))
     for kind, sums in (
         ("f", engine.forward(X, W, m)),
@@ -129,7 +130,7 @@ def test_engine_is_exact_where_float32_is_not() -> None:
     grid = Grid(16, False, np.float32(1), np.float32(0))
     x = np.full((1, 300, 1, 1), 65535)
     w = np.full((1, 300, 1, 1), 65533)
-    assert SoftwareEngine().forward(Operand(grid, codes=x), Operand(grid, codes=w), m).dot.item() == 300 * 65535 * 65533
+    assert ExactEngine().forward(Operand(grid, codes=x), Operand(grid, codes=w), m).dot.item() == 300 * 65535 * 65533
 
 
 def test_engine_refuses_wrong_codes_shapes_and_values() -> None:
@@ -137,23 +138,23 @@ def test_engine_refuses_wrong_codes_shapes_and_values() -> None:
     grid = Grid(2, False, np.float32(1), np.float32(0))
     w = Operand(grid, codes=np.ones((1, 2, 1, 1), int))
     with pytest.raises(ValueError, match=r"outside 0\.\.3"):
-        SoftwareEngine().forward(Operand(grid, codes=np.full((1, 2, 1, 1), 4)), w, m)
+        ExactEngine().forward(Operand(grid, codes=np.full((1, 2, 1, 1), 4)), w, m)
     with pytest.raises(ValueError, match="shape"):
-        SoftwareEngine().forward(Operand(grid, codes=np.ones((1, 3, 1, 1), int)), w, m)
+        ExactEngine().forward(Operand(grid, codes=np.ones((1, 3, 1, 1), int)), w, m)
     with pytest.raises(ValueError, match="NaN"):
-        SoftwareEngine().forward(Operand(grid, values=np.full((1, 2, 1, 1), np.nan, np.float32)), w, m)
+        ExactEngine().forward(Operand(grid, values=np.full((1, 2, 1, 1), np.nan, np.float32)), w, m)
 
 
 class Spy(ObservedEngine):
     """An engine that keeps the codes of every operand and answers with the software engine's sums."""
 
     def __init__(self) -> None:
-        super().__init__(SoftwareEngine())
+        super().__init__(ExactEngine())
         self.calls: list[tuple[str, np.ndarray, np.ndarray]] = []
         self.operands: list[tuple[Operand, Operand]] = []
 
     def observe(self, product: str, a: Operand, b: Operand, sums: Sums) -> None:
-        self.calls.append((product, operand_codes(a), operand_codes(b)))
+        self.calls.append((product, host_codes(a), host_codes(b)))
         self.operands.append((a, b))
 
 
@@ -213,7 +214,7 @@ def test_fast_and_exact_paths_have_the_same_codes(monkeypatch: pytest.MonkeyPatc
     assert (x == x_again).all() and (g == g_again).all(), "one rounding serves both gradient products"
     operands = [operand for call in spy.operands for operand in call]
     for values_seen, operand, axis in zip(seen, operands, (None, 0, None, 1, None, None), strict=True):
-        codes = torch.from_numpy(operand_codes(operand))
+        codes = torch.from_numpy(host_codes(operand))
         assert torch.equal(values_seen, Q.dequantize(codes, operand.grid, axis))
 
 
@@ -302,7 +303,7 @@ def test_evaluation_uses_the_running_range() -> None:
     w = layer.weight.detach()
     wanted = F.conv2d(Q.fake_quantize(9 * x, grid), Q.fake_quantize(w, Q.affine_grid(w, 8, axis=0), 0), None, 1, 1)
     assert torch.allclose(layer(9 * x), wanted, atol=1e-5)
-    layer.engine = SoftwareEngine()
+    layer.engine = ExactEngine()
     assert torch.allclose(layer(9 * x), wanted, atol=1e-5)
 
 
@@ -316,7 +317,7 @@ def test_refusals_name_the_cause() -> None:
     with pytest.raises(ValueError, match="takes"):
         layer(x[:, :2])
     layer.precision = L.Precision(8, 0, 8)
-    layer.engine = SoftwareEngine()
+    layer.engine = ExactEngine()
     with pytest.raises(ValueError, match="unquantized"):
         layer(x)
     layer.precision = L.Precision(8, 8, 8)
@@ -326,7 +327,7 @@ def test_refusals_name_the_cause() -> None:
 
 def test_whole_network_agrees_on_both_paths() -> None:
     results = []
-    for engine in (None, SoftwareEngine()):
+    for engine in (None, ExactEngine()):
         model = build_model("resnet-8", 10, (1, 8, 8), width=4, quantize_head=True, seed=3)
         L.attach(model, L.Run(engine=engine))
         L.set_precision(model, L.Precision(8, 8, 8))
@@ -386,14 +387,14 @@ def test_arguments_that_are_no_counts_are_refused_by_name(arguments: dict[str, A
         L.QLinear(0, 3)
 
 
-class Fused(SoftwareEngine):
+class Fused(ExactEngine):
     """An engine that computes both gradients in one go, and only so."""
 
     asked = 0
 
     def backward_mixed(self, members: Any, w: Operand) -> list[tuple[Sums, Sums]]:
         self.asked += 1
-        plain = SoftwareEngine()
+        plain = ExactEngine()
         return [(plain.input_gradient(g, w, m), plain.weight_gradient(x, g, m)) for x, g, m in members]
 
     def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
@@ -407,6 +408,6 @@ def test_both_gradients_are_asked_for_at_once(kind: str) -> None:
     """So that a device gets the output gradient once, as its measurements assume."""
     fused = Fused()
     together = both_paths(kind, fused, L.Precision(5, 4, 6))
-    apart = both_paths(kind, SoftwareEngine(), L.Precision(5, 4, 6))
+    apart = both_paths(kind, ExactEngine(), L.Precision(5, 4, 6))
     assert fused.asked == 1
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from host.exact_engine import ExactEngine
 from sw_model.data.images import Part
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.nn.parallel import ALONE, GlobalBatchNorm2d, Ranks, Shard, share_statistics
 from sw_model.quantize import kernels
 from sw_model.quantize.affine import affine_grid, fake_quantize, random_units
@@ -123,7 +123,7 @@ def test_what_needs_the_whole_batch_is_refused() -> None:
         with pytest.raises(ConfigError, match=text):
             train(config, ranks=two)
     with pytest.raises(ConfigError, match="exact engines"):
-        train(STATIC, SoftwareEngine(), ranks=two)
+        train(STATIC, ExactEngine(), ranks=two)
 
 
 def test_global_normalisation_of_one_process_is_pytorchs() -> None:

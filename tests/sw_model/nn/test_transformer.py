@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from host.exact_engine import ExactEngine
 from sw_model.data.images import Part
 from sw_model.nn.cost_meter import layer_macs
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.nn.layers import Dropout, Precision, Run, attach, quantized_layers, set_precision
 from sw_model.nn.parallel import Ranks, Shard
 from sw_model.nn.transformer import QMatmul, TransformerLM
@@ -21,7 +21,7 @@ from sw_model.quantize import affine as Q
 def test_matmul_equals_products_of_quantized_factors_on_both_paths() -> None:
     torch.manual_seed(0)
     a, b, out_gradient = torch.randn(3, 5, 4), torch.randn(3, 6, 4), torch.randn(3, 5, 6)
-    for engine in (None, SoftwareEngine()):
+    for engine in (None, ExactEngine()):
         layer = QMatmul()
         attach(layer, Run(engine=engine, seed=2, step=3))
         layer.precision = Precision(8, 4, 5)
@@ -110,7 +110,7 @@ def test_engines_refuse_what_they_cannot_multiply() -> None:
         (Precision(8, 8, 4), {"mode": "paper"}),
     ):
         with pytest.raises(ValueError):
-            matmul_gradients(precision, a, b, g, engine=SoftwareEngine(), **run)
+            matmul_gradients(precision, a, b, g, engine=ExactEngine(), **run)
 
 
 def make(seed: int = 0) -> TransformerLM:
@@ -137,7 +137,7 @@ def test_unquantized_model_equals_pytorchs_attention_and_sees_no_future() -> Non
 def test_quantized_model_agrees_on_both_paths_and_learns() -> None:
     tokens = torch.arange(13).remainder(5).repeat(8, 1)
     losses = []
-    for engine in (None, SoftwareEngine()):
+    for engine in (None, ExactEngine()):
         model = make()
         run = attach(model, Run(engine=engine, seed=1))
         set_precision(model, Precision(8, 8, 8))

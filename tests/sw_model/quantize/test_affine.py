@@ -11,8 +11,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from host import numerics
 from host.operands import Grid
-from host.program import packing
 from sw_model.quantize import affine as Q
 
 TINY = np.float32(2.0**-126)
@@ -156,7 +156,7 @@ def test_a_value_goes_up_with_the_probability_of_its_fraction(above: float, sign
         value = np.array([t])
         found = Q.quantize(torch.from_numpy(value), grid)
         index = np.zeros(1, np.uint32)
-        assert packing.quantize(value, grid.zero, grid.scale, 16, signed, grid.key, index)[0] == found.numpy()
+        assert numerics.quantize(value, grid.zero, grid.scale, 16, signed, grid.key, index)[0] == found.numpy()
         assert torch.equal(Q.fake_quantize(torch.from_numpy(value), grid), found)
         return int(found)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from host.exact_engine import ExactEngine
 from sw_model.data.images import ImageSet
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.nn.layers import Precision, QConv2d, QLinear, Run
 from sw_model.nn.models import build_model
 from sw_model.nn.transformer import QMatmul
@@ -213,10 +213,10 @@ def test_senseless_combinations_are_refused_by_name(changes: dict[str, Any], tex
 @pytest.mark.parametrize("changes", [{"quantizer": "mxint"}, {"gradient": "bhq"}, {"mode": "paper"}])
 def test_engines_refuse_other_grids_before_anything_is_written(tmp_path: Path, changes: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes.values()))):
-        train(recipe(**changes), SoftwareEngine(), out=tmp_path / "run")
+        train(recipe(**changes), ExactEngine(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     layer, x, _ = layer_and_tensors("mxint")
-    layer.engine = SoftwareEngine()
+    layer.engine = ExactEngine()
     with pytest.raises(ValueError, match="fast path"):
         layer(x)
 

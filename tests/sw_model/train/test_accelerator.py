@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from host.exact_engine import ExactEngine
 from host.operands import Grid
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.quantize.affine import dequantize, quantize, random_units
 from sw_model.train.accelerator import choose_accelerator, on
 from sw_model.train.engines import accelerator_of
@@ -51,7 +51,7 @@ def test_what_is_not_there_is_refused_by_name(name: str, monkeypatch: pytest.Mon
 def test_exact_engines_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     sees("cuda", monkeypatch)
     with pytest.raises(ConfigError, match="cuda"):
-        train(SMALL, SoftwareEngine(), accelerator="cuda")
+        train(SMALL, ExactEngine(), accelerator="cuda")
 
 
 def test_a_run_knows_where_it_was_trained(tmp_path: Path) -> None:

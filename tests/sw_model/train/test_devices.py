@@ -12,10 +12,10 @@ import torch
 
 from host.devices.device import open_device
 from host.driver.fabric_engine import FabricEngine
-from host.driver.layout import host_codes
+from host.exact_engine import ExactEngine
+from host.grids import host_codes
 from host.operands import Engine, Operand, Sums
 from hw.design import load_design
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import train
 from sw_model.train.recipe import TrainConfig
@@ -56,7 +56,7 @@ def trained(engine: Engine, out: Path) -> tuple[list[Any], dict[str, torch.Tenso
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    return trained(SoftwareEngine(), tmp_path_factory.mktemp("software") / "run")
+    return trained(ExactEngine(), tmp_path_factory.mktemp("software") / "run")
 
 
 @pytest.mark.parametrize("kind", ["reference", "hls", "rtl"])

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from fractrain import main
+from host.exact_engine import ExactEngine
 from host.operands import Engine
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import Step, train
 from sw_model.train.metrics import Metric
@@ -46,7 +46,7 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@pytest.mark.parametrize("engine", [None, SoftwareEngine()], ids=["fast", "exact"])
+@pytest.mark.parametrize("engine", [None, ExactEngine()], ids=["fast", "exact"])
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path: Path, engine: Engine | None) -> None:
     train(SMALL, engine, out=tmp_path / "whole")
     # Stops in the middle of an epoch, at an epoch's end, and right before the last step.
@@ -125,7 +125,7 @@ def test_static_cost_is_the_yardstick() -> None:
 
 def test_hooks_see_every_step_and_choose_engines() -> None:
     seen: list[Step] = []
-    stage_starts = SoftwareEngine()
+    stage_starts = ExactEngine()
 
     def choose(step: Step) -> Engine | None:
         assert step.loss is None
@@ -136,12 +136,12 @@ def test_hooks_see_every_step_and_choose_engines() -> None:
     assert [(s.epoch, s.step, s.stage, s.stage_step) for s in seen[3:6]] == [(0, 3, 0, 3), (1, 0, 1, 0), (1, 1, 1, 1)]
     assert all(s.loss is not None and s.images == (4 if s.step == 3 else 32) for s in seen)
     # 9 quantized layers (the classifier stays in float32), three products each but the stem's input gradient.
-    assert stage_starts.meter.totals["products"] == 3 * (9 * 3 - 1)
+    assert stage_starts.meter.totals["PRODUCTS"] == 3 * (9 * 3 - 1)
 
 
 def test_fast_and_exact_training_start_alike() -> None:
     losses: list[list[float]] = []
-    for engine in (None, SoftwareEngine()):
+    for engine in (None, ExactEngine()):
         row: list[float] = []
         train(replace(SMALL, epochs=1), engine, on_step=lambda s, row=row: row.append(s.loss))  # type: ignore[misc]
         losses.append(row)
@@ -247,7 +247,7 @@ def test_command_line_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
     out = str(tmp_path / "run")
     small = ["--epochs", "1", "--train-limit", "64", "--test-limit", "32", "--width", "4", "--bits", "8/8/8"]
     assert command(*small, "--device", "software", "--out", out, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["counters"]["products"] > 0
+    assert json.loads(capsys.readouterr().out)["counters"]["PRODUCTS"] > 0
     assert command("--resume", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["finished"]
     assert command("--resume", out, "--epochs", "2") == 2
@@ -311,4 +311,4 @@ def test_statquant_gradients_train(gradient: str) -> None:
     config = replace(SMALL, schedule="static", stages=((8, 8, 5),), gradient=gradient, deadlines=(), epochs=4)
     assert train(config).history[-1]["loss"] < 2.3
     with pytest.raises(ValueError, match="fast path"):
-        train(config, SoftwareEngine())
+        train(config, ExactEngine())

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from host.exact_engine import ExactEngine
 from hw.design import load_design
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
 
@@ -117,7 +117,7 @@ def test_configurations_made_in_python_are_checked_alike() -> None:
 def test_engines_refuse_float32_operands_before_anything_is_written(tmp_path: Path, values: dict[str, Any]) -> None:
     config = TrainConfig.from_mapping({**values, "width": 4, "train_limit": 32, "test_limit": 32, "epochs": 1})
     with pytest.raises(ConfigError, match="stages"):
-        train(config, SoftwareEngine(), out=tmp_path / "run")
+        train(config, ExactEngine(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -125,7 +125,7 @@ def test_unquantized_stage_needs_no_integers(tmp_path: Path) -> None:
     config = TrainConfig(
         width=4, train_limit=32, test_limit=32, batch=32, epochs=1, schedule="static", stages=((0, 0, 0),)
     )
-    assert train(config, SoftwareEngine()).counters == {}
+    assert train(config, ExactEngine()).counters == {}
 
 
 @pytest.mark.parametrize("values", [{"quantizer": "mxint"}, {"stages": [[8, 8, 0]]}, {"stages": [[8, 0, 8]]}])

@@ -20,11 +20,11 @@ from PIL import Image
 
 from host.devices.device import open_device
 from host.driver.fabric_engine import FabricEngine
+from host.exact_engine import ExactEngine
 from host.operands import Engine
 from hw.design import Design, load_design
 from hw.files import FolderInUseError
 from sw_model.data.sources import DataError
-from sw_model.nn.exact_engine import SoftwareEngine
 from sw_model.train.folder import CHECKPOINT, DEVICE, RunFolder
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
@@ -54,12 +54,12 @@ def threads() -> Iterator[int]:
 def test_command_line_resumes_on_the_device_that_the_run_began_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str
 ) -> None:
-    engines: dict[str, Engine | None] = {"fast": None, "software": SoftwareEngine(), "reference": reference()}
+    engines: dict[str, Engine | None] = {"fast": None, "software": ExactEngine(), "reference": reference()}
     engine = engines[device]
     train(STATIC, engine, out=tmp_path / "whole")
     train(STATIC, engine, out=tmp_path / "parts", stop_after=3)
     assert command("--resume", str(tmp_path / "parts"), "--json") == 0
-    counted = {"fast": set(), "software": {"products"}, "reference": {"PRODUCTS", "PACKETS"}}[device]
+    counted = {"fast": set(), "software": {"PRODUCTS"}, "reference": {"PRODUCTS", "PACKETS"}}[device]
     counters = json.loads(capsys.readouterr().out)["counters"]
     assert counted <= set(counters) and bool(counted) == bool(counters)
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
@@ -99,9 +99,9 @@ def test_run_is_resumed_on_its_own_design_even_if_its_file_is_gone(
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (None, SoftwareEngine()),
-        (SoftwareEngine(), None),
-        (SoftwareEngine(), reference()),
+        (None, ExactEngine()),
+        (ExactEngine(), None),
+        (ExactEngine(), reference()),
         (reference(), reference(depth_a=2 * load_design("sim-small").depth_a)),
     ],
     ids=["fast-software", "software-fast", "software-reference", "another-design"],
@@ -120,7 +120,7 @@ def test_training_refuses_another_device_before_anything_is_written(
 def test_engines_chosen_step_by_step_are_no_device_that_a_command_could_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = SoftwareEngine()
+    engine = ExactEngine()
     train(STATIC, engine, engine_for_step=lambda step: engine, out=tmp_path, stop_after=1)
     assert command("--resume", str(tmp_path)) == 2
     assert "by-step" in capsys.readouterr().err
@@ -141,7 +141,7 @@ def test_command_line_resumes_with_the_threads_of_the_run(
 
 
 def test_other_threads_bring_a_warning_where_they_matter(tmp_path: Path, threads: int) -> None:
-    engines: dict[str, Engine | None] = {"fast": None, "software": SoftwareEngine()}
+    engines: dict[str, Engine | None] = {"fast": None, "software": ExactEngine()}
     for name, engine in engines.items():
         train(STATIC, engine, out=tmp_path / name, stop_after=1)
     torch.set_num_threads(threads + 1)
@@ -155,7 +155,7 @@ def test_other_threads_bring_a_warning_where_they_matter(tmp_path: Path, threads
 def test_run_without_a_record_goes_on_only_on_a_device_that_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(STATIC, SoftwareEngine(), out=tmp_path, stop_after=1)
+    train(STATIC, ExactEngine(), out=tmp_path, stop_after=1)
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     del state["device"]
     torch.save(state, tmp_path / CHECKPOINT)
