@@ -75,6 +75,13 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    named = re.findall(rf"`((?:{'|'.join(ROOMS)})/[\w./-]+)", page.read_text(encoding="utf-8"))
+    gone = sorted({name for name in named if not (ROOT / name).exists()})
+    assert not gone, f"{page.name} names {gone}, which do not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paragraphs_are_wrapped(page: Path) -> None:
     code, long = False, []
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
