@@ -17,8 +17,8 @@ from hw.contract import OutputFormat
 from hw.design import Design
 from hw.model.arrangement import ONES, Arrangement, Kernel
 from hw.model.lowering import lower
+from hw.model.plan import steps
 from hw.model.product import Lowered, Product
-from hw.model.schedule import steps
 from hw.model.steps import Boundary, Conv, KernelBlock, Load, Read, Step, Weights, Wgrad
 
 Recorder = Callable[[U64, Result], None]

@@ -53,10 +53,20 @@ _MODELS = (
     "cost/explore",
     "cost/fabric",
     "design",
+    "model/arrangement",
     "model/cycles",
+    "model/gradient_sets",
+    "model/layer_products",
+    "model/lowering",
+    "model/plan",
+    "model/product",
     "model/resources",
-    "model/workload",
+    "model/schedule",
+    "model/steps",
+    "model/tiling",
     "networks",
+    "packet",
+    "pipeline",
 )
 
 Work = tuple[tuple[float, ConvShape, Bits], ...]

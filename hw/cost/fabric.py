@@ -1,14 +1,9 @@
 """Our designs as machines that train: cycles, memory traffic, time and energy per layer and product, and whole steps.
 
-Cycles are those of ``hw.model.cycles``, which RTL counters confirm, on the packets of ``hw.model.workload``.  Layers that those
-packets do not hold are cut as the driver cuts them:
+Cycles are those of ``hw.model.cycles``, which RTL counters confirm, on the packets that the driver sends
+(``hw.model.schedule``), with operands as codes and without operand sums.  Results leave as codes, or as integers where
+they are partial sums.  Beside that:
 
-- groups share dense products of ``C`` channels as far as they fit, one product after the other;
-- kernels beyond 3x3 run as pieces of 3x3, strides beyond what a piece takes as extra input channels;
-- images wider than the lanes run in tiles of ``L - 2`` columns and a halo of one on either side, images too tall for
-  a buffer in tiles of rows;
-- rows of a matrix product (also a fully connected layer's batch) lie side by side like pixels, eight rows of L;
-- channels are halved until buffers hold them; partial sums over input channels leave as integers;
 - operands beyond 16 bits do not exist on the fabric: such products run on the host, in float32;
 - a gradient of two widths is sent as two tensors, and the two products that use it are programs of their own.
 
@@ -22,23 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
-from hw.contract import MAX_BITS, Flag, Opcode, OutputFormat
+from hw.contract import HEADER_WORDS, MAX_BITS, Opcode, OutputFormat
 from hw.cost.bitfusion import BITFUSION
 from hw.cost.paper import Fabric
 from hw.design import Design
 from hw.model.cycles import predict
+from hw.model.layer_products import CODES, INTEGERS, STATISTICS, Form, layer_products, program
+from hw.model.product import LoweringError, Product
 from hw.model.resources import resources
-from hw.model.workload import WorkloadError, backward, forward, lower, words
 from hw.networks import PRODUCTS, Bits, ConvShape
 from hw.packet import Packet
 
 BATCH = 128  #: samples per step unless said otherwise, the paper's CIFAR batch
 STREAMS = ("input", "output")  #: of a fabric: two that are read in lockstep, one that is written
 STEPS = ("plain", "recompute")  #: how batch normalisation gets its statistics, see ``training_step``
-COUNTED = 256  #: virtual images of a program that are counted packet by packet, see ``_repeated``
-_HALO = 2  #: columns or rows of a tile that its neighbours keep
+COUNTED = 2048  #: samples of a program that are counted packet by packet, see ``_repeated``
 
 #: usable bandwidth of the processor's DDR in bytes/s, 75 % of the raw rate (3.2 of 4.26 GB/s on the ZC706): XC7Z045
 #: DDR3-1066 x32, XC7Z020 as on the PYNQ-Z2 DDR3-1050 x16, XCZU7EV as on the ZCU104 DDR4-2400 x64
@@ -176,129 +171,6 @@ class _Work:
         return _Work(self.cycles * n, self.array * n, self.read * n, self.write * n)
 
 
-# -- lowering -------------------------------------------------------------------------------------------------------
-
-
-def _tiles(size: int, limit: int) -> dict[int, int]:
-    """Tile size -> number of tiles that cover ``size`` with a halo of one at every cut."""
-    counts: dict[int, int] = {}
-    own = 0
-    while own < size:
-        start = own - 1 if own else 0
-        stop = min(start + limit, size)
-        counts[stop - start] = counts.get(stop - start, 0) + 1
-        own = size if stop == size else stop - 1
-    return counts
-
-
-def lowered_pieces(design: Design, shape: ConvShape, batch: int) -> list[tuple[int, ConvShape, int]]:
-    """Dense convolutions that the array takes, buffers aside: (how often, shape, images of each).
-
-    Args:
-        design: decides lanes and channels.
-        shape: any layer.
-        batch: samples per step.
-    """
-    into, out = shape.in_channels // shape.groups, shape.out_channels // shape.groups
-    together = min(shape.groups, max(1, design.channels // max(into, out)))
-    runs = -(-shape.groups // together)
-    dense = replace(shape, in_channels=into * together, out_channels=out * together, groups=1)
-    if shape.kernel == 1 and shape.stride == 1 and not shape.padding and 1 in shape.in_hw:
-        pixels = shape.in_hw[0] * shape.in_hw[1]
-        if shape.kind == "attention":  # every sample has its own second operand
-            runs *= batch
-        else:
-            pixels *= batch
-        rows = -(-pixels // design.lanes)
-        height = min(rows, 8)
-        return [(runs, replace(dense, in_hw=(height, min(pixels, design.lanes))), -(-rows // height))]
-    height, width = shape.out_hw
-    if shape.kernel > 3 or shape.stride > 2:
-        taps = -(-shape.kernel // shape.stride)
-        runs *= (-(-taps // 3)) ** 2
-        channels = dense.in_channels * min(shape.stride, shape.kernel) ** 2
-        dense = replace(dense, in_channels=channels, kernel=3, stride=1, padding=1, in_hw=(height, width))
-    if width <= design.lanes:
-        return [(runs, dense, batch)]
-    return [(runs * count, _sized(dense, height, size), batch) for size, count in _tiles(width, design.lanes).items()]
-
-
-def _sized(shape: ConvShape, height: int, width: int) -> ConvShape:
-    """The same convolution for another size of its output."""
-    return replace(shape, in_hw=(height * shape.stride, width * shape.stride), padding=shape.kernel // 2)
-
-
-def _overfull(design: Design, shape: ConvShape, bits: Bits, product: str, codes: bool) -> str:
-    """The buffer that cannot hold a product, two halves each; empty if all can.  The rules of ``hw.model.workload``."""
-    m = lower(design, shape)
-    blocks = -(-m.rows // 8)
-    over = m.forward if product == "forward" else m.backward(design, bits)
-    a, g = 2 * len(m.taps) * m.phase_addresses(bits.a), 2 * blocks * m.out_groups * bits.g
-    contracted = 2 * over.addresses(bits.a if product == "forward" else bits.g)
-    need_a = contracted + a if product == "both" else a if product == "weight_gradient" else contracted
-    if need_a > design.depth_a:
-        return "A"
-    with_weight = product in ("weight_gradient", "both")
-    if with_weight and g > design.depth_g:
-        return "G"
-    if with_weight and m.gradient_tiles * (design.channels + 1) > design.depth_accumulator:
-        return "accumulator"
-    if product == "weight_gradient":
-        return ""
-    results = m.out_groups if product == "forward" else m.phase_groups
-    if over.groups * results * bits.w > design.depth_w:
-        return "W"
-    return "epilogue" if codes and results * design.channels > design.depth_epilogue else ""
-
-
-def _depth(design: Design, buffer: str) -> int:
-    return int(getattr(design, f"depth_{buffer.lower()}"))
-
-
-def _parts(
-    design: Design, shape: ConvShape, bits: Bits, product: str, codes: bool
-) -> list[tuple[int, ConvShape, bool]]:
-    """A dense piece cut until buffers hold it: (how often, shape, results leave as codes).
-
-    Raises:
-        WorkloadError: one group of channels and eight rows do not fit either.
-    """
-    full = _overfull(design, shape, bits, product, codes)
-    if not full:
-        return [(1, shape, codes)]
-    height, width = shape.out_hw
-    if full in "AG" and height > 8:
-        limit = max(8, -(-height // 16) * 8)  # halves, in whole blocks of eight rows
-        sizes = _tiles(height, limit)
-        out = []
-        for size, count in sizes.items():
-            out += [(count * n, s, c) for n, s, c in _parts(design, _sized(shape, size, width), bits, product, codes)]
-        return out
-    m = lower(design, shape)
-    contracted = {"forward": "in_channels", "input_gradient": "out_channels"}.get(product, "")
-    if full in "AG":
-        axis = "in_channels" if (full == "A") == (product != "input_gradient") else "out_channels"
-    elif full == "epilogue":
-        axis = "in_channels" if contracted == "out_channels" else "out_channels"
-    else:  # halve what is not contracted first, so that results stay whole
-        axis = "in_channels" if m.phase_groups > m.out_groups or contracted == "out_channels" else "out_channels"
-    if -(-getattr(shape, axis) // design.channels) < 2:
-        axis = "in_channels" if axis == "out_channels" else "out_channels"
-    size = getattr(shape, axis)
-    if -(-size // design.channels) < 2:
-        raise WorkloadError(
-            f"layer {shape.name}, {product} at {bits}: buffer {full} of {_depth(design, full)} addresses does not hold one "
-            "group of channels; choose a deeper design"
-        )
-    half = design.channels * -(-size // (2 * design.channels))
-    whole = codes and axis != contracted
-    out = []
-    for part, count in ((half, 2),) if 2 * half == size else ((half, 1), (size - half, 1)):
-        smaller = replace(shape, in_channels=part) if axis == "in_channels" else replace(shape, out_channels=part)
-        out += [(count * n, s, c) for n, s, c in _parts(design, smaller, bits, product, whole)]
-    return out
-
-
 # -- counting -------------------------------------------------------------------------------------------------------
 
 
@@ -313,53 +185,50 @@ def _at_once(packet: Packet, free: Collection[str]) -> Packet:
     return packet
 
 
-def _widened(design: Design, packet: Packet) -> Packet:
-    """A CONV as 64-bit integers if its own format could overflow, which the fabric refuses; else the same packet."""
-    if packet.opcode != Opcode.CONV or not packet.overflows(design):
-        return packet
-    flags = packet.flags & ~(Flag.OUT_SIGNED | Flag.RELU)
-    return replace(packet, format=OutputFormat.INT64, out_bits=0, shift=0, flags=flags)
-
-
-def _program(design: Design, packets: Iterable[Packet], free: Collection[str] = ()) -> _Work:
-    """Counts of a program; integer results are as wide as the array's rules demand, which may be 64 bits."""
-    listed = [_widened(design, p) for p in packets]
+def _program(design: Design, product: Product, count: int, free: Collection[str]) -> _Work:
+    """Counts of a program of ``count`` like products; beyond two, each more is taken to cost what the second one does."""
+    if count > 2:
+        one, two = (_program(design, product, n, free) for n in (1, 2))
+        return one + (two + one.times(-1)).times(count - 1)
+    listed = list(program(design, product, count))
     prediction = predict(design, listed)
     cycles = predict(design, [_at_once(p, free) for p in listed]).cycles if free else prediction.cycles
-    return _Work(cycles, prediction.compute, 8 * words(listed), 8 * prediction.store + 16)
+    words = sum(HEADER_WORDS + p.payload_words for p in listed)
+    return _Work(cycles, prediction.compute, 8 * words, 8 * prediction.store + 16)
 
 
-def _repeated(images: int, work: Callable[[int], _Work]) -> _Work:
-    """Counts of a program over ``images`` virtual images.
+def _repeated(batch: int, work: Callable[[int], _Work]) -> _Work:
+    """Counts of programs over ``batch`` samples.
 
-    A program repeats itself image by image but for its begin and end, so beyond ``2 * COUNTED`` images its counts follow
-    the line through those of two shorter ones; counting every packet would take time that grows with the batch.
+    A program repeats itself sample by sample but for its begin and end, so beyond ``2 * COUNTED`` samples its counts
+    follow the line through those of two shorter ones; counting every packet would take time that grows with the batch.
     """
-    if images <= 2 * COUNTED:
-        return work(images)
+    if batch <= 2 * COUNTED:
+        return work(batch)
     short, long = work(COUNTED), work(2 * COUNTED)
-    more = (images - COUNTED) / COUNTED
+    more = (batch - COUNTED) / COUNTED
     return short.times(1 - more) + long.times(more)
 
 
-def _virtual(design: Design, shape: ConvShape, images: int) -> int:
-    return -(-images // lower(design, shape).side)
-
-
-def _alone(
-    design: Design, shape: ConvShape, images: int, bits: Bits, product: str, codes: bool, free: Collection[str]
+def _layer(
+    design: Design, shape: ConvShape, bits: Bits, batch: int, kind: str, form: Form, free: Collection[str] = ()
 ) -> _Work:
-    """One product as programs of its own; "statistics" is the output's statistics without the output."""
-    work = _Work()
-    statistics = product == "statistics"
-    for count, part, whole in _parts(design, shape, bits, "forward" if statistics else product, codes):
-        n = _virtual(design, part, images)
-        if product == "forward" or statistics:  # partial sums leave as integers: they have no statistics yet
-            packets = partial(forward, design, part, bits, codes=whole, statistics=statistics and whole)
-        else:
-            packets = partial(backward, design, part, bits, codes=whole, products=(product,), summed=n)
-        work += _repeated(n, lambda images: _program(design, packets(images=images), free)).times(count)  # noqa: B023
-    return work
+    """Counts of a product of a layer over a whole batch.
+
+    Raises:
+        LoweringError: by the layer's name.
+    """
+
+    def work(samples: int) -> _Work:
+        counts = _Work()
+        for count, product in layer_products(shape, bits, samples, kind, form):
+            counts += _program(design, replace(product, batches=-(-batch // samples)), count, free)
+        return counts
+
+    try:
+        return _repeated(batch, work)
+    except LoweringError as error:
+        raise LoweringError(f"layer {shape.name}, {kind} at {bits}: {error}") from None
 
 
 @lru_cache(maxsize=1 << 16)
@@ -367,45 +236,31 @@ def _counts(
     design: Design, shape: ConvShape, bits: Bits, batch: int, codes: bool, free: tuple[str, ...]
 ) -> Mapping[str, _Work]:
     """Counts of the products for a whole batch."""
-    first = shape.kind == "stem"
-    counts = {product: _Work() for product in PRODUCTS}
-    own = {
-        p: Bits(bits.w, bits.a, bits.weight_g if bits.weight_g and p == "weight_gradient" else bits.g) for p in PRODUCTS
-    }
-    for runs, piece, images in lowered_pieces(design, shape, batch):
-        work = {
-            p: _alone(design, piece, images, own[p], p, codes, free)
-            for p in PRODUCTS
-            if p != "input_gradient" or not first
-        }
-        if not first and not bits.weight_g and not _overfull(design, piece, bits, "both", codes):
-            # One program for both gradients shares the load of the output gradient; what it saves of the
-            # cycles without work, and of the traffic, is spread over both.
-            n = _virtual(design, piece, images)
-            packets = partial(backward, design, piece, bits, codes=codes, summed=n)
-            both = _repeated(n, lambda images: _program(design, packets(images=images), free))  # noqa: B023
-            apart = work["input_gradient"] + work["weight_gradient"]
-            idle = (both.cycles - both.array) / (apart.cycles - apart.array)
-            for p in ("input_gradient", "weight_gradient"):
-                one = work[p]
-                work[p] = _Work(
-                    one.array + (one.cycles - one.array) * idle,
-                    one.array,
-                    one.read * both.read / apart.read,
-                    one.write * both.write / apart.write,
-                )
-        for p, one in work.items():
-            counts[p] += one.times(runs)
+    form = CODES if codes else INTEGERS
+    kinds = [p for p in PRODUCTS if p != "input_gradient" or shape.kind != "stem"]
+    counts = {p: _Work() for p in PRODUCTS} | {p: _layer(design, shape, bits, batch, p, form, free) for p in kinds}
+    if len(kinds) < len(PRODUCTS) or bits.weight_g or shape.groups > 1 or shape.kind == "attention":
+        return counts
+    # One program for both gradients may share the load of the output gradient; what it saves of the cycles without work,
+    # and of the traffic, is spread over both.
+    both = _layer(design, shape, bits, batch, "backward", form, free)
+    apart = counts["input_gradient"] + counts["weight_gradient"]
+    idle = (both.cycles - both.array) / (apart.cycles - apart.array)
+    for p in ("input_gradient", "weight_gradient"):
+        one = counts[p]
+        counts[p] = _Work(
+            one.array + (one.cycles - one.array) * idle,
+            one.array,
+            one.read * both.read / apart.read,
+            one.write * both.write / apart.write,
+        )
     return counts
 
 
 @lru_cache(maxsize=1 << 14)
 def _statistics_counts(design: Design, shape: ConvShape, bits: Bits, batch: int) -> _Work:
     """Counts of a pass over a whole batch that leaves nothing but the statistics of the output."""
-    work = _Work()
-    for runs, piece, images in lowered_pieces(design, shape, batch):
-        work += _alone(design, piece, images, bits, "statistics", True, ()).times(runs)
-    return work
+    return _layer(design, shape, bits, batch, "forward", STATISTICS)
 
 
 @lru_cache(maxsize=4096)
@@ -477,7 +332,7 @@ class FabricMachine:
             shape, bits: the layer and its widths, which the fabric has.
 
         Raises:
-            WorkloadError: not even one group of channels fits the buffers.
+            LoweringError: not even one group of channels fits the buffers.
         """
         per_fabric = max(1, -(-self.batch // self.fabrics))
         plain = replace(shape, name="statistics")
@@ -496,7 +351,7 @@ class FabricMachine:
             free: which of ``STREAMS`` take no time, to see what they cost; traffic is counted all the same.
 
         Raises:
-            WorkloadError: not even one group of channels fits the buffers.
+            LoweringError: not even one group of channels fits the buffers.
         """
         out: dict[str, FabricCost] = {}
         wide = {p: max(pair) > MAX_BITS for p, pair in shape.operands(bits).items()}

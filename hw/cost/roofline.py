@@ -140,7 +140,7 @@ def points(machine: FabricMachine, shapes: Iterable[ConvShape], bits: Bits) -> l
 
     Raises:
         RooflineError: widths that the fabric does not have.
-        WorkloadError: a layer that the buffers cannot hold.
+        LoweringError: a layer that the buffers cannot hold.
     """
     peak = roofs(machine)
     out = []
@@ -181,7 +181,7 @@ def shares(machine: FabricMachine, shapes: Iterable[ConvShape], bits: Bits, code
         codes: results leave as packed codes, else as integer sums.
 
     Raises:
-        WorkloadError: a layer that the buffers cannot hold.
+        LoweringError: a layer that the buffers cannot hold.
     """
     out = []
     for shape in shapes:
@@ -222,7 +222,7 @@ def mean_points(machine: FabricMachine, work: Work, label: str) -> list[Point]:
         label: of the points.
 
     Raises:
-        WorkloadError: a layer that the buffers cannot hold.
+        LoweringError: a layer that the buffers cannot hold.
     """
     sums: dict[tuple[str, str], Point] = {}
     for (shape, bits), weight in work.items():
@@ -275,7 +275,7 @@ def spans(machine: FabricMachine, shapes: Sequence[ConvShape], schedule: Schedul
 
     Raises:
         ValueError: unknown count.
-        WorkloadError: a layer that the buffers cannot hold.
+        LoweringError: a layer that the buffers cannot hold.
     """
     kinds = ("products", *STEPS)
     known: dict[tuple[ConvShape, Bits], dict[str, dict[str, float]]] = {}
@@ -491,7 +491,7 @@ def write_roofline(
 
     Raises:
         RooflineError: no or equal widths, or such that the fabric does not have.
-        WorkloadError: a layer that the buffers cannot hold.
+        LoweringError: a layer that the buffers cannot hold.
         OSError: the folder cannot be written.
     """
     if not widths or len(set(widths)) != len(widths):
@@ -534,7 +534,7 @@ def write_run(
     Raises:
         RooflineError: nothing is trained on the fabric.
         ValueError: unknown count, or a schedule without length.
-        WorkloadError: a layer that the buffers cannot hold.
+        LoweringError: a layer that the buffers cannot hold.
         OSError: the folder cannot be written.
     """
     work = mean_work(shapes, schedule, count)

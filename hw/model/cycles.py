@@ -11,22 +11,13 @@ take a few milliseconds; searches keep results by layer (``hw/cost/fabric.py``).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 
-from hw.contract import HEADER_WORDS, ROW_BANKS, Flag, Opcode, OutputFormat, Target
+from hw.contract import HEADER_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
-from hw.model.workload import backward, forward, lower
-from hw.networks import Bits, ConvShape
 from hw.packet import (
-    END,
     Packet,
     Range,
-    load_entries,
-    load_tensor,
-    product,
-    read_entries,
-    sums_format,
 )
 from hw.pipeline import ARRAY_CYCLES, MIX_CYCLES, QUANTIZER_CYCLES, QUEUE_SLOTS, STEP_CYCLES
 
@@ -158,74 +149,3 @@ def _drained(design: Design, p: Packet) -> int:
         return STATISTICS_CYCLES * lanes // design.statistics_lanes * c
     per_channel = lanes if p.format == OutputFormat.INT64 else lanes // 2
     return per_channel * (c - 1)  # the last channel leaves while the next tile comes
-
-
-def training_cycles(
-    design: Design, shape: ConvShape, bits: Bits, batch: int = 128, codes: bool = True
-) -> dict[str, float]:
-    """Predicted cycles per image of one layer: forward, backward (both gradients fused), READ of the weights included.
-
-    Args:
-        bits: of weights, activations and gradients.
-        batch: real images over which fixed costs are spread.
-        codes: outputs leave as packed codes, not as 32-bit sums.
-    """
-    m = lower(design, shape)
-    images = max(1, batch // m.side)
-    real = images * m.side
-    return {
-        "forward": predict(design, forward(design, shape, bits, images, codes)).cycles / real,
-        "backward": predict(design, backward(design, shape, bits, images, codes)).cycles / real,
-    }
-
-
-def matrix_product_cycles(
-    design: Design, rows: int, inner: int, columns: int, a_bits: int, b_bits: int, sums: bool
-) -> tuple[int, int]:
-    """Predicted cycles of a product of (rows, inner) and (inner, columns) codes.
-
-    Args:
-        sums: the fabric must add up the first operand's rows too, for the host does not know its codes.
-
-    Returns:
-        As a 1x1 convolution, whose rows are pixels and whose inner axis is channels; and as a weight gradient, whose
-        rows and columns are channels and whose inner axis is pixels.
-    """
-    c, lanes = design.channels, design.lanes
-    groups, out_groups, height = -(-inner // c), -(-columns // c), -(-rows // lanes)
-    weights = groups * (out_groups * b_bits + sums)  # one more output group, of 1-bit ones, adds up the rows
-    bits = {"a_bits": a_bits, "b_bits": b_bits}
-    conv = product(Opcode.CONV, images=1, rows=height, groups=groups, out_groups=out_groups, **bits)
-    as_convolution = predict(
-        design,
-        [
-            load_entries(design, Target.W, weights),
-            load_tensor(design, Target.A, 1, height, groups, a_bits),
-            conv,
-            *([replace(conv, out_groups=1, b_bits=1, b_planes=1)] if sums else []),
-            END,
-        ],
-    )
-    groups = -(-rows // c)
-    height = min(ROW_BANKS, -(-inner // lanes))
-    images = -(-inner // (height * lanes))
-    shape = {"images": images, "rows": height, "groups": groups, "out_groups": out_groups}
-    wgrad = product(Opcode.WGRAD, **shape, **bits, flags=Flag.CLEAR, taps=1)
-    as_gradient = predict(
-        design,
-        [
-            load_tensor(design, Target.G, images, height, out_groups, b_bits),
-            load_tensor(design, Target.A, images, height, groups, a_bits),
-            wgrad,
-            read_entries(wgrad.entries(design), form=sums_format(wgrad.sum_bound(design))),
-            END,
-        ],
-    )
-    return as_convolution.cycles, as_gradient.cycles
-
-
-@cache
-def contracts(design: Design, rows: int, inner: int, columns: int, a_bits: int, b_bits: int, sums: bool) -> bool:
-    """Whether a matrix product is quicker as a weight gradient than as a 1x1 convolution; arguments as above."""
-    as_convolution, as_gradient = matrix_product_cycles(design, rows, inner, columns, a_bits, b_bits, sums)
-    return as_gradient < as_convolution

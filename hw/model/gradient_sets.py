@@ -7,7 +7,7 @@ from dataclasses import replace
 from hw import contract
 from hw.design import Design
 from hw.model.arrangement import ONES, Arrangement
-from hw.model.product import Gradient, GradientPiece, GradientSet, Pass, Product
+from hw.model.product import Gradient, GradientPiece, GradientSet, LoweringError, Pass, Product
 from hw.model.tiling import extent, kernel_pieces, tiles_of
 
 _View = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # centre; span of rows and columns
@@ -119,7 +119,7 @@ def _gradient_passes(
                 best = (traffic, out, passes)
     if best is None:
         least = max((1 + piece.b_sum) * len(piece.piece.taps) for piece in pieces) * (design.channels + 1)
-        raise ValueError(
+        raise LoweringError(
             f"design {design.name}: {design.depth_accumulator} accumulator entries hold no weight gradient with its sums "
             f"({least} entries); raise depth_accumulator"
         )

@@ -13,7 +13,7 @@ from enum import IntEnum
 from hw.contract import HEADER_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.cycles import Prediction, Ranges, flag_cycles, meet
-from hw.model.workload import backward, forward, lower
+from hw.model.layer_products import layer_products, program
 from hw.networks import Bits, ConvShape
 from hw.packet import Packet
 
@@ -115,12 +115,7 @@ def kernel_training_cycles(
     for shape in shapes:
         if shape.kind == "fc":
             continue
-        side = lower(design, shape).side
-        virtual = max(1, batch // side)
-        products = ("weight_gradient",) if shape.kind == "stem" else ("input_gradient", "weight_gradient")
-        for packets in (
-            forward(design, shape, bits, virtual),
-            backward(design, shape, bits, virtual, products=products),
-        ):
-            total += predict_kernel(design, packets, overlap).cycles / (virtual * side)
+        for kind in ("forward", "weight_gradient" if shape.kind == "stem" else "backward"):
+            for count, product in layer_products(shape, bits, batch, kind):
+                total += count * predict_kernel(design, program(design, product), overlap).cycles / batch
     return total

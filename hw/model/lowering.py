@@ -20,13 +20,31 @@ from hw import contract
 from hw.contract import Flag, Opcode, OutputFormat
 from hw.design import Design
 from hw.model.arrangement import Along, Arrangement, Kernel
-from hw.model.cycles import contracts
+from hw.model.cycles import predict
 from hw.model.gradient_sets import gradient_sets
-from hw.model.product import Correlation, Gradient, GradientSet, Lowered, Pass, Product, Source
+from hw.model.product import Correlation, Gradient, GradientSet, Lowered, LoweringError, Pass, Product
+from hw.model.schedule import quarters_fit, steps_of
 from hw.model.tiling import axis_phases, axis_phases_back, kernel_pieces
-from hw.model.workload import in_pairs
 from hw.networks import ConvGeometry
-from hw.packet import Packet, tensor_addresses
+from hw.packet import END, Packet
+
+
+def pairs_channel_groups(design: Design, results: int, groups: int, w_bits: int, g_bits: int, loaded_bits: int) -> bool:
+    """Whether the input gradient of a 3x3 kernel at stride 2 takes the channel groups of the output gradient in pairs.
+
+    One row of two groups then is four rows of one, and eight of nine taps have work where four had
+    (``host/driver/layout.py:_paired``).  That is worth it if the array saves more steps than the loads get beats.
+
+    Args:
+        results: channel groups of the result, the four phases of each pixel being channels.
+        groups: channel groups of the output gradient.
+        w_bits, g_bits: of weights and output gradient.
+        loaded_bits: of the output gradient as it is loaded: ``g_bits``, or 32 where the fabric quantizes it.
+    """
+    pairs = -(-groups // 2)
+    saved = results * (groups - pairs) * w_bits * g_bits  # steps per row
+    added = 4 * pairs * loaded_bits * design.row_words // 2  # beats, next to those of the weight gradient's copy
+    return saved > added
 
 
 def _halves(m: ConvGeometry) -> bool:
@@ -40,8 +58,19 @@ def _span(axis: Iterable[tuple[int, int, list[int]]]) -> tuple[int, int]:
     return first, max(offset + len(indices) for _, offset, indices in axis) - first
 
 
-def _is_quicker_along_pixels(design: Design, m: ConvGeometry, inner: int, columns: int, a: Source, b: Source) -> bool:
-    return m.is_linear and contracts(design, m.batch, inner, columns, a.bits, b.bits, a.values)
+def _is_quicker_along_pixels(design: Design, product: Product) -> bool:
+    """Whether the cycle model says that a matrix product takes less as a weight gradient than as a correlation."""
+    if not product.geometry.is_linear:
+        return False
+
+    def cycles(lowered: Lowered) -> int:
+        packets = [packet for step in steps_of(design, [lowered]) for packet in step.packets]
+        return predict(design, [*packets, END]).cycles
+
+    forward = product.kind == "forward"
+    across = (_correlated_forward if forward else _correlated_back)(design, product)
+    along = (_forward_along_pixels if forward else _input_gradient_along_pixels)(design, product)
+    return cycles(along) < cycles(across)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -49,8 +78,10 @@ def lower(design: Design, product: Product) -> Lowered:
     """How a product runs on the array of ``design``.
 
     Raises:
-        ValueError: accumulators that hold no piece of a weight gradient, or an unknown kind of product.
+        LoweringError: buffers or accumulators that do not hold one group of channels.
+        ValueError: an unknown kind of product.
     """
+    _check_buffers(design, product)
     if product.kind == "forward":
         return _forward(design, product)
     if product.kind == "input_gradient":
@@ -62,11 +93,39 @@ def lower(design: Design, product: Product) -> Lowered:
     raise ValueError(f"no product {product.kind!r}; use one of forward, input_gradient, weight_gradient, backward")
 
 
+def _check_buffers(design: Design, product: Product) -> None:
+    """One group of channels and eight rows must fit half of A, and of G; one group of weights must fit W."""
+    first = "g" if product.kind == "input_gradient" else "x"
+    needs = [("A", product.source(first).bits, design.depth_a // 2)]
+    if product.kind in ("weight_gradient", "backward"):
+        needs.append(("G", product.source("g").bits, design.depth_g // 2))
+    if product.kind == "backward":
+        needs.append(("A", product.source("g").bits, design.depth_a // 2))
+    if product.kind != "weight_gradient":
+        needs.append(("W", product.source("w").bits, design.depth_w))
+    for buffer, bits, room in needs:
+        if bits > room:
+            raise LoweringError(
+                f"design {design.name}: buffer {buffer} of {getattr(design, f'depth_{buffer.lower()}')} addresses does not "
+                f"hold one group of channels of {bits} bits; raise depth_{buffer.lower()}"
+            )
+
+
 def _forward(design: Design, product: Product) -> Lowered:
-    m, x, w = product.geometry, product.source("x"), product.source("w")
+    if _is_quicker_along_pixels(design, product):
+        return _forward_along_pixels(design, product)
+    return _correlated_forward(design, product)
+
+
+def _forward_along_pixels(design: Design, product: Product) -> Lowered:
+    m = product.geometry
+    x = Arrangement.whole("x", (m.batch, m.in_channels, 1, 1))
+    return _matrix_gradient(design, product, x, Arrangement.whole("w", (m.out_channels, m.in_channels, 1, 1)))
+
+
+def _correlated_forward(design: Design, product: Product) -> Lowered:
+    m, x = product.geometry, product.source("x")
     tensor = Arrangement.whole("x", (m.batch, m.in_channels, *m.in_hw))
-    if _is_quicker_along_pixels(design, m, m.in_channels, m.out_channels, x, w):
-        return _matrix_gradient(design, product, tensor, Arrangement.whole("w", (m.out_channels, m.in_channels, 1, 1)))
     out_hw = m.out_hw
     if m.is_linear:
         tensor = tensor.row_of_pixels(design.lanes)
@@ -95,11 +154,20 @@ def _forward(design: Design, product: Product) -> Lowered:
 
 
 def _input_gradient(design: Design, product: Product) -> Lowered:
+    if _is_quicker_along_pixels(design, product):
+        return _input_gradient_along_pixels(design, product)
+    return _correlated_back(design, product)
+
+
+def _input_gradient_along_pixels(design: Design, product: Product) -> Lowered:
+    m = product.geometry
+    weights = Arrangement.whole("w", (m.out_channels, m.in_channels, 1, 1)).transposed()
+    return _matrix_gradient(design, product, Arrangement.whole("g", (m.batch, m.out_channels, 1, 1)), weights)
+
+
+def _correlated_back(design: Design, product: Product) -> Lowered:
     m, g, w = product.geometry, product.source("g"), product.source("w")
     tensor = Arrangement.whole("g", (m.batch, m.out_channels, *m.out_hw))
-    if _is_quicker_along_pixels(design, m, m.out_channels, m.in_channels, g, w):
-        weights = Arrangement.whole("w", (m.out_channels, m.in_channels, 1, 1)).transposed()
-        return _matrix_gradient(design, product, tensor, weights)
     out_hw = -(-m.in_hw[0] // m.stride), -(-m.in_hw[1] // m.stride)
     if m.is_linear:
         tensor = tensor.row_of_pixels(design.lanes)
@@ -110,7 +178,7 @@ def _input_gradient(design: Design, product: Product) -> Lowered:
     paired = (
         _halves(m)
         and not g.stochastic
-        and in_pairs(design, results, groups, w.bits, g.bits, 32 if g.values else g.bits)
+        and pairs_channel_groups(design, results, groups, w.bits, g.bits, 32 if g.values else g.bits)
     )
     if paired:  # seen from the far corner, windows end with their pixel, as those of the fabric's stride do
         tensor = tensor.mirrored().paired()
@@ -176,16 +244,6 @@ def _weight_gradient(design: Design, product: Product) -> Lowered:
     return Lowered(product, gradients=gradients, sets=sets, host_sums=missing)
 
 
-def quarters_fit(design: Design, product: Product, rows: int) -> int:
-    """Virtual images of so many rows of which A holds two of g and two of x: the fabric may load one pair while it
-    uses the other."""
-    m, c = product.geometry, design.channels
-    g = tensor_addresses(1, rows, -(-m.out_channels // c), product.source("g").bits)
-    x = tensor_addresses(1, rows, -(-m.in_channels // c), product.source("x").bits)
-    quarter = design.depth_a // 4
-    return min(quarter // g, quarter // x, design.depth_g // 2 // g)
-
-
 def _fuses(design: Design, product: Product) -> bool:
     """Whether both gradients can share each load of the output gradient."""
     m, c = product.geometry, design.channels
@@ -209,7 +267,7 @@ def _fuses(design: Design, product: Product) -> bool:
         and into * out * w.bits + sum_words <= design.depth_w
         and (not codes or into * c <= design.depth_epilogue)
         and wgrad.entries(design) <= min(design.depth_accumulator, contract.MAX_ENTRIES)
-        and not _is_quicker_along_pixels(design, m, m.out_channels, m.in_channels, g, w)
+        and not _is_quicker_along_pixels(design, product)
     )
 
 
@@ -224,7 +282,7 @@ def _backward(design: Design, product: Product) -> Lowered:
             (*to_input.sets, *_renumbered(to_weight.sets, len(to_input.gradients))),
             host_sums=to_weight.host_sums,
         )
-    correlations = _input_gradient(design, product).correlations
+    correlations = _correlated_back(design, product).correlations
     return Lowered(product, correlations, _gradients(design, product), fused=True)
 
 

@@ -10,6 +10,10 @@ from hw.model.tiling import Piece, Tile
 from hw.networks import ConvGeometry
 
 
+class LoweringError(ValueError):
+    """A product that a design cannot hold, however it is cut; the message names the buffer and the remedy."""
+
+
 @dataclass(frozen=True)
 class Source:
     """How an operand reaches the fabric.
@@ -38,7 +42,11 @@ class Product:
         output: INT32 for integer sums (INT64 where 32 bits could be too few); CODES or STATISTICS for results that need
             no partial sums, which are integers in any case, as weight gradients are.
         skip_zero: the fabric looks for zero planes itself.
+        batches: of this size, whose weight gradient is summed before it is read, which decides how many bits it takes.
         weights: products of one program with the same number and the same grid have the same weights.
+
+    Raises:
+        ValueError: operand sums beside results that are not integers.
     """
 
     kind: str
@@ -49,7 +57,12 @@ class Product:
     sums: bool = True
     output: OutputFormat = OutputFormat.INT32
     skip_zero: bool = False
+    batches: int = 1
     weights: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sums and self.output != OutputFormat.INT32:
+            raise ValueError(f"results leave as {self.output.name}, beside which no operand sums leave; set sums=False")
 
     def source(self, operand: str) -> Source:
         """How an operand of an arrangement travels."""

@@ -19,7 +19,6 @@ from hw import contract
 from hw.contract import ACCUMULATOR_LIMIT, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.arrangement import Arrangement, Kernel
-from hw.model.lowering import lower, quarters_fit
 from hw.model.product import Correlation, GradientPiece, GradientSet, Lowered, Pass, Product, Source
 from hw.model.steps import (
     Boundary,
@@ -36,7 +35,6 @@ from hw.model.steps import (
 )
 from hw.model.tiling import Piece, Stack, extent, kernel_pieces, split_range, stacks_of, tiles_of
 from hw.packet import (
-    END,
     Packet,
     all_planes,
     flags_of,
@@ -79,30 +77,32 @@ class _Buffer:
         self._holds = {}
 
 
-def steps(design: Design, products: Sequence[Product]) -> Iterator[Step]:
-    """Steps of one program of products, without its END.
+def steps_of(design: Design, lowered: Sequence[Lowered]) -> Iterator[Step]:
+    """Steps of one program of lowered products, without its END.
 
     Raises:
-        ValueError: a product that the design's buffers cannot hold, however it is cut.
+        LoweringError: a product that the design's buffers cannot hold, however it is cut.
     """
     a, g, w = (_Buffer(depth) for depth in (design.depth_a, design.depth_g, design.depth_w))
-    for member, each in enumerate(products):
-        lowered = lower(design, each)
-        schedule = _Schedule(design, member, lowered, a, g, w)
-        if lowered.fused:
+    for member, each in enumerate(lowered):
+        schedule = _Schedule(design, member, each, a, g, w)
+        if each.fused:
             yield from schedule.fused()
             continue
-        for correlation in lowered.correlations:
+        for correlation in each.correlations:
             yield from schedule.correlation(correlation)
-        for one in lowered.sets:
+        for one in each.sets:
             yield from schedule.gradient_set(one)
 
 
-def packets(design: Design, products: Sequence[Product]) -> Iterator[Packet]:
-    """Packets of one program of products, END included."""
-    for step in steps(design, products):
-        yield from step.packets
-    yield END
+def quarters_fit(design: Design, product: Product, rows: int) -> int:
+    """Virtual images of so many rows of which A holds two of g and two of x: the fabric may load one pair while it
+    uses the other."""
+    m, c = product.geometry, design.channels
+    g = tensor_addresses(1, rows, -(-m.out_channels // c), product.source("g").bits)
+    x = tensor_addresses(1, rows, -(-m.in_channels // c), product.source("x").bits)
+    quarter = design.depth_a // 4
+    return min(quarter // g, quarter // x, design.depth_g // 2 // g)
 
 
 def _fitting_images(design: Design, rows: int, images: int, a_bits: int, b_bits: int) -> int:
@@ -433,6 +433,7 @@ class _Accumulator:
             base_accumulator=base,
         )
         self.entries = self._packet.entries(schedule.design)
+        self._batches = schedule.product.batches
         self._held = 0  #: bound on what the accumulators hold
 
     def add(self, stack: Stack, base_a: int, base_g: int) -> Iterator[Step]:
@@ -455,7 +456,7 @@ class _Accumulator:
 
     def read(self) -> Read:
         """Fetch the accumulators; the next packet clears them."""
-        packet = read_entries(self.entries, self._packet.base_accumulator, sums_format(self._held))
+        packet = read_entries(self.entries, self._packet.base_accumulator, sums_format(self._held * self._batches))
         self._held = 0
         return Read(self._schedule.member, (packet,), self.piece, self.into, self._out, self._ones)
 

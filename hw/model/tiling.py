@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hw import contract
 
-_OVERLAP = 16  #: stacks that a batch is cut into, if it is large enough
+_OVERLAP = 4  #: stacks that a batch is cut into, if it is large enough, beside the small ones that come first
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,18 @@ def stacks_of(batch: int, tiles: list[Tile], fit: Callable[[int], int], least: i
     Args:
         fit: how many virtual images of so many rows may lie together.
         least: virtual images that are worth a packet.  Beyond that, several stacks are made even of a small batch,
-            so that the fabric can load one while it computes on another.
+            so that the fabric can load one while it computes on another.  Nothing hides the first load, so stacks begin
+            small and double.
     """
     out = []
     for tile in tiles:
         wanted = -(-batch // (tile.side * _OVERLAP))
-        images = max(1, min(contract.LIMITS["images"], fit(tile.rows.size), max(wanted, least)))
-        for first, count in split_range(batch, images * tile.side):
+        most = max(1, min(contract.LIMITS["images"], fit(tile.rows.size), max(wanted, least)))
+        first, images = 0, min(most, least)
+        while first < batch:
+            count = min(images * tile.side, batch - first)
             out.append(Stack(tile, first, count, -(-count // tile.side)))
+            first, images = first + count, min(most, 2 * images)
     return out
 
 

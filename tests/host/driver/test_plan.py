@@ -14,8 +14,8 @@ from host.operands import ConvGeometry, Grid, Operand
 from host.program.builder import read_program
 from hw.contract import Flag, Opcode, OutputFormat, Target
 from hw.design import load_design
+from hw.model.plan import packets
 from hw.model.product import Product, Source
-from hw.model.schedule import packets
 from hw.packet import Packet
 
 DEVICES = {name: ReferenceDevice(load_design(name)) for name in ("sim-small", "zc706")}

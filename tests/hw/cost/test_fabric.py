@@ -10,21 +10,23 @@ import pytest
 
 import hw.cost.fabric
 from fractrain import main
+from hw.contract import HEADER_WORDS
 from hw.cost.fabric import (
     MEMORY,
     FabricMachine,
     Host,
     _counts,
-    lowered_pieces,
     paper_fabric,
     total,
     training_step,
 )
 from hw.cost.paper import Line, recompute, to_csv
 from hw.design import ROOT, Design, load_design
-from hw.model.cycles import training_cycles
-from hw.model.workload import WorkloadError, backward, forward, words
+from hw.model.cycles import predict
+from hw.model.layer_products import layer_products, program
+from hw.model.product import LoweringError
 from hw.networks import PRODUCTS, Bits, ConvShape, network, resnet_cifar
+from hw.packet import Packet
 
 CONV = ConvShape("conv", 64, 64, 3, 1, 1, (8, 8))
 BITS = Bits(4, 3, 6)
@@ -40,6 +42,16 @@ def machine(design: Design) -> FabricMachine:
     return FabricMachine(design)
 
 
+def sent(design: Design, shape: ConvShape, kind: str) -> list[Packet]:
+    """Packets of a layer's product over a batch of 128 as codes."""
+    ((_, product),) = layer_products(shape, BITS, 128, kind)
+    return list(program(design, product))
+
+
+def words(packets: list[Packet]) -> int:
+    return sum(HEADER_WORDS + p.payload_words for p in packets)
+
+
 def command(*words: str) -> int:
     """Exit status of ``fractrain`` with these words."""
     return main([*words])
@@ -50,20 +62,19 @@ def command(*words: str) -> int:
 
 def test_a_layer_that_fits_costs_what_the_cycle_model_says(design: Design, machine: FabricMachine) -> None:
     products = machine.products(CONV, BITS)
-    expected = training_cycles(design, CONV, BITS)
-    assert products["forward"].cycles == pytest.approx(expected["forward"])
+    ahead, back = (predict(design, sent(design, CONV, kind)).cycles / 128 for kind in ("forward", "backward"))
+    assert products["forward"].cycles == pytest.approx(ahead)
     gradients = products["input_gradient"].cycles + products["weight_gradient"].cycles
-    assert gradients == pytest.approx(expected["backward"])
+    assert gradients == pytest.approx(back)
 
 
 def test_traffic_is_that_of_the_programs(design: Design, machine: FabricMachine) -> None:
     products = machine.products(CONV, BITS)
-    images = 128 // 4  # four images of eight pixels side by side
-    assert products["forward"].read_bytes * 128 == 8 * words(list(forward(design, CONV, BITS, images)))
+    assert products["forward"].read_bytes * 128 == 8 * words(sent(design, CONV, "forward"))
     stored = CONV.outputs * BITS.a / 8
     assert products["forward"].write_bytes == pytest.approx(stored, rel=0.01)
     both = products["input_gradient"].read_bytes + products["weight_gradient"].read_bytes
-    assert both * 128 == pytest.approx(8 * words(list(backward(design, CONV, BITS, images))))
+    assert both * 128 == pytest.approx(8 * words(sent(design, CONV, "backward")))
 
 
 def test_sums_leave_with_four_bytes_each(machine: FabricMachine) -> None:
@@ -117,45 +128,13 @@ def test_impossible_machines_are_refused(design: Design, arguments: dict[str, An
 # -- layers that are cut --------------------------------------------------------------------------------------------
 
 
-def test_a_7x7_kernel_of_stride_2_is_four_pieces_over_four_phases(design: Design) -> None:
-    stem = ConvShape("stem", 3, 64, 7, 2, 3, (64, 64), kind="stem")
-    ((runs, piece, images),) = lowered_pieces(design, stem, 5)
-    assert (runs, images) == (4, 5)
-    assert (piece.in_channels, piece.kernel, piece.stride, piece.out_hw) == (12, 3, 1, (32, 32))
-
-
-def test_wide_images_run_in_tiles_with_a_halo(design: Design) -> None:
-    wide = ConvShape("wide", 16, 16, 3, 1, 1, (112, 112))
-    pieces = lowered_pieces(design, wide, 1)
-    widths = [piece.out_hw[1] for runs, piece, _ in pieces for _ in range(runs)]
-    assert max(widths) == design.lanes
-    assert sum(widths) - 2 * (len(widths) - 1) == 112
-
-
-def test_depthwise_channels_share_dense_products(design: Design) -> None:
-    shape = ConvShape("depthwise", 96, 96, 3, 1, 1, (16, 16), 96, "depthwise")
-    ((runs, piece, _),) = lowered_pieces(design, shape, 1)
-    assert (runs, piece.in_channels, piece.out_channels, piece.groups) == (6, 16, 16, 1)
-
-
-def test_rows_of_a_matrix_product_lie_side_by_side(design: Design) -> None:
-    ((runs, piece, images),) = lowered_pieces(design, ConvShape("fc", 64, 10, 1, 1, 0, (1, 1), kind="fc"), 128)
-    assert (runs, piece.in_hw, images) == (1, (4, 32), 1)
-
-
-def test_every_sample_of_attention_has_its_own_second_operand(design: Design) -> None:
-    scores = ConvShape("scores", 64, 4 * 32, 1, 1, 0, (32, 1), 4, "attention")
-    ((runs, piece, images),) = lowered_pieces(design, scores, 8)
-    assert (runs * images, piece.in_channels, piece.out_channels) == (32, 16, 32)
-
-
 def test_shallow_buffers_cost_more_and_one_group_is_the_least(design: Design) -> None:
     large = ConvShape("large", 256, 256, 3, 1, 1, (32, 32))
     deep = total(FabricMachine(replace(design, depth_w=2048)).products(large, BITS).values())
     shallow = total(FabricMachine(replace(design, depth_w=256)).products(large, BITS).values())
     assert shallow.cycles > deep.cycles
     assert shallow.array_cycles == deep.array_cycles  # the same work, with more loads
-    with pytest.raises(WorkloadError, match="accumulator of 16 addresses"):
+    with pytest.raises(LoweringError, match=r"3x3 256->256, .* 16 accumulator entries"):
         FabricMachine(replace(design, depth_accumulator=16)).products(large, BITS)
 
 
@@ -224,15 +203,13 @@ def test_unknown_normalisation(machine: FabricMachine) -> None:
 
 def test_a_large_batch_costs_what_counting_every_packet_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [resnet_cifar(8)[i] for i in (0, 1, 4, 5, -1)]
-    design, batch = load_design("zc706"), 3000
+    design, batch = load_design("zc706"), 12_000
 
     def costs() -> list[float]:
         _counts.cache_clear()
         machine = FabricMachine(design, batch=batch)
-        every = [cost for shape in shapes for cost in machine.products(shape, BITS).values()]
-        return [
-            value for cost in every for value in (cost.cycles, cost.array_cycles, cost.read_bytes, cost.write_bytes)
-        ]
+        all_of_them = total(cost for shape in shapes for cost in machine.products(shape, BITS).values())
+        return [all_of_them.cycles, all_of_them.array_cycles, all_of_them.read_bytes, all_of_them.write_bytes]
 
     extrapolated = costs()
     monkeypatch.setattr(hw.cost.fabric, "COUNTED", batch)

@@ -10,9 +10,12 @@ import pytest
 
 from hw.contract import Flag, Opcode, OutputFormat
 from hw.design import ROOT, Design, load_design
-from hw.model.cycles import contracts, predict, training_cycles
+from hw.model.cycles import predict
+from hw.model.layer_products import layer_products, program
+from hw.model.lowering import lower as lower_product
+from hw.model.product import Product, Source
 from hw.model.workload import WorkloadError, backward, forward, lower
-from hw.networks import Bits, ConvShape, network
+from hw.networks import Bits, ConvGeometry, ConvShape, network
 from hw.packet import END, Packet, product
 
 MEASURED = ROOT / "docs" / "measurements" / "engine-zc706.json"
@@ -66,7 +69,14 @@ def test_the_measurement_covers_the_network(layers: dict[str, ConvShape]) -> Non
 
 def test_cycles_fall_with_the_product_of_the_widths(design: Design, layers: dict[str, ConvShape]) -> None:
     shape = layers["stage2.0.conv2"]
-    wide, narrow = (sum(training_cycles(design, shape, Bits(n, n, n)).values()) for n in (8, 4))
+    wide, narrow = (
+        sum(
+            predict(design, program(design, product)).cycles
+            for kind in ("forward", "backward")
+            for _, product in layer_products(shape, Bits(n, n, n), 128, kind)
+        )
+        for n in (8, 4)
+    )
     assert narrow / wide == pytest.approx(0.25, abs=0.05)
 
 
@@ -108,6 +118,10 @@ def test_weight_gradients_pay_for_the_taps_in_use(design: Design) -> None:
 
 
 def test_long_matrix_products_contract_along_pixels_and_short_ones_along_channels(design: Design) -> None:
-    assert contracts(design, 128, 1024, 256, 4, 4, True)
-    assert contracts(design, 128, 1024, 256, 4, 4, False)
-    assert not contracts(design, 128, 64, 64, 8, 8, False)
+    def along_pixels(rows: int, inner: int, columns: int, bits: int, values: bool) -> bool:
+        x, w = Source(bits, values=values), Source(bits)
+        return lower_product(design, Product("forward", ConvGeometry(rows, inner, columns, (1, 1)), x, w)).along_pixels
+
+    assert along_pixels(128, 1024, 64, 4, True)
+    assert along_pixels(20, 1024, 64, 4, False)
+    assert not along_pixels(128, 64, 64, 8, False)
