@@ -56,7 +56,7 @@ _MODELS = (
     "model/arrangement",
     "model/cycles",
     "model/gradient_sets",
-    "model/layer_products",
+    "model/training_products",
     "model/lowering",
     "model/plan",
     "model/product",

@@ -24,9 +24,9 @@ from hw.cost.bitfusion import BITFUSION
 from hw.cost.paper import Fabric
 from hw.design import Design
 from hw.model.cycles import predict
-from hw.model.layer_products import CODES, INTEGERS, STATISTICS, Form, layer_products, program
 from hw.model.product import LoweringError, Product
 from hw.model.resources import resources
+from hw.model.training_products import CODES, INTEGERS, STATISTICS, Form, layer_products, program
 from hw.networks import PRODUCTS, Bits, ConvShape
 from hw.packet import Packet
 

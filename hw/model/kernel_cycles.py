@@ -13,7 +13,7 @@ from enum import IntEnum
 from hw.contract import HEADER_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.cycles import Prediction, Ranges, flag_cycles, meet
-from hw.model.layer_products import layer_products, program
+from hw.model.training_products import layer_products, program
 from hw.networks import Bits, ConvShape
 from hw.packet import Packet
 

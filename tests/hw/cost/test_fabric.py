@@ -23,8 +23,8 @@ from hw.cost.fabric import (
 from hw.cost.paper import Line, recompute, to_csv
 from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
-from hw.model.layer_products import layer_products, program
 from hw.model.product import LoweringError
+from hw.model.training_products import layer_products, program
 from hw.networks import PRODUCTS, Bits, ConvShape, network, resnet_cifar
 from hw.packet import Packet
 

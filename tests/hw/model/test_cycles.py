@@ -11,9 +11,9 @@ import pytest
 from hw.contract import Flag, Opcode, OutputFormat
 from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
-from hw.model.layer_products import layer_products, program
 from hw.model.lowering import lower as lower_product
 from hw.model.product import Product, Source
+from hw.model.training_products import layer_products, program
 from hw.model.workload import WorkloadError, backward, forward, lower
 from hw.networks import Bits, ConvGeometry, ConvShape, network
 from hw.packet import END, Packet, product
