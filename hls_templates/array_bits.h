@@ -81,13 +81,47 @@ inline void begin_row(const OperandBuffers&, const Header&, uint32_t, uint32_t, 
 #pragma HLS INLINE
 }
 
+// One plane of the weights of a group, by output channel; none if nothing is counted.
+inline void weights_of(const uint64_t* word, bool count, Dot weights[CHANNELS]) {
+#pragma HLS INLINE
+    for (unsigned oc = 0; oc < CHANNELS; ++oc) {
+#pragma HLS UNROLL
+        for (unsigned k = 0; k < DOT_BITS; ++k) {
+#pragma HLS UNROLL
+            const unsigned bit = oc * DOT_BITS + k;
+            weights[oc][k] = count && ((word[bit / 64] >> (bit % 64)) & 1) != 0;
+        }
+    }
+}
+
+// What the kernel sees at pixel p; im2col is wiring.
+inline Dot window_of(const RowWord rows[ROW_BANKS], const Header& h, bool strided, unsigned p) {
+#pragma HLS INLINE
+    Dot window = 0;
+    for (unsigned tap = 0; tap < TAPS; ++tap) {
+#pragma HLS UNROLL
+        const unsigned ky = tap / 3, kx = tap % 3;
+        const bool from_left = kx == 0, from_right = kx == 2 && !strided;
+        const bool valid =
+            from_left ? ((has_left(h) >> p) & 1) != 0 : !from_right || ((has_right(h) >> p) & 1) != 0;
+        // strided: even columns under the middle tap, odd ones to its left and right
+        const unsigned strided_row = 2 * ky + (kx == 1 ? 0 : 1);
+        for (unsigned ic = 0; ic < CHANNELS; ++ic) {
+#pragma HLS UNROLL
+            const unsigned source = ((p + kx + LANES - 1) % LANES) * CHANNELS + ic;
+            const unsigned strided_source = kx == 0 ? source : p * CHANNELS + ic;
+            const bool near = strided ? bool(rows[strided_row][strided_source]) : bool(rows[ky][source]);
+            window[tap * CHANNELS + ic] = valid && near;
+        }
+    }
+    return window;
+}
+
 inline void conv_tile(OperandBuffers& buffers, const ConvOperands&, const Header& h, uint32_t image, uint32_t y,
                       uint32_t out_group, WriteStream& writes, Intake& intake, Shadow& shadow, CommandStream& commands,
                       LineStream& lines, Tile& tile) {
 #pragma HLS INLINE
     const Planes planes = conv_planes(h);
-    const uint32_t left = has_left(h);
-    const uint32_t right = has_right(h);
     const uint32_t operand = operand_rows(h);
     const bool strided = operand != h.rows;
     const int32_t first = strided ? 4 * int32_t(y) - 2 : int32_t(y) - 1;  // virtual row of the window's first tap
@@ -108,32 +142,10 @@ inline void conv_tile(OperandBuffers& buffers, const ConvOperands&, const Header
         const uint64_t* const weight = buffers.w[h.base_b + (out_group * h.groups + group) * h.b_bits + step.j];
         Dot weights[CHANNELS];
 #pragma HLS ARRAY_PARTITION variable = weights complete
-        for (unsigned oc = 0; oc < CHANNELS; ++oc) {
-#pragma HLS UNROLL
-            for (unsigned k = 0; k < DOT_BITS; ++k) {
-#pragma HLS UNROLL
-                const unsigned bit = oc * DOT_BITS + k;
-                weights[oc][k] = step.count && ((weight[bit / 64] >> (bit % 64)) & 1) != 0;
-            }
-        }
+        weights_of(weight, step.count, weights);
         for (unsigned p = 0; p < LANES; ++p) {
 #pragma HLS UNROLL
-            Dot window = 0;  // im2col is wiring
-            for (unsigned tap = 0; tap < TAPS; ++tap) {
-#pragma HLS UNROLL
-                const unsigned ky = tap / 3, kx = tap % 3;
-                const bool from_left = kx == 0, from_right = kx == 2 && !strided;
-                const bool valid = from_left ? ((left >> p) & 1) != 0 : !from_right || ((right >> p) & 1) != 0;
-                // strided: even columns under the middle tap, odd ones to its left and right
-                const unsigned strided_row = 2 * ky + (kx == 1 ? 0 : 1);
-                for (unsigned ic = 0; ic < CHANNELS; ++ic) {
-#pragma HLS UNROLL
-                    const unsigned source = ((p + kx + LANES - 1) % LANES) * CHANNELS + ic;
-                    const unsigned strided_source = kx == 0 ? source : p * CHANNELS + ic;
-                    const bool near = strided ? bool(rows[strided_row][strided_source]) : bool(rows[ky][source]);
-                    window[tap * CHANNELS + ic] = valid && near;
-                }
-            }
+            const Dot window = window_of(rows, h, strided, p);
             for (unsigned oc = 0; oc < CHANNELS; ++oc) {
 #pragma HLS UNROLL
                 const unsigned ones = count_ones(window & weights[oc]);
@@ -150,6 +162,20 @@ inline void conv_tile(OperandBuffers& buffers, const ConvOperands&, const Header
 struct WgradOperands {};
 inline void begin_wgrad(const OperandBuffers&, const Header&, WgradOperands&) {
 #pragma HLS INLINE
+}
+
+// One plane of an output channel's gradients in the four rows that half of the lanes takes; none if nothing is counted.
+inline Dot gradient_of(const RowWord rows[ROW_BANKS], bool count, unsigned half, unsigned oc) {
+#pragma HLS INLINE
+    Dot gradient = 0;
+    for (unsigned r = 0; r < HALF_ROWS; ++r) {
+#pragma HLS UNROLL
+        for (unsigned p = 0; p < LANES; ++p) {
+#pragma HLS UNROLL
+            gradient[r * LANES + p] = count && bool(rows[half * HALF_ROWS + r][p * CHANNELS + oc]);
+        }
+    }
+    return gradient;
 }
 
 inline void wgrad_tile(OperandBuffers& buffers, const WgradOperands&, const Header& h, uint32_t out_group,
@@ -200,15 +226,7 @@ inline void wgrad_tile(OperandBuffers& buffers, const WgradOperands&, const Head
             }
             for (unsigned oc = 0; oc < CHANNELS; ++oc) {
 #pragma HLS UNROLL
-                Dot gradient = 0;
-                for (unsigned r = 0; r < HALF_ROWS; ++r) {
-#pragma HLS UNROLL
-                    for (unsigned p = 0; p < LANES; ++p) {
-#pragma HLS UNROLL
-                        gradient[r * LANES + p] = step.count && bool(g_rows[half * HALF_ROWS + r][p * CHANNELS + oc]);
-                    }
-                }
-                const unsigned ones = count_ones(input & gradient);
+                const unsigned ones = count_ones(input & gradient_of(g_rows, step.count, half, oc));
                 tile.sums[lane][oc] = add_step(tile.sums[lane][oc], walk.first, step.negative, ones);
             }
             const unsigned own_ones = step.count_own ? count_ones(input) : 0;

@@ -206,15 +206,10 @@ inline void channels_of_row(const uint64_t row[ROW_WORDS], uint32_t channels[CHA
     }
 }
 
-inline void begin_wgrad(const OperandBuffers& buffers, const Header& h, WgradOperands& operands) {
+inline void gather_gradients(const OperandBuffers& buffers, const Header& h, WgradOperands& operands) {
     const uint32_t blocks = blocks_of(h.rows);
     const uint32_t rows = h.images * h.rows;
-    const uint32_t left = has_left(h);
-    const uint32_t right = has_right(h);
-    const bool ones = (h.flags & FLAG_ONES) != 0;
-    const size_t words = (rows + SLOTS - 1) / SLOTS;
-    operands.words = words;
-
+    const size_t words = operands.words;
     operands.gradients.assign(h.out_groups * h.b_bits * words * CHANNELS, 0);
     for (uint32_t out_group = 0; out_group < h.out_groups; ++out_group) {
         for (uint32_t j = 0; j < h.b_bits; ++j) {
@@ -231,7 +226,16 @@ inline void begin_wgrad(const OperandBuffers& buffers, const Header& h, WgradOpe
             }
         }
     }
+}
 
+// Input channels shifted by each tap, then the group of ones.
+inline void gather_inputs(const OperandBuffers& buffers, const Header& h, WgradOperands& operands) {
+    const uint32_t blocks = blocks_of(h.rows);
+    const uint32_t rows = h.images * h.rows;
+    const uint32_t left = has_left(h);
+    const uint32_t right = has_right(h);
+    const bool ones = (h.flags & FLAG_ONES) != 0;
+    const size_t words = operands.words;
     const size_t tap_words = h.a_bits * CHANNELS * words;
     operands.inputs.assign((h.groups + (ones ? 1 : 0)) * taps_of(h) * tap_words, 0);
     std::vector<uint32_t> channels(rows * CHANNELS);
@@ -267,6 +271,12 @@ inline void begin_wgrad(const OperandBuffers& buffers, const Header& h, WgradOpe
             }
         }
     }
+}
+
+inline void begin_wgrad(const OperandBuffers& buffers, const Header& h, WgradOperands& operands) {
+    operands.words = (h.images * h.rows + SLOTS - 1) / SLOTS;
+    gather_gradients(buffers, h, operands);
+    gather_inputs(buffers, h, operands);
 }
 
 inline void wgrad_tile(const OperandBuffers&, const WgradOperands& operands, const Header& h, uint32_t out_group,
