@@ -51,7 +51,7 @@ class Tensor:
         """A stack's part of the tensor as virtual images, filled up where it lies outside: (images, rows, groups, L, C)."""
         stack, (first, groups) = window.stack, window.channels
         per = window.tensor.rows_per
-        rows, columns = stack.tile.rows, stack.tile.columns
+        rows, columns = stack.region.rows, stack.region.columns
         spans = []
         for cut, shift, times in ((rows, window.shift[0], per), (columns, window.shift[1], 1)):
             kept = (cut.own_start, cut.own_stop) if window.own_only else (cut.start, cut.stop)
@@ -68,7 +68,7 @@ class Tensor:
             at.append(slice(low + shift - start, high + shift - start))
         if all(each.start < each.stop for each in of):
             out[:, :, at[0], at[1]] = part[:, :, of[0], of[1]]
-        return _side_by_side(out, self.fill, stack.tile.side, groups, design)
+        return _side_by_side(out, self.fill, stack.region.side, groups, design)
 
 
 def tensor_of(operand: Operand, what: str) -> Tensor:

@@ -91,18 +91,18 @@ class Results:
         target = self.a_sum if block.ones else self.dot
         assert target is not None and self.a_sum is not None
         start = block.outputs[0]
-        self._add_tile(target, acc[:, :, : target.shape[1] - start], start, step)
+        self._add_results(target, acc[:, :, : target.shape[1] - start], start, step)
         if sums is not None:
-            self._add_tile(self.a_sum, sums[:, :, None], 0, step)
+            self._add_results(self.a_sum, sums[:, :, None], 0, step)
 
     @staticmethod
-    def _add_tile(target: I64, tile: Codes, channel: int, step: Conv) -> None:
-        """Add a tile (images, rows, channels, L) to ``target`` (N, C, OH, OW) from ``channel`` on."""
+    def _add_results(target: I64, results: Codes, channel: int, step: Conv) -> None:
+        """Add results (images, rows, channels, L) to ``target`` (N, C, OH, OW) from ``channel`` on."""
         stack, (cy, cx) = step.stack, step.block.piece.centre
-        t = stack.tile
-        images, rows, channels, _ = tile.shape
+        t = stack.region
+        images, rows, channels, _ = results.shape
         width = t.columns.size
-        pixels = tile[..., : t.side * width].reshape(images, rows, channels, t.side, width)
+        pixels = results[..., : t.side * width].reshape(images, rows, channels, t.side, width)
         pixels = pixels.transpose(0, 3, 2, 1, 4).reshape(images * t.side, channels, rows, width)[: stack.count]
         y0, y1 = max(t.rows.own_start, cy), min(t.rows.own_stop, cy + target.shape[2])
         x0, x1 = max(t.columns.own_start, cx), min(t.columns.own_stop, cx + target.shape[3])
@@ -117,17 +117,17 @@ class Results:
         (packet,), piece, c = step.packets, step.piece, design.channels
         (first, groups), (first_out, out_groups) = step.into, step.out
         values = packing.unpack_entries(words, design, packet.rows, packet.format == OutputFormat.INT64)
-        tile, sums = packing.gradient_tiles(values, design, out_groups, groups + step.ones)
+        tiles, sums = packing.gradient_tiles(values, design, out_groups, groups + step.ones)
         arrays = self.gradients[piece.number]
         target = {"dot": arrays["dot"], "a_sum": arrays["a_sum"][None], "b_sum": arrays["b_sum"][:, None]}[piece.into]
         o, i = first_out * c, first * c
         oc, ic = min(out_groups * c, target.shape[0] - o), min(groups * c, target.shape[1] - i)
         for rank, (_, ky, kx) in enumerate(sorted(piece.piece.taps)):
-            target[o : o + oc, i : i + ic, ky, kx] += tile[:oc, :ic, rank]
+            target[o : o + oc, i : i + ic, ky, kx] += tiles[:oc, :ic, rank]
             if piece.a_sum and o == 0:
                 arrays["a_sum"][i : i + ic, ky, kx] += sums[:ic, rank]
             if step.ones:
-                arrays["b_sum"][o : o + oc, ky, kx] += tile[:oc, groups * c, rank]
+                arrays["b_sum"][o : o + oc, ky, kx] += tiles[:oc, groups * c, rank]
 
 
 @lru_cache(maxsize=128)

@@ -8,7 +8,7 @@ from hw import contract
 from hw.design import Design
 from hw.model.arrangement import ONES, Arrangement
 from hw.model.product import Gradient, GradientPiece, GradientSet, LoweringError, Pass, Product
-from hw.model.tiling import extent, kernel_pieces, tiles_of
+from hw.model.tiling import extent, kernel_pieces, regions_of
 
 _View = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # centre; span of rows and columns
 
@@ -65,10 +65,10 @@ def _sets_of_view(
     widest = max(groups * product.source(p.a.operand).bits for each in passes for p, _, groups in each)
     half_a, half_g = design.depth_a // 2, design.depth_g // 2
     max_rows = min(contract.LIMITS["rows"], 8 * min(half_a // widest, half_g // (out_groups * b_bits)))
-    tiles = tiles_of(rows, columns, max_rows, design.lanes)
+    regions = regions_of(rows, columns, max_rows, design.lanes)
     sets: list[GradientSet] = []
     missing: set[str] = set()
-    if len(tiles) > 1:  # the fabric's sums of a would count halos twice
+    if len(regions) > 1:  # the fabric's sums of a would count halos twice
         doubled = [p for p in pieces if p.a_sum]
         counted = [
             replace(p, into="a_sum", a_sum=False, b_sum=False) for p in doubled if product.source(p.a.operand).values
@@ -78,7 +78,7 @@ def _sets_of_view(
         if len(counted) < len(doubled):
             missing.add("a_sum")
         passes = [tuple((replace(p, a_sum=False), first, groups) for p, first, groups in each) for each in passes]
-    sets.append(GradientSet(b, centre, tuple(tiles), out_groups, tuple(passes)))
+    sets.append(GradientSet(b, centre, tuple(regions), out_groups, tuple(passes)))
     return sets, missing
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hw.contract import OutputFormat
 from hw.model.arrangement import ONES, Along, Arrangement, Kernel
-from hw.model.tiling import Piece, Tile
+from hw.model.tiling import Piece, Region
 from hw.networks import ConvGeometry
 
 
@@ -145,14 +145,14 @@ class GradientSet:
     Attributes:
         b: the output gradient, or ones.
         centre: where its pixel [0, 0] lies in a virtual image.
-        tiles: of the images.
+        regions: of the images.
         out_groups: output groups per pass.
         passes: what is accumulated together.
     """
 
     b: Arrangement
     centre: tuple[int, int]
-    tiles: tuple[Tile, ...]
+    regions: tuple[Region, ...]
     out_groups: int
     passes: tuple[Pass, ...]
 

@@ -2,7 +2,7 @@
 
 - Kernels are cut into *pieces* of up to three by three offsets, each with a *centre*: the fabric computes the piece at
   pixel ``i + centre``, so one tensor in the buffer serves all pieces.
-- Images are cut into *tiles* with a halo of one pixel where they are wider than the lanes or taller than the buffer, and
+- Images are cut into *regions* with a halo of one pixel where they are wider than the lanes or taller than the buffer, and
   put side by side where they are narrower; channels are cut into blocks that fit buffers and accumulators.
 - Buffer halves are used in turn, so that the fabric can load the next tensor while it computes on the last one.
 
@@ -33,7 +33,7 @@ from hw.model.steps import (
     Wgrad,
     Window,
 )
-from hw.model.tiling import Piece, Stack, extent, kernel_pieces, split_range, stacks_of, tiles_of
+from hw.model.tiling import Piece, Stack, extent, kernel_pieces, regions_of, split_range, stacks_of
 from hw.packet import (
     Packet,
     all_planes,
@@ -143,12 +143,12 @@ class _Schedule:
             images=1,
             a_bits=source.bits,
             flags=flags_of(options),
-            segment_start=stack.tile.segment_start,
+            segment_start=stack.region.segment_start,
         ).sized(d)
         step = tensor_addresses(1, rows, groups, source.bits)
         top, left = (
-            stack.tile.rows.start * tensor.rows_per - window.shift[0],
-            stack.tile.columns.start - window.shift[1],
+            stack.region.rows.start * tensor.rows_per - window.shift[0],
+            stack.region.columns.start - window.shift[1],
         )
         origin = tensor.index + first * c + top * h + left * w
         made = []
@@ -158,7 +158,7 @@ class _Schedule:
                 "base_b": base_g + i * step if target & Target.G else 0,
             }
             if source.stochastic:
-                index = origin + (stack.first + i * stack.tile.side) * n
+                index = origin + (stack.first + i * stack.region.side) * n
                 random = {"channel_stride": c, "image_stride": n, "row_stride": h, "pixel_stride": w, "index": index}
                 fields |= {name: value % (1 << 32) for name, value in random.items()}
             made.append(replace(quantizer, **fields))
@@ -199,13 +199,13 @@ class _Schedule:
         packet = product(
             Opcode.CONV,
             images=stack.images,
-            rows=stack.tile.rows.size,
+            rows=stack.region.rows.size,
             groups=block.inputs[1],
             out_groups=block.out_groups(d),
             a_bits=source.bits,
             b_bits=block.bits,
             flags=flags_of(options),
-            segment_start=stack.tile.segment_start,
+            segment_start=stack.region.segment_start,
             base_a=bases[0],
             base_b=bases[1],
         )
@@ -221,7 +221,7 @@ class _Schedule:
                 flags=packet.flags | (Flag.OUT_SIGNED if source.signed else Flag.RELU),
             )
         elif epilogue is not None and self.product.output == OutputFormat.STATISTICS:
-            pixels = stack.tile.side * stack.tile.columns.size
+            pixels = stack.region.side * stack.region.columns.size
             packet = replace(packet, format=OutputFormat.STATISTICS, pixels=pixels)
         return Conv(self.member, (packet,), block, stack, tensor)
 
@@ -253,12 +253,12 @@ class _Schedule:
         for first, groups in split_range(groups_total, max_groups):
             blocks = self._blocks(kernel, pieces, (first, groups), source, weight, whole)
             max_rows = min(contract.LIMITS["rows"], 8 * max(1, half_a // (groups * source.bits))) // a.rows_per
-            tiles = tiles_of(spans[0], spans[1], max_rows, d.lanes)
+            regions = regions_of(spans[0], spans[1], max_rows, d.lanes)
 
             def fit(rows: int, groups: int = groups) -> int:
                 return half_a // tensor_addresses(1, rows * a.rows_per, groups, source.bits)
 
-            stacks = stacks_of(a.images, tiles, fit)
+            stacks = stacks_of(a.images, regions, fit)
             for residents in self._resident_sets(blocks, whole):
                 bases, loads = self.weights(residents)
                 entries, more = self._epilogue(residents) if whole else ([], [])
@@ -344,7 +344,7 @@ class _Schedule:
                 )
                 return _fitting_images(d, size, images, max(a_bits), b_bits)
 
-            for stack in stacks_of(task.b.images, list(task.tiles), fit, least):
+            for stack in stacks_of(task.b.images, list(task.regions), fit, least):
                 yield Boundary(self.member, ())
                 window = Window(task.b, stack, (out[0] * c, out[1]), task.centre, own_only=True)
                 base_g, there = self._g.place(window)
@@ -383,10 +383,10 @@ class _Schedule:
             return _fitting_images(d, size, quarters_fit(d, self.product, size), x.bits, g.bits)
 
         height, width = task.tensor.hw
-        tiles = tiles_of((0, height), (0, width), height, d.lanes)
+        regions = regions_of((0, height), (0, width), height, d.lanes)
         least = -(-_PACKET_CYCLES // (x.bits * g.bits))
         quarter = d.depth_a // 4
-        for turn, stack in enumerate(stacks_of(task.tensor.images, tiles, fit, least)):
+        for turn, stack in enumerate(stacks_of(task.tensor.images, regions, fit, least)):
             yield Boundary(self.member, ())
             half = turn % 2
             base_g, base_x, base_own = 2 * half * quarter, (2 * half + 1) * quarter, half * (d.depth_g // 2)
@@ -441,8 +441,8 @@ class _Accumulator:
         packet = replace(
             self._packet,
             images=stack.images,
-            rows=stack.tile.rows.size,
-            segment_start=stack.tile.segment_start,
+            rows=stack.region.rows.size,
+            segment_start=stack.region.segment_start,
             base_a=base_a,
             base_b=base_g,
         )

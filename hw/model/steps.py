@@ -70,7 +70,7 @@ class Window:
     @property
     def rows(self) -> int:
         """Rows of a virtual image."""
-        return self.stack.tile.rows.size * self.tensor.rows_per
+        return self.stack.region.rows.size * self.tensor.rows_per
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How a convolution is cut for the array: kernels into pieces, strides into phases, images into tiles and stacks.
+"""How a convolution is cut for the array: kernels into pieces, strides into phases, images into regions and stacks.
 
 Index arithmetic only; what lies in the tensors does not matter here.
 """
@@ -46,8 +46,8 @@ def cuts(low: int, high: int, limit: int) -> list[Cut]:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Part of every image: ``side`` images lie side by side in a virtual row."""
+class Region:
+    """A rectangle that is cut out of every image; ``side`` images lie side by side in a virtual row."""
 
     rows: Cut
     columns: Cut
@@ -55,14 +55,14 @@ class Tile:
     segment_start: int
 
 
-def tiles_of(rows: tuple[int, int], columns: tuple[int, int], max_rows: int, lanes: int) -> list[Tile]:
+def regions_of(rows: tuple[int, int], columns: tuple[int, int], max_rows: int, lanes: int) -> list[Region]:
     out = []
     for r, c in itertools.product(cuts(*rows, max_rows), cuts(*columns, lanes)):
         side = lanes // c.size
         starts = sum(1 << (k * c.size) for k in range(side))
         if side * c.size < lanes:
             starts |= 1 << (side * c.size)  # unused lanes are a segment of their own: nobody's neighbours
-        out.append(Tile(r, c, side, starts))
+        out.append(Region(r, c, side, starts))
     return out
 
 
@@ -126,15 +126,15 @@ def axis_phases_back(kernel: int, stride: int, padding: int) -> list[tuple[int, 
 
 @dataclass(frozen=True)
 class Stack:
-    """Virtual images of one tile that lie in a buffer together: batch elements ``first .. first+count-1``."""
+    """Virtual images of one region that lie in a buffer together: batch elements ``first .. first+count-1``."""
 
-    tile: Tile
+    region: Region
     first: int
     count: int
     images: int
 
 
-def stacks_of(batch: int, tiles: list[Tile], fit: Callable[[int], int], least: int = 1) -> list[Stack]:
+def stacks_of(batch: int, regions: list[Region], fit: Callable[[int], int], least: int = 1) -> list[Stack]:
     """Cut the batch into stacks.
 
     Args:
@@ -144,13 +144,13 @@ def stacks_of(batch: int, tiles: list[Tile], fit: Callable[[int], int], least: i
             small and double.
     """
     out = []
-    for tile in tiles:
-        wanted = -(-batch // (tile.side * _OVERLAP))
-        most = max(1, min(contract.LIMITS["images"], fit(tile.rows.size), max(wanted, least)))
+    for region in regions:
+        wanted = -(-batch // (region.side * _OVERLAP))
+        most = max(1, min(contract.LIMITS["images"], fit(region.rows.size), max(wanted, least)))
         first, images = 0, min(most, least)
         while first < batch:
-            count = min(images * tile.side, batch - first)
-            out.append(Stack(tile, first, count, -(-count // tile.side)))
+            count = min(images * region.side, batch - first)
+            out.append(Stack(region, first, count, -(-count // region.side)))
             first, images = first + count, min(most, 2 * images)
     return out
 

@@ -1,7 +1,7 @@
 """Area of the generated RTL on 7-series parts, from Yosys.
 
 Every module is synthesised once; the modules that it contains are black boxes.  Its cells are multiplied by the number
-of its instances.  So hundreds of equal units cost one unit's time and memory, and the area is known by module. 
+of its instances.  So hundreds of equal units cost one unit's time and memory, and the area is known by module.
 Nothing is optimised across module borders; a flattened run, where it is feasible, says how much that costs. Yosys runs
 in a process of its own: a crash, or a design that outgrows the memory or the time allowed, ends that process only.
 """
@@ -370,7 +370,9 @@ def synthesize(
             cells[name] = int(n)
     if dict(found) != wanted:
         raise SynthesisError(f"{piece.name} has instances {dict(found)} instead of {wanted}; correct pieces()")
-    done = Synthesis(piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells, _timing(netlist[top], grade))
+    done = Synthesis(
+        piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells, _timing(netlist[top], grade)
+    )
     done.area()
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
