@@ -1,4 +1,6 @@
-"""Layer shapes of the networks whose training is costed, as plain data: no tensor library is needed to read them.
+"""Networks as plain data: layouts, layer names and layer shapes, which no tensor library is needed to read.
+
+``sw_model.nn`` builds its modules from the layouts here, and a layer has the name of its module: ``blocks.0.conv1``.
 
 Every product of training is described by the forward convolution it belongs to.  A matrix product of R rows is a 1x1
 convolution over an ``(R, 1)`` image, a fully connected layer one over a ``(1, 1)`` image, and the two products of
@@ -196,105 +198,178 @@ def check_basic_blocks(depth: int) -> None:
         )
 
 
-def resnet_cifar(
-    depth: int, classes: int = 10, width: int = 16, image: tuple[int, int, int] = (3, 32, 32)
-) -> list[ConvShape]:
-    """ResNet-(6n+2) for small images: three stages of n two-convolution blocks, every stage with twice the channels.
+class BlockLayout(NamedTuple):
+    """A residual block.
 
-    A 1x1 convolution is on the shortcut wherever the channel count changes.
+    Attributes:
+        in_channels, out_channels: counts.
+        stride: of the first convolution of a basic block, of the depthwise one of an inverted block.
+        expansion: hidden channels of an inverted residual block as a multiple of ``in_channels``; 0 is a basic block of
+            two 3x3 convolutions.
+    """
+
+    in_channels: int
+    out_channels: int
+    stride: int
+    expansion: int = 0
+
+    @property
+    def hidden(self) -> int:
+        """Channels inside an inverted residual block."""
+        return self.in_channels * self.expansion
+
+    @property
+    def skippable(self) -> bool:
+        """Whether the block has a shortcut: an inverted one of stride 2 has none."""
+        return not self.expansion or self.stride == 1
+
+    @property
+    def projected(self) -> bool:
+        """Whether a 1x1 convolution is on the shortcut, as the shape changes."""
+        return self.skippable and (self.stride != 1 or self.in_channels != self.out_channels)
+
+    def shapes(self, name: str, in_hw: tuple[int, int]) -> list[ConvShape]:
+        """Convolutions of the block, which is called ``name``, on an input of ``in_hw`` pixels; the last one is its end."""
+        i, o, hidden, stride = self.in_channels, self.out_channels, self.hidden, self.stride
+        branch = [ConvShape(f"{name}.conv1", i, o, 3, stride, 1, in_hw)]
+        if self.expansion:
+            depthwise = ConvShape(f"{name}.depthwise", hidden, hidden, 3, stride, 1, in_hw, hidden, "depthwise")
+            branch = [ConvShape(f"{name}.expand", i, hidden, 1, 1, 0, in_hw), depthwise]
+        out_hw = branch[-1].out_hw
+        if self.projected:
+            branch.append(ConvShape(f"{name}.shortcut.0", i, o, 1, stride, 0, in_hw, kind="shortcut"))
+        if self.expansion:
+            return [*branch, ConvShape(f"{name}.project", hidden, o, 1, 1, 0, out_hw)]
+        return [*branch, ConvShape(f"{name}.conv2", o, o, 3, 1, 1, out_hw)]
+
+
+class Layout(NamedTuple):
+    """A network for images: a stem, residual blocks, global pooling and a classifier.
+
+    Attributes:
+        stem: channels, kernel and stride of the first convolution.
+        blocks: in order.
+        pooled: whether a max pooling halves the stem's output.
+        last: channels of a 1x1 convolution behind the blocks; 0 where there is none.
+    """
+
+    stem: tuple[int, int, int]
+    blocks: tuple[BlockLayout, ...]
+    pooled: bool = False
+    last: int = 0
+
+    @property
+    def features(self) -> int:
+        """Inputs of the classifier."""
+        return self.last or self.blocks[-1].out_channels
+
+    def shapes(self, classes: int, image: tuple[int, int, int]) -> list[ConvShape]:
+        """Shapes of all layers, in order.
+
+        Args:
+            classes: outputs of the classifier.
+            image: channels, height and width of the input.
+        """
+        channels, kernel, stride = self.stem
+        shapes = [ConvShape("stem", image[0], channels, kernel, stride, kernel // 2, image[1:], kind="stem")]
+        h, w = shapes[-1].out_hw
+        size = ((h + 1) // 2, (w + 1) // 2) if self.pooled else (h, w)
+        for index, block in enumerate(self.blocks):
+            shapes += block.shapes(f"blocks.{index}", size)
+            size = shapes[-1].out_hw
+        if self.last:
+            shapes.append(ConvShape("last", self.blocks[-1].out_channels, self.last, 1, 1, 0, size))
+        return [*shapes, ConvShape("head", self.features, classes, 1, 1, 0, (1, 1), kind="fc")]
+
+
+def _blocks(channels: int, stages: Iterable[tuple[int, int, int, int]]) -> tuple[BlockLayout, ...]:
+    """The blocks behind a stem of ``channels``, from (expansion, output channels, blocks, stride of the first) per stage."""
+    blocks = []
+    for expansion, out, count, first_stride in stages:
+        for block in range(count):
+            blocks.append(BlockLayout(channels, out, 1 if block else first_stride, expansion))
+            channels = out
+    return tuple(blocks)
+
+
+def cifar_resnet_layout(depth: int, width: int = 16) -> Layout:
+    """ResNet-(6n+2) for small images (He et al. 2016): three stages of n blocks, each with twice the channels.
 
     Args:
         depth: 6n+2; 38 and 74 in the paper.
-        classes: outputs of the classifier.
         width: channels of the first stage.
-        image: channels, height and width of the input.
 
     Raises:
         ValueError: the depth is not 6n+2.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"a CIFAR ResNet has 6n+2 layers, not {depth}; use for example 8, 20, 38 or 74")
-    size = image[1:]
-    shapes = [ConvShape("stem", image[0], width, 3, 1, 1, size, kind="stem")]
-    channels = width
-    for stage, out in enumerate((width, 2 * width, 4 * width), 1):
-        for block in range((depth - 2) // 6):
-            stride = 2 if out != channels else 1
-            name = f"stage{stage}.{block}"
-            shapes.append(ConvShape(f"{name}.conv1", channels, out, 3, stride, 1, size))
-            if stride == 2:
-                shapes.append(ConvShape(f"{name}.shortcut", channels, out, 1, 2, 0, size, kind="shortcut"))
-                size = shapes[-1].out_hw
-            shapes.append(ConvShape(f"{name}.conv2", out, out, 3, 1, 1, size))
-            channels = out
-    shapes.append(ConvShape("fc", channels, classes, 1, 1, 0, (1, 1), kind="fc"))
-    return shapes
+    stages = ((0, width << stage, (depth - 2) // 6, 2 if stage else 1) for stage in range(3))
+    return Layout((width, 3, 1), _blocks(width, stages))
 
 
-def resnet_imagenet(depth: int, classes: int = 1000, size: int = 224) -> list[ConvShape]:
-    """ResNet-18 or ResNet-34: 7x7 stem, max pooling, four stages of two-convolution blocks.
+#: Blocks of the four stages of the ImageNet networks, by depth.
+IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+def imagenet_resnet_layout(depth: int, width: int = 64) -> Layout:
+    """ResNet-18 or ResNet-34: 7x7 stem, max pooling, four stages of basic blocks.
 
     Args:
         depth: 18 or 34.
-        classes: outputs of the classifier.
-        size: height and width of the image, in pixels, a multiple of 32.
+        width: channels of the first stage.
+
+    Raises:
+        ValueError: unknown depth.
+    """
+    if depth not in IMAGENET_STAGES:
+        raise ValueError(f"ResNet-{depth} has no two-convolution blocks here; use depth 18 or 34")
+    stages = ((0, width << i, count, 2 if i else 1) for i, count in enumerate(IMAGENET_STAGES[depth]))
+    return Layout((width, 7, 2), _blocks(width, stages), pooled=True)
+
+
+#: MobileNetV2 for small images: the original's layout with the first two strides removed, and its first stage expands by
+#: one.  As in the network that the paper trains, a block of stride 1 that changes the channel count has a 1x1 convolution
+#: on its shortcut.
+MOBILENETV2 = Layout(
+    (32, 3, 1),
+    _blocks(
+        32,
+        (
+            (1, 16, 1, 1),
+            (6, 24, 2, 1),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        ),
+    ),
+    last=1280,
+)
+
+
+def resnet_cifar(
+    depth: int, classes: int = 10, width: int = 16, image: tuple[int, int, int] = (3, 32, 32)
+) -> list[ConvShape]:
+    """Layers of a ResNet for small images; see :func:`cifar_resnet_layout` and :meth:`Layout.shapes`."""
+    return cifar_resnet_layout(depth, width).shapes(classes, image)
+
+
+def resnet_imagenet(depth: int, classes: int = 1000, size: int = 224) -> list[ConvShape]:
+    """Layers of ResNet-18 or ResNet-34 for square images of ``size`` pixels, a multiple of 32.
 
     Raises:
         ValueError: unknown depth, or a size that the five halvings do not divide.
     """
-    stages = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-    if depth not in stages:
-        raise ValueError(f"ResNet-{depth} has no two-convolution blocks here; use depth 18 or 34")
     if size % 32:
         raise ValueError(f"an image of {size} pixels does not halve five times; use a multiple of 32")
-    shapes = [ConvShape("stem", 3, 64, 7, 2, 3, (size, size), kind="stem")]
-    channels, size = 64, size // 4
-    for stage, (blocks, width) in enumerate(zip(stages[depth], (64, 128, 256, 512), strict=True), 1):
-        for block in range(blocks):
-            stride = 2 if width != channels else 1
-            name = f"stage{stage}.{block}"
-            shapes.append(ConvShape(f"{name}.conv1", channels, width, 3, stride, 1, (size, size)))
-            if stride == 2:
-                shapes.append(ConvShape(f"{name}.shortcut", channels, width, 1, 2, 0, (size, size), kind="shortcut"))
-                size //= 2
-            shapes.append(ConvShape(f"{name}.conv2", width, width, 3, 1, 1, (size, size)))
-            channels = width
-    shapes.append(ConvShape("fc", channels, classes, 1, 1, 0, (1, 1), kind="fc"))
-    return shapes
+    return imagenet_resnet_layout(depth).shapes(classes, (3, size, size))
 
 
 def mobilenetv2_cifar(classes: int = 10, size: tuple[int, int] = (32, 32)) -> list[ConvShape]:
-    """MobileNetV2 for small images: stem and second stage keep the resolution, the first stage expands by one.
-
-    As in the network that the paper trains, a block of stride 1 that changes the channel count has a 1x1
-    convolution on its shortcut, and blocks of stride 2 have no shortcut.
-    """
-    plan = (
-        (1, 16, 1, 1),
-        (6, 24, 2, 1),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    )  # expansion, output channels, blocks, stride of the first block
-    shapes = [ConvShape("stem", 3, 32, 3, 1, 1, size, kind="stem")]
-    channels = 32
-    for stage, (expansion, width, blocks, first_stride) in enumerate(plan, 1):
-        for block in range(blocks):
-            stride = first_stride if block == 0 else 1
-            name, hidden = f"stage{stage}.{block}", channels * expansion
-            shapes.append(ConvShape(f"{name}.expand", channels, hidden, 1, 1, 0, size))
-            depthwise = ConvShape(f"{name}.depthwise", hidden, hidden, 3, stride, 1, size, hidden, "depthwise")
-            shapes.append(depthwise)
-            if stride == 1 and channels != width:
-                shapes.append(ConvShape(f"{name}.shortcut", channels, width, 1, 1, 0, size, kind="shortcut"))
-            size = depthwise.out_hw
-            shapes.append(ConvShape(f"{name}.project", hidden, width, 1, 1, 0, size))
-            channels = width
-    shapes.append(ConvShape("head", channels, 1280, 1, 1, 0, size))
-    shapes.append(ConvShape("fc", 1280, classes, 1, 1, 0, (1, 1), kind="fc"))
-    return shapes
+    """Layers of :data:`MOBILENETV2` for images of ``size`` pixels."""
+    return MOBILENETV2.shapes(classes, (3, *size))
 
 
 class TransformerLayout(NamedTuple):
@@ -338,16 +413,18 @@ def transformer_lm(
     rows = (tokens, 1)
     shapes: list[ConvShape] = []
     for layer in range(layers):
+        name = f"blocks.{layer}"
         for part in ("query", "key", "value"):
-            shapes.append(ConvShape(f"layer{layer}.{part}", width, width, 1, 1, 0, rows))
+            shapes.append(ConvShape(f"{name}.attention.{part}", width, width, 1, 1, 0, rows))
         # The second operand of both attention products is itself an activation: one "weight" matrix per head.
-        shapes.append(ConvShape(f"layer{layer}.scores", width, heads * tokens, 1, 1, 0, rows, heads, "attention"))
-        shapes.append(ConvShape(f"layer{layer}.context", heads * tokens, width, 1, 1, 0, rows, heads, "attention"))
-        shapes.append(ConvShape(f"layer{layer}.output", width, width, 1, 1, 0, rows))
-        shapes.append(ConvShape(f"layer{layer}.expand", width, hidden, 1, 1, 0, rows))
-        shapes.append(ConvShape(f"layer{layer}.contract", hidden, width, 1, 1, 0, rows))
+        keys = heads * tokens
+        shapes.append(ConvShape(f"{name}.attention.scores", width, keys, 1, 1, 0, rows, heads, "attention"))
+        shapes.append(ConvShape(f"{name}.attention.mixture", keys, width, 1, 1, 0, rows, heads, "attention"))
+        shapes.append(ConvShape(f"{name}.attention.output", width, width, 1, 1, 0, rows))
+        shapes.append(ConvShape(f"{name}.up", width, hidden, 1, 1, 0, rows))
+        shapes.append(ConvShape(f"{name}.down", hidden, width, 1, 1, 0, rows))
     if vocabulary is not None:
-        shapes.append(ConvShape("logits", width, vocabulary, 1, 1, 0, rows, kind="fc"))
+        shapes.append(ConvShape("head", width, vocabulary, 1, 1, 0, rows, kind="fc"))
     return shapes
 
 

@@ -230,7 +230,8 @@ class Schedule:
         if unknown := sorted(named - {shape.name for shape in shapes}):
             raise ValueError(
                 f"schedule {self.name} has layers that {model} does not have: {', '.join(unknown)}; name the model that "
-                "was trained"
+                "was trained (layers are called as its modules: stem, blocks.0.conv1, head; records of old versions, with "
+                "stage1.0.conv1 and fc, are not read)"
             )
 
 
@@ -398,7 +399,7 @@ def unquantized_layers(shapes: Sequence[ConvShape], gated: bool) -> frozenset[st
     imagenet = any(shape.kind == "stem" and shape.kernel == 7 for shape in shapes)
     names = {shape.name for shape in shapes if shape.kind == "fc"}
     if gated:
-        names |= {shape.name for shape in shapes if shape.kind == "stem" or shape.name == "head"}
+        names |= {shape.name for shape in shapes if shape.kind == "stem" or shape.name == "last"}
         names |= {shape.name for shape in shapes if shape.kind == "shortcut" and imagenet}
     return frozenset(names)
 

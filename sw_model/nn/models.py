@@ -9,25 +9,26 @@ it, so that gates (:mod:`sw_model.nn.gates`) can choose each block's precision w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hw.networks import check_basic_blocks, spelled
+from hw.networks import (
+    IMAGENET_STAGES,
+    MOBILENETV2,
+    BlockLayout,
+    Layout,
+    check_basic_blocks,
+    cifar_resnet_layout,
+    imagenet_resnet_layout,
+    spelled,
+)
 from sw_model.nn.layers import QConv2d, QLinear
 from sw_model.nn.normalisation import normalise
 from sw_model.quantize.methods import RangeBatchNorm2d
-
-
-def _stem_and_head(model: nn.Module, quantize_stem: bool, quantize_head: bool) -> set[str]:
-    keep = set() if quantize_stem else {"stem"}
-    if not quantize_head:
-        keep.add("head")
-    return keep
-
 
 #: How a block computes one of its convolutions; gates put their own in place of :func:`plain`.
 Convolve = Callable[[QConv2d, Tensor], Tensor]
@@ -84,54 +85,25 @@ class Block(nn.Module):
         return self.join(self.residual(x), self.way_round(x))
 
 
-class Backbone(nn.Module):
-    """A network whose blocks gates can govern.
-
-    Attributes:
-        gate: shape of its gates.
-        keep_full: names of layers that schedules leave in float32.
-    """
-
-    gate: GateShape
-    keep_full: set[str]
-    stem: QConv2d
-    blocks: nn.ModuleList
-
-    def block_list(self) -> list[Block]:
-        """The blocks in order."""
-        return [block for block in self.blocks if isinstance(block, Block)]
-
-    def ungated(self) -> set[str]:
-        """Names of layers that the published gated network leaves in float32 besides stem and head."""
-        return set()
-
-    def entry(self, x: Tensor) -> Tensor:
-        """From the image to the first block's input."""
-        raise NotImplementedError
-
-    def exit(self, x: Tensor) -> Tensor:
-        """From the last block's output to the logits."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.entry(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.exit(x)
+def _projection(layout: BlockLayout) -> nn.Sequential | None:
+    """The convolution on a shortcut with its normalisation, where there is one."""
+    if not layout.projected:
+        return None
+    convolution = QConv2d(layout.in_channels, layout.out_channels, 1, layout.stride)
+    return nn.Sequential(convolution, nn.BatchNorm2d(layout.out_channels))
 
 
 class BasicBlock(Block):
     """Two 3x3 convolutions with batch normalisation, and a shortcut (1x1 convolution where the shape changes)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, layout: BlockLayout) -> None:
         super().__init__()
-        self.conv1 = QConv2d(in_channels, out_channels, 3, stride, 1)
+        out_channels = layout.out_channels
+        self.conv1 = QConv2d(layout.in_channels, out_channels, 3, layout.stride, 1)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = QConv2d(out_channels, out_channels, 3, 1, 1)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = None
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(QConv2d(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+        self.shortcut = _projection(layout)
 
     @property
     def in_channels(self) -> int:
@@ -145,118 +117,20 @@ class BasicBlock(Block):
         return F.relu(way_round) if residual is None else normalise(self.bn2, residual, way_round)
 
 
-class CifarResNet(Backbone):
-    """ResNet of depth 6n+2 for small images (He et al. 2016): three groups of n blocks, the last two halving the image.
-
-    Args:
-        depth: 8, 14, 20, ... = 6n+2.
-        classes: number of outputs.
-        in_channels: 3 for CIFAR, 1 for digits.
-        width: channels of the first group; the groups have width, 2*width, 4*width.
-        quantize_stem: whether schedules apply to the first convolution.
-        quantize_head: whether schedules apply to the classifier.
-
-    Maps float32 (N, in_channels, H, W) to logits (N, classes).
-    """
-
-    gate = GateShape((32, 16), 16)
-
-    def __init__(
-        self,
-        depth: int,
-        classes: int = 10,
-        in_channels: int = 3,
-        width: int = 16,
-        *,
-        quantize_stem: bool = True,
-        quantize_head: bool = False,
-    ) -> None:
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"a CIFAR ResNet has depth 6n+2 (8, 14, 20, ...), not {depth}")
-        super().__init__()
-        per_group = (depth - 2) // 6
-        self.stem = QConv2d(in_channels, width, 3, 1, 1)
-        self.bn = nn.BatchNorm2d(width)
-        blocks: list[nn.Module] = []
-        channels = width
-        for group in range(3):
-            for block in range(per_group):
-                out = width << group
-                blocks.append(BasicBlock(channels, out, 2 if group and not block else 1))
-                channels = out
-        self.blocks = nn.ModuleList(blocks)
-        self.head = QLinear(channels, classes)
-        self.keep_full = _stem_and_head(self, quantize_stem, quantize_head)
-
-    def entry(self, x: Tensor) -> Tensor:
-        return normalise(self.bn, self.stem(x))
-
-    def exit(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(x.mean((2, 3)))
-        return logits
-
-
-#: Blocks per group of the ImageNet networks, by depth.
-IMAGENET_LAYOUT: dict[int, Sequence[int]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-
-
-class ImageNetResNet(Backbone):
-    """ResNet-18 or -34 for 224-pixel images: 7x7 stem with stride 2, max pooling, four groups of basic blocks."""
-
-    gate = GateShape((40,), 20)
-
-    def __init__(
-        self,
-        depth: int,
-        classes: int = 1000,
-        *,
-        width: int = 64,
-        quantize_stem: bool = True,
-        quantize_head: bool = False,
-    ) -> None:
-        if depth not in IMAGENET_LAYOUT:
-            raise ValueError(f"an ImageNet ResNet of basic blocks has depth 18 or 34, not {depth}")
-        super().__init__()
-        self.stem = QConv2d(3, width, 7, 2, 3)
-        self.bn = nn.BatchNorm2d(width)
-        blocks: list[nn.Module] = []
-        channels = width
-        for group, count in enumerate(IMAGENET_LAYOUT[depth]):
-            for block in range(count):
-                out = width << group
-                blocks.append(BasicBlock(channels, out, 2 if group and not block else 1))
-                channels = out
-        self.blocks = nn.ModuleList(blocks)
-        self.head = QLinear(channels, classes)
-        self.keep_full = _stem_and_head(self, quantize_stem, quantize_head)
-
-    def ungated(self) -> set[str]:
-        return {f"blocks.{i}.shortcut.0" for i, block in enumerate(self.block_list()) if block.shortcut is not None}
-
-    def entry(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(normalise(self.bn, self.stem(x)), 3, 2, 1)
-
-    def exit(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(x.mean((2, 3)))
-        return logits
-
-
 class InvertedResidual(Block):
     """MobileNetV2's block: 1x1 expansion, 3x3 depthwise, 1x1 projection without activation."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
+    def __init__(self, layout: BlockLayout) -> None:
         super().__init__()
-        hidden = in_channels * expansion
-        self.expand = QConv2d(in_channels, hidden, 1)
+        hidden = layout.hidden
+        self.expand = QConv2d(layout.in_channels, hidden, 1)
         self.bn1 = nn.BatchNorm2d(hidden)
-        self.depthwise = QConv2d(hidden, hidden, 3, stride, 1, groups=hidden)
+        self.depthwise = QConv2d(hidden, hidden, 3, layout.stride, 1, groups=hidden)
         self.bn2 = nn.BatchNorm2d(hidden)
-        self.project = QConv2d(hidden, out_channels, 1)
-        self.bn3 = nn.BatchNorm2d(out_channels)
-        self.skippable = stride == 1
-        self.shortcut = None
-        if stride == 1 and in_channels != out_channels:
-            self.shortcut = nn.Sequential(QConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
+        self.project = QConv2d(hidden, layout.out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(layout.out_channels)
+        self.skippable = layout.skippable
+        self.shortcut = _projection(layout)
 
     @property
     def in_channels(self) -> int:
@@ -277,43 +151,110 @@ class InvertedResidual(Block):
         return normalise(self.bn3, residual, way_round, relu=False)
 
 
-class CifarMobileNetV2(Backbone):
-    """MobileNetV2 for 32-pixel images: the original's layout with the first two strides removed.
+class Backbone(nn.Module):
+    """A network of a layout, whose blocks gates can govern; maps float32 (N, C, H, W) to logits (N, classes).
 
-    Maps float32 (N, 3, 32, 32) to logits (N, classes).
+    Args:
+        layout: from :mod:`hw.networks`.
+        classes: number of outputs.
+        in_channels: C, of the images.
+        quantize_stem: whether schedules apply to the first convolution.
+        quantize_head: whether schedules apply to the classifier.
+
+    Attributes:
+        gate: shape of its gates.
+        keep_full: names of layers that schedules leave in float32.
     """
 
-    gate = GateShape((64, 32), 32)
+    gate: GateShape
 
-    # expansion, channels, blocks, stride of the first block
-    LAYOUT = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    def __init__(
+        self, layout: Layout, classes: int, in_channels: int, quantize_stem: bool = True, quantize_head: bool = False
+    ) -> None:
+        super().__init__()
+        channels, kernel, stride = layout.stem
+        self.pooled = layout.pooled
+        self.stem = QConv2d(in_channels, channels, kernel, stride, kernel // 2)
+        self.bn = nn.BatchNorm2d(channels)
+        self.blocks = nn.ModuleList(InvertedResidual(b) if b.expansion else BasicBlock(b) for b in layout.blocks)
+        self.last = QConv2d(layout.blocks[-1].out_channels, layout.last, 1) if layout.last else None
+        self.bn_last = nn.BatchNorm2d(layout.last) if layout.last else None
+        self.head = QLinear(layout.features, classes)
+        self.keep_full = ({"stem"} if not quantize_stem else set()) | ({"head"} if not quantize_head else set())
+
+    def block_list(self) -> list[Block]:
+        """The blocks in order."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def ungated(self) -> set[str]:
+        """Names of layers that the published gated network leaves in float32 besides stem and head."""
+        return set()
+
+    def entry(self, x: Tensor) -> Tensor:
+        """From the image to the first block's input."""
+        x = normalise(self.bn, self.stem(x))
+        return F.max_pool2d(x, 3, 2, 1) if self.pooled else x
+
+    def exit(self, x: Tensor) -> Tensor:
+        """From the last block's output to the logits."""
+        if self.last is not None and self.bn_last is not None:
+            x = normalise(self.bn_last, self.last(x))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.entry(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.exit(x)
+
+
+class CifarResNet(Backbone):
+    """ResNet of depth 6n+2 for small images: :func:`hw.networks.cifar_resnet_layout`.
+
+    Args:
+        depth: 8, 14, 20, ... = 6n+2.
+        classes: number of outputs.
+        in_channels: 3 for CIFAR, 1 for digits.
+        width: channels of the first stage.
+        quantize_stem, quantize_head: see :class:`Backbone`.
+    """
+
+    gate = GateShape((32, 16), 16)
+
+    def __init__(
+        self, depth: int, classes: int = 10, in_channels: int = 3, width: int = 16, *,
+        quantize_stem: bool = True, quantize_head: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(cifar_resnet_layout(depth, width), classes, in_channels, quantize_stem, quantize_head)
+
+
+class ImageNetResNet(Backbone):
+    """ResNet-18 or -34 for 224-pixel images: :func:`hw.networks.imagenet_resnet_layout`."""
+
+    gate = GateShape((40,), 20)
+
+    def __init__(
+        self, depth: int, classes: int = 1000, *,
+        width: int = 64, quantize_stem: bool = True, quantize_head: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(imagenet_resnet_layout(depth, width), classes, 3, quantize_stem, quantize_head)
+
+    def ungated(self) -> set[str]:
+        return {f"blocks.{i}.shortcut.0" for i, block in enumerate(self.block_list()) if block.shortcut is not None}
+
+
+class CifarMobileNetV2(Backbone):
+    """MobileNetV2 for 32-pixel images of three channels: :data:`hw.networks.MOBILENETV2`."""
+
+    gate = GateShape((64, 32), 32)
+    layout = MOBILENETV2
 
     def __init__(self, classes: int = 10, *, quantize_stem: bool = True, quantize_head: bool = False) -> None:
-        super().__init__()
-        self.stem = QConv2d(3, 32, 3, 1, 1)
-        self.bn = nn.BatchNorm2d(32)
-        blocks: list[nn.Module] = []
-        channels = 32
-        for expansion, out, count, stride in self.LAYOUT:
-            for block in range(count):
-                blocks.append(InvertedResidual(channels, out, stride if block == 0 else 1, expansion))
-                channels = out
-        self.blocks = nn.ModuleList(blocks)
-        self.last = QConv2d(channels, 1280, 1)
-        self.bn_last = nn.BatchNorm2d(1280)
-        self.head = QLinear(1280, classes)
-        self.keep_full = _stem_and_head(self, quantize_stem, quantize_head)
+        super().__init__(self.layout, classes, 3, quantize_stem, quantize_head)
 
     def ungated(self) -> set[str]:
         return {"last"}
-
-    def entry(self, x: Tensor) -> Tensor:
-        return normalise(self.bn, self.stem(x))
-
-    def exit(self, x: Tensor) -> Tensor:
-        x = normalise(self.bn_last, self.last(x))
-        logits: Tensor = self.head(x.mean((2, 3)))
-        return logits
 
 
 def use_range_norm(model: nn.Module) -> nn.Module:
@@ -360,7 +301,7 @@ def build_model(
 def _build(name: str, classes: int, image: tuple[int, int, int], width: int, options: dict[str, bool]) -> nn.Module:
     kind, _, number = spelled(name).partition("-")
     if kind == "resnet" and number.isdecimal():
-        if int(number) in IMAGENET_LAYOUT:
+        if int(number) in IMAGENET_STAGES:
             return ImageNetResNet(int(number), classes, **options)
         check_basic_blocks(int(number))
         return CifarResNet(int(number), classes, image[0], width, **options)

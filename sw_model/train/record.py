@@ -2,7 +2,8 @@
 
 Two things are recorded of every layer: what the schedule or the gates chose for it, which the published count of the
 cost goes by, and how its products ran.  The second differs where a layer stays in float32, where a sample that skips a
-block still needs its shortcut, or where gates compute every option.  Layers have the names of ``hw.networks``.
+block still needs its shortcut, or where gates compute every option.  Layers have the names of
+``hw.networks``, which are those of their modules; in a gated network :data:`GATED` stands before them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor
 
 from hw.cost.count import SKIP, Trained
-from hw.networks import TRANSFORMERS, Bits
+from hw.networks import Bits
 from sw_model.nn.cost_meter import GATES
 from sw_model.nn.layers import DEPTHWISE, Precision
-from sw_model.nn.models import IMAGENET_LAYOUT, CifarMobileNetV2
+from sw_model.train.recipe import ConfigError
 
 GATED = "base."  #: before the names of the layers of a gated network
 
@@ -31,49 +32,13 @@ def widths(precision: Precision) -> Bits:
     return Bits(w, a, g, 0 if last == g else last)
 
 
-def layer_name(model: str, software: str) -> str:
-    """Name in ``hw.networks`` of a layer of ``sw_model.nn.models`` or ``sw_model.nn.transformer``.
-
-    Args:
-        model: as for ``build_model`` or ``build_language_model``.
-        software: name of the module, gated or not.
-
-    Raises:
-        ValueError: a layer that is neither in a block nor stem, head or last convolution.
-    """
-    name, text = software.removeprefix(GATED), model in TRANSFORMERS
-    fixed = {"head": "logits"} if text else {"stem": "stem", "head": "fc", "last": "head"}
-    if name in fixed:
-        return fixed[name]
-    block, _, part = name.removeprefix("blocks.").partition(".")
-    if not name.startswith("blocks.") or not part:
-        raise ValueError(f"layer {software!r} of {model} has no counterpart in hw.networks; name it there")
-    if text:
-        other = {"attention.mixture": "context", "up": "expand", "down": "contract"}
-        return f"layer{block}.{other.get(part, part.removeprefix('attention.'))}"
-    left, stage = int(block), 1
-    for count in _stage_blocks(model):
-        if left < count:
-            break
-        left, stage = left - count, stage + 1
-    return f"stage{stage}.{left}.{part.removesuffix('.0')}"
-
-
-def _stage_blocks(model: str) -> Sequence[int]:
-    """Blocks of every stage."""
-    if model == "mobilenetv2":
-        return [row[2] for row in CifarMobileNetV2.LAYOUT]
-    depth = int(model.removeprefix("resnet-"))
-    return IMAGENET_LAYOUT.get(depth) or [(depth - 2) // 6] * 3
-
-
 class RunSchedule:
     """Collects the choices of a run; :meth:`to_json` is the record.
 
     Args:
         trained: the network and its data.
-        macs: multiply-accumulates per image and product, by the software's name of a layer.
-        depthwise: the software's names of depthwise layers, which have a precision of their own.
+        macs: multiply-accumulates per image and product, by the name of a layer, gated or not.
+        depthwise: names of depthwise layers, which have a precision of their own.
         gated: whether gates choose the precision of the blocks.
         gate_macs: multiply-accumulates per image and product of all gates, which run in float32.
     """
@@ -87,13 +52,12 @@ class RunSchedule:
         gate_macs: int = 0,
     ) -> None:
         self.trained, self.gated, self.gate_macs = trained, gated, gate_macs
-        self._names = {software: layer_name(trained.model, software) for software in macs}
-        self._macs = {self._names[software]: count for software, count in macs.items()}
-        self._depthwise = {self._names[software] for software in depthwise}
+        self._macs = {layer.removeprefix(GATED): count for layer, count in macs.items()}
+        self._depthwise = {layer.removeprefix(GATED) for layer in depthwise}
         self._blocks: dict[int, list[str]] = {}
-        for software, name in self._names.items():
-            if gated and software.startswith(f"{GATED}blocks."):
-                self._blocks.setdefault(int(software.split(".")[2]), []).append(name)
+        for name in self._macs:
+            if gated and name.startswith("blocks."):
+                self._blocks.setdefault(int(name.split(".")[1]), []).append(name)
         self._open: dict[str, tuple[int, int, int, int]] = {}
         self._stages: list[dict[str, Any]] = []
         self._begin()
@@ -121,7 +85,7 @@ class RunSchedule:
             self._open[layer] = (macs, w, activation, a)
             return
         bits = Bits(w, activation, g or b, 0 if g in (0, b) else b)
-        self._ran.setdefault(self._names[layer], Counter())[bits] += macs
+        self._ran.setdefault(layer.removeprefix(GATED), Counter())[bits] += macs
 
     def step(
         self,
@@ -214,6 +178,18 @@ class RunSchedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues the record of a checkpoint.
+
+        Raises:
+            ConfigError: it names layers that the network does not have.
+        """
+        named = {*state["chosen"], *state["ran"]}.union(*({*s["layers"], *s["ran"]} for s in state["stages"]))
+        if unknown := sorted(named - self._macs.keys()):
+            raise ConfigError(
+                f"the checkpoint records layers that {self.trained.model} does not have: {', '.join(unknown)}; an old "
+                "version wrote it, with other names of layers: train in another folder, with init naming this one to "
+                "start from its weights"
+            )
         self._stages, self._images = list(state["stages"]), state["images"]
         self._scheduled = _counter(state["scheduled"])
         self._chosen = {name: _counter(rows) for name, rows in state["chosen"].items()}

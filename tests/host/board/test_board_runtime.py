@@ -32,6 +32,7 @@ from host.exact_engine import ExactEngine
 from host.grids import host_codes
 from host.operands import Engine, Operand, Sums
 from hw.design import ROOT, Design, load_design
+from hw.networks import MOBILENETV2, BlockLayout
 from hw.tools.vivado import overlay_files
 from sw_model.data.images import ImageSet, load_data
 from sw_model.export import ExportError, export_job
@@ -201,7 +202,8 @@ def test_the_gated_digits_recipe_is_pytorchs_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_depthwise_convolutions_train_as_in_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CifarMobileNetV2, "LAYOUT", ((1, 4, 1, 1), (3, 6, 2, 2)))
+    blocks = (BlockLayout(32, 4, 1, 1), BlockLayout(4, 6, 2, 3), BlockLayout(6, 6, 1, 3))
+    monkeypatch.setattr(CifarMobileNetV2, "layout", MOBILENETV2._replace(blocks=blocks))
     config = small(model="mobilenetv2", epochs=1, deadlines=(), batch=8, train_limit=0, test_limit=0)
     export_job(config, tmp_path / "job.zip", colours(16))
     job = load_job(tmp_path / "job.zip")

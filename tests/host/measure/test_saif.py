@@ -26,11 +26,11 @@ def test_the_first_layer_that_fits() -> None:
     shape = fitting_layer(SMALL, network("resnet38"), BITS)
     assert (shape.kind, shape.stride) == ("conv", 1)
     assert shape.out_hw[1] <= SMALL.lanes
-    assert fitting_layer(SMALL, network("resnet38"), BITS, "stage2.1.conv1").name == "stage2.1.conv1"
+    assert fitting_layer(SMALL, network("resnet38"), BITS, "blocks.7.conv1").name == "blocks.7.conv1"
 
 
 @pytest.mark.parametrize(
-    ("layer", "message"), [("stage9", "name one of stem, stage1.0.conv1"), ("stage1.0.conv1", "32 pixels wide")]
+    ("layer", "message"), [("stage9", "name one of stem, blocks.0.conv1"), ("blocks.0.conv1", "32 pixels wide")]
 )
 def test_layers_that_cannot_run(layer: str, message: str) -> None:
     with pytest.raises(SaifError, match=message):

@@ -106,8 +106,8 @@ def test_depthwise_keeps_its_widths() -> None:
 
 
 def test_unquantized_layers() -> None:
-    assert unquantized_layers(network("resnet38"), gated=False) == {"fc"}
-    assert unquantized_layers(network("mobilenetv2"), gated=True) == {"stem", "head", "fc"}
+    assert unquantized_layers(network("resnet38"), gated=False) == {"head"}
+    assert unquantized_layers(network("mobilenetv2"), gated=True) == {"stem", "last", "head"}
     assert len(unquantized_layers(network("resnet18"), gated=True)) == 5
 
 
@@ -124,7 +124,7 @@ def test_a_runs_own_choices_are_read(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     mixture = [[0.25, [4, 3, 6]], [0.75, [4, 6, 8]]]
     path.write_text(
-        json.dumps({"gated": True, "stages": [{"epochs": 2, "options": mixture, "layers": {"fc": [[1, [8, 8, 8]]]}}]})
+        json.dumps({"gated": True, "stages": [{"epochs": 2, "options": mixture, "layers": {"head": [[1, [8, 8, 8]]]}}]})
     )
     schedule = load_schedule(path)
     shapes = network("resnet8")
@@ -145,13 +145,13 @@ def record(tmp_path: Path, **changes: Any) -> Path:
         "gated": True,
         "trained": {"model": "resnet-8", "classes": 10, "width": 4, "image": [1, 8, 8], "samples": 100, "batch": 20},
         "fixed": {},
-        "uncounted": ["stem", "fc"],
+        "uncounted": ["stem", "head"],
         "stages": [
             {
                 "epochs": 2,
                 "options": [[1, [8, 8, 8, 16]]],
-                "layers": {f"stage1.0.conv{n}": [[0.5, [0, 0, 0]], [0.5, [4, 3, 6]]] for n in (1, 2)},
-                "ran": {name: [[1, [32, 32, 32]]] for name in ("stem", "fc")},
+                "layers": {f"blocks.0.conv{n}": [[0.5, [0, 0, 0]], [0.5, [4, 3, 6]]] for n in (1, 2)},
+                "ran": {name: [[1, [32, 32, 32]]] for name in ("stem", "head")},
             }
         ],
     }
@@ -178,11 +178,11 @@ def test_a_record_says_what_ran_and_what_counts(tmp_path: Path) -> None:
     [
         ({"stages": [{"epochs": 1, "options": [[1, [4, 0, 6]]]}]}, r"\[4, 0, 6, 0\] of all layers do not exist"),
         ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 33]]]}]}, "do not exist"),
-        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "ran": {"fc": []}}]}, "of what fc ran"),
-        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "ran": {"fc": [[0.5, [8, 8, 8]]]}}]},
-         "of what fc ran"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "ran": {"head": []}}]}, "of what head ran"),
+        ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "ran": {"head": [[0.5, [8, 8, 8]]]}}]},
+         "of what head ran"),
         ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]],
-                      "ran": {"fc": [[2, [8, 8, 8]], [-0.5, [0, 0, 0]]]}}]}, "of what fc ran"),
+                      "ran": {"head": [[2, [8, 8, 8]], [-0.5, [0, 0, 0]]]}}]}, "of what head ran"),
         ({"stages": [{"epochs": 1, "options": [[1, [8, 8, 8]]], "runs": {}}]}, "unknown keys runs"),
         ({"stages": [{"epochs": 1, "options": [[1, [8, 8.5, 8]]]}]}, "is not a schedule"),
         ({"stages": [{"epochs": 1, "options": [[1, [8, 8]]]}]}, "is not a schedule"),
@@ -210,8 +210,17 @@ def test_folders_without_a_record_are_named(tmp_path: Path) -> None:
 
 def test_layers_of_another_network_are_named(tmp_path: Path) -> None:
     schedule = load_schedule(record(tmp_path))
-    with pytest.raises(ValueError, match="mobilenetv2 does not have: stage1"):
+    with pytest.raises(ValueError, match=r"mobilenetv2 does not have: blocks\.0\.conv1"):
         schedule.check(network("mobilenetv2"), "mobilenetv2")
+
+
+@pytest.mark.parametrize("old", ["stage1.0.conv1", "fc", "layer0.query", "logits"])
+def test_records_of_old_versions_are_refused(old: str, tmp_path: Path) -> None:
+    stages = [{"epochs": 1, "options": [[1, [8, 8, 8]]], "ran": {old: [[1, [32, 32, 32]]]}}]
+    schedule = load_schedule(record(tmp_path, stages=stages, uncounted=[]))
+    for model in ("resnet8", "transformer"):
+        with pytest.raises(ValueError, match=f"does not have: {old}; .*records of old versions"):
+            schedule.check(network(model), model)
 
 
 def test_bitfusion_follows_the_schedule() -> None:

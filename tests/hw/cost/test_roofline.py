@@ -182,8 +182,8 @@ def test_impossible_reports(
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Folder with the record of two stages: the first skips a block at times, stem and classifier are in float32."""
-    whole, exact = [[1.0, [4, 3, 6]]], {name: [[1.0, [32, 32, 32]]] for name in ("stem", "fc")}
-    skipping = {f"stage1.0.conv{n}": [[0.5, [0, 0, 0]], [0.5, [4, 4, 8]]] for n in (1, 2)}
+    whole, exact = [[1.0, [4, 3, 6]]], {name: [[1.0, [32, 32, 32]]] for name in ("stem", "head")}
+    skipping = {f"blocks.0.conv{n}": [[0.5, [0, 0, 0]], [0.5, [4, 4, 8]]] for n in (1, 2)}
     stages = [
         {"epochs": 1.0, "options": whole, "layers": skipping, "ran": exact},
         {"epochs": 3.0, "options": [[1.0, [8, 8, 8, 16]]], "layers": {}, "ran": exact},
@@ -198,10 +198,10 @@ def run(tmp_path: Path) -> Path:
 def test_time_of_a_run_is_that_of_its_stages(run: Path) -> None:
     schedule = load_schedule(run)
     first, second = spans(MACHINE, NETWORK, schedule)
-    exact = [s for s in NETWORK if s.name in ("stem", "fc")]
+    exact = [s for s in NETWORK if s.name in ("stem", "head")]
     quantized = [s for s in NETWORK if s not in exact]
     in_float = sum(c.seconds for s in exact for c in MACHINE.products(s, Bits(32, 32, 32)).values())
-    skipped = [s for s in quantized if s.name.startswith("stage1")]
+    skipped = [s for s in quantized if s.name.startswith("blocks.0")]
     always = [s for s in quantized if s not in skipped]
     expected = in_float + MACHINE.cost(always, BITS).seconds + MACHINE.cost(skipped, Bits(4, 4, 8)).seconds / 2
     assert sum(first.products.values()) == pytest.approx(expected)
@@ -217,17 +217,17 @@ def test_points_of_a_run_are_means(run: Path) -> None:
     schedule = load_schedule(run)
     work = layer_work(NETWORK, schedule, "full")
     found = {(p.layer, p.product): p for p in mean_points(MACHINE, work, "run")}
-    assert {layer for layer, _ in found} == {s.name for s in NETWORK} - {"stem", "fc"}  # those are the host's
-    point = found["stage1.0.conv1", "forward"]
-    shape = next(s for s in NETWORK if s.name == "stage1.0.conv1")
+    assert {layer for layer, _ in found} == {s.name for s in NETWORK} - {"stem", "head"}  # those are the host's
+    point = found["blocks.0.conv1", "forward"]
+    shape = next(s for s in NETWORK if s.name == "blocks.0.conv1")
     assert point.macs == pytest.approx(shape.macs * (0.25 * 0.5 + 0.75))
     assert point.binary_macs == pytest.approx(shape.macs * (0.25 * 0.5 * 16 + 0.75 * 64))
     assert point.pairs == pytest.approx(point.binary_macs / point.macs)
     ends = [MACHINE.products(shape, bits)["forward"].seconds for bits in (Bits(4, 4, 8), Bits(8, 8, 8, 16))]
     assert point.seconds == pytest.approx(0.25 * 0.5 * ends[0] + 0.75 * ends[1])
     times = {s.layer: sum(s.seconds.values()) for s in mean_shares(MACHINE, work, "run")}
-    assert times["stage1.0.conv1"] == pytest.approx(sum(p.seconds for p in found.values() if p.layer == shape.name))
-    assert times["fc"] > 0
+    assert times["blocks.0.conv1"] == pytest.approx(sum(p.seconds for p in found.values() if p.layer == shape.name))
+    assert times["head"] > 0
 
 
 def test_the_report_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,9 +289,9 @@ def test_a_network_must_be_named_somewhere(run: Path, capsys: pytest.CaptureFixt
 
 def test_layers_that_every_sample_skips_cost_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads((run / "schedule.json").read_text())
-    data["stages"] = [data["stages"][0] | {"layers": {"stage1.0.conv1": [[1, [0, 0, 0]]]}}]
+    data["stages"] = [data["stages"][0] | {"layers": {"blocks.0.conv1": [[1, [0, 0, 0]]]}}]
     (run / "schedule.json").write_text(json.dumps(data))
     assert command("cost", "--schedule", str(run), "--machine", "zc706", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["per_sample_layers"]
-    skipped = [r for r in rows if r["layer"] == "stage1.0.conv1"]
+    skipped = [r for r in rows if r["layer"] == "blocks.0.conv1"]
     assert len(skipped) == 3 and all(r["cc"] == r["time_us"] == r["dram_bytes"] == 0 for r in skipped)

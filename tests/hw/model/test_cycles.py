@@ -68,7 +68,7 @@ def test_the_measurement_covers_the_network(layers: dict[str, ConvShape]) -> Non
 
 
 def test_cycles_fall_with_the_product_of_the_widths(design: Design, layers: dict[str, ConvShape]) -> None:
-    shape = layers["stage2.0.conv2"]
+    shape = layers["blocks.6.conv2"]
     wide, narrow = (
         sum(
             predict(design, program(design, product)).cycles
