@@ -28,7 +28,7 @@ from sw_model.nn.convolution import convolve
 from sw_model.nn.gates import GatedNetwork
 from sw_model.nn.layers import DEPTHWISE, QConv2d, Run, quantized_layers
 from sw_model.nn.models import Convolve, plain
-from sw_model.train.loop import build_network
+from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.tasks import Classification, open_task
 

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,21 +27,21 @@ from sw_model.data.image_folders import FolderSet
 from sw_model.data.images import ImageSet
 from sw_model.data.text import TokenSet
 from sw_model.nn.cost_meter import CostMeter, layer_macs, step_factor
-from sw_model.nn.gates import Choice, GatedNetwork, gated_loss, way_of
+from sw_model.nn.gates import gated_loss
 from sw_model.nn.layers import Precision, Run, attach, quantized_layers, set_precision
-from sw_model.nn.models import Backbone
 from sw_model.nn.parallel import ALONE, Ranks, Shard, share_statistics
 from sw_model.nn.reproducible import Reproducible
 from sw_model.nn.transformer import QMatmul
 from sw_model.quantize.affine import straight_through
 from sw_model.train.accelerator import choose_accelerator, move, on
 from sw_model.train.folder import EventLog, RunFolder
-from sw_model.train.pretrained import load_pretrained
+from sw_model.train.metrics import Result
+from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig, learning_rate
 from sw_model.train.record import GATED, RunSchedule
-from sw_model.train.run_device import RunDevice
+from sw_model.train.run_device import RunDevice, check_engine, check_ranks
 from sw_model.train.schedules import Pfq
-from sw_model.train.tasks import Task, evaluate, open_task, smallest_batch
+from sw_model.train.tasks import Task, evaluate, open_task
 
 
 @dataclass(frozen=True)
@@ -64,112 +64,6 @@ class Step:
     precision: Precision
     images: int
     loss: float | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a training run has come to.
-
-    Attributes:
-        metric: what scores are: "accuracy" (share of test images classified rightly) or "perplexity".
-        test_score, best_score: at the end, and best of all evaluations; None if there was none.
-        history: one row per epoch: epoch, stage, bits, loss, train and test metric (the latter may be None), cp
-            (percent, as published: mean over samples and layers that the schedule governs), target, lr, cc, cc_full,
-            seconds.
-        cc: computational cost, paper's count, in float32 MACs; cc_full: every product as it ran; cc_static: paper's
-            count of the same images at 8/8/8.
-        cp: cc as a percentage of float32 training.  The paper's count of a gated run is that of the gated blocks, in
-            ``cc``, ``cc_static`` and ``cp`` alike.
-        images, steps: inputs (images or sequences) and steps trained on in total.
-        finished: False if ``stop_after`` ended the run early.
-        seconds: wall time of this call.
-        counters: the engine's counters after the run (empty without an engine).
-    """
-
-    metric: str
-    test_score: float | None
-    best_score: float | None
-    history: list[dict[str, Any]]
-    cc: float
-    cc_full: float
-    cc_static: float
-    cp: float
-    images: int
-    steps: int
-    finished: bool
-    seconds: float
-    counters: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def test_accuracy(self) -> float:
-        """``test_score`` of a classifier that has been tested."""
-        return self._accuracy(self.test_score)
-
-    @property
-    def best_accuracy(self) -> float:
-        """``best_score`` of a classifier that has been tested."""
-        return self._accuracy(self.best_score)
-
-    def _accuracy(self, score: float | None) -> float:
-        if self.metric != "accuracy" or score is None:
-            raise ValueError(f"no accuracy: the metric is {self.metric}, the score {score}")
-        return score
-
-
-def _check_engine(config: TrainConfig) -> None:
-    """Refuses recipes whose products no integer engine computes."""
-    for name, integers in (("quantizer", "affine"), ("gradient", "affine"), ("mode", "fixed")):
-        if getattr(config, name) != integers:
-            raise ConfigError(
-                f"{name} = {getattr(config, name)!r} has the fast path only; integer engines compute {integers!r}"
-            )
-    for precision in config.precisions():
-        if precision.quantized and max(precision.widths) > 16:
-            raise ConfigError(
-                f"stages: {precision} leaves an operand in float32, which integer engines do not multiply; give all "
-                "operands 1..16 bits, or none, or take the fast path"
-            )
-
-
-def build_network(config: TrainConfig, task: Task, *, pretrained: bool = True) -> tuple[nn.Module, GatedNetwork | None]:
-    """The initial network of a recipe, and the gated network around it if the recipe has gates.
-
-    Args:
-        config, task: the recipe and its task.
-        pretrained: whether to load the weights that ``config.init`` names; a resumed run has better ones.
-
-    Raises:
-        ConfigError: gates for a network that cannot have them; weights that do not fit.
-    """
-    model = task.build(config)
-    if config.init and pretrained:
-        load_pretrained(model, Path(config.init).expanduser())
-    if config.schedule != "dfq":
-        return model, None
-    if not isinstance(model, Backbone):
-        raise ConfigError(f"gates govern networks of residual blocks, not {config.model}")
-    options = [(option[0], option[1]) for option in config.options]
-    choice: Choice = "sample" if config.gate == "sample" else "argmax"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed + 1)
-        return model, GatedNetwork(model, options, config.weight_bits, way=way_of(config.mode), choice=choice)
-
-
-def _check_ranks(config: TrainConfig, task: Task, engine: bool, ranks: Ranks) -> None:
-    """Refuses what several processes cannot train together."""
-    if engine:
-        raise ConfigError("exact engines take the whole batch; train with one process, or on the fast path")
-    for name, shared in (("quantizer", "affine"), ("gradient", "affine"), ("norm", "batch")):
-        if getattr(config, name) != shared:
-            raise ConfigError(
-                f"{name} = {getattr(config, name)!r} takes the whole batch; train with one process, or use {shared!r}"
-            )
-    smallest = smallest_batch(task.data, config.batch)
-    if smallest < ranks.part.size:
-        raise ConfigError(
-            f"an epoch's last batch has {smallest} inputs, too few for {ranks.part.size} processes; change batch "
-            f"({config.batch}) or train_limit"
-        )
 
 
 class _Training:
@@ -356,6 +250,146 @@ def _without_cost(cost: CostMeter) -> Iterator[None]:
         cost.paused = False
 
 
+@dataclass(frozen=True)
+class _Engines:
+    """Which engine computes the quantized products; None is the fast path.
+
+    Attributes:
+        whole: of all steps.
+        by_step: chooses the engine of a step instead, where it is given.
+        evaluation: of the test passes.
+    """
+
+    whole: Engine | None
+    by_step: Callable[[Step], Engine | None] | None
+    evaluation: Engine | None
+
+    def of(self, step: Step) -> Engine | None:
+        return self.whole if self.by_step is None else self.by_step(step)
+
+
+class _Loop:
+    """Training from where a state stands, epoch by epoch, with what is written and shown of it."""
+
+    def __init__(self, state: _Training, folder: RunFolder, engines: _Engines, bar: Progress, events: EventLog) -> None:
+        self.state, self.folder, self.engines, self.bar, self.events = state, folder, engines, bar, events
+
+    def epoch(self, on_step: Callable[[Step], None] | None, stop_after: int | None) -> bool:
+        """Trains the rest of an epoch; returns False if ``stop_after`` ends it early."""
+        state, config, started = self.state, self.state.config, time.monotonic()
+        # A run resumed at the end of an epoch is tested at the precision of the step before.
+        precision = state.schedule.precision(state.epoch, state.global_step - (state.step > 0), state.steps)
+        set_precision(state.model, precision)
+        part = state.ranks.part
+        for x, y in state.task.data.train_batches(config.batch, config.seed, state.epoch, state.step, part):
+            if stop_after is not None and state.global_step >= stop_after:
+                return False
+            precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
+            done = self._step(x, y, precision)
+            if on_step is not None:
+                on_step(done)
+            if config.checkpoint_every and state.global_step % config.checkpoint_every == 0:
+                self.events.flush()
+                self.folder.save(state.state_dict())
+        self._report(self._evaluate(), precision, started)
+        self._close_epoch()
+        return True
+
+    def _step(self, x: Tensor, y: Tensor, precision: Precision) -> Step:
+        """One step, with its line in the log and on the bar."""
+        state = self.state
+        now = Step(
+            state.epoch,
+            state.step,
+            state.global_step,
+            state.schedule.stage,
+            state.stage_step,
+            precision,
+            state.batch_size(),
+        )
+        state.run.engine = self.engines.of(now)
+        with _arithmetic(state.run):
+            loss = state.train_step(x, y, precision)
+        state.step += 1
+        state.stage_step += 1
+        self.events.step(state.global_step, loss, state.optimizer.param_groups[0]["lr"])
+        mean = state.loss_sum / state.seen
+        self.bar.at(state.global_step, f"epoch {state.epoch + 1} bits {precision} loss {mean:.3f}")
+        return replace(now, loss=loss)
+
+    def _evaluate(self) -> float | None:
+        """The test metric, where the recipe asks for it after this epoch."""
+        state, config = self.state, self.state.config
+        if (state.epoch + 1) % config.eval_every and state.epoch + 1 != config.epochs:
+            return None
+        state.run.engine = self.engines.evaluation
+        with _without_cost(state.cost), _arithmetic(state.run):
+            return evaluate(state.model, state.task, config.eval_batch or config.batch, state.ranks)
+
+    def _report(self, tested: float | None, precision: Precision, started: float) -> None:
+        """Adds the epoch's row to the history and shows it."""
+        state, metric, targets = self.state, self.state.task.metric, self.state.config.targets
+        mean_loss, trained = state.loss_sum / state.seen, metric.value(state.score_sum, state.seen)
+        row: dict[str, Any] = {
+            "epoch": state.epoch + 1,
+            "stage": state.schedule.stage,
+            "bits": str(precision) if state.gated is None else "gated",
+            "loss": mean_loss,
+            f"train_{metric.name}": trained,
+            f"test_{metric.name}": tested,
+            "cp": state.cp_sum / state.seen,
+            "target": targets[state.schedule.stage] if targets else None,
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "cc": state.cost.paper,
+            "cc_full": state.cost.full_total,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        state.history.append(row)
+        self.events.epoch(state.global_step, row)
+        after = "" if tested is None else f"  test {metric.text(tested)}"
+        self.bar.line(
+            f"epoch {row['epoch']:3d}  bits {row['bits']:>8}  cp {row['cp']:5.2f} %  loss {mean_loss:.4f}  "
+            f"train {metric.text(trained)}{after}  {row['seconds']:.1f} s"
+        )
+
+    def _close_epoch(self) -> None:
+        """Moves the state to the next epoch and writes it."""
+        state = self.state
+        if state.schedule.epoch_finished(state.epoch, state.loss_sum / state.seen):
+            state.stage_step = 0
+        state.record.finish_epoch()
+        state.epoch += 1
+        state.step, state.seen = 0, 0
+        state.loss_sum, state.cp_sum, state.score_sum = 0.0, 0.0, 0.0
+        self.events.flush()
+        try:
+            self.folder.save(state.state_dict())
+        finally:  # they may have their place on a disk that is too full for the checkpoint
+            self.folder.write_metrics(state.history)
+            self.folder.write_schedule(state.record.to_json())
+
+
+def _result(state: _Training, *, finished: bool, seconds: float, counters: dict[str, int]) -> Result:
+    """What the run has come to, from its state."""
+    metric, cost = state.task.metric, state.cost
+    scores = [row[f"test_{metric.name}"] for row in state.history if row[f"test_{metric.name}"] is not None]
+    return Result(
+        metric=metric.name,
+        test_score=scores[-1] if scores else None,
+        best_score=metric.best(scores) if scores else None,
+        history=state.history,
+        cc=cost.paper,
+        cc_full=cost.full_total,
+        cc_static=cost.per_image(Precision(8, 8, 8)) * cost.images,
+        cp=cost.cp,
+        images=cost.images,
+        steps=state.global_step,
+        finished=finished,
+        seconds=seconds,
+        counters=counters,
+    )
+
+
 def train(
     config: TrainConfig,
     engine: Engine | None = None,
@@ -394,13 +428,12 @@ def train(
     """
     started = time.monotonic()
     if engine is not None:
-        _check_engine(config)
+        check_engine(config)
     folder = RunFolder(out)
     saved = folder.saved(resume)
     task = open_task(config, data, None if out is None else out.parent / "cache")
-    metric = task.metric
     if ranks.several:
-        _check_ranks(config, task, engine is not None or engine_for_step is not None, ranks)
+        check_ranks(config, task, engine is not None or engine_for_step is not None, ranks)
     device = RunDevice.of(
         engine, by_step=engine_for_step is not None, ranks=ranks, accelerator=choose_accelerator(accelerator).type
     )
@@ -411,114 +444,28 @@ def train(
         state.load_state_dict(saved)
     if not ranks.main:
         folder, progress = RunFolder(None), False
+    engines = _Engines(engine, engine_for_step, engine if evaluation_engine == "same" else evaluation_engine)
     with folder.begun(config, device):
         if state.history:
             # A kill may have come between the checkpoint and what is written after it.
             folder.write_metrics(state.history)
             folder.write_schedule(state.record.to_json())
-        tester = engine if evaluation_engine == "same" else evaluation_engine
-        stopped = False
+        finished = True
         state.model.train()
         with (
             Progress("training", state.steps, active=progress, stderr=False) as bar,
             EventLog(folder.path, state.global_step) as events,
         ):
-            while state.epoch < config.epochs and not stopped:
-                epoch_started = time.monotonic()
-                # A run resumed at the end of an epoch is tested at the precision of the step before.
-                precision = state.schedule.precision(state.epoch, state.global_step - (state.step > 0), state.steps)
-                set_precision(state.model, precision)
-                for x, y in task.data.train_batches(config.batch, config.seed, state.epoch, state.step, ranks.part):
-                    if stop_after is not None and state.global_step >= stop_after:
-                        stopped = True
-                        break
-                    precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
-                    now = Step(
-                        state.epoch,
-                        state.step,
-                        state.global_step,
-                        state.schedule.stage,
-                        state.stage_step,
-                        precision,
-                        state.batch_size(),
-                    )
-                    state.run.engine = engine if engine_for_step is None else engine_for_step(now)
-                    with _arithmetic(state.run):
-                        loss = state.train_step(x, y, precision)
-                    state.step += 1
-                    state.stage_step += 1
-                    events.step(state.global_step, loss, state.optimizer.param_groups[0]["lr"])
-                    bar.at(
-                        state.global_step,
-                        f"epoch {state.epoch + 1} bits {precision} loss {state.loss_sum / state.seen:.3f}",
-                    )
-                    if on_step is not None:
-                        on_step(replace(now, loss=loss))
-                    if config.checkpoint_every and state.global_step % config.checkpoint_every == 0:
-                        events.flush()
-                        folder.save(state.state_dict())
-                if stopped:
-                    break
-                tested = None
-                if (state.epoch + 1) % config.eval_every == 0 or state.epoch + 1 == config.epochs:
-                    state.run.engine = tester
-                    with _without_cost(state.cost), _arithmetic(state.run):
-                        tested = evaluate(state.model, task, config.eval_batch or config.batch, ranks)
-                mean_loss = state.loss_sum / state.seen
-                row: dict[str, Any] = {
-                    "epoch": state.epoch + 1,
-                    "stage": state.schedule.stage,
-                    "bits": str(precision) if state.gated is None else "gated",
-                    "loss": mean_loss,
-                    f"train_{metric.name}": metric.value(state.score_sum, state.seen),
-                    f"test_{metric.name}": tested,
-                    "cp": state.cp_sum / state.seen,
-                    "target": config.targets[state.schedule.stage] if config.targets else None,
-                    "lr": state.optimizer.param_groups[0]["lr"],
-                    "cc": state.cost.paper,
-                    "cc_full": state.cost.full_total,
-                    "seconds": round(time.monotonic() - epoch_started, 3),
-                }
-                state.history.append(row)
-                events.epoch(state.global_step, row)
-                after = "" if tested is None else f"  test {metric.text(tested)}"
-                bar.line(
-                    f"epoch {row['epoch']:3d}  bits {row['bits']:>8}  cp {row['cp']:5.2f} %  loss {mean_loss:.4f}  "
-                    f"train {metric.text(row[f'train_{metric.name}'])}{after}  {row['seconds']:.1f} s"
-                )
-                if state.schedule.epoch_finished(state.epoch, mean_loss):
-                    state.stage_step = 0
-                state.record.finish_epoch()
-                state.epoch += 1
-                state.step, state.seen = 0, 0
-                state.loss_sum, state.cp_sum, state.score_sum = 0.0, 0.0, 0.0
-                events.flush()
-                try:
-                    folder.save(state.state_dict())
-                finally:  # they may have their place on a disk that is too full for the checkpoint
-                    folder.write_metrics(state.history)
-                    folder.write_schedule(state.record.to_json())
-        if stopped:
+            loop = _Loop(state, folder, engines, bar, events)
+            while state.epoch < config.epochs and finished:
+                finished = loop.epoch(on_step, stop_after)
+        if not finished:
             folder.save(state.state_dict())
         elif isinstance(state.schedule, Pfq):
             what = f"cost target {config.targets[state.schedule.stage]} %" if config.targets else ""
             state.schedule.warn_if_unfinished(config.epochs, what)
-        scores = [row[f"test_{metric.name}"] for row in state.history if row[f"test_{metric.name}"] is not None]
-        result = Result(
-            metric=metric.name,
-            test_score=scores[-1] if scores else None,
-            best_score=metric.best(scores) if scores else None,
-            history=state.history,
-            cc=state.cost.paper,
-            cc_full=state.cost.full_total,
-            cc_static=state.cost.per_image(Precision(8, 8, 8)) * state.cost.images,
-            cp=state.cost.cp,
-            images=state.cost.images,
-            steps=state.global_step,
-            finished=not stopped,
-            seconds=time.monotonic() - started,
-            counters=dict(engine.meter.totals) if engine is not None else {},
-        )
+        counters = dict(engine.meter.totals) if engine is not None else {}
+        result = _result(state, finished=finished, seconds=time.monotonic() - started, counters=counters)
         folder.write_schedule(state.record.to_json())
-        folder.finish({**asdict(result), "cost_by_layer": state.cost.full}, state.history, metric)
+        folder.finish({**asdict(result), "cost_by_layer": state.cost.full}, state.history, task.metric)
         return result

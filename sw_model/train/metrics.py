@@ -1,10 +1,11 @@
-"""How good a trained network is: accuracy of a classifier, perplexity of a language model."""
+"""How good a trained network is (accuracy of a classifier, perplexity of a language model), and what training it took."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,53 @@ class Metric:
 ACCURACY = Metric("accuracy", higher_is_better=True, exponential=False, percent=True)
 PERPLEXITY = Metric("perplexity", higher_is_better=False, exponential=True, percent=False)
 METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY)}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training run has come to.
+
+    Attributes:
+        metric: what scores are: "accuracy" (share of test images classified rightly) or "perplexity".
+        test_score, best_score: at the end, and best of all evaluations; None if there was none.
+        history: one row per epoch: epoch, stage, bits, loss, train and test metric (the latter may be None), cp
+            (percent, as published: mean over samples and layers that the schedule governs), target, lr, cc, cc_full,
+            seconds.
+        cc: computational cost, paper's count, in float32 MACs; cc_full: every product as it ran; cc_static: paper's
+            count of the same images at 8/8/8.
+        cp: cc as a percentage of float32 training.  The paper's count of a gated run is that of the gated blocks, in
+            ``cc``, ``cc_static`` and ``cp`` alike.
+        images, steps: inputs (images or sequences) and steps trained on in total.
+        finished: False if ``stop_after`` ended the run early.
+        seconds: wall time of this call.
+        counters: the engine's counters after the run (empty without an engine).
+    """
+
+    metric: str
+    test_score: float | None
+    best_score: float | None
+    history: list[dict[str, Any]]
+    cc: float
+    cc_full: float
+    cc_static: float
+    cp: float
+    images: int
+    steps: int
+    finished: bool
+    seconds: float
+    counters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def test_accuracy(self) -> float:
+        """``test_score`` of a classifier that has been tested."""
+        return self._accuracy(self.test_score)
+
+    @property
+    def best_accuracy(self) -> float:
+        """``best_score`` of a classifier that has been tested."""
+        return self._accuracy(self.best_score)
+
+    def _accuracy(self, score: float | None) -> float:
+        if self.metric != "accuracy" or score is None:
+            raise ValueError(f"no accuracy: the metric is {self.metric}, the score {score}")
+        return score

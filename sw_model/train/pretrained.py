@@ -1,14 +1,18 @@
-"""Starting from trained weights: a run's checkpoint, or a file of named tensors."""
+"""The network that training starts from: a recipe's, with weights from a run's checkpoint or a file of named tensors."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from sw_model.nn.gates import Choice, GatedNetwork, way_of
+from sw_model.nn.models import Backbone
 from sw_model.train.folder import CHECKPOINT, read_tensors
-from sw_model.train.recipe import ConfigError
+from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.record import GATED
+from sw_model.train.tasks import Task
 
 HEAD = "head."
 
@@ -71,3 +75,27 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
         raise ConfigError(f"init: {path} holds no named tensors; give a run folder or a checkpoint")
     return {str(name): x for name, x in state.items()}
+
+
+def build_network(config: TrainConfig, task: Task, *, pretrained: bool = True) -> tuple[nn.Module, GatedNetwork | None]:
+    """The initial network of a recipe, and the gated network around it if the recipe has gates.
+
+    Args:
+        config, task: the recipe and its task.
+        pretrained: whether to load the weights that ``config.init`` names; a resumed run has better ones.
+
+    Raises:
+        ConfigError: gates for a network that cannot have them; weights that do not fit.
+    """
+    model = task.build(config)
+    if config.init and pretrained:
+        load_pretrained(model, Path(config.init).expanduser())
+    if config.schedule != "dfq":
+        return model, None
+    if not isinstance(model, Backbone):
+        raise ConfigError(f"gates govern networks of residual blocks, not {config.model}")
+    options = [(option[0], option[1]) for option in config.options]
+    choice: Choice = "sample" if config.gate == "sample" else "argmax"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        return model, GatedNetwork(model, options, config.weight_bits, way=way_of(config.mode), choice=choice)

@@ -46,141 +46,193 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     return kind(value)
 
 
+#: settings that count something
+AT_LEAST_ONE = ("epochs", "batch", "eval_every", "width", "context", "cycles", "window", "norm_epochs")
+#: settings whose 0 stands for a default
+NOT_NEGATIVE = ("train_limit", "test_limit", "eval_batch", "checkpoint_every")
+#: setting -> its values
+CHOICES = {
+    "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
+    "optimizer": ("sgd", "adam"),
+    "lr_schedule": ("cosine", "steps", "inverse-sqrt"),
+    "quantizer": ("affine", *PRODUCTS),
+    "gradient": ("affine", *QUANTIZERS),
+    "norm": ("batch", "range"),
+    "gate": ("argmax", "sample"),
+    "subset": SUBSETS,
+}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that determines a training run.  A recipe is a TOML file with these names as keys.
+    """Everything that determines a training run.  A recipe is a TOML file with these names as keys."""
 
-    Attributes:
-        data: "digits" or a path, see :func:`sw_model.data.image_folders.open_images` and, for language models,
-            :func:`sw_model.data.text.load_text`; train_limit, test_limit: images (or sequences) used (0: all).
-        subset: images only: "all" or half of the data set, see :func:`sw_model.data.images.half_of`.
-        init: run folder or checkpoint whose weights training starts from ("": random ones), see
-            :func:`sw_model.train.pretrained.load_pretrained`; of a relative path, from the working directory.
-        context, vocabulary: language models: words per sequence; entries of the vocabulary (0: all words).
-        dropout: language models: probability, by default that of Vaswani et al.'s base model, see
-            :class:`sw_model.nn.transformer.TransformerLM`.
-        model, width, quantize_stem, quantize_head: see :func:`sw_model.nn.models.build_model`; transformer-small and -base:
-            :data:`hw.networks.TRANSFORMERS`.
-        schedule: "static", "pfq", "cyclic", "manual" or "dfq" (gates; with several targets FracTrain).
-        stages: bits (weight, activation, gradient[, gradient in the weight gradient]) of each stage; 0: float32.
-        starts: manual schedule only: first epoch of each stage.
-        eps, alpha, window, norm_epochs, deadlines: PFQ's indicator, see :class:`sw_model.train.schedules.Indicator`.
-        options: gated training ("dfq"): (activation, gradient) widths that gates choose from; [0, 0] skips a block.
-        gate: gated training: "argmax" takes the likeliest option, "sample" draws one by its probability.  Options
-            [0, 0] and [32, 32] with sampling are E2-Train's selective layer update (SLU).
-        weight_bits: gated training: width of the weights in gated blocks.
-        targets: gated training: cost to aim at, percent of float32; several, none below the one before, make FracTrain,
-            which advances from one to the next by PFQ's indicator.  Ungated layers follow ``stages`` (one entry serves all targets).
-        beta, band, cap: gated training: weight of the cost in percent of float32 (not in the published code's units, see
-            :func:`sw_model.nn.gates.gated_loss`), dead band around the target in percent, limit of the term as a share of
-            the task loss (0: none).
-        low, high, cycles: cyclic schedule's widths and number of cycles; its gradient width is that of stages[0].
-        epochs, batch: length of training and images per step.
-        optimizer: "sgd" (with momentum, nesterov) or "adam" (with betas, and weight decay apart from the gradient).
-        lr, weight_decay: of either; weight decay applies to all parameters.
-        lr_schedule: "cosine" (to zero), "steps" (times lr_decay at each of the milestones, shares of training) or
-            "inverse-sqrt" (lr * sqrt(warmup steps / step) after the warmup, which it needs).
-        warmup: share of training over which the learning rate rises linearly.
-        augment: whether training images are shifted (and flipped, where the data set allows).
-        mode: "fixed", "paper" (all details of the published code), or some of them by name, joined by "+": see
-            :data:`sw_model.nn.layers.DEFECTS`, for gated training :data:`sw_model.nn.gates.DEFECTS`, and where PFQ's
-            indicator decides :data:`sw_model.train.schedules.DEFECTS`.
-        range_momentum: share of the old value in the running activation ranges, which evaluation uses; 0 means 0.1, or the
-            published 0.9 where ``mode`` keeps it.
-        quantizer: "affine", or a comparison method: "dorefa", "wageubn" or "mxint", see :mod:`sw_model.quantize.methods`.
-        gradient: quantizer of gradients beside affine weights and activations, see :class:`sw_model.nn.layers.Run`.
-        norm: "batch", or "range" for Banner et al.'s Range BN.
-        seed: of everything random.
-        eval_every: epochs between evaluations; the last epoch is always evaluated.
-        eval_batch: images per evaluation step; 0 means ``batch``.
-        checkpoint_every: steps between checkpoints; 0 means at the end of every epoch only.
-    """
+    # -- data
 
+    #: "digits" or a path, see :func:`sw_model.data.image_folders.open_images` and, for language models,
+    #: :func:`sw_model.data.text.load_text`
     data: str = "digits"
+    #: images (or sequences) to train on; 0: all
     train_limit: int = 0
+    #: images (or sequences) to test on; 0: all
     test_limit: int = 0
+    #: images only: "all" or half of the data set, see :func:`sw_model.data.images.half_of`
     subset: str = "all"
+
+    # -- network
+
+    #: run folder or checkpoint whose weights training starts from ("": random ones), see
+    #: :func:`sw_model.train.pretrained.load_pretrained`; a relative path starts at the working directory
     init: str = ""
+    #: see :func:`sw_model.nn.models.build_model`, or a language model of :data:`hw.networks.TRANSFORMERS`
     model: str = "resnet-8"
+    #: channels of the first stage of a ResNet for small images
     width: int = 8
+    #: language models: words per sequence
     context: int = 64
+    #: language models: entries of the vocabulary; 0: all words
     vocabulary: int = 0
+    #: language models: probability, by default that of Vaswani et al.'s base model, see
+    #: :class:`sw_model.nn.transformer.TransformerLM`
     dropout: float = 0.1
+    #: whether schedules apply to the first layer
     quantize_stem: bool = True
+    #: whether schedules apply to the last layer
     quantize_head: bool = False
+
+    # -- schedule of precisions
+
+    #: "static", "pfq", "cyclic", "manual" or "dfq" (gates; with several targets FracTrain)
     schedule: str = "pfq"
+    #: bits (weight, activation, gradient[, gradient in the weight gradient]) of each stage; 0: float32
     stages: tuple[tuple[int, ...], ...] = ((3, 3, 4), (4, 4, 6), (6, 6, 8), (8, 8, 8))
+    #: manual schedule: first epoch of each stage
     starts: tuple[int, ...] = ()
+    #: PFQ's indicator, with the next four: see :class:`sw_model.train.schedules.Indicator`
     eps: float = 0.05
+    #: see ``eps``
     alpha: float = 0.3
+    #: see ``eps``
     window: int = 5
+    #: see ``eps``
     norm_epochs: int = 10
+    #: see ``eps``
     deadlines: tuple[int, ...] = ()
-    options: tuple[tuple[int, ...], ...] = ()
-    gate: str = "argmax"
-    weight_bits: int = 4
-    targets: tuple[float, ...] = ()
-    beta: float = 0.1
-    band: float = 0.0
-    cap: float = 0.0
+    #: cyclic schedule: least width of weights and activations; gradients have that of ``stages[0]``
     low: int = 3
+    #: cyclic schedule: greatest width of weights and activations
     high: int = 8
+    #: cyclic schedule: number of cycles
     cycles: int = 8
+
+    # -- gates (schedule "dfq")
+
+    #: (activation, gradient) widths that gates choose from; [0, 0] skips a block
+    options: tuple[tuple[int, ...], ...] = ()
+    #: "argmax" takes the likeliest option, "sample" draws one by its probability; options [0, 0] and [32, 32] with
+    #: sampling are E2-Train's selective layer update (SLU)
+    gate: str = "argmax"
+    #: width of the weights in gated blocks
+    weight_bits: int = 4
+    #: cost to aim at, percent of float32; several, none below the one before, make FracTrain, which advances from one to
+    #: the next by PFQ's indicator.  Ungated layers follow ``stages`` (one entry serves all targets)
+    targets: tuple[float, ...] = ()
+    #: weight of the cost in percent of float32 (not in the published code's units, see
+    #: :func:`sw_model.nn.gates.gated_loss`)
+    beta: float = 0.1
+    #: dead band around the target, in percent
+    band: float = 0.0
+    #: limit of the cost's term as a share of the task loss; 0: none
+    cap: float = 0.0
+
+    # -- optimization
+
+    #: length of training
     epochs: int = 10
+    #: images (or sequences) per step
     batch: int = 64
+    #: "sgd" (with ``momentum`` and ``nesterov``) or "adam" (with ``betas``, and weight decay apart from the gradient)
     optimizer: str = "sgd"
+    #: learning rate, at its greatest
     lr: float = 0.1
+    #: SGD's
     momentum: float = 0.9
+    #: SGD's: whether the gradient is taken ahead of the momentum's step
     nesterov: bool = False
+    #: Adam's: share of the old value in the mean of the gradient and of its square
     betas: tuple[float, ...] = (0.9, 0.98)
+    #: of all parameters
     weight_decay: float = 1e-4
+    #: "cosine" (to zero), "steps" (times ``lr_decay`` at each of the ``milestones``) or "inverse-sqrt"
+    #: (lr * sqrt(warmup steps / step) after the warmup, which it needs)
     lr_schedule: str = "cosine"
+    #: shares of training
     milestones: tuple[float, ...] = (0.5, 0.75)
+    #: factor at every milestone
     lr_decay: float = 0.1
+    #: share of training over which the learning rate rises linearly
     warmup: float = 0.0
+    #: whether training images are shifted (and flipped, where the data set allows)
     augment: bool = True
+
+    # -- arithmetic
+
+    #: "fixed", "paper" (all details of the published code), or some of them by name, joined by "+": see
+    #: :data:`sw_model.nn.layers.DEFECTS`, for gated training :data:`sw_model.nn.gates.DEFECTS`, and where PFQ's indicator
+    #: decides :data:`sw_model.train.schedules.DEFECTS`
     mode: str = "fixed"
+    #: share of the old value in the running activation ranges, which evaluation uses; 0 means 0.1, or the published 0.9
+    #: where ``mode`` keeps it
     range_momentum: float = 0.0
+    #: "affine", or a comparison method: "dorefa", "wageubn" or "mxint", see :mod:`sw_model.quantize.methods`
     quantizer: str = "affine"
+    #: quantizer of gradients beside affine weights and activations, see :class:`sw_model.nn.layers.Run`
     gradient: str = "affine"
+    #: "batch", or "range" for Banner et al.'s Range BN
     norm: str = "batch"
+    #: of everything random
     seed: int = 1
+
+    # -- evaluation and checkpoints
+
+    #: epochs between evaluations; the last epoch is always evaluated
     eval_every: int = 1
+    #: images per evaluation step; 0 means ``batch``
     eval_batch: int = 0
+    #: steps between checkpoints; 0 means at the end of every epoch only
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
         object.__setattr__(self, "model", spelled(self.model))
-        for name in ("epochs", "batch", "eval_every", "width", "context", "cycles", "window", "norm_epochs"):
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
-        for name in ("train_limit", "test_limit", "eval_batch", "checkpoint_every"):
+        for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)} must not be negative (0 means the default)")
-        choices = {
-            "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
-            "optimizer": ("sgd", "adam"),
-            "lr_schedule": ("cosine", "steps", "inverse-sqrt"),
-            "quantizer": ("affine", *PRODUCTS),
-            "gradient": ("affine", *QUANTIZERS),
-            "norm": ("batch", "range"),
-            "gate": ("argmax", "sample"),
-            "subset": SUBSETS,
-        }
-        for name, allowed in choices.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}; use one of {', '.join(allowed)}")
-        if not self.stages:
-            raise ConfigError("stages is empty; give at least one [weight, activation, gradient]")
-        for stage in self.stages:
-            if len(stage) not in (3, 4):
-                raise ConfigError(
-                    f"stage {list(stage)} needs 3 or 4 widths: weight, activation, gradient[, weight gradient]"
-                )
+        self._check_stages()
+        for name, (fits, need) in self._needs().items():
+            if not fits:
+                raise ConfigError(f"{name} = {getattr(self, name)!r} must be {need}")
+        self._check_mode()
+        self._check_quantizer()
+        if self.vocabulary < 0 or self.vocabulary in (1, 2):
+            raise ConfigError(f"vocabulary = {self.vocabulary} must be 0 (all words) or at least 3")
+        if self.lr_schedule == "inverse-sqrt" and not self.warmup:
+            raise ConfigError("lr_schedule 'inverse-sqrt' counts from the end of the warmup; set warmup above 0")
+        self._check_schedule()
+        if self.model.startswith("transformer"):
+            self._check_attention()
+
+    def _needs(self) -> dict[str, tuple[bool, str]]:
+        """Whether each setting with a range is within it, and the range in words."""
         share = "from 0 up to, but less than, 1"
-        needs = {
+        return {
             "seed": (self.seed >= 0, "at least 0"),
             "lr": (self.lr > 0, "above 0"),
             "lr_decay": (0 < self.lr_decay <= 1, "above 0, and at most 1"),
@@ -202,15 +254,19 @@ class TrainConfig:
             "band": (self.band >= 0, "at least 0"),
             "cap": (self.cap >= 0, "at least 0 (0: none)"),
         }
-        for name, (fits, need) in needs.items():
-            if not fits:
-                raise ConfigError(f"{name} = {getattr(self, name)!r} must be {need}")
-        self._check_mode()
-        self._check_quantizer()
-        if self.vocabulary < 0 or self.vocabulary in (1, 2):
-            raise ConfigError(f"vocabulary = {self.vocabulary} must be 0 (all words) or at least 3")
-        if self.lr_schedule == "inverse-sqrt" and not self.warmup:
-            raise ConfigError("lr_schedule 'inverse-sqrt' counts from the end of the warmup; set warmup above 0")
+
+    def _check_stages(self) -> None:
+        """Refuses stages without a width for each tensor."""
+        if not self.stages:
+            raise ConfigError("stages is empty; give at least one [weight, activation, gradient]")
+        for stage in self.stages:
+            if len(stage) not in (3, 4):
+                raise ConfigError(
+                    f"stage {list(stage)} needs 3 or 4 widths: weight, activation, gradient[, weight gradient]"
+                )
+
+    def _check_schedule(self) -> None:
+        """Refuses what is no schedule, and options that gates cannot choose."""
         try:
             self.make_schedule()
             if self.schedule == "dfq":
@@ -222,8 +278,6 @@ class TrainConfig:
             raise ConfigError(str(error)) from error
         if self.schedule == "dfq" and not self.weight_bits:
             raise ConfigError("weight_bits = 0 must be 1..16, or 32 where gates choose between float32 and skipping")
-        if self.model.startswith("transformer"):
-            self._check_attention()
 
     def _check_mode(self) -> None:
         """Refuses names that are no details of the published code, or that this schedule does not have."""

@@ -17,7 +17,8 @@ from host.exact_engine import ExactEngine
 from host.operands import Engine
 from hw.design import Design, DesignError
 from sw_model.nn.parallel import ALONE, Ranks
-from sw_model.train.recipe import ConfigError
+from sw_model.train.recipe import ConfigError, TrainConfig
+from sw_model.train.tasks import Task, smallest_batch
 
 FAST = "fast"
 BY_STEP = "by-step"
@@ -119,3 +120,35 @@ class RunDevice:
                     f"the rest is not bit for bit what it would have been; use {then} for that",
                     stacklevel=2,
                 )
+
+
+def check_engine(config: TrainConfig) -> None:
+    """Refuses recipes whose products no integer engine computes."""
+    for name, integers in (("quantizer", "affine"), ("gradient", "affine"), ("mode", "fixed")):
+        if getattr(config, name) != integers:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r} has the fast path only; integer engines compute {integers!r}"
+            )
+    for precision in config.precisions():
+        if precision.quantized and max(precision.widths) > 16:
+            raise ConfigError(
+                f"stages: {precision} leaves an operand in float32, which integer engines do not multiply; give all "
+                "operands 1..16 bits, or none, or take the fast path"
+            )
+
+
+def check_ranks(config: TrainConfig, task: Task, engine: bool, ranks: Ranks) -> None:
+    """Refuses what several processes cannot train together."""
+    if engine:
+        raise ConfigError("exact engines take the whole batch; train with one process, or on the fast path")
+    for name, shared in (("quantizer", "affine"), ("gradient", "affine"), ("norm", "batch")):
+        if getattr(config, name) != shared:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r} takes the whole batch; train with one process, or use {shared!r}"
+            )
+    smallest = smallest_batch(task.data, config.batch)
+    if smallest < ranks.part.size:
+        raise ConfigError(
+            f"an epoch's last batch has {smallest} inputs, too few for {ranks.part.size} processes; change batch "
+            f"({config.batch}) or train_limit"
+        )

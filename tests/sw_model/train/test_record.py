@@ -21,7 +21,8 @@ from sw_model.nn.layers import Precision
 from sw_model.nn.models import build_model
 from sw_model.nn.transformer import build_language_model
 from sw_model.train.folder import load_checkpoint
-from sw_model.train.loop import Result, train
+from sw_model.train.loop import train
+from sw_model.train.metrics import Result
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.record import GATED, RunSchedule
 

@@ -13,8 +13,8 @@ import torch
 from sw_model.data.images import SUBSETS, DataError, load_data
 from sw_model.data.text import TokenSet
 from sw_model.train.folder import load_checkpoint
-from sw_model.train.loop import build_network, train
-from sw_model.train.pretrained import load_pretrained
+from sw_model.train.loop import train
+from sw_model.train.pretrained import build_network, load_pretrained
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.tasks import open_task
 from tests.sw_model.train.test_loop import SMALL, same, state_of
