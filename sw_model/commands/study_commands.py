@@ -84,7 +84,7 @@ def run_bench_quantizers(arguments: argparse.Namespace) -> int:
     """``fractrain bench quantizers``."""
     from hw.console import Progress
     from sw_model.data.images import load_data
-    from sw_model.studies.speed import bench_quantizers, print_quantizers
+    from sw_model.studies.noise import bench_quantizers, print_quantizers
 
     with Progress("bench quantizers") as progress:
         report = bench_quantizers(

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from host.driver.fabric_engine import FabricEngine
 from hw.design import Design, load_design
 from hw.files import write_atomically
 from hw.generate import generate
-from sw_model.data.images import load_data
+from sw_model.data.images import ImageSet, load_data
+from sw_model.train import metrics
 from sw_model.train.loop import Step, train
 from sw_model.train.recipe import TrainConfig
 
@@ -91,6 +92,29 @@ def _layer(row: dict[str, int | str]) -> str:
     return f"{row['kernel_height']}x{row['kernel_width']} {row['in_channels']}-{row['out_channels']} @{row['height']}{stride}"
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """Training on the fabric: its result, the meter's counters and rows, and cycles per second of the simulator."""
+
+    result: metrics.Result
+    counters: dict[str, int]
+    rows: list[dict[str, int | str]]
+    rate: float
+
+    @property
+    def cycles(self) -> int:
+        return self.counters["CYCLES"]
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """Static 8/8/8: its result on the fast path, the meter's rows of one epoch on the RTL, cycles of all epochs."""
+
+    result: metrics.Result
+    rows: list[dict[str, int | str]]
+    cycles: int
+
+
 def run_demo(recipe: Path, design_name: str, out: Path, progress: bool = True) -> dict[str, Any]:
     """Run the demo.
 
@@ -110,26 +134,65 @@ def run_demo(recipe: Path, design_name: str, out: Path, progress: bool = True) -
 
     console = Console(quiet=not progress)
     started = time.monotonic()
-    config = TrainConfig.from_recipe(recipe)
-    design = load_design(design_name)
-    if out.exists():
-        if not (out / MARKER).exists() and any(out.iterdir()):
-            raise ValueError(f"{out} holds something else than a demo; choose another folder with --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    write_atomically(out / MARKER, _json({"recipe": recipe.name, "design": design.name}))
+    config, design = TrainConfig.from_recipe(recipe), load_design(design_name)
+    _make_folder(out, {"recipe": recipe.name, "design": design.name})
 
     console.print(f"[bold]1/5[/] generating and building {design.name}: {design.binary_macs:,} binary MAC per cycle")
     generate(design, out / "generated")
     rtl = Stopwatch(open_device("rtl", design))
-    hls = open_device("hls", design)
-    reference = open_device("reference", design)
+    others = {kind: open_device(kind, design) for kind in ("hls", "reference")}
 
     data = load_data(config.data)
     console.print(
         f"[bold]2/5[/] training {config.model} on {config.data}: every quantized product of every step on the RTL simulation"
     )
     sample = Sample()
+    trained = _train(config, rtl, sample, data, out / "train", progress)
+
+    console.print(
+        f"[bold]3/5[/] replaying {len(sample.programs)} programs of {sample.steps} steps on {' and '.join(others)}"
+    )
+    replayed = [sample.replay(device) for device in others.values()]
+
+    console.print("[bold]4/5[/] the static 8/8/8 baseline: cycles of one epoch on the RTL, accuracy on the fast path")
+    baseline = _train_static(config, rtl, data, trained.result.images, out / "static")
+
+    console.print("[bold]5/5[/] figures and report")
+    summary = {
+        **_summary(trained, baseline, design),
+        "programs_replayed": len(sample.programs),
+        "words_compared": sum(compared for compared, _ in replayed),
+        "mismatches": sum(wrong for _, wrong in replayed),
+        "compared_with": list(others),
+        "counters": trained.counters,
+        "simulator_cycles_per_second": trained.rate,
+        "wall_seconds": time.monotonic() - started,
+    }
+    _draw_cycles(out / "cycles.png", trained.rows, baseline.rows, config.epochs)
+    _draw_accuracy(out / "accuracy-cost.png", trained, baseline)
+    write_atomically(out / "summary.json", _json(summary))
+    write_atomically(out / "report.md", _report(summary, config, design))
+    return summary
+
+
+def _make_folder(out: Path, what: dict[str, Any]) -> None:
+    """An empty folder with the marker of a demo, in place of an earlier demo.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if out.exists():
+        if not (out / MARKER).exists() and any(out.iterdir()):
+            raise ValueError(f"{out} holds something else than a demo; choose another folder with --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    write_atomically(out / MARKER, _json(what))
+
+
+def _train(
+    config: TrainConfig, rtl: Stopwatch, sample: Sample, data: ImageSet, out: Path, progress: bool
+) -> _Trained:  # fmt: skip
+    """Trains on the RTL, tests included, and keeps the programs that the sample asks for."""
     engine = FabricEngine(rtl, recorder=sample)
     tester = FabricEngine(rtl, keep_rows=False)
 
@@ -140,70 +203,44 @@ def run_demo(recipe: Path, design_name: str, out: Path, progress: bool = True) -
     result = train(
         config,
         engine,
-        out=out / "train",
+        out=out,
         engine_for_step=engine_for,
         evaluation_engine=tester,
         data=data,
         progress=progress,
     )
-    cycles = engine.meter.totals["CYCLES"]
-    simulated = cycles + tester.meter.totals["CYCLES"]
-    rate = simulated / rtl.seconds
+    simulated = engine.meter.totals["CYCLES"] + tester.meter.totals["CYCLES"]
+    return _Trained(result, engine.meter.totals, engine.meter.rows, simulated / rtl.seconds)
 
-    console.print(
-        f"[bold]3/5[/] replaying {len(sample.programs)} programs of {sample.steps} steps on hls and reference"
-    )
-    compared = mismatches = 0
-    for device in (hls, reference):
-        n, bad = sample.replay(device)
-        compared, mismatches = compared + n, mismatches + bad
 
-    console.print("[bold]4/5[/] the static 8/8/8 baseline: cycles of one epoch on the RTL, accuracy on the fast path")
+def _train_static(config: TrainConfig, rtl: Stopwatch, data: ImageSet, images: int, out: Path) -> _Baseline:
+    """The baseline; cycles depend on shapes and precisions alone, so one epoch on the RTL stands for all."""
     static = replace(config, schedule="static", stages=((8, 8, 8),), deadlines=())
-    static_engine = FabricEngine(rtl)
-    steps = -(-result.images // config.epochs // config.batch)
-    # cycles depend on shapes and precisions alone, so one epoch stands for all
-    train(static, static_engine, stop_after=steps, evaluation_engine=None, data=data)
-    cycles_static = static_engine.meter.totals["CYCLES"] * config.epochs
-    baseline = train(static, None, out=out / "static", data=data)
+    engine = FabricEngine(rtl)
+    steps = -(-images // config.epochs // config.batch)
+    train(static, engine, stop_after=steps, evaluation_engine=None, data=data)
+    result = train(static, None, out=out, data=data)
+    return _Baseline(result, engine.meter.rows, engine.meter.totals["CYCLES"] * config.epochs)
 
-    console.print("[bold]5/5[/] figures and report")
-    summary: dict[str, Any] = {
+
+def _summary(trained: _Trained, baseline: _Baseline, design: Design) -> dict[str, Any]:
+    """What training came to and what it saved."""
+    result = trained.result
+    return {
         "test_accuracy": result.test_accuracy,
-        "test_accuracy_static": baseline.test_accuracy,
+        "test_accuracy_static": baseline.result.test_accuracy,
         "device": "rtl",
         "design": design.name,
         "design_hash": f"{design.hash64:016x}",
         "steps": result.steps,
         "images": result.images,
-        "cycles": cycles,
-        "cycles_static": cycles_static,
-        "latency_saved": 1 - cycles / cycles_static,
+        "cycles": trained.cycles,
+        "cycles_static": baseline.cycles,
+        "latency_saved": 1 - trained.cycles / baseline.cycles,
         "cc": result.cc,
         "cc_static": result.cc_static,
         "cc_saved": 1 - result.cc / result.cc_static,
-        "programs_replayed": len(sample.programs),
-        "words_compared": compared,
-        "mismatches": mismatches,
-        "compared_with": ["hls", "reference"],
-        "counters": engine.meter.totals,
-        "simulator_cycles_per_second": rate,
-        "wall_seconds": time.monotonic() - started,
     }
-    rows = _per_epoch(engine.meter.rows, result.history)
-    _figures(
-        out,
-        engine.meter.rows,
-        static_engine.meter.rows,
-        config.epochs,
-        result.history,
-        rows,
-        baseline.history,
-        cycles_static,
-    )
-    write_atomically(out / "summary.json", _json(summary))
-    write_atomically(out / "report.md", _report(summary, config, design))
-    return summary
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -217,16 +254,10 @@ def _per_epoch(rows: list[dict[str, int | str]], history: list[dict[str, Any]]) 
     return [int(totals[(e + 1) * per_epoch - 1]) for e in range(len(history))]
 
 
-def _figures(
-    out: Path,
-    rows: list[dict[str, int | str]],
-    static_rows: list[dict[str, int | str]],
-    epochs: int,
-    history: list[dict[str, Any]],
-    cycles: list[int],
-    static_history: list[dict[str, Any]],
-    cycles_static: int,
+def _draw_cycles(
+    path: Path, rows: list[dict[str, int | str]], static_rows: list[dict[str, int | str]], epochs: int
 ) -> None:
+    """Cycles by layer and product, beside those of so many epochs of the static baseline."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -256,18 +287,25 @@ def _figures(
     axes.invert_yaxis()
     axes.set_xlabel("million cycles over the whole training (RTL counters)")
     axes.legend()
-    figure.savefig(out / "cycles.png", dpi=120)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_accuracy(path: Path, trained: _Trained, baseline: _Baseline) -> None:
+    """Test accuracy over cycles, epoch by epoch, of both."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    history, static_history = trained.result.history, baseline.result.history
     axes.plot(
-        np.array(cycles) / 1e6,
+        np.array(_per_epoch(trained.rows, history)) / 1e6,
         [100 * row["test_accuracy"] for row in history],
         marker="o",
         label="progressive precision (PFQ)",
     )
-    every = cycles_static / len(static_history) / 1e6
+    every = baseline.cycles / len(static_history) / 1e6
     axes.plot(
         [every * (e + 1) for e in range(len(static_history))],
         [100 * row["test_accuracy"] for row in static_history],
@@ -278,7 +316,7 @@ def _figures(
     axes.set_ylabel("test accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(out / "accuracy-cost.png", dpi=120)
+    figure.savefig(path, dpi=120)
 
 
 def _report(s: dict[str, Any], config: TrainConfig, design: Design) -> str:

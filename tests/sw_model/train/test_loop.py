@@ -275,7 +275,8 @@ def test_reference_device_trains_to_the_same_bits_as_software(tmp_path: Path) ->
 
 def test_benchmarks_measure_all_variants(capsys: pytest.CaptureFixture[str]) -> None:
     from sw_model.data.images import load_data
-    from sw_model.studies.speed import VARIANTS, bench_quantizers, bench_training, print_quantizers, print_training
+    from sw_model.studies.noise import bench_quantizers, print_quantizers
+    from sw_model.studies.speed import VARIANTS, bench_training, print_training
 
     report = bench_training(depth=8, batch=4, threads=1, rounds=1)
     for variant in VARIANTS:
