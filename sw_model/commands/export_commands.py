@@ -31,7 +31,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``fractrain export``."""
-    from sw_model.export import export_job
+    from sw_model.export.training_job import export_job
     from sw_model.train.recipe import TrainConfig
 
     names = ("data", "epochs", "batch", "seed", "train_limit", "test_limit")

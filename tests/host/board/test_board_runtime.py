@@ -35,7 +35,8 @@ from hw.design import ROOT, Design, load_design
 from hw.networks import MOBILENETV2, BlockLayout
 from hw.tools.vivado import overlay_files
 from sw_model.data.images import ImageSet, load_data
-from sw_model.export import ExportError, export_job
+from sw_model.export.aten_graph import ExportError
+from sw_model.export.training_job import export_job
 from sw_model.nn.models import CifarMobileNetV2
 from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import train

@@ -16,7 +16,7 @@ from host.board.runtime import Training
 from host.devices.hls import build_hls
 from host.exact_engine import ExactEngine
 from hw.design import ROOT, load_design
-from sw_model.export import export_job
+from sw_model.export.training_job import export_job
 from sw_model.train.recipe import TrainConfig
 
 REQUIREMENTS = ("pynq==3.1.2", "pycparser<3", "numpy<2")

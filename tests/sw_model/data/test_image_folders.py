@@ -15,7 +15,8 @@ from PIL import Image
 
 from sw_model.data.image_folders import IMAGENET_MEAN, IMAGENET_STD, FolderSet, centre, open_images, random_box
 from sw_model.data.images import DataError, ImageSet, Part, load_data
-from sw_model.export import ExportError, export_job
+from sw_model.export.aten_graph import ExportError
+from sw_model.export.training_job import export_job
 from sw_model.train.loop import train
 from sw_model.train.recipe import TrainConfig
 from sw_model.train.tasks import open_task

@@ -1,0 +1,1 @@
+"""Training runs as job files for the board."""
