@@ -172,24 +172,34 @@ def _tiles(size: int, unit: int = 1) -> list[int]:
     return [*tiles, size]
 
 
-@cache
-def best_cost(task: Task, machine: Machine = BITFUSION) -> Cost:
-    """Cost of a task under the tiling and loop order of fewest cycles; energy decides between equals.
+@dataclass(frozen=True)
+class _Tilings:
+    """Every tiling of a task whose tiles fit half of their buffers, as arrays of one length.
 
-    Tiles are powers of two of the batch, of the (square) output, of the input channels and of the columns of the
-    array; all orders of the loops over tiles are tried.  A tile stays in its buffer across inner loops that do not
-    change it, and grows with those that do as long as it fits half the buffer.
+    Attributes:
+        axes: size of a tile along batch, output rows, output columns, input and output channels.
+        tile_bits: of a tile in each buffer.
+        counts: tiles along each axis, by its letter.
+    """
 
-    Compute cycles of a tile: ``b * ceil(oc/columns) * oh * ow * K^2 * ceil(ic/(rows*lanes))``, with the kernel inside
-    the rounding under im2col.  Total: compute, plus the DRAM time that compute does not hide, plus the time to read the
-    first tiles and to write the last ones.
+    axes: tuple[I64, I64, I64, I64, I64]
+    tile_bits: dict[str, I64]
+    counts: dict[str, I64]
+
+    @property
+    def runs(self) -> I64:
+        """Tiles of the whole task."""
+        c = self.counts
+        return c["b"] * c["y"] * c["x"] * c["i"] * c["o"]
+
+
+def _tilings(t: Task, m: Machine) -> _Tilings:
+    """Tiles are powers of two of the batch, of the (square) output, of the input channels and of the array's columns.
 
     Raises:
         ValueError: not even the smallest tile fits the buffers.
     """
-    t, m = task, machine
-    k2 = t.kernel**2
-    lanes = m.rows * m.lanes(t.a_bits, t.b_bits)
+    k2, lanes = t.kernel**2, m.rows * m.lanes(t.a_bits, t.b_bits)
     grid = np.meshgrid(
         _tiles(t.batch),
         _tiles(max(t.out_hw)),
@@ -199,25 +209,20 @@ def best_cost(task: Task, machine: Machine = BITFUSION) -> Cost:
     )
     b, side, ic, oc = (axis.ravel().astype(np.int64) for axis in grid)
     oh, ow = np.minimum(side, t.out_hw[0]), np.minimum(side, t.out_hw[1])
-
-    def padded_contraction(channels: I64) -> I64:
-        return _up(k2 * channels, lanes) * lanes
-
     if t.im2col:
         input_tile = oh * ow * k2 * ic * b * t.a_bits
     else:
         input_tile = (t.kernel + (oh - 1) * t.stride) * (t.kernel + (ow - 1) * t.stride) * ic * b * t.a_bits
     tile_bits = {
-        "weight": padded_contraction(ic) * oc * t.b_bits,
+        "weight": _up(k2 * ic, lanes) * lanes * oc * t.b_bits,
         "input": input_tile,
         "output": oh * ow * _up(oc, m.columns) * m.columns * b * m.output_bits,
     }
     fits = np.logical_and.reduce([tile_bits[name] <= m.half_bits(name) for name in BUFFERS])
     if not fits.any():
         least = ", ".join(f"{name} {int(tile_bits[name].min())} of {m.half_bits(name)} bits" for name in BUFFERS)
-        raise ValueError(f"no tile of {task} fits half of the buffers ({least}); enlarge the buffers of the machine")
+        raise ValueError(f"no tile of {t} fits half of the buffers ({least}); enlarge the buffers of the machine")
     b, oh, ow, ic, oc = (axis[fits] for axis in (b, oh, ow, ic, oc))
-    tile_bits = {name: bits[fits] for name, bits in tile_bits.items()}
     counts = {
         "b": -(-t.batch // b),
         "y": -(-t.out_hw[0] // oh),
@@ -225,13 +230,20 @@ def best_cost(task: Task, machine: Machine = BITFUSION) -> Cost:
         "i": -(-t.in_channels // ic),
         "o": -(-t.out_channels // oc),
     }
-    runs = counts["b"] * counts["y"] * counts["x"] * counts["i"] * counts["o"]
+    return _Tilings((b, oh, ow, ic, oc), {name: bits[fits] for name, bits in tile_bits.items()}, counts)
 
+
+def _inside(t: Task, m: Machine, tilings: _Tilings) -> tuple[I64, tuple[I64, I64, I64]]:
+    """Cycles of the array, and bits that move between it and the weight, input and output buffer, over all tiles.
+
+    Inside a tile one operand is kept in registers: the cheapest in bits moved decides, by sizes padded to the array.
+    """
+    b, oh, ow, ic, oc = tilings.axes
+    k2, lanes, runs = t.kernel**2, m.rows * m.lanes(t.a_bits, t.b_bits), tilings.runs
     columns = _up(oc, m.columns)
     steps = _up(k2 * ic, lanes) if t.im2col else k2 * _up(ic, lanes)
     compute = runs * b * oh * ow * columns * steps * m.passes(t.a_bits, t.b_bits)
 
-    # Inside a tile one operand is kept in registers: the cheapest in bits moved decides, by sizes padded to the array.
     outputs, contraction, pixels = columns * m.columns, steps * lanes, b * oh * ow
     moved = np.stack(
         [
@@ -242,28 +254,56 @@ def best_cost(task: Task, machine: Machine = BITFUSION) -> Cost:
     )
     stationary = moved.argmin(axis=0)  # 0: input, 1: output, 2: weight; the first of equals
     macs = k2 * ic * oc * pixels
-    inner_input = runs * np.where(stationary == 0, k2 * ic * pixels, macs) * t.a_bits
-    inner_output = runs * np.where(stationary == 1, oc * pixels, macs) * m.output_bits
-    inner_weight = runs * np.where(stationary == 2, k2 * ic * oc, macs) * t.b_bits
+    inputs = runs * np.where(stationary == 0, k2 * ic * pixels, macs) * t.a_bits
+    outs = runs * np.where(stationary == 1, oc * pixels, macs) * m.output_bits
+    weights = runs * np.where(stationary == 2, k2 * ic * oc, macs) * t.b_bits
+    return compute, (weights, inputs, outs)
 
+
+def _between(m: Machine, tilings: _Tilings, order: Sequence[str]) -> tuple[dict[str, I64], dict[str, I64]]:
+    """Bits between DRAM and each buffer under one order of the loops over tiles: in total, and of the first tiles.
+
+    A tile stays in its buffer across inner loops that do not change it, and grows with those that do as long as it fits
+    half the buffer.
+    """
+    total: dict[str, I64] = {}
+    first: dict[str, I64] = {}
+    for name in BUFFERS:
+        bits = held = tilings.tile_bits[name]
+        grows = np.ones(bits.shape, dtype=bool)
+        for axis in reversed(order):
+            if axis in _DEPENDS[name]:
+                bits = bits * tilings.counts[axis]
+                grows = grows & (bits <= m.half_bits(name))
+                held = np.where(grows, bits, held)
+            else:
+                bits = np.where(grows, bits, bits * tilings.counts[axis])
+        total[name], first[name] = bits, held
+    return total, first
+
+
+@cache
+def best_cost(task: Task, machine: Machine = BITFUSION) -> Cost:
+    """Cost of a task under the tiling and loop order of fewest cycles; energy decides between equals.
+
+    All tilings (:func:`_tilings`) and all orders of the loops over tiles are tried.
+
+    Compute cycles of a tile: ``b * ceil(oc/columns) * oh * ow * K^2 * ceil(ic/(rows*lanes))``, with the kernel inside
+    the rounding under im2col.  Total: compute, plus the DRAM time that compute does not hide, plus the time to read the
+    first tiles and to write the last ones.
+
+    Raises:
+        ValueError: not even the smallest tile fits the buffers.
+    """
+    t, m = task, machine
+    tilings = _tilings(t, m)
+    compute, (inner_weight, inner_input, inner_output) = _inside(t, m, tilings)
     # Loops with a single tile for every candidate may stand anywhere, so only the others are permuted.
-    moving = [axis for axis, count in counts.items() if (count > 1).any()]
-    idle = "".join(axis for axis in counts if axis not in moving)
+    moving = [axis for axis, count in tilings.counts.items() if (count > 1).any()]
+    idle = "".join(axis for axis in tilings.counts if axis not in moving)
     best: tuple[tuple[int, float], Cost] | None = None
     for order in permutations(moving):
-        total: dict[str, I64] = {}
-        first: dict[str, I64] = {}
-        for name in BUFFERS:
-            bits = held = tile_bits[name]
-            grows = np.ones(bits.shape, dtype=bool)
-            for axis in reversed(order):
-                if axis in _DEPENDS[name]:
-                    bits = bits * counts[axis]
-                    grows = grows & (bits <= m.half_bits(name))
-                    held = np.where(grows, bits, held)
-                else:
-                    bits = np.where(grows, bits, bits * counts[axis])
-            total[name], first[name] = bits, held
+        total, first = _between(m, tilings, order)
         # Output tiles are read, added to and written back, each time the loops come past them.
         reads, writes = total["weight"] + total["input"] + total["output"], total["output"]
         first_reads, last_writes = first["weight"] + first["input"] + first["output"], first["output"]
@@ -280,7 +320,7 @@ def best_cost(task: Task, machine: Machine = BITFUSION) -> Cost:
         if best is None or key < best[0]:
             r, w = [int(bits[at]) for bits in buffer_reads], [int(bits[at]) for bits in buffer_writes]
             cost = Cost(
-                macs=t.batch * t.out_hw[0] * t.out_hw[1] * k2 * t.in_channels * t.out_channels,
+                macs=t.batch * t.out_hw[0] * t.out_hw[1] * t.kernel**2 * t.in_channels * t.out_channels,
                 cycles=key[0],
                 compute_cycles=int(compute[at]),
                 dram_read_bits=int(reads[at]),
@@ -288,7 +328,7 @@ def best_cost(task: Task, machine: Machine = BITFUSION) -> Cost:
                 read_bits=(r[0], r[1], r[2]),
                 write_bits=(w[0], w[1], w[2]),
                 energy_pj=key[1],
-                tile=tuple(int(axis[at]) for axis in (b, oh, ow, ic, oc)),
+                tile=tuple(int(axis[at]) for axis in tilings.axes),
                 order="".join(order) + idle,
             )
             best = key, cost
