@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loader alone reads the input streams: it checks headers, hands them to the engine, and turns payloads into
-// writes.  Writes have a FIFO of their own, so that they reach the engine's buffers while a product runs that was sent
-// before them.  `after` keeps a write from a product that still reads what it would replace.  It is found per packet,
-// and one product back: loads between two products overlap with the first of them.
+// writes.  Writes have a FIFO of their own, so that they reach the engine's buffers while an earlier product runs.
+// `after` keeps a write from a product that still reads what the write replaces.  The loader finds it once per packet,
+// and looks one product back: loads between two products overlap with the first of them.
 //
-// Nothing waits for ever, whatever the depths of these two FIFOs.  The output process takes all that the engine brings,
-// and the engine waits for the loader between products only.  A load's header goes before its writes: if there is no
-// room for a write, the engine has this header to take, or has taken it and takes the write.  If there is no room for a
-// packet, all writes of the loads before it have been sent, so that the engine gets as far as the next packet.
+// These two FIFOs cannot deadlock, whatever their depths.  Invariant: the header of a LOAD goes before its writes, and
+// all its writes go before the next header.
+// - The loader waits for room for a write: the engine has this LOAD's header, or gets to it without another header.
+//   With the header it takes writes until the LOAD ends.
+// - The loader waits for room for a header: all writes of earlier LOADs have been sent, so the engine waits for none
+//   and gets to its next header.
+// - The engine waits for the output process: that takes all that the engine brings, and never waits for the loader.
 #pragma once
 
 #include "channels.h"
