@@ -1,4 +1,4 @@
-"""Gates on the board: what they choose from, and the cost term of the loss (Fu et al. 2020, as the software model)."""
+"""Gates on the board: what they choose from, and the cost term of the loss."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from host.arrays import Array
 from host.board.operations import JobError, tree_sum
 from host.grids import host_codes
 from host.operands import Grid, Operand
+from host.training.gate_cost import cost_factors
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,25 @@ class Gates:
         choice = mask.argmax(1)
         return [(k, np.flatnonzero(choice == k)) for k in range(len(self.options)) if (choice == k).any()]
 
-    def cost_factors(self, cost: Array, task: Array, target: float) -> tuple[np.float32, ...]:
-        """What the cost is multiplied by, factor by factor, to become its term of the loss: sign, limit and weight.
+    def cost_term(self, cost: Array, task: Array, target: float, grad: Array | None = None) -> Array:
+        """The cost's term of the loss, see :func:`host.training.gate_cost.cost_factors`; or its gradient by the cost.
 
-        Above the target cost is punished, below it rewarded; inside the band there is no term.
+        Args:
+            cost, task, target: cost in percent of float32, loss of the task, cost to aim at.
+            grad: gradient by the term; None asks for the term.
 
         Raises:
-            JobError: operands that are no numbers.
+            JobError: operands that are not one number each.
         """
-        if cost.shape != () or task.shape != ():
-            raise JobError("cost and loss are one number each")
-        now = float(cost)
-        if abs(now - target) <= self.band:
-            return (np.float32(0),)
-        beta = np.float32(self.beta)
-        sign = np.float32(1 if now > target else -1)
-        term, limit = float(beta * cost), self.cap * float(task)
-        if self.cap and term > limit:
-            return beta, np.float32(limit / term), sign
-        return beta, sign
+        value = cost if grad is None else grad
+        if value.shape != () or cost.shape != () or task.shape != ():
+            raise JobError("cost, loss and gradient are one number each")
+        factors = cost_factors(float(cost), float(task), target, self.beta, band=self.band, cap=self.cap)
+        if not factors:
+            return np.zeros_like(value)
+        for factor in factors if grad is None else reversed(factors):
+            value = np.asarray(value * np.float32(factor))
+        return value
 
 
 def option_products(x: Array, weight: Array, grids: list[Grid]) -> Array:

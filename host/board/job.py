@@ -576,7 +576,7 @@ def build_job(members: Mapping[str, bytes], digest: str) -> Job:
             scope |= {"x": (size, channels, height, width), "y": (size,)}
             found[size] = _graph(table[str(size)], size, kind == "train", scope, facts)
     try:
-        from host.board.schedule import make_schedule
+        from host.training.precision_schedule import make_schedule
 
         make_schedule(recipe)
     except ValueError as e:

@@ -264,15 +264,9 @@ class Products:
         )
 
     def cost_term(self, cost: Array, task: Array) -> Array:
-        """The cost's term of the loss; see :meth:`host.board.gate_decisions.Gates.cost_factors`."""
-        for factor in self.gates.cost_factors(cost, task, self._target):
-            cost = np.asarray(cost * factor)
-        return cost
+        """The cost's term of the loss; see :meth:`host.board.gate_decisions.Gates.cost_term`."""
+        return self.gates.cost_term(cost, task, self._target)
 
     def cost_term_gradient(self, grad: Array, cost: Array, task: Array) -> Array:
         """Its gradient by the cost."""
-        if grad.shape != ():
-            raise JobError("the gradient of a cost is one number")
-        for factor in reversed(self.gates.cost_factors(cost, task, self._target)):
-            grad = np.asarray(grad * factor)
-        return grad
+        return self.gates.cost_term(cost, task, self._target, grad)

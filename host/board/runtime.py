@@ -25,11 +25,13 @@ from host.arrays import Array
 from host.board.job import Graph, Job
 from host.board.layer_products import LayerState, Products
 from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
-from host.board.schedule import learning_rate, make_schedule
+from host.numerics import ceil_div
 from host.operands import Engine
+from host.training import batches
+from host.training.precision_schedule import learning_rate, make_schedule
 from hw.files import write_atomically
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Training:
         self.epoch, self.step, self.seen, self.right = 0, 0, 0, 0
         self.loss_sum, self.cost_sum = 0.0, 0.0
         self.history: list[dict[str, Any]] = []
-        self.steps_per_epoch = -(-len(job.train_labels) // recipe["batch"])
+        self.steps_per_epoch = ceil_div(len(job.train_labels), recipe["batch"])
 
     @property
     def steps(self) -> int:
@@ -137,33 +139,22 @@ class Training:
         """Steps done."""
         return self.epoch * self.steps_per_epoch + self.step
 
+    @property
+    def target(self) -> float | None:
+        """Cost that gates aim at now, percent of float32; None without gates."""
+        targets = self.job.recipe["targets"]
+        return float(targets[self.schedule.stage]) if targets else None
+
     # -- data -----------------------------------------------------------------------------------------------------
 
     def _normalised(self, images: Array) -> Array:
-        x = images.astype(np.float32) / np.float32(self.job.full_scale)
-        mean = np.array(self.job.mean, np.float32).reshape(-1, 1, 1)
-        std = np.array(self.job.std, np.float32).reshape(-1, 1, 1)
-        return np.ascontiguousarray((x - mean) / std)
+        return batches.normalised(images, self.job.full_scale, self.job.mean, self.job.std)
 
     def train_batch(self, epoch: int, index: int) -> tuple[Array, Array]:
         """Shuffled, augmented batch: float32 (n, C, H, W) and int64 (n,); a function of seed, epoch and index."""
-        job, batch = self.job, self.job.recipe["batch"]
-        seed = job.recipe["seed"]
-        order = np.random.default_rng((seed, epoch)).permutation(len(job.train_labels))
-        chosen = order[index * batch : (index + 1) * batch]
-        images, rng = job.train_images[chosen], np.random.default_rng((seed, epoch, index))
-        n, _, h, w = images.shape
-        if job.shift:
-            p = job.shift
-            padded = np.pad(images, ((0, 0), (0, 0), (p, p), (p, p)))
-            offsets = rng.integers(0, 2 * p + 1, size=(2, n))
-            rows, columns = offsets[0][:, None] + np.arange(h), offsets[1][:, None] + np.arange(w)
-            images = padded[np.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-            images = images.transpose(0, 3, 1, 2)
-        if job.flip:
-            mirrored = rng.random(n) < 0.5
-            images = images.copy()
-            images[mirrored] = images[mirrored, :, :, ::-1]
+        job, seed = self.job, self.job.recipe["seed"]
+        _, chosen = next(batches.epoch_batches(len(job.train_labels), job.recipe["batch"], seed, epoch, index))
+        images = batches.augmented(job.train_images[chosen], seed, epoch, index, shift=job.shift, flip=job.flip)
         return self._normalised(images), job.train_labels[chosen]
 
     def test_batches(self) -> Iterator[tuple[Array, Array]]:
@@ -190,7 +181,7 @@ class Training:
         lr = learning_rate(recipe, at, self.steps)
         x, y = self.train_batch(self.epoch, self.step)
         graph = self.job.train[len(y)]
-        self.products.begin(widths, at, training=True, target=self.schedule.target or 0.0)
+        self.products.begin(widths, at, training=True, target=self.target or 0.0)
         values = execute(graph, self._values(x, y), self.products)
         assert graph.loss is not None
         loss = float(values[graph.loss])
@@ -260,7 +251,7 @@ class Training:
             "position": [self.epoch, self.step, self.seen, self.right],
             "sums": [self.loss_sum, self.cost_sum],
             "history": self.history,
-            "schedule": self.schedule.state(),
+            "schedule": self.schedule.state_dict(),
         }
         arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
         stream = io.BytesIO()
@@ -291,7 +282,7 @@ class Training:
             loss_sum, cost_sum = (float(v) for v in rest["sums"])
             history = list(rest["history"])
             schedule = make_schedule(self.job.recipe)
-            schedule.restore(rest["schedule"])
+            schedule.load_state_dict(rest["schedule"])
         except FileNotFoundError as e:
             raise JobError(f"no checkpoint at {path}; start without resuming") from e
         except JobError:
@@ -394,7 +385,7 @@ def run_job(
                 "test_accuracy": accuracy,
                 # of the gates' choices, percent of float32, and what they aimed at; None without gates
                 "cp": training.cost_sum / training.seen if job.gates is not None else None,
-                "target": training.schedule.target,
+                "target": training.target,
                 "seconds": round(time.monotonic() - epoch_begun, 3),
                 # of the whole board while programs ran; None where it was not measured
                 "energy_j": (engine.meter.totals["ENERGY_UJ"] - energy) / 1e6

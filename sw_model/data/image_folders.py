@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from host.numerics import ceil_div
+from host.training.batches import epoch_order
 from sw_model.data.class_folders import STREAMED, class_folders, holds_streamed, read_image
 from sw_model.data.identity import Identity
 from sw_model.data.images import (
@@ -122,7 +124,7 @@ class FolderSet:
 
     def train_steps(self, batch: int) -> int:
         """Batches per epoch; the last one may be smaller."""
-        return -(-self.train_count // batch)
+        return ceil_div(self.train_count, batch)
 
     def train_batches(
         self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
@@ -132,7 +134,7 @@ class FolderSet:
         Raises:
             DataError: when an image cannot be read; the message names its file.
         """
-        order = np.random.default_rng((seed, epoch)).permutation(self.train_count)
+        order = epoch_order(self.train_count, seed, epoch)
 
         def places() -> Iterator[range]:
             for index in range(start, self.train_steps(batch)):

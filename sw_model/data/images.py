@@ -1,8 +1,4 @@
-"""Image data sets: scikit-learn's digits, CIFAR-10/100 in every usual packing; deterministic order and augmentation.
-
-The order of an epoch is a function of (seed, epoch), the augmentation of a batch one of (seed, epoch, batch index), so
-training can resume at any batch without replaying the ones before.
-"""
+"""Image data sets: scikit-learn's digits, CIFAR-10/100 in every usual packing; batches by :mod:`host.training.batches`."""
 
 from __future__ import annotations
 
@@ -19,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from host.numerics import ceil_div
+from host.training import batches
 from hw.files import replaced
 from sw_model.data.class_folders import TEST, ClassFolders, class_folders, read_image, roots
 from sw_model.data.identity import Identity
@@ -105,9 +103,8 @@ def fixed_sample(count: int, limit: int) -> Indices:
 
 
 def normalised(images: np.ndarray, full_scale: float, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 images (N, C, H, W) scaled to 0..1, less the mean, over the deviation of each channel: float32."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).div_(full_scale)
-    return x.sub_(torch.tensor(mean).reshape(-1, 1, 1)).div_(torch.tensor(std).reshape(-1, 1, 1))
+    """As :func:`host.training.batches.normalised`, a tensor."""
+    return torch.from_numpy(batches.normalised(images, full_scale, mean, std))
 
 
 @dataclass(frozen=True)
@@ -183,16 +180,14 @@ class ImageSet:
 
     def train_steps(self, batch: int) -> int:
         """Batches per epoch; the last one may be smaller."""
-        return -(-len(self.train_labels) // batch)
+        return ceil_div(self.train_count, batch)
 
     def train_batches(
         self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """A part of shuffled, augmented batches of an epoch from batch ``start``: float32 (n, C, H, W), int64 (n,)."""
-        order = np.random.default_rng((seed, epoch)).permutation(len(self.train_labels))
-        for index in range(start, self.train_steps(batch)):
-            chosen = order[index * batch : (index + 1) * batch]
-            images = self._augment(self.train_images[chosen], np.random.default_rng((seed, epoch, index)))
+        for index, chosen in batches.epoch_batches(self.train_count, batch, seed, epoch, start):
+            images = batches.augmented(self.train_images[chosen], seed, epoch, index, shift=self.shift, flip=self.flip)
             rows = part.rows(len(chosen))
             yield self._normalise(images[rows]), torch.from_numpy(self.train_labels[chosen[rows]])
 
@@ -202,22 +197,6 @@ class ImageSet:
         for first in range(own.start, own.stop, batch):
             rows = slice(first, min(first + batch, own.stop))
             yield self._normalise(self.test_images[rows]), torch.from_numpy(self.test_labels[rows])
-
-    def _augment(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        n, _, h, w = images.shape
-        if self.shift:
-            p = self.shift
-            padded = np.pad(images, ((0, 0), (0, 0), (p, p), (p, p)))
-            offsets = rng.integers(0, 2 * p + 1, size=(2, n))
-            rows = offsets[0][:, None] + np.arange(h)
-            columns = offsets[1][:, None] + np.arange(w)
-            images = padded[np.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-            images = images.transpose(0, 3, 1, 2)
-        if self.flip:
-            mirrored = rng.random(n) < 0.5
-            images = images.copy()
-            images[mirrored] = images[mirrored, :, :, ::-1]
-        return images
 
 
 def load_digits_set(test_share: float = 0.2) -> ImageSet:

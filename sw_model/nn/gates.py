@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from host.operands import ConvGeometry, Grid, backward_mixed, several
+from host.training.gate_cost import cost_factors
 from sw_model.nn.convolution import convolve, gradients
 from sw_model.nn.cost_meter import GATES, PRODUCTS, step_factor
 from sw_model.nn.layers import Precision, QConv2d, Run, batch_extremes, keeps, tensor_operand, weight_operand
@@ -524,17 +525,11 @@ def gated_loss(
     Args:
         task: cross entropy, scalar.
         cp: cost in percent of float32, scalar, differentiable.
-        target: percent; above it cost is punished, below it rewarded, so the gates use the budget up.
-        beta: weight of the cost.
-        band: no cost term while cp is within this many percent of the target.
-        cap: limit of the cost term as a share of the task loss (the published code offers 0.1).
+        target, beta, band, cap: see :func:`host.training.gate_cost.cost_factors`.
     """
-    now = float(cp.detach())
-    if abs(now - target) <= band:
+    factors = cost_factors(float(cp.detach()), float(task.detach()), target, beta, band=band, cap=cap or 0.0)
+    if not factors:
         return task
-    term = beta * cp
-    if cap is not None:
-        limit = cap * float(task.detach())
-        if float(term.detach()) > limit:
-            term = term * (limit / float(term.detach()))
-    return task + term if now > target else task - term
+    for factor in factors:
+        cp = cp * factor
+    return task + cp

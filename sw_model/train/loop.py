@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from host.operands import Engine
+from host.training.precision_schedule import Pfq, learning_rate
 from hw.console import Progress
 from sw_model.data.identity import Identity
 from sw_model.data.image_folders import FolderSet
@@ -37,10 +38,9 @@ from sw_model.train.accelerator import choose_accelerator, move, on
 from sw_model.train.folder import EventLog, RunFolder
 from sw_model.train.metrics import Result
 from sw_model.train.pretrained import build_network
-from sw_model.train.recipe import ConfigError, TrainConfig, learning_rate
+from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.record import GATED, RunSchedule
 from sw_model.train.run_device import RunDevice, check_engine, check_ranks
-from sw_model.train.schedules import Pfq
 from sw_model.train.tasks import Task, evaluate, open_task
 
 
@@ -121,6 +121,10 @@ class _Training:
     def global_step(self) -> int:
         return self.epoch * self.steps_per_epoch + self.step
 
+    def precision(self, step: int) -> Precision:
+        """What the schedule says of a step of this epoch, counted over the training."""
+        return Precision(*self.schedule.widths(self.epoch, step, self.steps))
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "config": self.config.to_toml(),
@@ -181,7 +185,7 @@ class _Training:
         shard = Shard.of_batch(self.ranks, self.batch_size())
         self.run.shard = shard if self.ranks.several else None
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.global_step, self.steps)
+            group["lr"] = learning_rate(vars(self.config), self.global_step, self.steps)
         set_precision(self.model, precision)
         self.run.step = self.global_step
         self.optimizer.zero_grad(set_to_none=True)
@@ -278,13 +282,13 @@ class _Loop:
         """Trains the rest of an epoch; returns False if ``stop_after`` ends it early."""
         state, config, started = self.state, self.state.config, time.monotonic()
         # A run resumed at the end of an epoch is tested at the precision of the step before.
-        precision = state.schedule.precision(state.epoch, state.global_step - (state.step > 0), state.steps)
+        precision = state.precision(state.global_step - (state.step > 0))
         set_precision(state.model, precision)
         part = state.ranks.part
         for x, y in state.task.data.train_batches(config.batch, config.seed, state.epoch, state.step, part):
             if stop_after is not None and state.global_step >= stop_after:
                 return False
-            precision = state.schedule.precision(state.epoch, state.global_step, state.steps)
+            precision = state.precision(state.global_step)
             done = self._step(x, y, precision)
             if on_step is not None:
                 on_step(done)

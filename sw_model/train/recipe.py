@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from host.training.precision_schedule import DEFECTS as SCHEDULE_DEFECTS
+from host.training.precision_schedule import PUBLISHED_DECAYS, Schedule, make_schedule
 from hw.files import read_text
 from hw.networks import spelled
 from sw_model.data.images import SUBSETS
@@ -16,8 +18,6 @@ from sw_model.nn.gates import DEFECTS as GATE_DEFECTS
 from sw_model.nn.layers import DEFECTS, Precision, keeps
 from sw_model.quantize.methods import PRODUCTS, check_bits
 from sw_model.quantize.statquant import QUANTIZERS
-from sw_model.train.schedules import DEFECTS as SCHEDULE_DEFECTS
-from sw_model.train.schedules import PUBLISHED_DECAYS, Cyclic, Indicator, Manual, Pfq, Schedule, Static
 
 
 class ConfigError(ValueError):
@@ -108,7 +108,7 @@ class TrainConfig:
     stages: tuple[tuple[int, ...], ...] = ((3, 3, 4), (4, 4, 6), (6, 6, 8), (8, 8, 8))
     #: manual schedule: first epoch of each stage
     starts: tuple[int, ...] = ()
-    #: PFQ's indicator, with the next four: see :class:`sw_model.train.schedules.Indicator`
+    #: PFQ's indicator, with the next four: see :class:`host.training.precision_schedule.Indicator`
     eps: float = 0.05
     #: see ``eps``
     alpha: float = 0.3
@@ -179,7 +179,7 @@ class TrainConfig:
 
     #: "fixed", "paper" (all details of the published code), or some of them by name, joined by "+": see
     #: :data:`sw_model.nn.layers.DEFECTS`, for gated training :data:`sw_model.nn.gates.DEFECTS`, and where PFQ's indicator
-    #: decides :data:`sw_model.train.schedules.DEFECTS`
+    #: decides :data:`host.training.precision_schedule.DEFECTS`
     mode: str = "fixed"
     #: share of the old value in the running activation ranges, which evaluation uses; 0 means 0.1, or the published 0.9
     #: where ``mode`` keeps it
@@ -344,33 +344,18 @@ class TrainConfig:
 
     def make_schedule(self) -> Schedule:
         """A fresh schedule as configured."""
-        stages = [Precision(*stage) for stage in self.stages]
+        for stage in self.stages:
+            Precision(*stage)  # refuses widths that there are not
         if self.schedule != "dfq" and (self.options or self.targets):
             raise ConfigError(f"options and targets belong to schedule 'dfq', not {self.schedule!r}; leave them out")
-        if self.schedule == "static":
-            if len(stages) != 1:
-                raise ConfigError(f"a static schedule has one stage, not {len(stages)}")
-            return Static(stages[0])
-        if self.schedule == "dfq":
-            if not self.targets or len(self.options) < 2 or any(len(option) != 2 for option in self.options):
-                raise ConfigError(
-                    f"dfq needs targets and at least two options [activation, gradient]; has targets "
-                    f"{list(self.targets)}, options {[list(o) for o in self.options]}"
-                )
-            stages = stages * len(self.targets) if len(stages) == 1 else stages
-            if len(stages) != len(self.targets):
-                raise ConfigError(f"{len(self.targets)} targets need one stage or as many, not {len(stages)}")
-        if self.schedule == "cyclic":
-            return Cyclic(self.low, self.high, stages[0].grad, self.cycles)
-        if self.schedule == "manual":
-            if len(self.starts) != len(stages):
-                raise ConfigError(f"{len(stages)} manual stages need as many starts, not {len(self.starts)}")
-            return Manual(list(zip(self.starts, stages, strict=True)))
-        decays = PUBLISHED_DECAYS if keeps(self.mode, "eps-decay") else None
-        indicator = Indicator(
-            len(stages) - 1, self.eps, self.alpha, self.window, self.norm_epochs, self.deadlines or None, decays
-        )
-        return Pfq(stages, indicator)
+        if self.schedule == "dfq" and (
+            not self.targets or len(self.options) < 2 or any(len(option) != 2 for option in self.options)
+        ):
+            raise ConfigError(
+                f"dfq needs targets and at least two options [activation, gradient]; has targets "
+                f"{list(self.targets)}, options {[list(o) for o in self.options]}"
+            )
+        return make_schedule(vars(self), PUBLISHED_DECAYS if keeps(self.mode, "eps-decay") else None)
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> TrainConfig:
@@ -408,16 +393,3 @@ class TrainConfig:
         """The configuration as a recipe; JSON's scalars and arrays are TOML's, which only escapes what JSON does and DEL."""
         lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in asdict(self).items())
         return "".join(lines).replace("\x7f", "\\u007f")
-
-
-def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Learning rate of global step ``step`` of ``steps``."""
-    position = step / steps
-    if position < config.warmup:
-        return config.lr * (step + 1) / math.ceil(config.warmup * steps)
-    if config.lr_schedule == "cosine":
-        share = (position - config.warmup) / (1 - config.warmup)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * share))
-    if config.lr_schedule == "inverse-sqrt":
-        return config.lr * math.sqrt(math.ceil(config.warmup * steps) / (step + 1))
-    return config.lr * config.lr_decay ** sum(position >= milestone for milestone in config.milestones)

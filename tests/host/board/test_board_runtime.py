@@ -23,7 +23,6 @@ from fractrain import main
 from host.board.job import build_job, load_job, members_of, npy_bytes, parse_npy, read_members, write_members
 from host.board.operations import OPERATIONS, JobError
 from host.board.runtime import RunResult, Training, run_job
-from host.board.schedule import learning_rate, make_schedule
 from host.devices.device import DeviceError
 from host.devices.pynq_device import PynqDevice
 from host.devices.reference import ReferenceDevice
@@ -34,14 +33,13 @@ from host.operands import Engine, Operand, Sums
 from hw.design import ROOT, Design, load_design
 from hw.networks import MOBILENETV2, BlockLayout
 from hw.tools.vivado import overlay_files
-from sw_model.data.images import ImageSet, load_data
+from sw_model.data.images import ImageSet
 from sw_model.export.aten_graph import ExportError
 from sw_model.export.training_job import export_job
 from sw_model.nn.models import CifarMobileNetV2
 from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import train
 from sw_model.train.recipe import TrainConfig
-from sw_model.train.recipe import learning_rate as recipe_learning_rate
 from tests.support.observed_engine import ObservedEngine
 from tests.support.substitute_pynq import Board, install
 from tests.support.substitute_pynq import overlay_files as overlay_files_of
@@ -212,41 +210,6 @@ def test_depthwise_convolutions_train_as_in_pytorch(tmp_path: Path, monkeypatch:
     same_training(config, tmp_path / "job.zip", tmp_path, colours(16))
     fabric = Training(job, FabricEngine(ReferenceDevice(load_design("sim-small")), keep_rows=False))
     assert fabric.train_step() == Training(job, ExactEngine()).train_step()
-
-
-def test_batches_keys_rates_and_schedules_are_the_software_models(path: Path) -> None:
-    job, config = load_job(path), small()
-    state = Training(job, ExactEngine())
-    data = load_data("digits").limited(80, 40)
-    for epoch in (0, 2):
-        for i, (x, y) in enumerate(data.train_batches(32, config.seed, epoch)):
-            ours, labels = state.train_batch(epoch, i)
-            assert np.array_equal(ours, x.numpy())
-            assert np.array_equal(labels, y.numpy())
-    for (x, y), (ours, labels) in zip(data.test_batches(32), state.test_batches(), strict=True):
-        assert np.array_equal(ours, x.numpy())
-        assert np.array_equal(labels, y.numpy())
-    for lr_schedule in ("cosine", "steps"):
-        other = replace(config, lr_schedule=lr_schedule)
-        recipe = {**job.recipe, "lr_schedule": lr_schedule}
-        for step in range(0, 100, 7):
-            assert learning_rate(recipe, step, 100) == recipe_learning_rate(other, step, 100)
-    rng = np.random.default_rng(3)
-    cases: list[dict[str, Any]] = [
-        {"schedule": "pfq", "deadlines": (), "window": 3, "epochs": 30},
-        {"schedule": "cyclic", "stages": ((0, 0, 8),), "cycles": 3, "deadlines": ()},
-        {"schedule": "manual", "starts": (0, 3, 5, 9), "deadlines": ()},
-    ]
-    for changes in cases:
-        theirs = replace(config, **changes).make_schedule()
-        ours_ = make_schedule({**job.recipe, **changes})
-        for epoch in range(30):
-            precision = theirs.precision(epoch, 4 * epoch, 120)
-            assert ours_.widths(epoch, 4 * epoch, 120)[:3] == (precision.weight, precision.activation, precision.grad)
-            loss = 1.0 / (1 + epoch) + 0.01 * float(rng.random())
-            theirs.epoch_finished(epoch, loss)
-            ours_.epoch_finished(epoch, loss)
-            ours_.restore(json.loads(json.dumps(ours_.state())))
 
 
 def test_a_step_on_the_fabric_is_the_step_in_numpy(path: Path) -> None:

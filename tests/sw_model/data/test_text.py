@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from host.exact_engine import ExactEngine
+from host.training.precision_schedule import learning_rate
 from sw_model.data.images import DataError
 from sw_model.data.text import load_text
 from sw_model.train.loop import train
 from sw_model.train.metrics import ACCURACY, PERPLEXITY
-from sw_model.train.recipe import ConfigError, TrainConfig, learning_rate
+from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.tasks import evaluate, open_task
 from tests.sw_model.train.test_loop import same, state_of
 
@@ -183,7 +184,7 @@ def test_resumed_language_model_is_the_same_to_the_bit(folder: Path, tmp_path: P
 
 def test_inverse_square_root_rate_peaks_at_the_end_of_the_warmup() -> None:
     config = TrainConfig(lr=0.1, lr_schedule="inverse-sqrt", warmup=0.1)
-    rates = [learning_rate(config, step, 100) for step in range(100)]
+    rates = [learning_rate(vars(config), step, 100) for step in range(100)]
     assert max(rates) == rates[9] == pytest.approx(0.1) and rates[39] == pytest.approx(0.05)
     for wrong in ({"warmup": 0.0}, {"betas": [0.9]}, {"vocabulary": 2}, {"optimizer": "lion"}, {"dropout": 1.0}):
         with pytest.raises(ConfigError):

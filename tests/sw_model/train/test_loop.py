@@ -18,10 +18,11 @@ import torch
 from fractrain import main
 from host.exact_engine import ExactEngine
 from host.operands import Engine
+from host.training.precision_schedule import learning_rate
 from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import Step, train
 from sw_model.train.metrics import Metric
-from sw_model.train.recipe import ConfigError, TrainConfig, learning_rate
+from sw_model.train.recipe import ConfigError, TrainConfig
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes"
 SMALL = TrainConfig(
@@ -191,10 +192,10 @@ def test_training_that_reaches_its_last_stage_or_is_stopped_early_does_not_warn(
 
 def test_learning_rate_shapes() -> None:
     cosine = TrainConfig(lr=0.4, warmup=0.1)
-    rates = [learning_rate(cosine, t, 100) for t in range(100)]
+    rates = [learning_rate(vars(cosine), t, 100) for t in range(100)]
     assert rates[0] == pytest.approx(0.04) and max(rates) == pytest.approx(0.4) and rates[-1] < 1e-3
     steps = TrainConfig(lr=0.1, lr_schedule="steps", milestones=(0.5, 0.75))
-    assert [learning_rate(steps, t, 100) for t in (0, 49, 50, 74, 75)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+    assert [learning_rate(vars(steps), t, 100) for t in (0, 49, 50, 74, 75)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_every_value_gives_a_configuration_or_a_config_error(values: dict[str, A
         assert any(name in str(error) for name in (*KEYS, "stage", "indicator", "cyclic", "bits"))
         return
     assert TrainConfig.from_toml(config.to_toml(), "again") == config
-    assert config.make_schedule().precision(0, 0, 10) is not None and config.precisions()
+    assert config.make_schedule().widths(0, 0, 10) and config.precisions()
 
 
 @pytest.mark.parametrize(

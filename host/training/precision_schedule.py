@@ -5,16 +5,19 @@
   each time the training loss stops falling.
 * ``Cyclic``: cyclic precision training (Fu et al. 2021), a cosine between two precisions.
 * ``Manual``: stages at given epochs.
+
+A precision is a tuple of widths in bits: weight, activation, gradient[, gradient in the weight gradient]; 0 stands for
+float32.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from sw_model.nn.layers import Precision
+Widths = tuple[int, ...]
 
 #: Detail of the published indicator that mode "paper" keeps and a recipe's mode may name: its threshold decays after the
 #: first two turns only, which shows where there are more than three.
@@ -30,8 +33,8 @@ class Schedule(Protocol):
         """Index of the current stage, for the record."""
         ...
 
-    def precision(self, epoch: int, step: int, steps: int) -> Precision:
-        """Precision of training step ``step`` of ``steps`` (of the whole training), which lies in ``epoch``."""
+    def widths(self, epoch: int, step: int, steps: int) -> Widths:
+        """Widths of training step ``step`` of ``steps`` (of the whole training), which lies in ``epoch``."""
         ...
 
     def epoch_finished(self, epoch: int, loss: float) -> bool:
@@ -40,18 +43,18 @@ class Schedule(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Static:
     """The same precision at every step."""
 
-    def __init__(self, precision: Precision) -> None:
-        self._precision = precision
+    def __init__(self, widths: Widths) -> None:
+        self._widths = widths
         self.stage = 0
 
-    def precision(self, epoch: int, step: int, steps: int) -> Precision:
-        return self._precision
+    def widths(self, epoch: int, step: int, steps: int) -> Widths:
+        return self._widths
 
     def epoch_finished(self, epoch: int, loss: float) -> bool:
         return False
@@ -59,7 +62,7 @@ class Static:
     def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         pass
 
 
@@ -141,10 +144,18 @@ class Indicator:
             "norm_count": self._norm_count,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.eps, self.turns, self.forced = state["eps"], state["turns"], state["forced"]
-        self._losses = list(state["losses"])
-        self._norm_sum, self._norm_count = state["norm_sum"], state["norm_count"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not of that form; nothing has changed then.
+        """
+        turns, forced, count = int(state["turns"]), int(state["forced"]), int(state["norm_count"])
+        if not 0 <= forced <= turns <= self.turns_total:
+            raise ValueError(f"{turns} turns, {forced} of them forced, of {self.turns_total}")
+        eps, losses, total = float(state["eps"]), [float(v) for v in state["losses"]], float(state["norm_sum"])
+        self.eps, self.turns, self.forced = eps, turns, forced
+        self._losses, self._norm_sum, self._norm_count = losses, total, count
 
 
 class Pfq:
@@ -155,7 +166,7 @@ class Pfq:
         indicator: decides the turns; needs one turn less than there are stages.
     """
 
-    def __init__(self, stages: Sequence[Precision], indicator: Indicator) -> None:
+    def __init__(self, stages: Sequence[Widths], indicator: Indicator) -> None:
         if not stages or indicator.turns_total != len(stages) - 1:
             raise ValueError(f"{len(stages)} stages need {len(stages) - 1} turns, not {indicator.turns_total}")
         self.stages, self.indicator = tuple(stages), indicator
@@ -164,7 +175,7 @@ class Pfq:
     def stage(self) -> int:
         return self.indicator.turns
 
-    def precision(self, epoch: int, step: int, steps: int) -> Precision:
+    def widths(self, epoch: int, step: int, steps: int) -> Widths:
         return self.stages[self.stage]
 
     def epoch_finished(self, epoch: int, loss: float) -> bool:
@@ -173,7 +184,7 @@ class Pfq:
     def warn_if_unfinished(self, epochs: int, what: str = "") -> None:
         """Warns if training of ``epochs`` epochs has ended below the last stage, which ``what`` may describe."""
         if self.stage < len(self.stages) - 1:
-            what = what or f"{self.stages[self.stage]} bits"
+            what = what or f"{'/'.join(map(str, self.stages[self.stage]))} bits"
             warnings.warn(
                 f"PFQ ended after {epochs} epochs in stage {self.stage + 1} of {len(self.stages)} "
                 f"({what}); set deadlines, raise eps or train longer",
@@ -183,7 +194,7 @@ class Pfq:
     def state_dict(self) -> dict[str, Any]:
         return self.indicator.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.indicator.load_state_dict(state)
 
 
@@ -200,11 +211,11 @@ class Cyclic:
         self.low, self.high, self.grad, self.cycles = low, high, grad, cycles
         self.stage = low
 
-    def precision(self, epoch: int, step: int, steps: int) -> Precision:
+    def widths(self, epoch: int, step: int, steps: int) -> Widths:
         period = max(steps / self.cycles, 1.0)
         bits = round(self.low + (self.high - self.low) / 2 * (1 - math.cos(math.pi * (step % period) / period)))
         self.stage = bits
-        return Precision(bits, bits, self.grad)
+        return bits, bits, self.grad
 
     def epoch_finished(self, epoch: int, loss: float) -> bool:
         return False
@@ -212,8 +223,8 @@ class Cyclic:
     def state_dict(self) -> dict[str, Any]:
         return {"stage": self.stage}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stage = state["stage"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.stage = int(state["stage"])
 
 
 class Manual:
@@ -223,14 +234,14 @@ class Manual:
         stages: (first epoch, precision) pairs, the first at epoch 0, rising.
     """
 
-    def __init__(self, stages: Sequence[tuple[int, Precision]]) -> None:
+    def __init__(self, stages: Sequence[tuple[int, Widths]]) -> None:
         starts = [start for start, _ in stages]
         if not stages or starts[0] != 0 or starts != sorted(set(starts)):
             raise ValueError(f"manual stages must start at rising epochs beginning with 0, not {starts}")
         self.stages = tuple(stages)
         self.stage = 0
 
-    def precision(self, epoch: int, step: int, steps: int) -> Precision:
+    def widths(self, epoch: int, step: int, steps: int) -> Widths:
         self.stage = sum(start <= epoch for start, _ in self.stages) - 1
         return self.stages[self.stage][1]
 
@@ -240,5 +251,56 @@ class Manual:
     def state_dict(self) -> dict[str, Any]:
         return {"stage": self.stage}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stage = state["stage"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.stage = int(state["stage"])
+
+
+def make_schedule(recipe: Mapping[str, Any], decays: int | None = None) -> Schedule:
+    """A fresh schedule of a recipe.
+
+    Args:
+        recipe: settings by name; read are ``schedule``, ``stages``, ``starts``, ``targets``, ``deadlines``, ``eps``,
+            ``alpha``, ``window``, ``norm_epochs``, ``low``, ``high`` and ``cycles``.
+        decays: see :class:`Indicator`.
+
+    Raises:
+        ValueError: settings that exclude each other.
+    """
+    kind, targets = recipe["schedule"], recipe["targets"]
+    stages: list[Widths] = [tuple(stage) for stage in recipe["stages"]]
+    if kind == "static":
+        if len(stages) != 1:
+            raise ValueError(f"a static schedule has one stage, not {len(stages)}")
+        return Static(stages[0])
+    if kind == "cyclic":
+        return Cyclic(recipe["low"], recipe["high"], stages[0][2], recipe["cycles"])
+    if kind == "manual":
+        if len(recipe["starts"]) != len(stages):
+            raise ValueError(f"{len(stages)} manual stages need as many starts, not {len(recipe['starts'])}")
+        return Manual(list(zip(recipe["starts"], stages, strict=True)))
+    if kind == "dfq":
+        stages = stages * len(targets) if len(stages) == 1 else stages
+        if not targets or len(stages) != len(targets):
+            raise ValueError(f"{len(targets)} targets need one stage or as many, not {len(stages)}")
+    eps, alpha, window, norm_epochs = (recipe[name] for name in ("eps", "alpha", "window", "norm_epochs"))
+    indicator = Indicator(len(stages) - 1, eps, alpha, window, norm_epochs, recipe["deadlines"] or None, decays)
+    return Pfq(stages, indicator)
+
+
+def learning_rate(recipe: Mapping[str, Any], step: int, steps: int) -> float:
+    """Learning rate of global step ``step`` of ``steps``.
+
+    Args:
+        recipe: settings by name; read are ``lr``, ``lr_schedule``, ``warmup``, and ``lr_decay`` and ``milestones``
+            where the schedule is "steps".
+    """
+    position = step / steps
+    lr, warmup, kind = float(recipe["lr"]), float(recipe["warmup"]), recipe["lr_schedule"]
+    if position < warmup:
+        return lr * (step + 1) / math.ceil(warmup * steps)
+    if kind == "cosine":
+        share = (position - warmup) / (1 - warmup)
+        return lr * 0.5 * (1 + math.cos(math.pi * share))
+    if kind == "inverse-sqrt":
+        return lr * math.sqrt(math.ceil(warmup * steps) / (step + 1))
+    return lr * float(recipe["lr_decay"]) ** sum(position >= milestone for milestone in recipe["milestones"])
