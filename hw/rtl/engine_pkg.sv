@@ -1,17 +1,73 @@
 // SPDX-License-Identifier: Apache-2.0
-// Records that travel between the fabric's modules.
+// Types that the fabric's modules share: widths of what they count, and the records that travel between them.
 `default_nettype none
 
 package engine_pkg;
   import fabric_pkg::*;
 
+  // What the control paths count.  Each type holds its largest value; where a type is wider, its line says why.
+  typedef logic [$clog2(MAX_ENTRIES + 1):0]             address_t;  // of any memory; one bit more: ends are exclusive
+  typedef logic [$clog2(MAX_ROWS + 1)-1:0]              row_t;      // rows of a virtual image
+  typedef logic [$clog2(MAX_GROUPS + 1)-1:0]            group_t;    // channel groups, of the output too
+  typedef logic [$clog2(MAX_IMAGES + 1)-1:0]            image_t;    // virtual images
+  typedef logic [$clog2(MAX_BITS + 1)-1:0]              bits_t;     // bits of a code
+  typedef logic [$bits(group_t) + $bits(bits_t) - 1:0]  line_t;     // planes of all groups: one block of rows
+  typedef logic [$clog2(ROW_BANKS)-1:0]                 bank_t;     // of a tensor buffer
+  typedef logic [7:0]                                   slice_t;    // beat within a row word or a weight word
+  typedef logic [BEAT_BITS-1:0]                         beat_t;
+  typedef logic [31:0]                                  index_t;    // random index of an element
+  typedef logic [$clog2(CHANNELS + 1)-1:0]              channel_t;  // of a tile; CHANNELS: the operand sums
+  typedef logic [7:0]                                   error_t;    // one of ERR_*
+  typedef logic [LANES-1:0][ACC_BITS-1:0]               lane_sums_t;     // an output channel's value at every pixel
+  typedef logic [CHANNELS-1:0][ACC_BITS-1:0]            channel_sums_t;  // an entry of the accumulator memory
+
+  // What a packet asks for, decoded from its header.
+  typedef struct packed {
+    logic load;
+    logic conv;
+    logic wgrad;
+    logic read;
+    logic ends;    // END
+    logic to_a;    // LOAD, by target
+    logic to_g;
+    logic to_w;
+    logic to_e;
+    logic tensor;  // LOAD to A or G
+    logic floats;  // LOAD to A or G that quantizes
+  } kind_t;
+
+  function automatic kind_t kind_of(input logic [7:0] opcode, target, format);
+    kind_of.load   = opcode == OP_LOAD;
+    kind_of.conv   = opcode == OP_CONV;
+    kind_of.wgrad  = opcode == OP_WGRAD;
+    kind_of.read   = opcode == OP_READ;
+    kind_of.ends   = opcode == OP_END;
+    kind_of.to_a   = kind_of.load && target[TARGET_A];
+    kind_of.to_g   = kind_of.load && target[TARGET_G];
+    kind_of.to_w   = kind_of.load && target[TARGET_W];
+    kind_of.to_e   = kind_of.load && target[TARGET_E];
+    kind_of.tensor = kind_of.to_a || kind_of.to_g;
+    kind_of.floats = kind_of.tensor && format == LOAD_FLOAT32;
+  endfunction
+
+  // The array computes one of two products: a checked command that is neither READ nor END.
+  typedef enum logic {PRODUCT_CONV, PRODUCT_WGRAD} product_t;
+
+  // Where a slice of a tensor is written, in A, in G or in both.
+  typedef struct packed {
+    address_t a_address;
+    address_t g_address;
+    bank_t    bank;
+    slice_t   slice;
+  } place_t;
+
   // A checked packet on its way to the sequencer, with the buffer ranges it reads (end exclusive).
   typedef struct packed {
     header_t     header;
     logic [31:0] position;
-    logic [7:0]  error;  // END only: what stopped the loader
-    logic [16:0] a_end;
-    logic [16:0] b_end;
+    error_t      error;  // END only: what stopped the loader
+    address_t    a_end;
+    address_t    b_end;
   } command_t;
 
   // A product of two small numbers, added up from shifted terms: a DSP slice would be wasted on it.
@@ -33,7 +89,7 @@ package engine_pkg;
     logic             zero_b;     // pair computed for the operand sums alone
     logic             wgrad;
     logic             ones;       // first operand is one at every valid position
-    logic [2:0]       row;        // row of the tile, modulo the banks
+    bank_t            row;        // row of the tile, modulo the banks
     logic [2:0]       row_valid;  // rows under the kernel's rows exist
     logic             stride;     // rows hold even and odd columns in turn, four of them to a row of the tile
     logic [1:0]       dx;         // tap column 0..2
@@ -47,19 +103,19 @@ package engine_pkg;
     logic        wgrad;
     logic [7:0]  format;
     logic        with_sum;
-    logic [4:0]  out_bits;
+    bits_t       out_bits;
     logic [5:0]  shift;
     logic        relu;
     logic        out_signed;
     logic        clear;
-    logic [16:0] entry;     // first accumulator entry, first epilogue entry, or first output channel (statistics)
+    address_t    entry;     // first accumulator entry, first epilogue entry, or first output channel (statistics)
     logic [31:0] position;
     logic        first;     // statistics: first tile of its output group
     logic        last;      // last tile of the packet
     logic [5:0]  pixels;    // statistics: pixels that count
     logic        stochastic;
     logic [31:0] key;
-    logic [31:0] index;     // random index of the tile's first channel at pixel 0
+    index_t      index;     // random index of the tile's first channel at pixel 0
     logic [31:0] channel_stride;
     logic [31:0] image_stride;
     logic [31:0] pixel_stride;

@@ -179,7 +179,7 @@ MUTANTS = [
     Mutant("quantizer", "stochastic_i && !t[31]", "stochastic_i && t[31]"),
     Mutant("fp32_add", "greater[31] != lesser[31]", "greater[31] == lesser[31]"),
     Mutant("fp32_multiply", "a_i[31] ^ b_i[31]", "a_i[31] | b_i[31]"),
-    Mutant("drain", "lane_q[c] + lane_q[CHANNELS+c]", "lane_q[c] - lane_q[CHANNELS+c]"),
+    Mutant("accumulators", "lane_i[c] + lane_i[CHANNELS+c]", "lane_i[c] - lane_i[CHANNELS+c]"),
     Mutant("epilogue", "coarse >> tile3_q.shift[3:0]", "coarse >> tile3_q.shift[2:0]"),
     Mutant("epilogue", "tile1_q.relu && v[VW-1]", "tile1_q.relu || v[VW-1]"),
     Mutant("epilogue", "(rounded_q[p] ^ {VW{negative}}) & beyond3_q", "rounded_q[p] & beyond3_q"),
@@ -192,9 +192,11 @@ MUTANTS = [
     Mutant("statistics", "read_q.least < total.least", "read_q.least > total.least"),
     Mutant("float_output", "infinite_q[ADD-1]", "infinite_q[0]"),
     Mutant("fp32_from_int", "8'd158 - 8'(leading_q)", "8'd158 + 8'(leading_q)"),
-    Mutant("drain", "total[ACC_BITS] != total[ACC_BITS-1]", "total[ACC_BITS] == total[ACC_BITS-1]"),
-    Mutant("loader", "index_q + h.channel_stride * 32'(k)", "index_q - h.channel_stride * 32'(k)"),
-    Mutant("loader", "h.segment_start & beyond_lanes", "h.segment_start | beyond_lanes"),
+    Mutant("accumulators", "sum[ACC_BITS] != sum[ACC_BITS-1]", "sum[ACC_BITS] == sum[ACC_BITS-1]"),
+    Mutant(
+        "quantizer_lanes", "index_i + header_i.channel_stride * 32'(k)", "index_i - header_i.channel_stride * 32'(k)"
+    ),
+    Mutant("header_check", "h.segment_start & beyond_lanes", "h.segment_start | beyond_lanes"),
     Mutant("command_queue", "b0 < e1 && b1 < e0", "b0 < e1 && b1 > e0"),
     Mutant("command_queue", "head_q + PW'(1)", "head_q + PW'(2)"),
     Mutant("tensor_buffer", "write_bank_i == 3'(b) && write_slice_i == 8'(s)", "write_slice_i == 8'(s)"),

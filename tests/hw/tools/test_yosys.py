@@ -80,6 +80,11 @@ def test_a_broken_source_and_a_deadline_are_errors(folder: Path, tmp_path: Path)
     [
         # modules inside modules inside: all that Yosys synthesises
         *(("drain", s, True) for s in ("drain", "epilogue", "rounding", "statistics", "float_output", "fp32_add")),
+        *(("drain", s, True) for s in ("accumulators", "code_buffer", "drain_jobs", "lane_words", "result_port")),
+        *(
+            ("loader", s, True)
+            for s in ("header_check", "load_index", "packed_place", "quantizer_lanes", "corner_turn")
+        ),
         ("quantizer", "fp32_multiply", True),
         ("dot_product_unit", "xc7/counter_7_3", True),
         ("drain", "engine_pkg", True),

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// Accumulator memory of the weight gradients: an entry holds one sum for every channel.  Adds half the pixels' sums in
+// one cycle, both halves' sum to the entry in the next; reads entries for READ.
+`default_nettype none
+
+module accumulators
+  import fabric_pkg::*;
+  import engine_pkg::*;
+(
+    input  wire                  clk_i,
+    input  wire                  rst_i,
+    // one output channel of a weight gradient, added in the cycle after
+    input  wire                  add_i,
+    input  wire                  stop_i,          // nothing more is added
+    input  wire address_t        add_entry_i,
+    input  wire                  clear_i,         // the entry starts anew
+    input  wire [31:0]           position_i,      // of the packet
+    input  wire lane_sums_t      lane_i,
+    output logic                 busy_o,
+    output logic                 out_of_range_o,  // the sum that is being written left its range
+    output logic [31:0]          position_o,      // its packet
+    // an entry, in the cycle after; not while adding
+    input  wire                  read_i,
+    input  wire address_t        read_entry_i,
+    output channel_sums_t        data_o
+);
+  localparam int unsigned MW = $clog2(DEPTH_ACCUMULATOR);
+
+  logic          write_q, clear_q, read;
+  logic [MW-1:0] write_address_q, add_address, read_address;
+  logic [31:0]   position_q;
+  channel_sums_t half_sum_q, total;
+  assign read         = read_i || add_i;
+  assign add_address  = MW'(add_entry_i);
+  assign read_address = read_i ? MW'(read_entry_i) : add_address;
+
+  for (genvar c = 0; c < CHANNELS; c++) begin : gen_accumulator
+    (* ram_style = "block" *) logic [ACC_BITS-1:0] memory[DEPTH_ACCUMULATOR];
+    logic [ACC_BITS-1:0] data_q;
+    always_ff @(posedge clk_i) begin
+      if (write_q) memory[write_address_q] <= total[c];
+      if (read) data_q <= memory[read_address];
+    end
+    assign data_o[c] = data_q;
+  end
+
+  // channel -> half sums with the read -> sum with the write
+  always_ff @(posedge clk_i) begin
+    write_q <= add_i && !rst_i && !stop_i;
+    if (add_i) begin
+      write_address_q <= add_address;
+      clear_q         <= clear_i;
+      position_q      <= position_i;
+      for (int unsigned c = 0; c < CHANNELS; c++) half_sum_q[c] <= lane_i[c] + lane_i[CHANNELS+c];
+    end
+  end
+  logic [CHANNELS-1:0] out_of_range;
+  always_comb
+    for (int unsigned c = 0; c < CHANNELS; c++) begin
+      automatic logic signed [ACC_BITS:0] sum =
+          $signed({half_sum_q[c][ACC_BITS-1], half_sum_q[c]})
+          + (clear_q ? '0 : $signed({data_o[c][ACC_BITS-1], data_o[c]}));
+      total[c]        = sum[ACC_BITS-1:0];
+      out_of_range[c] = sum[ACC_BITS] != sum[ACC_BITS-1];
+    end
+  assign busy_o         = write_q;
+  assign out_of_range_o = write_q && |out_of_range;
+  assign position_o     = position_q;
+endmodule
+
+`default_nettype wire
