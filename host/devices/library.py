@@ -30,7 +30,7 @@ from hw.packet import Packet, check_header
 REGISTER_SLOTS = max(r.offset for r in REGISTERS) // 8 + 1
 COUNTERS = tuple(r.name for r in REGISTERS if r.doc.startswith("counter"))
 
-_DONE, _DEADLINE, _CAPACITY = 0, 1, 2
+_DONE, _DEADLINE, _CAPACITY, _ASSERTION = 0, 1, 2, 3
 _FIRST_CAPACITY = 1 << 16  #: words
 _MOST_CAPACITY = 1 << 28
 
@@ -136,6 +136,11 @@ class LibraryDevice:
             raise DeviceError(
                 f"{self._kind}: more than the {self._out.size} result words that the program's headers ask for; "
                 "rebuild the device"
+            )
+        if status == _ASSERTION:
+            raise DeviceError(
+                f"{self._kind}: an assertion in the SystemVerilog failed, printed above with file and line; the RTL breaks "
+                "a rule of its own: correct it, or reset the device to go on"
             )
         if status != _DONE:
             raise DeviceError(f"{self._kind}: fabric_run returned {status}, not a known status; rebuild the device")

@@ -126,7 +126,7 @@ def build_rtl(
         environment["VERILATOR_ROOT"] = tool
         command = [
             f"{tool}/bin/verilator_bin", "--cc", "--exe", "--build", "-j", str(jobs), "--top-module", "fabric", "--prefix", "Vfabric",
-            "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal", *options,
+            "-O3", "--x-assign", "fast", "--x-initial", "fast", "--assert", "-Wno-fatal", *options,
             "-CFLAGS", CXX_FLAGS, "-LDFLAGS", "-shared", "-MAKEFLAGS", "OPT_FAST=-O3 OPT_SLOW=-O1", "--Mdir", folder,
             "-o", "fabric.so", *files, main,
         ]  # fmt: skip

@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 #: registers and memories start with random contents, so that nothing relies on a value that no reset has given
 BUILD_ARGS = (
-    "-O3", "--x-assign", "unique", "--x-initial", "unique", "--noassert", "-Wno-fatal", "-CFLAGS", "-std=c++20",
+    "-O3", "--x-assign", "unique", "--x-initial", "unique", "--assert", "-Wno-fatal", "-CFLAGS", "-std=c++20",
 )  # fmt: skip
 #: code that runs once, above all the random contents, takes longest to optimise and gains nothing
 MAKE_FLAGS = "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O1"

@@ -66,6 +66,11 @@ module accumulators
   assign busy_o         = write_q;
   assign out_of_range_o = write_q && |out_of_range;
   assign position_o     = position_q;
+
+`ifndef SYNTHESIS
+  // reads and additions share the memory's read port
+  a_one_port: assert property (@(posedge clk_i) disable iff (rst_i) !(read_i && add_i));
+`endif
 endmodule
 
 `default_nettype wire

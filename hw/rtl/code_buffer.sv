@@ -72,6 +72,14 @@ module code_buffer
             for (int unsigned c = 0; c < CHANNELS; c++) pixels[x*CHANNELS+c] = code_q[b][c][w*PIXELS+x];
     for (int unsigned e = 0; e < 64; e++) word_o[e] = pixels[e][plane_q[3:0]];
   end
+
+`ifndef SYNTHESIS
+  // no tile is announced without a free buffer, no codes come unannounced
+  a_begin: assert property (@(posedge clk_i) disable iff (rst_i) begin_i |-> free_o);
+  a_codes: assert property (@(posedge clk_i) disable iff (rst_i) valid_i |-> announced_q);
+  // a word stays until it is taken
+  a_word_waits: assert property (@(posedge clk_i) disable iff (rst_i) holds_o && !ready_i |=> holds_o && $stable({send_q, word_q, plane_q}));
+`endif
 endmodule
 
 `default_nettype wire

@@ -82,6 +82,14 @@ module command_queue
     end
     if (rst_i) {used_q, head_q, tail_q} <= '0;
   end
+
+`ifndef SYNTHESIS
+  // no push into a full queue, no pop from an empty one
+  a_push: assert property (@(posedge clk_i) disable iff (rst_i) push_i |-> !full_o);
+  a_pop: assert property (@(posedge clk_i) disable iff (rst_i) pop_i |-> valid_o);
+  // the command at the head stays until it is removed
+  a_head_waits: assert property (@(posedge clk_i) disable iff (rst_i) valid_o && !pop_i |=> valid_o && $stable(head_q));
+`endif
 endmodule
 
 `default_nettype wire

@@ -12,6 +12,7 @@ module corner_turn
     input  wire header_t       header_i,
     input  wire line_t         group_planes_i,   // planes of one block of rows
     input  wire                valid_i,
+    output logic               ready_o,          // there is room for codes; the quantizers do not wait
     input  wire [3:0][15:0]    codes_i,
     output logic               write_o,
     output place_t             place_o,
@@ -33,6 +34,7 @@ module corner_turn
   assign write_o   = full_q[send_q];
   assign send_last = write_o && 8'(plane_q) == header_i.a_bits - 8'd1;
   assign busy_o    = full_q != 0;
+  assign ready_o   = !full_q[fill_q];
   always_comb begin
     count_d = count_q + QW'(valid_i);
     fill_d  = fill_q ^ fill_last;

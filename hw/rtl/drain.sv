@@ -228,6 +228,15 @@ module drain
   );
   assign idle_o = !full_q && !capture_i && !lane_valid_q && !adding && !epilogue_busy && !code_word_valid
                && !float_busy && !statistics_busy;
+
+`ifndef SYNTHESIS
+  // a tile is over only when the one before has left the shadow copy
+  a_capture: assert property (@(posedge clk_i) disable iff (rst_i) capture_i |-> !full_q || (take && channel_q == last_channel));
+  // a channel stays until its unit has taken it
+  a_lane_waits: assert property (@(posedge clk_i) disable iff (rst_i) lane_valid_q && !lane_done && !fault_o |=> fault_o || (lane_valid_q && $stable(lane_channel_q)));
+  // READ and END come after everything before them
+  a_job_after_all: assert property (@(posedge clk_i) disable iff (rst_i) job_valid_i |-> idle_o);
+`endif
 endmodule
 
 `default_nettype wire

@@ -131,6 +131,13 @@ module drain_jobs
     fault_q          <= fault_d;
     fault_position_q <= fault_position_d;
   end
+
+`ifndef SYNTHESIS
+  // one job at a time
+  a_job: assert property (@(posedge clk_i) disable iff (rst_i) job_valid_i |-> state_q == NONE);
+  // a word stays until it is taken
+  a_word_waits: assert property (@(posedge clk_i) disable iff (rst_i) valid_o && !ready_i |=> valid_o && $stable({word_o, last_o}));
+`endif
 endmodule
 
 `default_nettype wire

@@ -53,8 +53,10 @@ module fabric
   logic wait_pipeline;
   logic clk, rst, start, soft_reset, running_q, finished;
   assign clk = ap_clk;
+  // in reset from power-up on; not always_ff, which would forbid the initial value
   logic reset_q;
-  always_ff @(posedge clk) reset_q <= !ap_rst_n || soft_reset;
+  initial reset_q = 1'b1;
+  always @(posedge clk) reset_q <= !ap_rst_n || soft_reset;
   assign rst = reset_q;
 
   // ---- loader -> buffers, queue --------------------------------------------------------------------------------------

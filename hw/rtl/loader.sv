@@ -112,12 +112,12 @@ module loader
       .clk_i, .start_i(payload_begins), .header_i(h), .beat_i(float_beat), .word_i(word), .index_i(index),
       .bad_o(bad_data), .valid_o(codes_valid), .codes_o(codes), .saturated_o(saturated_o), .busy_o(quantizing)
   );
-  logic   turned_write;
+  logic   turned_write, turn_ready;
   place_t turned_to;
   beat_t  turned_data;
   corner_turn i_turn (
       .clk_i, .start_i(payload_begins), .header_i(h), .group_planes_i(group_planes), .valid_i(codes_valid),
-      .codes_i(codes), .write_o(turned_write), .place_o(turned_to), .data_o(turned_data), .busy_o(turning)
+      .ready_o(turn_ready), .codes_i(codes), .write_o(turned_write), .place_o(turned_to), .data_o(turned_data), .busy_o(turning)
   );
 
   logic   packed_write, tensor_write;
@@ -244,6 +244,21 @@ module loader
     end_pushed_q  <= end_pushed_d;
     seen_last_q   <= seen_last_d;
   end
+
+`ifndef SYNTHESIS
+  logic storing;  // registers that a packet starts have no reset: before the first they may hold anything
+  assign storing = state_q == PAYLOAD || state_q == FLUSH;
+  // both streams are read in lockstep
+  a_beat: assert property (@(posedge clk_i) disable iff (rst_i) took_o |-> &in_valid_i && &in_ready_o);
+  // no push into a full queue
+  a_push: assert property (@(posedge clk_i) disable iff (rst_i) push_o |-> !full_i);
+  // the corner turn has room for every code that leaves the quantizers
+  a_codes: assert property (@(posedge clk_i) disable iff (rst_i) storing && codes_valid |-> turn_ready);
+  // writes stay within the ranges that the queue was asked about
+  a_range_a: assert property (@(posedge clk_i) disable iff (rst_i) storing && a_write_o |-> to.a_address >= a_begin_o && to.a_address < a_end_o);
+  a_range_g: assert property (@(posedge clk_i) disable iff (rst_i) storing && g_write_o |-> to.g_address >= g_begin_o && to.g_address < g_end_o);
+  a_range_w: assert property (@(posedge clk_i) disable iff (rst_i) storing && w_write_o |-> entry >= w_begin_o && entry < w_end_o);
+`endif
 endmodule
 
 `default_nettype wire

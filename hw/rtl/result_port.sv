@@ -42,6 +42,13 @@ module result_port #(
   assign out_valid_o = valid_q;
   assign out_data_o  = data_q;
   assign out_last_o  = last_q;
+
+`ifndef SYNTHESIS
+  // a word stays until it is taken
+  a_result_waits: assert property (@(posedge clk_i) disable iff (rst_i) out_valid_o && !out_ready_i |=> out_valid_o && $stable({out_data_o, out_last_o}));
+  // results leave in order: no two units have a word at the same time
+  a_one_source: assert property (@(posedge clk_i) disable iff (rst_i) $onehot0(valid_i));
+`endif
 endmodule
 
 `default_nettype wire

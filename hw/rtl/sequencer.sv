@@ -50,10 +50,11 @@ module sequencer
 
   header_t h;
   assign h = command_i.header;
+  product_t product;  // of a command that is neither READ nor END
   logic is_conv, stride;
-  assign is_conv = h.opcode == OP_CONV;
+  assign product = h.opcode == OP_CONV ? PRODUCT_CONV : PRODUCT_WGRAD;
+  assign is_conv = product == PRODUCT_CONV;
   assign stride  = is_conv && h.flags[FLAG_STRIDE_2];
-
 
   // ---- constants of the command --------------------------------------------------------------------------------
   logic [7:0]  blocks_q;       // blocks of eight rows per image
@@ -140,7 +141,7 @@ module sequencer
   assign block_before = a_address - 17'(a_stride_q);
   assign b_address = b_outer_q + b_offset_q + 17'(j_sel);
   logic row_before, row_after;  // bank 7 (and 6) holds the row before the block, bank 0 the row after it
-  assign row_before= !is_conv ? dy == 2'd0 : stride ? !row_q[0] : row_q[2:0] == 3'd0;
+  assign row_before = !is_conv ? dy == 2'd0 : stride ? !row_q[0] : row_q[2:0] == 3'd0;
   assign row_after = !is_conv ? dy == 2'd2 : !stride && row_q[2:0] == 3'd7;
 
   logic row_end, command_last;
@@ -178,7 +179,7 @@ module sequencer
     step_d.last          = tile_last;
     step_d.bubble        = bubble;
     step_d.zero_b        = !b_planes[j_sel];
-    step_d.wgrad         = !is_conv;
+    step_d.wgrad         = product == PRODUCT_WGRAD;
     step_d.ones          = ones;
     step_d.row           = row_q[2:0];
     step_d.stride        = stride;
@@ -188,7 +189,7 @@ module sequencer
     step_d.bank_valid    = bank_valid;
     step_d.segment_start = h.segment_start[LANES-1:0];
     tile_d = '0;
-    tile_d.wgrad      = !is_conv;
+    tile_d.wgrad      = product == PRODUCT_WGRAD;
     tile_d.format     = h.format;
     tile_d.with_sum   = !is_conv || (h.flags[FLAG_A_SUM] && out_group_q == 0);
     tile_d.out_bits   = h.out_bits[4:0];
@@ -238,9 +239,7 @@ module sequencer
   assign top_diagonal = 5'(6'(a_bits) + h.b_bits[5:0] - 6'd2);
   logic job_open_q;
   assign job_valid_o = state_q == JOB && drain_idle_i && !job_open_q;
-  always_comb begin
-    job_o = command_i;
-  end
+  assign job_o = command_i;
   assign retire_o = (issue && tile_last && command_last) || (state_q == JOB && job_done_i)
                  || (fault_i && command_valid_i && h.opcode != OP_END && state_q == IDLE);
   assign skipped_valid_o = issue;
@@ -396,6 +395,15 @@ module sequencer
       job_open_q <= 1'b0;
     end
   end
+
+`ifndef SYNTHESIS
+  // what is neither READ nor END is a product
+  a_product: assert property (@(posedge clk_i) disable iff (rst_i) state_q != IDLE && state_q != JOB |-> h.opcode == OP_CONV || h.opcode == OP_WGRAD);
+  // only a command that is there is removed
+  a_retire: assert property (@(posedge clk_i) disable iff (rst_i) retire_o |-> command_valid_i);
+  // a command stays until it is removed
+  a_command_waits: assert property (@(posedge clk_i) disable iff (rst_i) command_valid_i && !retire_o |=> command_valid_i);
+`endif
 endmodule
 
 `default_nettype wire

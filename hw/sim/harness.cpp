@@ -18,6 +18,7 @@ struct Instance {
   uint32_t random = 1;
 
   Instance() {
+    context.fatalOnError(false);  // an assertion that fails must not end the process: fabric_run tells
     top.ap_clk = 0;
     top.ap_rst_n = 0;
     for (int i = 0; i < 4; i++) cycle();
@@ -65,6 +66,8 @@ void fabric_destroy(void* handle) { delete static_cast<Instance*>(handle); }
 
 void fabric_reset(void* handle) {
   auto& f = *static_cast<Instance*>(handle);
+  f.context.gotError(false);
+  f.context.gotFinish(false);
   f.top.in0_TVALID = f.top.in1_TVALID = f.top.result_TREADY = 0;
   f.write(kSoftReset, 1);
   for (int i = 0; i < 4; i++) f.cycle();
@@ -77,7 +80,8 @@ void fabric_pauses(void* handle, uint32_t permille, uint32_t seed) {
   f.random = seed ? seed : 1;
 }
 
-// Returns 0 done, 1 deadline expired (in cycles without progress or in all), 2 output capacity exceeded.
+// Returns 0 done, 1 deadline expired (in cycles without progress or in all), 2 output capacity exceeded,
+// 3 an assertion of the RTL failed (it is on the standard output).
 int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1, size_t n1, uint64_t* out, size_t capacity,
                size_t* n_out, uint32_t* registers, uint64_t max_cycles) {
   auto& f = *static_cast<Instance*>(handle);
@@ -107,6 +111,10 @@ int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1
       ended |= top.result_TLAST;
     }
     f.cycle();
+    if (f.context.gotError()) {
+      status = 3;
+      break;
+    }
     if (take0) i0++, hold0 = false;
     if (take1) i1++, hold1 = false;
     if (ended && i0 == n0 && i1 == n1) {

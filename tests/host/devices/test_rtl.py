@@ -197,6 +197,7 @@ MUTANTS = [
         "quantizer_lanes", "index_i + header_i.channel_stride * 32'(k)", "index_i - header_i.channel_stride * 32'(k)"
     ),
     Mutant("header_check", "h.segment_start & beyond_lanes", "h.segment_start | beyond_lanes"),
+    Mutant("loader", "(state_q == PUSH || state_q == PUSH_END) && !full_i", "state_q == PUSH || state_q == PUSH_END"),
     Mutant("command_queue", "b0 < e1 && b1 < e0", "b0 < e1 && b1 > e0"),
     Mutant("command_queue", "head_q + PW'(1)", "head_q + PW'(2)"),
     Mutant("tensor_buffer", "write_bank_i == 3'(b) && write_slice_i == 8'(s)", "write_slice_i == 8'(s)"),
@@ -277,6 +278,11 @@ def test_nothing_is_found_in_unbroken_rtl(breakable: Breakable) -> None:
 def test_one_flipped_operator_is_found(breakable: Breakable, number: int) -> None:
     found = breakable.first_difference(number)
     assert found is not None, f"nothing tells {MUTANTS[number - 1]} from correct RTL"
+
+
+def test_a_broken_handshake_is_told_by_an_assertion(breakable: Breakable) -> None:
+    number = next(n for n, mutant in enumerate(MUTANTS, start=1) if "!full_i" in mutant.old)
+    assert "an assertion in the SystemVerilog failed" in str(breakable.first_difference(number))
 
 
 def test_a_build_below_a_folder_with_a_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
