@@ -47,7 +47,7 @@ from host.operands import ConvGeometry, Grid, backward_mixed, several
 from host.training.gate_cost import cost_factors
 from sw_model.nn.convolution import convolve, gradients
 from sw_model.nn.cost_meter import GATES, PRODUCTS, step_factor
-from sw_model.nn.layers import Precision, QConv2d, Run, batch_extremes, keeps, tensor_operand, weight_operand
+from sw_model.nn.layers import Precision, QConv2d, Run, batch_extremes, has_defect, tensor_operand, weight_operand
 from sw_model.nn.models import Backbone, Block, Convolve, GateShape, plain
 from sw_model.nn.parallel import ALONE, Shard
 from sw_model.quantize.affine import (
@@ -97,7 +97,7 @@ class _Dispatch:
         grid = self.grids.get(option)
         if grid is None:
             bits = self.options[option].activation
-            grid = self.grids[option] = grid_from_range(self.low, self.span, bits, mode=self.layer.run.floor)
+            grid = self.grids[option] = grid_from_range(self.low, self.span, bits, mode=self.layer.run.scale_mode)
         return grid
 
     def mixed_input(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class _DispatchedConvolution(torch.autograd.Function):
             x = x.contiguous(memory_format=torch.channels_last)
             ctx.save_for_backward(x, weight)
             xq = call.mixed_input(x)
-            wq = affine_values(weight, bits, axis=0, mode=layer.run.floor)
+            wq = affine_values(weight, bits, axis=0, mode=layer.run.scale_mode)
             return convolve(xq, wq, layer.stride, layer.padding)
         ctx.save_for_backward(x, weight)
         w = weight_operand(weight, bits, 0)
@@ -143,7 +143,7 @@ class _DispatchedConvolution(torch.autograd.Function):
         need_x, need_w, need_mask = ctx.needs_input_grad[:3]
         layer, engine = call.layer, call.layer.run.engine
         bits = call.weight_bits
-        mode = layer.run.floor
+        mode = layer.run.scale_mode
         grad = grad.contiguous(memory_format=torch.channels_last if engine is None else torch.contiguous_format)
         low, span = batch_extremes(grad, call.shard)
 
@@ -267,7 +267,7 @@ class GatedNetwork(nn.Module):
     tensor per block, for :meth:`cp`.
 
     Raises:
-        ValueError: options that cannot stand side by side, or skipping in a network with blocks that have no way round.
+        ValueError: options that cannot stand side by side, or skipping in a network with blocks that have no skip connection.
     """
 
     factors: Tensor
@@ -295,7 +295,9 @@ class GatedNetwork(nn.Module):
         self.skip = options.index((0, 0)) if (0, 0) in options else None
         lacking = [i for i, block in enumerate(base.block_list()) if not block.skippable]
         if self.skip is not None and lacking:
-            raise ValueError(f"blocks {lacking} of {type(base).__name__} have no way round, so none can be skipped")
+            raise ValueError(
+                f"blocks {lacking} of {type(base).__name__} have no skip connection, so none can be skipped"
+            )
         self.base, self.way, self.choice = base, way, choice
         self.options = tuple(None if o == (0, 0) else Precision(weight_bits, *o) for o in options)
         self._dispatched = tuple(Precision(weight_bits, *o) for o in options)
@@ -408,31 +410,31 @@ class GatedNetwork(nn.Module):
         return mixed
 
     def _least(self) -> int:
-        """The option of least bits, at which the way round of a sample that skips is computed."""
+        """The option of least bits, at which the skip connection of a sample that skips is computed."""
         return min((k for k, p in enumerate(self.options) if p is not None), key=lambda k: float(self.factors[k]))
 
     def _once(self, block: Block, x: Tensor, mask: Tensor) -> Tensor:
         if self.skip is None:
             convolve = self._convolution(mask)
-            return block.join(block.residual(x, convolve), block.way_round(x, convolve))
+            return block.join(block.residual(x, convolve), block.skip_connection(x, convolve))
         moved = mask.detach().clone()
         moved[:, self._least()] += moved[:, self.skip]
         moved[:, self.skip] = 0
-        way_round = block.way_round(x, self._convolution(moved))
-        assert way_round is not None
-        around = block.join(None, way_round)
+        skip = block.skip_connection(x, self._convolution(moved))
+        assert skip is not None
+        skipped = block.join(None, skip)
         stays = mask.detach()[:, self.skip] == 0
         active, run = torch.nonzero(stays)[:, 0], self.base.stem.run
         part = (run.shard or Shard.of_batch(ALONE, len(x))).groups(stays.long(), 2)[1]
-        if not part.total or (part.total == 1 and block.training and around[0, 0].numel() == 1):
+        if not part.total or (part.total == 1 and block.training and skipped[0, 0].numel() == 1):
             # One sample is too few for batch statistics where its image has shrunk to one pixel.
-            return around
+            return skipped
         chosen = mask[active]
         with _shared(run, part):
-            through = block.join(block.residual(x[active], self._convolution(chosen)), way_round[active])
+            through = block.join(block.residual(x[active], self._convolution(chosen)), skip[active])
         # Worth ``through`` and, backward, what skipping would have changed.
-        through = through + chosen[:, self.skip, None, None, None] * (around[active] - through)
-        return around.index_copy(0, active, through)
+        through = through + chosen[:, self.skip, None, None, None] * (skipped[active] - through)
+        return skipped.index_copy(0, active, through)
 
     def _every(self, block: Block, x: Tensor, mask: Tensor) -> Tensor:
         total: Tensor | None = None
@@ -442,11 +444,11 @@ class GatedNetwork(nn.Module):
             at = precision or self.options[self._least()]
             assert at is not None
             for layer in _modules(block, QConv2d):
-                layer.salt = k
+                layer.call_index = k
                 if self._gates(layer):
                     layer.precision = at
             with _statistics_kept(block) if place and self.way != "every" else nullcontext():
-                y = block.join(None, block.way_round(x)) if precision is None else block(x)
+                y = block.join(None, block.skip_connection(x)) if precision is None else block(x)
             y = y * mask[:, k, None, None, None]
             total = y if total is None else total + y
         assert total is not None
@@ -476,14 +478,14 @@ def _statistics_kept(block: Block) -> Iterator[None]:
     for norm in norms:
         norm.momentum = 0.0
     for layer in layers:
-        layer.folds = False
+        layer.updates_range = False
     try:
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for layer in layers:
-            layer.folds = True
+            layer.updates_range = True
 
 
 #: Details of the published gates, which mode "paper" keeps and a recipe's mode may name: every option is computed for every sample, so that the
@@ -493,9 +495,9 @@ DEFECTS = ("masked-noise", "norm-per-option")
 
 def way_of(mode: str) -> Way:
     """How gated blocks are computed in a mode, see :attr:`sw_model.nn.layers.Run.mode`."""
-    if keeps(mode, "norm-per-option"):
+    if has_defect(mode, "norm-per-option"):
         return "every"
-    return "every, statistics once" if keeps(mode, "masked-noise") else "once"
+    return "every, statistics once" if has_defect(mode, "masked-noise") else "once"
 
 
 #: Tells the keys of gates from those of layers.

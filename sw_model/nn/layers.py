@@ -105,7 +105,7 @@ DEFECTS = ("scale-floor", "zero-start", "range-momentum", "weight-grid")
 RANGE_MOMENTUM, PUBLISHED_RANGE_MOMENTUM = 0.1, 0.9
 
 
-def keeps(mode: str, detail: str) -> bool:
+def has_defect(mode: str, detail: str) -> bool:
     """Whether a mode keeps a detail of the published code: "paper" keeps all, other modes those that they name."""
     return mode == "paper" or detail in mode.split("+")
 
@@ -150,28 +150,30 @@ class Run:
             scratch: see :func:`sw_model.quantize.affine.affine_values`.
         """
         if shard is None:
-            return affine_values(grad, bits, key=key, mode=self.floor, scratch=scratch)
-        grid = grid_from_range(*shard.extremes(grad), bits, key=key, mode=self.floor)
+            return affine_values(grad, bits, key=key, mode=self.scale_mode, scratch=scratch)
+        grid = grid_from_range(*shard.extremes(grad), bits, key=key, mode=self.scale_mode)
         return fake_quantize(grad, grid, first=shard.first(grad))
 
-    def keeps(self, defect: str) -> bool:
+    def has_defect(self, defect: str) -> bool:
         """Whether a detail of the published code is kept."""
-        return keeps(self.mode, defect)
+        return has_defect(self.mode, defect)
 
     @property
     def running_share(self) -> float:
         """Share of the old value in the running activation ranges."""
-        return self.range_momentum or (PUBLISHED_RANGE_MOMENTUM if self.keeps("range-momentum") else RANGE_MOMENTUM)
+        return self.range_momentum or (
+            PUBLISHED_RANGE_MOMENTUM if self.has_defect("range-momentum") else RANGE_MOMENTUM
+        )
 
     @property
-    def floor(self) -> Mode:
+    def scale_mode(self) -> Mode:
         """Mode of the quantizers, which decides the smallest scale."""
-        return "paper" if self.keeps("scale-floor") else "fixed"
+        return "paper" if self.has_defect("scale-floor") else "fixed"
 
     @property
     def input_gradient_axis(self) -> int:
         """Axis of the weight along which the input gradient's grids lie: its own, or the forward product's."""
-        return 0 if self.keeps("weight-grid") else 1
+        return 0 if self.has_defect("weight-grid") else 1
 
 
 @dataclass
@@ -197,8 +199,8 @@ def batch_extremes(x: Tensor, shard: Shard | None) -> tuple[Tensor, Tensor]:
 class QLayer(nn.Module):
     """Common part of the quantized layers: precision, keys, running activation range.
 
-    ``salt`` distinguishes calls of one layer within one step (a gated layer may run once per option); ``folds`` says
-    whether training batches update the running range.
+    ``call_index`` tells calls of one layer within one step apart (a gated layer may run once per option).
+    ``updates_range`` says whether training batches update the running range.
     """
 
     running_low: Tensor
@@ -212,8 +214,8 @@ class QLayer(nn.Module):
         self.run = Run()
         self.name = type(self).__name__
         self.index = 0
-        self.salt = 0
-        self.folds = True
+        self.call_index = 0
+        self.updates_range = True
         self.register_buffer("running_low", torch.zeros(()))
         self.register_buffer("running_span", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
@@ -228,11 +230,11 @@ class QLayer(nn.Module):
         self.run.engine = engine
 
     def gradient_key(self) -> int:
-        """32-bit key of this call's stochastic rounding, a function of (seed, step, layer, salt)."""
-        return derive_key(self.run.seed, self.run.step, self.index, self.salt)
+        """32-bit key of this call's stochastic rounding, a function of (seed, step, layer, call)."""
+        return derive_key(self.run.seed, self.run.step, self.index, self.call_index)
 
     def activation_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Minimum and range for an input: in training of the batch, folded into the running ones; else the running ones.
+        """Minimum and range for an input: in training of the batch, which the running ones take in; else the running ones.
 
         Raises:
             RuntimeError: in evaluation before any training batch.
@@ -240,7 +242,7 @@ class QLayer(nn.Module):
         """
         if self.training:
             low, span = batch_extremes(x, self.run.shard)
-            if self.folds:
+            if self.updates_range:
                 self._note_range(low, span)
             return low, span
         if int(self.batches) == 0:
@@ -259,7 +261,7 @@ class QLayer(nn.Module):
         the first batch.
         """
         momentum = self.run.running_share
-        if int(self.batches) == 0 and not self.run.keeps("zero-start"):
+        if int(self.batches) == 0 and not self.run.has_defect("zero-start"):
             momentum = 0.0
         self.running_low.mul_(momentum).add_(low.to(self.running_low.device), alpha=1 - momentum)
         self.running_span.mul_(momentum).add_(span.to(self.running_span.device), alpha=1 - momentum)
@@ -353,7 +355,7 @@ class _QuantizedProduct(torch.autograd.Function):
         p, g, groups = call.precision, call.geometry, call.groups
         if p.activation:
             low, span = call.layer.activation_range(x.detach())
-            call.grid = grid_from_range(low, span, p.activation, mode=call.layer.run.floor)
+            call.grid = grid_from_range(low, span, p.activation, mode=call.layer.run.scale_mode)
         if call.engine is None:
             # oneDNN's convolutions of few channels take half the time with the channels last; what follows keeps that.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -362,7 +364,7 @@ class _QuantizedProduct(torch.autograd.Function):
                 xq, kept = quantize_and_keep(x, call.grid, "activation")
             wq = weight
             if p.weight:
-                wq = affine_values(weight, p.weight, axis=0, mode=call.layer.run.floor)
+                wq = affine_values(weight, p.weight, axis=0, mode=call.layer.run.scale_mode)
             ctx.save_for_backward(kept, weight)
             return convolve(xq, wq, g.stride, g.padding, groups)
         ctx.save_for_backward(x, weight)
@@ -378,7 +380,7 @@ class _QuantizedProduct(torch.autograd.Function):
         kept, weight = ctx.saved_tensors
         need_x, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         p, g, groups = call.precision, call.geometry, call.groups
-        mode = call.layer.run.floor
+        mode = call.layer.run.scale_mode
         if call.layer.run.gradient != "affine":
             return *_statquant_gradients(call, kept, weight, grad.contiguous(), (need_x, need_w)), None
         split = p.weight_grad is not None and p.weight_grad != p.grad
@@ -423,7 +425,7 @@ def _fast_gradients(
     call: _Call, kept: Tensor, weight: Tensor, gq: Tensor, last_gq: Tensor, need: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Input and weight gradient from fake-quantized output gradients, in one call where both are the same."""
-    p, g, groups, mode = call.precision, call.geometry, call.groups, call.layer.run.floor
+    p, g, groups, mode = call.precision, call.geometry, call.groups, call.layer.run.scale_mode
     need_x, need_w = need
     wq = weight
     if p.weight and need_x:
@@ -556,7 +558,7 @@ class Dropout(nn.Module):
         share: probability of an element's being dropped, from 0 up to, but less than, 1.
     """
 
-    KEY = 1 << 32  #: in the place of a layer's salt, larger than any
+    KEY = 1 << 32  #: in the place of a layer's call index, larger than any
 
     def __init__(self, share: float) -> None:
         super().__init__()

@@ -3,8 +3,8 @@
 Batch normalisation, activation functions and pooling stay in float32.  ``keep_full`` of a model names the layers that a
 precision schedule leaves in float32.
 
-Every network is a row of blocks between an ``entry`` and an ``exit``, and a block is a residual branch and a way round
-it, so that gates (:mod:`sw_model.nn.gates`) can choose each block's precision without knowing the network.
+Every network is a row of blocks between an ``entry`` and an ``exit``.  A block is a residual branch and a skip connection,
+so that gates (:mod:`sw_model.nn.gates`) can choose each block's precision without knowing the network.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class GateShape(NamedTuple):
 
 
 class Block(nn.Module):
-    """A residual branch, a way round it, and how the two meet; maps (N, C, H, W) to (N, C', H', W')."""
+    """A residual branch, a skip connection, and how the two meet; maps (N, C, H, W) to (N, C', H', W')."""
 
     shortcut: nn.Sequential | None
-    #: Whether there is a way round the branch.
+    #: Whether there is a skip connection, so that gates may skip the branch.
     skippable = True
 
     @property
@@ -68,21 +68,23 @@ class Block(nn.Module):
         """The residual branch up to its last normalisation, which :meth:`join` does together with the sum."""
         raise NotImplementedError
 
-    def way_round(self, x: Tensor, convolve: Convolve = plain) -> Tensor | None:
-        """The shortcut: the input itself or a convolution of it; None if the block has none."""
+    def skip_connection(self, x: Tensor, convolve: Convolve = plain) -> Tensor | None:
+        """What the skip connection carries: the input itself or a convolution of it; None if the block has none."""
         if self.shortcut is None:
             return x
         convolution, normalisation = self.shortcut
         assert isinstance(convolution, QConv2d)
         return normalise(normalisation, convolve(convolution, x), relu=False)
 
-    def join(self, residual: Tensor | None, way_round: Tensor | None) -> Tensor:
-        """The block's output from what :meth:`residual` and :meth:`way_round` return; without a residual, that of a block
-        that is skipped."""
+    def join(self, residual: Tensor | None, skip: Tensor | None) -> Tensor:
+        """The block's output from what :meth:`residual` and :meth:`skip_connection` return.
+
+        Without a residual it is the output of a block that is skipped.
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.join(self.residual(x), self.way_round(x))
+        return self.join(self.residual(x), self.skip_connection(x))
 
 
 def _projection(layout: BlockLayout) -> nn.Sequential | None:
@@ -112,9 +114,9 @@ class BasicBlock(Block):
     def residual(self, x: Tensor, convolve: Convolve = plain) -> Tensor:
         return convolve(self.conv2, normalise(self.bn1, convolve(self.conv1, x)))
 
-    def join(self, residual: Tensor | None, way_round: Tensor | None) -> Tensor:
-        assert way_round is not None
-        return F.relu(way_round) if residual is None else normalise(self.bn2, residual, way_round)
+    def join(self, residual: Tensor | None, skip: Tensor | None) -> Tensor:
+        assert skip is not None
+        return F.relu(skip) if residual is None else normalise(self.bn2, residual, skip)
 
 
 class InvertedResidual(Block):
@@ -141,14 +143,14 @@ class InvertedResidual(Block):
         y = normalise(self.bn2, convolve(self.depthwise, y))
         return convolve(self.project, y)
 
-    def way_round(self, x: Tensor, convolve: Convolve = plain) -> Tensor | None:
-        return super().way_round(x, convolve) if self.skippable else None
+    def skip_connection(self, x: Tensor, convolve: Convolve = plain) -> Tensor | None:
+        return super().skip_connection(x, convolve) if self.skippable else None
 
-    def join(self, residual: Tensor | None, way_round: Tensor | None) -> Tensor:
+    def join(self, residual: Tensor | None, skip: Tensor | None) -> Tensor:
         if residual is None:
-            assert way_round is not None
-            return way_round
-        return normalise(self.bn3, residual, way_round, relu=False)
+            assert skip is not None
+            return skip
+        return normalise(self.bn3, residual, skip, relu=False)
 
 
 class Backbone(nn.Module):

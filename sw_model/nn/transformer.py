@@ -33,7 +33,7 @@ class _Matmul(torch.autograd.Function):
         ctx.grids = [None, None]
         if p.activation:
             ctx.grids = [
-                grid_from_range(*holder.activation_range(x.detach()), p.activation, mode=run.floor)
+                grid_from_range(*holder.activation_range(x.detach()), p.activation, mode=run.scale_mode)
                 for holder, x in ((layer, a), (layer.right, b))
             ]
         ctx.engine, ctx.bits, ctx.key, ctx.run, ctx.shard = run.engine, p.grad, layer.gradient_key(), run, run.shard
@@ -49,7 +49,7 @@ class _Matmul(torch.autograd.Function):
         if ctx.engine is None:
             gq = _gradient_values(grad, ctx.bits, ctx.key, ctx.run, ctx.shard)
             return gq @ _values(b, ctx.grids[1]), gq.transpose(1, 2) @ _values(a, ctx.grids[0]), None
-        grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.run.floor)
+        grid = affine_grid(grad, ctx.bits, key=ctx.key, mode=ctx.run.scale_mode)
         da = _each(ctx.engine, "input_gradient", (grad, grid), (b, ctx.grids[1]), a.shape, b.shape)
         db = _each(ctx.engine, "weight_gradient", (a, ctx.grids[0]), (grad, grid), a.shape, b.shape)
         return da, db, None

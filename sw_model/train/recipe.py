@@ -15,7 +15,7 @@ from hw.files import read_text
 from hw.networks import spelled
 from sw_model.data.images import SUBSETS
 from sw_model.nn.gates import DEFECTS as GATE_DEFECTS
-from sw_model.nn.layers import DEFECTS, Precision, keeps
+from sw_model.nn.layers import DEFECTS, Precision, has_defect
 from sw_model.quantize.methods import PRODUCTS, check_bits
 from sw_model.quantize.statquant import QUANTIZERS
 
@@ -355,7 +355,7 @@ class TrainConfig:
                 f"dfq needs targets and at least two options [activation, gradient]; has targets "
                 f"{list(self.targets)}, options {[list(o) for o in self.options]}"
             )
-        return make_schedule(vars(self), PUBLISHED_DECAYS if keeps(self.mode, "eps-decay") else None)
+        return make_schedule(vars(self), PUBLISHED_DECAYS if has_defect(self.mode, "eps-decay") else None)
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> TrainConfig:

@@ -236,7 +236,7 @@ def e2_train(network: GatedNetwork, x: Tensor, units: list[Tensor], skipped_lear
         p = network.scores(h).softmax(1)[:, 1]
         run = (u >= 1 - p).float()
         m = (run + p - p.detach())[:, None, None, None]
-        around = block.join(None, block.way_round(x))
+        around = block.join(None, block.skip_connection(x))
         through = block(x)
         y = m * through + (1 - m) * around
         x = y if skipped_learn else torch.where((run == 1)[:, None, None, None], y, around)
@@ -441,7 +441,7 @@ def test_unusable_gates_are_refused() -> None:
         make_network([(0, 0), (4, 4), (32, 32)], weight_bits=32)
     with pytest.raises(ValueError, match="float32 stands"):
         make_network([(0, 0), (32, 32)], weight_bits=4)
-    with pytest.raises(ValueError, match="no way round"):
+    with pytest.raises(ValueError, match="no skip connection"):
         make_network([(0, 0), (4, 4)], model="mobilenetv2", image=(3, 16, 16))
 
 

@@ -218,12 +218,12 @@ def test_fast_and_exact_paths_have_the_same_codes(monkeypatch: pytest.MonkeyPatc
         assert torch.equal(values_seen, Q.dequantize(codes, operand.grid, axis))
 
 
-def test_gradient_key_follows_seed_step_layer_and_salt() -> None:
+def test_gradient_key_follows_seed_step_layer_and_call() -> None:
     layer, _ = make("plain")
     keys = set()
-    for seed, step, index, salt in np.ndindex(2, 3, 2, 2):
+    for seed, step, index, call in np.ndindex(2, 3, 2, 2):
         layer.run = L.Run(seed=seed, step=step)
-        layer.index, layer.salt = index, salt
+        layer.index, layer.call_index = index, call
         keys.add(layer.gradient_key())
     assert len(keys) == 24
 
