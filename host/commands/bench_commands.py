@@ -178,7 +178,6 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
     """The result of ``bench engine`` for people, on standard output."""
     from rich.table import Table
 
-    from host.measure.engine_bench import STATES
     from hw.console import console
 
     screen, runs, pairs = console(), result["runs"], result["proportionality"]
@@ -200,41 +199,54 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
         )
     screen.print(table)
     for run in runs:
-        if run["output"] == "int32":
-            continue
-        rows = Table(title=f"{run['bits']}, {run['output']}: cycles per image")
-        for heading in (
-            "layer",
-            "times",
-            "pass",
-            "cycles",
-            "ideal",
-            "utilisation",
-            "busy",
-            "wait drain",
-            "idle",
-            "model",
-        ):
-            rows.add_column(heading, justify="left" if heading in ("layer", "pass") else "right")
-        for r in run["rows"]:
-            rows.add_row(
-                r["layer"],
-                str(r["count"]),
-                r["product"],
-                f"{r['cycles']:,.0f}",
-                f"{r['ideal']:,.0f}",
-                f"{100 * r['utilisation']:.1f} %",
-                *(f"{r[state]:,.0f}" for state in STATES),
-                f"{100 * r['model_error']:+.1f} %",
-            )
-        screen.print(rows)
+        if run["output"] != "int32":
+            screen.print(_layers_table(run))
     for product, groups in dict.fromkeys((p["product"], p["groups"]) for p in pairs):
-        of = [p for p in pairs if (p["product"], p["groups"]) == (product, groups)]
-        bound = [p for p in of if p["compute_bound"]]
-        worst_pair = max(bound, key=lambda p: abs(p["deviation"]))
-        screen.print(
-            f"{product} of {groups} group{'s' * (groups > 1)}, {len(of)} pairs of 2..8 x 2..16 bits: {len(bound)} compute-bound, "
-            f"at most {100 * abs(worst_pair['deviation']):.1f} % from proportional "
-            f"(at {worst_pair['a_bits']}x{worst_pair['b_bits']}); of the others at most "
-            f"{100 * max((p['deviation'] for p in of if not p['compute_bound']), default=0):.1f} % more"
+        screen.print(_proportionality(product, groups, pairs))
+
+
+def _layers_table(run: dict[str, Any]) -> Any:
+    """Cycles of one run, layer by layer and product by product."""
+    from rich.table import Table
+
+    from host.measure.engine_bench import STATES
+
+    rows = Table(title=f"{run['bits']}, {run['output']}: cycles per image")
+    for heading in (
+        "layer",
+        "times",
+        "pass",
+        "cycles",
+        "ideal",
+        "utilisation",
+        "busy",
+        "wait drain",
+        "idle",
+        "model",
+    ):
+        rows.add_column(heading, justify="left" if heading in ("layer", "pass") else "right")
+    for r in run["rows"]:
+        rows.add_row(
+            r["layer"],
+            str(r["count"]),
+            r["product"],
+            f"{r['cycles']:,.0f}",
+            f"{r['ideal']:,.0f}",
+            f"{100 * r['utilisation']:.1f} %",
+            *(f"{r[state]:,.0f}" for state in STATES),
+            f"{100 * r['model_error']:+.1f} %",
         )
+    return rows
+
+
+def _proportionality(product: str, groups: int, pairs: list[dict[str, Any]]) -> str:
+    """How far the cycles of a product are from proportional to its bit pairs, in a sentence."""
+    of = [p for p in pairs if (p["product"], p["groups"]) == (product, groups)]
+    bound = [p for p in of if p["compute_bound"]]
+    worst_pair = max(bound, key=lambda p: abs(p["deviation"]))
+    return (
+        f"{product} of {groups} group{'s' * (groups > 1)}, {len(of)} pairs of 2..8 x 2..16 bits: {len(bound)} compute-bound, "
+        f"at most {100 * abs(worst_pair['deviation']):.1f} % from proportional "
+        f"(at {worst_pair['a_bits']}x{worst_pair['b_bits']}); of the others at most "
+        f"{100 * max((p['deviation'] for p in of if not p['compute_bound']), default=0):.1f} % more"
+    )

@@ -80,7 +80,7 @@ def run_cost(arguments: argparse.Namespace) -> int:
 def run_report(arguments: argparse.Namespace) -> int:
     """``fractrain report paper``."""
     from hw.cost.fabric import paper_fabric
-    from hw.cost.paper import write_report
+    from hw.cost.paper_report import write_report
     from hw.cost.tables import our_machine
 
     machine = None if arguments.design == "none" else our_machine(arguments.design, 128)
@@ -112,7 +112,7 @@ def note_memory(memory: str) -> None:
 
 def run_roofline(arguments: argparse.Namespace) -> int:
     """``fractrain report roofline``."""
-    from hw.cost.roofline import write_roofline, write_run
+    from hw.cost.roofline_figures import write_roofline, write_run
     from hw.cost.tables import our_machine
     from hw.cost.training import read_training
     from hw.networks import network

@@ -11,13 +11,14 @@ from hw.commands import options
 from hw.commands.cost_commands import add_memory, add_training, note_memory, request
 
 if TYPE_CHECKING:
-    from hw.cost.explore import Found
+    from hw.cost.explore_report import Found
 
 
 def run_explore(arguments: argparse.Namespace) -> int:
     """``fractrain explore``."""
     from hw.console import Progress
-    from hw.cost.explore import Request, find_part, mean_work, search
+    from hw.cost.explore import Request, find_part, mean_work
+    from hw.cost.explore_report import search
     from hw.cost.training import read_training
 
     training = read_training(request(arguments))
@@ -59,7 +60,7 @@ def run_explore(arguments: argparse.Namespace) -> int:
 
 
 def _print(found: Found, show: int) -> None:
-    from hw.cost.explore import table
+    from hw.cost.explore_report import table
 
     front = found.front
     print(

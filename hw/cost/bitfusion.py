@@ -17,7 +17,8 @@ from itertools import permutations
 import numpy as np
 import numpy.typing as npt
 
-from hw.cost.count import Schedule, layer_mixture
+from hw.cost.count import layer_mixture
+from hw.cost.training_schedule import Schedule
 from hw.networks import PRODUCTS, Bits, ConvShape
 
 I64 = npt.NDArray[np.int64]

@@ -16,18 +16,16 @@ Energies are estimates of an analytic model.
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hw.cost.bitfusion import BITFUSION, scheduled_costs
-from hw.cost.count import CIFAR_OPTIONS, IMAGENET_OPTIONS, Schedule, computational_cost, parse_schedule
+from hw.cost.count import computational_cost
+from hw.cost.training_schedule import CIFAR_OPTIONS, IMAGENET_OPTIONS, Schedule, parse_schedule
 from hw.networks import Bits, ConvShape, network
 
 if sys.version_info >= (3, 11):
@@ -295,72 +293,106 @@ def _table1_lines(row: _Row, data: Mapping[str, Any]) -> list[Line]:
     ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Machines:
+    """A quantity of a group of Table 3, as the models have it.
+
+    Attributes:
+        key, name, unit: of the quantity.  rows, base: the group, and its row of the baseline (SBM).
+        ours, board: on BitFusion, and on our accelerator (None where that has no meaning), by the row's id.
+    """
+
+    key: str
+    name: str
+    unit: str
+    rows: Sequence[_Row]
+    base: _Row
+    ours: Mapping[int, float]
+    board: Mapping[int, float | None]
+
+
 def _machine_lines(rows: Sequence[_Row], fabric: Fabric | None) -> list[Line]:
     """Energy and latency of a group of Table 3, absolute and relative to SBM, per sample and whole training."""
-    lines = []
     base = next(row for row in rows if row.data["method"] == "SBM")
     ours = {id(row): _bitfusion(row, row.counted) for row in rows}
-    board = {id(row): _fabric_minutes(row, row.counted, fabric) for row in rows}
-    for at, (key, quantity, unit) in enumerate(
+    minutes = {id(row): _fabric_minutes(row, row.counted, fabric) for row in rows}
+    lines: list[Line] = []
+    for at, (key, name, unit) in enumerate(
         (("latency_min", "latency", "min"), ("energy_kj", "energy (estimate)", "kJ"))
     ):
-        scale = ours[id(base)][at] / base.data[key]
-        scale_holds = abs(scale - 1) <= MACHINE_TOLERANCE / 100
+        board = minutes if key == "latency_min" else dict.fromkeys(minutes)
+        machines = _Machines(key, name, unit, rows, base, {row: both[at] for row, both in ours.items()}, board)
+        lines += _absolute_lines(machines)
         for row in rows:
-            value, published = ours[id(row)][at], row.data[key]
-            assumed = ASSUMED if row.assumes_stages else INFERRED
-            near = abs(value / published - 1) <= MACHINE_TOLERANCE / 100
-            close = near and scale_holds
-            why = "three products at batch 1 over the epochs that the published CC implies"
-            if not close:
-                why += (
-                    f"; the published simulator's equations and constants give {scale:.2f} of the published {quantity} "
-                    "already for SBM, where only the counted epochs are open, so the paper ran another configuration "
-                    "(array, memory interface or constants), which it does not state"
-                )
-            if near and not close:
-                why += "; this row is within the tolerance by accident, because it departs from SBM's scale"
-            minutes = board[id(row)] if key == "latency_min" else None
-            lines.append(
-                row.line(
-                    quantity, unit, published, value, assumed if close else DIFFERS,
-                    epochs=row.counted, explanation=why, fabric=minutes,
-                )
-            )  # fmt: skip
-        for row in rows:
-            if row is base:
-                continue
-            epochs = row.counted / base.counted
-            for scope, divide in (("whole training", 1.0), ("per sample", epochs)):
-                published = row.data[key] / base.data[key] / divide
-                value = ours[id(row)][at] / ours[id(base)][at] / divide
-                close = abs(value / published - 1) <= RATIO_TOLERANCE / 100
-                if scope == "per sample":
-                    status = RESTATED
-                    why = "the whole training's ratio, both values over the ratio of counted epochs: the same deviation"
-                elif row.data["precision"] == base.data["precision"]:
-                    status = CONSISTENT if close else DIFFERS
-                    why = "at equal precision the ratio is that of the published CC, on any machine"
-                else:
-                    status = (ASSUMED if row.assumes_stages else INFERRED) if close else DIFFERS
-                    why = ""
-                why += f"{'; ' if why else ''}counted epochs are {epochs:.2f} of SBM's"
-                if not close and not row.schedule.gated:
-                    why += (
-                        f"; at equal precision {quantity} must scale with CC, but the published one is "
-                        f"{row.data[key] / base.data[key] / epochs:.2f} of that"
-                    )
-                elif not close:
-                    sense = "dearer" if value < published else "cheaper"
-                    why += f"; the published {quantity} points to {sense} precisions than those assumed to meet cp"
-                mine, reference = board[id(row)], board[id(base)]
-                lines.append(
-                    row.line(
-                        f"{quantity} relative to SBM, {scope}", "", published, value,
-                        status, epochs=row.counted, explanation=why,
-                        fabric=mine / reference / divide if at == 0 and mine and reference else None,
-                    )
-                )  # fmt: skip
+            if row is not base:
+                lines += _relative_lines(machines, row)
+    return lines
+
+
+def _absolute_lines(machines: _Machines) -> list[Line]:
+    """The quantity of every row; where the baseline is off already, a match is an accident."""
+    lines = []
+    ours, key, base, quantity, unit = machines.ours, machines.key, machines.base, machines.name, machines.unit
+    scale = ours[id(base)] / base.data[key]
+    scale_holds = abs(scale - 1) <= MACHINE_TOLERANCE / 100
+    for row in machines.rows:
+        value, published = ours[id(row)], row.data[key]
+        assumed = ASSUMED if row.assumes_stages else INFERRED
+        near = abs(value / published - 1) <= MACHINE_TOLERANCE / 100
+        close = near and scale_holds
+        why = "three products at batch 1 over the epochs that the published CC implies"
+        if not close:
+            why += (
+                f"; the published simulator's equations and constants give {scale:.2f} of the published {quantity} "
+                "already for SBM, where only the counted epochs are open, so the paper ran another configuration "
+                "(array, memory interface or constants), which it does not state"
+            )
+        if near and not close:
+            why += "; this row is within the tolerance by accident, because it departs from SBM's scale"
+        lines.append(
+            row.line(
+                quantity, unit, published, value, assumed if close else DIFFERS,
+                epochs=row.counted, explanation=why, fabric=machines.board[id(row)],
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _relative_lines(machines: _Machines, row: _Row) -> list[Line]:
+    """The quantity of a row over the baseline's, of the whole training and per sample."""
+    lines = []
+    ours, board, key, base, quantity = machines.ours, machines.board, machines.key, machines.base, machines.name
+    epochs = row.counted / base.counted
+    for scope, divide in (("whole training", 1.0), ("per sample", epochs)):
+        published = row.data[key] / base.data[key] / divide
+        value = ours[id(row)] / ours[id(base)] / divide
+        close = abs(value / published - 1) <= RATIO_TOLERANCE / 100
+        if scope == "per sample":
+            status = RESTATED
+            why = "the whole training's ratio, both values over the ratio of counted epochs: the same deviation"
+        elif row.data["precision"] == base.data["precision"]:
+            status = CONSISTENT if close else DIFFERS
+            why = "at equal precision the ratio is that of the published CC, on any machine"
+        else:
+            status = (ASSUMED if row.assumes_stages else INFERRED) if close else DIFFERS
+            why = ""
+        why += f"{'; ' if why else ''}counted epochs are {epochs:.2f} of SBM's"
+        if not close and not row.schedule.gated:
+            why += (
+                f"; at equal precision {quantity} must scale with CC, but the published one is "
+                f"{row.data[key] / base.data[key] / epochs:.2f} of that"
+            )
+        elif not close:
+            sense = "dearer" if value < published else "cheaper"
+            why += f"; the published {quantity} points to {sense} precisions than those assumed to meet cp"
+        mine, reference = board[id(row)], board[id(base)]
+        lines.append(
+            row.line(
+                f"{quantity} relative to SBM, {scope}", "", published, value,
+                status, epochs=row.counted, explanation=why,
+                fabric=mine / reference / divide if mine and reference else None,
+            )
+        )  # fmt: skip
     return lines
 
 
@@ -466,221 +498,3 @@ def recompute(data: Mapping[str, Any] | None = None, fabric: Fabric | None = Non
     for entry in data["zc706"]:
         lines.extend(_zc706_lines(entry, groups[3, entry["group"]], fabric))
     return lines
-
-
-def _text(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3g}" if abs(value) >= 1e6 else f"{value:.4g}"
-
-
-def _cells(line: Line, fabric: Fabric | None) -> dict[str, str | float | None]:
-    """Column name -> value, explanation last."""
-    cells: dict[str, str | float | None] = {
-        "table": line.table,
-        "group": line.group,
-        "method": line.method,
-        "precision": line.precision,
-        "quantity": line.quantity,
-        "unit": line.unit,
-        "published": line.published,
-        "recomputed": line.recomputed,
-        "deviation": line.deviation,
-        "status": line.status,
-        "epochs": line.epochs,
-        "implied epochs": line.implied_epochs,
-    }
-    if fabric:
-        cells[f"fabric {fabric.name}"] = line.fabric
-    return {**cells, "explanation": line.explanation}
-
-
-def to_csv(lines: Sequence[Line], fabric: Fabric | None = None) -> str:
-    """All lines as CSV, numbers in full; the fabric column is there only if a fabric is given."""
-    out = io.StringIO()
-    rows = [_cells(line, fabric) for line in lines]
-    writer = csv.DictWriter(out, rows[0] if rows else (), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def to_markdown(lines: Sequence[Line], fabric: Fabric | None = None, figures: Iterable[str] = ()) -> str:
-    """All lines as Markdown, one table per table of the paper, explanations as numbered notes below it.
-
-    Args:
-        lines: as ``recompute`` returns them.
-        fabric: adds a column, if given.
-        figures: paths of figures to show, relative to the Markdown file.
-    """
-    counts = Counter(line.status for line in lines)
-    meaning = {
-        REPRODUCED: "follows from the published accounting alone",
-        INFERRED: "holds if training is counted up to an unstated epoch, which is inferred from the published CC",
-        ASSUMED: "as above, with assumed stage lengths; other lengths or epochs can give the published figure",
-        CONSISTENT: "agrees with other published figures that it follows from on any machine; nothing was recomputed",
-        RESTATED: "formed from figures that other lines count already; no evidence of its own, whatever the deviation",
-        DIFFERS: "recomputed by the published accounting, outside the tolerance, or within it by accident",
-        IMPOSSIBLE: "no reading of the published accounting gives the figure",
-    }
-    out = [
-        "# The paper's costs, recomputed",
-        "",
-        "CC is the number of multiply-accumulates, each weighted by bits_a/32 * bits_b/32, over the whole training and "
-        "all three products of every layer. Energy and latency are those of an analytic model of BitFusion; energies "
-        f"are estimates. Tolerances: CC {CC_TOLERANCE:g} %, energy and latency {MACHINE_TOLERANCE:g} %, their ratios "
-        f"{RATIO_TOLERANCE:g} %, savings {POINTS:g} percentage points. Deviations are in percent, for savings in "
-        "percentage points.",
-        "",
-        "| status | lines | meaning |",
-        "|---|---|---|",
-        *(f"| {status} | {counts[status]} | {meaning[status]} |" for status in STATUSES),
-        "",
-        *(f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in figures),
-    ]
-    for table in dict.fromkeys(line.table for line in lines):
-        chosen = [line for line in lines if line.table == table]
-        notes = list(dict.fromkeys(line.explanation for line in chosen if line.explanation))
-        heads = [*list(_cells(chosen[0], fabric))[1:-1], "note"]
-        out += [
-            f"## {'Table ' if table.isdigit() else ''}{table}",
-            "",
-            f"| {' | '.join(heads)} |",
-            "|---" * len(heads) + "|",
-        ]
-        for line in chosen:
-            values = list({**_cells(line, fabric), "deviation": None}.values())[1:-1]
-            cells = [value if isinstance(value, str) else _text(value) for value in values]
-            if line.deviation is not None:
-                cells[heads.index("deviation")] = f"{line.deviation:+.1f}"
-            note = str(notes.index(line.explanation) + 1) if line.explanation else ""
-            out.append(f"| {' | '.join([*cells, note])} |")
-        out += ["", *(f"{number}. {note}" for number, note in enumerate(notes, 1)), ""]
-    return "\n".join(out)
-
-
-def draw(lines: Sequence[Line], folder: Path, fabric: Fabric | None = None) -> list[Path]:
-    """Figures as SVG: published against recomputed CC, Table 3's energy and latency, savings.
-
-    Args:
-        lines: as ``recompute`` returns them.
-        folder: exists.
-        fabric: adds its bars, if given.
-
-    Returns:
-        The files written.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["svg.hashsalt"] = "paper"  # the same figures give the same bytes
-    colours = dict(
-        zip(
-            STATUSES,
-            ("tab:green", "tab:blue", "tab:cyan", "tab:olive", "tab:gray", "tab:orange", "tab:red"),
-            strict=True,
-        )
-    )
-    files = []
-
-    def save(figure: Figure, name: str) -> None:
-        path = folder / f"{name}.svg"
-        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
-        files.append(path)
-
-    figure = Figure(figsize=(6, 5))
-    axes = figure.add_subplot()
-    costs = [line for line in lines if line.unit == "MAC" and line.recomputed]
-    for status in dict.fromkeys(line.status for line in costs):
-        chosen = [line for line in costs if line.status == status]
-        axes.scatter(
-            [line.published for line in chosen], [line.recomputed or 0 for line in chosen], s=22, c=colours[status],
-            label=f"{status} ({len(chosen)})",
-        )  # fmt: skip
-    ends = [min(line.published for line in costs), max(line.recomputed or 0 for line in costs)]
-    axes.plot(ends, ends, color="gray", linewidth=0.8)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="published CC, float32 MAC",
-        ylabel="formula over the whole training, float32 MAC",
-    )
-    axes.set_title("Computational cost: points above the line are counted only in part")
-    axes.legend(fontsize=8)
-    save(figure, "computational_cost")
-
-    for quantity, unit in (("latency", "min"), ("energy (estimate)", "kJ")):
-        chosen = [line for line in lines if line.table == "3" and line.quantity == quantity]
-        figure = Figure(figsize=(11, 4))
-        axes = figure.add_subplot()
-        series: list[tuple[str, list[float]]] = [
-            ("published", [line.published for line in chosen]),
-            ("BitFusion model, epochs inferred from CC", [line.recomputed or 0 for line in chosen]),
-        ]
-        if fabric and any(line.fabric for line in chosen):
-            series.append((f"fabric {fabric.name}", [line.fabric or 0 for line in chosen]))
-        _bars(axes, [f"{line.group}\n{line.method}" for line in chosen], series)
-        axes.set(ylabel=f"{quantity}, {unit}", title=f"Table 3: {quantity} of the whole training")
-        save(figure, f"table3_{quantity.split()[0]}")
-
-    chosen = [line for line in lines if "latency saving" in line.quantity or line.quantity == "CC saving"]
-    figure = Figure(figsize=(9, 1 + 0.27 * len(chosen)))
-    axes = figure.add_subplot()
-    series = [
-        ("published", [line.published for line in chosen]),
-        ("recomputed", [line.recomputed or 0 for line in chosen]),
-    ]
-    if fabric:
-        series.append((f"fabric {fabric.name}", [line.fabric or 0 for line in chosen]))
-    _bars(axes, [_saving_label(line) for line in chosen], series, across=True)
-    axes.set_xlabel("saving, %")
-    axes.set_title("Savings", loc="left")
-    save(figure, "savings")
-    return files
-
-
-def _saving_label(line: Line) -> str:
-    """Names a saving apart from all others, in one line."""
-    place = f"Table {line.table}" if line.table.isdigit() else line.table
-    precision = "" if "cp=" in line.precision else f" {line.precision}"
-    return f"{place}, {line.group}{precision}: {line.quantity.replace(' saving', '', 1)}"
-
-
-def _bars(
-    axes: Any, labels: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], across: bool = False
-) -> None:
-    """Groups of bars: upright, or ``across`` the page from top to bottom, which leaves long labels room."""
-    width = 0.8 / len(series)
-    for at, (name, values) in enumerate(series):
-        places = [x + (at - (len(series) - 1) / 2) * width for x in range(len(labels))]
-        (axes.barh if across else axes.bar)(places, values, width, label=name)
-    if across:
-        axes.set_yticks(range(len(labels)), labels, fontsize=7)
-        axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.grid(axis="x", alpha=0.3)
-        axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series))
-    else:
-        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
-        axes.margins(y=0.08)
-        axes.legend(fontsize=8)
-
-
-def write_report(folder: Path, fabric: Fabric | None = None, figures: bool = True) -> list[Path]:
-    """Write ``paper.csv``, ``paper.md`` and the figures.
-
-    Args:
-        folder: created if missing.
-        fabric: our own accelerator; adds a column and bars.
-        figures: also draw.
-
-    Returns:
-        The files written, the Markdown first.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = recompute(fabric=fabric)
-    drawn = draw(lines, folder, fabric) if figures else []
-    markdown, table = folder / "paper.md", folder / "paper.csv"
-    markdown.write_text(to_markdown(lines, fabric, [path.name for path in drawn]), encoding="utf-8")
-    table.write_text(to_csv(lines, fabric), encoding="utf-8")
-    return [markdown, table, *drawn]

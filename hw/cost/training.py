@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hw.contract import MAX_BITS
-from hw.cost.count import (
+from hw.cost.training_schedule import (
     CIFAR_OPTIONS,
     IMAGENET_OPTIONS,
     Schedule,

@@ -309,67 +309,21 @@ def synthesize(
     Raises:
         SynthesisError: Yosys is missing, refused the sources, or needed more time or memory.
     """
-    sources = synthesis_sources(folder)
     kept = cache / f"synth-{piece.name}-{cache_key(piece, folder, grade)}.json" if cache else None
     if kept and kept.exists():
         return Synthesis(**json.loads(kept.read_text(encoding="utf-8")))
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as work:
-        headers = Path(work) / "primitives.v"
-        headers.write_text(primitive_headers(), encoding="utf-8")
-        result = Path(work) / "stat.json"
-        boxes: dict[str, list[str]] = {}
-        read = [headers]
-        for source in sources:
-            if source.stem in dict(piece.boxes):
-                text, boxes[source.stem] = _box(source.read_text(encoding="utf-8"))
-            else:
-                text = source.read_text(encoding="utf-8")
-            # copied, because a blank ends a name in Yosys' commands
-            read.append(Path(work) / source.name)
-            read[-1].write_text(text, encoding="utf-8")
-        job = {
-            "top": piece.module,
-            "generics": piece.generics,
-            "boxes": boxes,
-            "memory_mib": memory_mib,
-            "sources": [str(path) for path in read],
-            "result": str(result),
-        }
-        log = Path(work) / "log"
-        with log.open("w", encoding="utf-8") as stream:
-            command = [sys.executable, "-m", "hw.tools.yosys", json.dumps(job)]
-            _logger.debug("%s, with %s", piece.name, json.dumps(job))
-            process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
-            try:
-                process.wait(seconds)
-            except subprocess.TimeoutExpired as e:
-                raise SynthesisError(f"Yosys did not end within {seconds:.0f} s on {piece.name}") from e
-            finally:
-                process.kill()  # also when this process is told to stop: Yosys must not live on alone
-                process.wait()
-        if process.returncode or not result.exists():
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            errors = [line for line in lines if "ERROR" in line or "error:" in line][:5] or lines[-3:]
-            raise SynthesisError(f"Yosys failed on {piece.name}: " + "; ".join(errors))
-        modules = {
-            name.removeprefix("\\"): m for name, m in json.loads(result.read_text(encoding="utf-8"))["modules"].items()
-        }
+        job = _job(piece, synthesis_sources(folder), Path(work), memory_mib)
+        _run_yosys(piece, job, Path(work) / "log", seconds)
+        result = job["result"]
+        statistics = json.loads(Path(result).read_text(encoding="utf-8"))["modules"]
         peak = int(Path(f"{result}.peak").read_text(encoding="utf-8"))
         netlist = json.loads(Path(f"{result}.netlist").read_text(encoding="utf-8"))["modules"]
-    cells: dict[str, int] = {}
-    found: Counter[str] = Counter()
-    wanted = dict(piece.boxes)
+    modules = {name.removeprefix("\\"): module for name, module in statistics.items()}
     top = next(name for name in modules if name.split("$")[0] == piece.module)
-    for name, n in modules[top]["num_cells_by_type"].items():
-        name = name.removeprefix("\\")
-        if (plain := name.split("$")[0]) in wanted:
-            found[plain] += int(n)
-        else:
-            cells[name] = int(n)
-    if dict(found) != wanted:
-        raise SynthesisError(f"{piece.name} has instances {dict(found)} instead of {wanted}; correct pieces()")
+    cells = _own_cells(piece, modules[top]["num_cells_by_type"])
     done = Synthesis(
         piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells, _timing(netlist[top], grade)
     )
@@ -378,6 +332,72 @@ def synthesize(
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(asdict(done)), encoding="utf-8")
     return done
+
+
+def _job(piece: Piece, sources: list[Path], work: Path, memory_mib: int) -> dict[str, Any]:
+    """What the process that runs Yosys is told; the sources are copied to ``work``, pieces of their own as boxes."""
+    headers = work / "primitives.v"
+    headers.write_text(primitive_headers(), encoding="utf-8")
+    boxes: dict[str, list[str]] = {}
+    read = [headers]
+    for source in sources:
+        text = source.read_text(encoding="utf-8")
+        if source.stem in dict(piece.boxes):
+            text, boxes[source.stem] = _box(text)
+        # copied, because a blank ends a name in Yosys' commands
+        read.append(work / source.name)
+        read[-1].write_text(text, encoding="utf-8")
+    return {
+        "top": piece.module,
+        "generics": piece.generics,
+        "boxes": boxes,
+        "memory_mib": memory_mib,
+        "sources": [str(path) for path in read],
+        "result": str(work / "stat.json"),
+    }
+
+
+def _run_yosys(piece: Piece, job: dict[str, Any], log: Path, seconds: float) -> None:
+    """Runs a job in a process of its own.
+
+    Raises:
+        SynthesisError: it failed, or took too long.
+    """
+    with log.open("w", encoding="utf-8") as stream:
+        command = [sys.executable, "-m", "hw.tools.yosys", json.dumps(job)]
+        _logger.debug("%s, with %s", piece.name, json.dumps(job))
+        process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired as e:
+            raise SynthesisError(f"Yosys did not end within {seconds:.0f} s on {piece.name}") from e
+        finally:
+            process.kill()  # also when this process is told to stop: Yosys must not live on alone
+            process.wait()
+    if process.returncode or not Path(job["result"]).exists():
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        errors = [line for line in lines if "ERROR" in line or "error:" in line][:5] or lines[-3:]
+        raise SynthesisError(f"Yosys failed on {piece.name}: " + "; ".join(errors))
+
+
+def _own_cells(piece: Piece, counted: dict[str, Any]) -> dict[str, int]:
+    """Cells of a piece by type, without the instances of other pieces.
+
+    Raises:
+        SynthesisError: those instances are others than the piece says.
+    """
+    cells: dict[str, int] = {}
+    found: Counter[str] = Counter()
+    wanted = dict(piece.boxes)
+    for name, n in counted.items():
+        name = name.removeprefix("\\")
+        if (plain := name.split("$")[0]) in wanted:
+            found[plain] += int(n)
+        else:
+            cells[name] = int(n)
+    if dict(found) != wanted:
+        raise SynthesisError(f"{piece.name} has instances {dict(found)} instead of {wanted}; correct pieces()")
+    return cells
 
 
 def _timing(module: dict[str, Any], grade: str) -> dict[str, list[dict[str, Any]]]:

@@ -32,6 +32,21 @@ def recipe(text: str) -> Path:
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the software model's commands to the parser of ``fractrain``."""
+    _register_train(subparsers)
+    compare = subparsers.add_parser(
+        "compare", help="finished runs side by side: score and cost, as a table and a figure"
+    )
+    compare.add_argument(
+        "runs", nargs="+", type=options.run_folder, metavar="RUN", help="run folders, the baseline first"
+    )
+    compare.add_argument(
+        "--figure", type=options.picture_file, help="draw scores over epochs and over cost (SVG or PNG)"
+    )
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(run=run_compare)
+
+
+def _register_train(subparsers: argparse._SubParsersAction[Any]) -> None:
     train = subparsers.add_parser(
         "train",
         help="train a network at fractional precision, its products in software or on a simulated fabric",
@@ -82,17 +97,6 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     train.add_argument("--threads", type=options.threads, help="CPU threads of PyTorch")
     train.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
     train.set_defaults(run=run_train, after_interrupt=_after_interrupt)
-    compare = subparsers.add_parser(
-        "compare", help="finished runs side by side: score and cost, as a table and a figure"
-    )
-    compare.add_argument(
-        "runs", nargs="+", type=options.run_folder, metavar="RUN", help="run folders, the baseline first"
-    )
-    compare.add_argument(
-        "--figure", type=options.picture_file, help="draw scores over epochs and over cost (SVG or PNG)"
-    )
-    compare.add_argument("--json", action="store_true", help="print JSON")
-    compare.set_defaults(run=run_compare)
 
 
 def _folder(arguments: argparse.Namespace) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hw.cost.count import RECORD
+from hw.cost.training_schedule import RECORD
 from hw.files import locked, remove_scratch, replaced, write_atomically
 from sw_model.train.metrics import Metric
 from sw_model.train.recipe import ConfigError, TrainConfig

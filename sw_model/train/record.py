@@ -1,4 +1,4 @@
-"""The precision that a run really used, epoch by epoch, as the record that ``hw.cost.count`` reads.
+"""The precision that a run really used, epoch by epoch, as the record that ``hw.cost.training_schedule`` reads.
 
 Two things are recorded of every layer: what the schedule or the gates chose for it, which the published count of the
 cost goes by, and how its products ran.  The second differs where a layer stays in float32, where a sample that skips a
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hw.cost.count import SKIP, Trained
+from hw.cost.training_schedule import SKIP, Trained
 from hw.networks import Bits
 from sw_model.nn.cost_meter import GATES
 from sw_model.nn.layers import DEPTHWISE, Precision
@@ -154,7 +154,7 @@ class RunSchedule:
         }
 
     def to_json(self) -> str:
-        """The record up to now, an unfinished epoch as a part of one; read by ``hw.cost.count.load_schedule``."""
+        """The record up to now, an unfinished epoch as a part of one; read by ``hw.cost.training_schedule.load_schedule``."""
         gated = {name for names in self._blocks.values() for name in names}
         head = {
             "gated": self.gated,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hw.cost.count import Trained
+from hw.cost.training_schedule import Trained
 from hw.networks import TRANSFORMERS
 from sw_model.data.identity import Identity
 from sw_model.data.image_folders import FolderSet, open_images

@@ -7,20 +7,18 @@ from typing import Any
 import pytest
 
 from hw.cost.bitfusion import best_cost, product_tasks, scheduled_costs, total, training_costs
-from hw.cost.count import (
+from hw.cost.count import computational_cost, product_cost, unquantized_layers
+from hw.cost.training_schedule import (
     CIFAR_OPTIONS,
     IMAGENET_OPTIONS,
     Schedule,
     Stage,
-    computational_cost,
     cp_percent,
     load_schedule,
     mixture_for,
     parse_schedule,
-    product_cost,
     stage_epochs,
     static,
-    unquantized_layers,
 )
 from hw.networks import Bits, ConvShape, network, transformer_lm
 

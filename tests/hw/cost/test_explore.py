@@ -8,7 +8,6 @@ import pytest
 
 import hw.cost.explore as room
 from fractrain import main
-from hw.cost.count import parse_schedule
 from hw.cost.explore import (
     POINTS,
     ExploreError,
@@ -16,7 +15,6 @@ from hw.cost.explore import (
     Request,
     best,
     candidates,
-    design_toml,
     evaluate,
     explore,
     find_part,
@@ -24,6 +22,8 @@ from hw.cost.explore import (
     mean_work,
     pareto,
 )
+from hw.cost.explore_report import design_toml
+from hw.cost.training_schedule import parse_schedule
 from hw.design import PARTS, load_design
 from hw.networks import Bits, network, resnet_cifar
 

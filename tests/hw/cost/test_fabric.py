@@ -20,7 +20,8 @@ from hw.cost.fabric import (
     total,
     training_step,
 )
-from hw.cost.paper import Line, recompute, to_csv
+from hw.cost.paper import Line, recompute
+from hw.cost.paper_report import to_csv
 from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
 from hw.model.product import LoweringError

@@ -26,10 +26,8 @@ from hw.cost.paper import (
     Line,
     load_tables,
     recompute,
-    to_csv,
-    to_markdown,
-    write_report,
 )
+from hw.cost.paper_report import to_csv, to_markdown, write_report
 from hw.networks import Bits, ConvShape
 
 

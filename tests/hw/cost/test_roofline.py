@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from fractrain import main
-from hw.cost.count import load_schedule, static
 from hw.cost.count import mean_work as layer_work
 from hw.cost.explore import Request, evaluate, explore, mean_work
 from hw.cost.fabric import MEMORY, PL_MEMORY, STEPS, STREAMS, FabricMachine, bandwidth, training_step
 from hw.cost.roofline import CAUSES, mean_points, mean_shares, points, roofs, shares, spans
+from hw.cost.training_schedule import load_schedule, static
 from hw.design import load_design
 from hw.networks import Bits, ConvShape, resnet_cifar
 

@@ -16,7 +16,8 @@ from host.devices.device import open_device
 from host.driver.fabric_engine import FabricEngine
 from host.exact_engine import ExactEngine
 from host.operands import Engine
-from hw.cost.count import computational_cost, load_schedule
+from hw.cost.count import computational_cost
+from hw.cost.training_schedule import load_schedule
 from hw.design import load_design
 from sw_model.data.images import ImageSet
 from sw_model.nn.cost_meter import CostMeter, layer_macs

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from hw.cost.count import CIFAR_OPTIONS, IMAGENET_OPTIONS, computational_cost, parse_schedule
+from hw.cost.count import computational_cost
 from hw.cost.paper import load_tables
+from hw.cost.training_schedule import CIFAR_OPTIONS, IMAGENET_OPTIONS, parse_schedule
 from hw.networks import Bits, network, total_macs
 from sw_model.nn.cost_meter import CostMeter, layer_macs
 from sw_model.nn.gates import GatedNetwork

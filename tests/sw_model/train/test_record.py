@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fractrain import main
-from hw.cost.count import Schedule, Trained, computational_cost, load_schedule
+from hw.cost.count import computational_cost
+from hw.cost.training_schedule import Schedule, Trained, load_schedule
 from hw.networks import TRANSFORMERS, Bits
 from sw_model.data.images import ImageSet
 from sw_model.data.text import TokenSet
