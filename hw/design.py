@@ -18,30 +18,12 @@ else:
     import tomli as tomllib
 
 from hw import contract
+from hw.boards import PARTS
 from hw.files import read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAM_BITS = 64
 BEAT_BITS = 2 * STREAM_BITS  #: the two input streams are read in lockstep: even words on the first, odd on the second
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a chip holds; ``grade``: its speed grade, as its name tells it."""
-
-    name: str
-    lut: int
-    ff: int
-    bram36: int
-    dsp: int
-    grade: str = "-2"
-
-
-PARTS = {
-    "xc7z045ffg900-2": Part("xc7z045ffg900-2", 218_600, 437_200, 545, 900),
-    "xc7z020clg400-1": Part("xc7z020clg400-1", 53_200, 106_400, 140, 220, "-1"),
-    "xczu7ev-ffvc1156-2-e": Part("xczu7ev-ffvc1156-2-e", 230_400, 460_800, 312, 1_728),
-}
 
 
 def memory_blocks(width: int, depth: int) -> int:
@@ -67,7 +49,7 @@ class Design:
 
     Attributes:
         name: of the design.
-        part: chip, a key of ``PARTS``.
+        part: chip, a key of :data:`hw.boards.BOARDS`.
         clock_mhz: target clock.
         channels: C, channels per group (8 or 16).
         depth_a: row words per bank of the first operand's buffer.

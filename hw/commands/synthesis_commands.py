@@ -8,8 +8,9 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+from hw.boards import PARTS
 from hw.commands import options
-from hw.design import PARTS, ROOT, load_design
+from hw.design import ROOT, load_design
 
 
 def table(data: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 A point is a design, times how many of it share the chip.  Latency and energy are those of ``hw.cost.fabric``, area that
 of ``hw.model.resources``; a point that does not fit the limits is not costed.  What the models do not say is assumed:
 
-- **timing**: a design reaches the clock that the committed design of its part states as target (``CLOCKS``), whatever
+- **timing**: a design reaches the clock that the committed design of its part states as target (``greatest_clock``), whatever
   its buffers and however full the chip; no place-and-route run is behind it;
 - **streams**: each fabric has the three streams of the contract (two in, one out); fabrics on one chip share the DDR
   and divide a batch between them.
@@ -23,15 +23,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hw.boards import PARTS
 from hw.cost.count import mean_work as layer_work
 from hw.cost.fabric import BATCH, STEPS, FabricMachine, bandwidth, training_step
 from hw.cost.training_schedule import Schedule
-from hw.design import PARTS, ROOT, Design, DesignError, load_design
+from hw.design import ROOT, Design, DesignError, load_design
 from hw.model.resources import resources
 from hw.networks import Bits, ConvShape
 
-#: assumed greatest clock in MHz: the target of the part's committed design
-CLOCKS = {"xc7z045ffg900-2": 150.0, "xc7z020clg400-1": 100.0, "xczu7ev-ffvc1156-2-e": 250.0}
 CLOCK_SHARES = (2 / 3, 1.0)
 CHANNELS = (8, 16)
 #: shallower memories save no block RAM: a block is 512 words deep at its widest
@@ -49,6 +48,7 @@ OBJECTIVES = ("seconds", "lut", "bram36", "energy_j")
 POINTS = "points.jsonl"
 #: modules, below ``hw``, on which a point depends
 _MODELS = (
+    "boards",
     "contract",
     "cost/explore",
     "cost/fabric",
@@ -117,7 +117,7 @@ class Request:
     """What is to be optimised.
 
     Attributes:
-        part: a key of ``PARTS``.
+        part: a key of :data:`hw.boards.BOARDS`.
         model: name of the network, for reports.
         work: (mean occurrences per sample, layer, widths) over the whole schedule.
         batch: samples per step.
@@ -195,9 +195,21 @@ def committed(part: str) -> list[Design]:
     return [design for design in designs if design.part == part]
 
 
+def greatest_clock(part: str) -> float:
+    """Assumed greatest clock in MHz: the fastest target of the part's committed designs.
+
+    Raises:
+        ExploreError: the part has no committed design.
+    """
+    clocks = [design.clock_mhz for design in committed(part)]
+    if not clocks:
+        raise ExploreError(f"no design of configs/designs is for {part}, so its clock is unknown; write one for its board")
+    return float(max(clocks))
+
+
 def candidates(request: Request) -> list[tuple[Design, int]]:
     """All designs, and how many of each, that fit the limits; the part's committed designs are among them."""
-    ceiling = CLOCKS[request.part]
+    ceiling = greatest_clock(request.part)
     clocks = request.clocks or tuple(round(share * ceiling, 3) for share in CLOCK_SHARES)
     chosen: dict[tuple[Any, ...], tuple[Design, int]] = {}
     short = request.part[:7]

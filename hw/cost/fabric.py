@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
+from hw.boards import BOARDS
 from hw.contract import HEADER_WORDS, MAX_BITS, Opcode, OutputFormat
 from hw.cost.bitfusion import BITFUSION
 from hw.cost.paper import Fabric
@@ -35,12 +36,7 @@ STREAMS = ("input", "output")  #: of a fabric: two that are read in lockstep, on
 STEPS = ("plain", "recompute")  #: how batch normalisation gets its statistics, see ``training_step``
 COUNTED = 2048  #: samples of a program that are counted packet by packet, see ``_repeated``
 
-#: usable bandwidth of the processor's DDR in bytes/s, 75 % of the raw rate (3.2 of 4.26 GB/s on the ZC706): XC7Z045
-#: DDR3-1066 x32, XC7Z020 as on the PYNQ-Z2 DDR3-1050 x16, XCZU7EV as on the ZCU104 DDR4-2400 x64
-MEMORY = {"xc7z045ffg900-2": 3.2e9, "xc7z020clg400-1": 1.575e9, "xczu7ev-ffvc1156-2-e": 14.4e9}
-#: usable bandwidth of the DDR beside the programmable logic in bytes/s, where a part's board has one: **unverified**
-PL_MEMORY = {"xc7z045ffg900-2": 1e10}
-#: where that figure comes from, to be printed with everything that uses it
+#: where a board's ``logic_memory`` comes from, to be printed with everything that uses it
 PL_SOURCE = (
     "10 GB/s for the DDR beside the logic is an assumption, 78 % of the raw 12.8 GB/s of a DDR3-1600 x64 module as on the "
     "ZC706; no board and no simulation of its controller has confirmed it, and the controller's area is not counted"
@@ -132,9 +128,9 @@ def bandwidth(part: str, memory: str = "ps") -> float:
     """Bytes/s that a part's fabrics share.
 
     Args:
-        part: a key of ``MEMORY``.
+        part: a key of :data:`hw.boards.BOARDS`.
         memory: one of ``MEMORIES``: the processor's DDR alone, or with that of the logic, tensors divided between the two
-            so that both take equally long (the sum of both bandwidths; the second is unverified, see ``PL_MEMORY``).
+            so that both take equally long (the sum of both bandwidths; the second is unverified, see ``PL_SOURCE``).
 
     Raises:
         ValueError: unknown memory, or a part whose board has no second one.
@@ -142,10 +138,11 @@ def bandwidth(part: str, memory: str = "ps") -> float:
     if memory not in MEMORIES:
         raise ValueError(f"memory {memory!r} is unknown; use one of {', '.join(MEMORIES)}")
     if memory == "ps":
-        return MEMORY[part]
-    if part not in PL_MEMORY:
-        raise ValueError(f"the board of {part} has no DDR beside the logic; use memory ps, or {', '.join(PL_MEMORY)}")
-    return MEMORY[part] + PL_MEMORY[part]
+        return BOARDS[part].memory
+    if not BOARDS[part].logic_memory:
+        others = ", ".join(name for name, board in BOARDS.items() if board.logic_memory)
+        raise ValueError(f"the board of {part} has no DDR beside the logic; use memory ps, or {others}")
+    return BOARDS[part].memory + BOARDS[part].logic_memory
 
 
 def total(costs: Iterable[FabricCost]) -> FabricCost:
@@ -277,7 +274,7 @@ class FabricMachine:
         design: the fabric.
         fabrics: how many of them share the chip and its memory; each takes its share of a batch.
         batch: samples per step, over which fixed costs are spread.
-        bandwidth: of the memory, bytes/s; None for what ``MEMORY`` says about the part.
+        bandwidth: of the memory, bytes/s; None for what the part's board has.
         energy, host: constants.
 
     Raises:
@@ -304,7 +301,7 @@ class FabricMachine:
     @property
     def memory(self) -> float:
         """Bytes/s that the fabrics share."""
-        return self.bandwidth or MEMORY[self.design.part]
+        return self.bandwidth or BOARDS[self.design.part].memory
 
     def _cost(self, work: _Work, macs: float, product: str) -> FabricCost:
         d, e = self.design, self.energy

@@ -10,7 +10,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from hw import contract
-from hw.design import BEAT_BITS, PARTS, Design, memory_blocks
+from hw.boards import PARTS
+from hw.design import BEAT_BITS, Design, memory_blocks
 from hw.tools.yosys import QUANTIZERS, Area
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import jinja2
 
 from hw import contract
+from hw.boards import BOARDS
 from hw.design import ROOT, Design
 from hw.files import write_atomically
 from hw.generate import compile_order, manifest, render
@@ -36,99 +37,6 @@ VIVADO_VERSIONS = "2022.1 (for PYNQ 3.0) or 2024.1 (for PYNQ 3.1)"
 class BitstreamError(RuntimeError):
     """A tool is missing or failed, or its reports say that the result must not be used."""
 
-
-@dataclass(frozen=True)
-class Board:
-    """What the block design must know of a board.
-
-    Attributes:
-        name: of the board.
-        board_part: pattern of Vivado's board files.
-        remedy: what to do where Vivado lacks them.
-        ps: library block of the processor; ps_rule: its automation rule; automation: settings of that rule.
-        ps_properties: settings beyond the board's preset.
-        clock_pin, reset_pin, interrupt_pin, control_port, memory_ports, port_clocks: names on the processor.
-        address_bits: of the DMAs; burst: beats, at most what the memory port takes.
-    """
-
-    name: str
-    board_part: str
-    remedy: str
-    ps: str
-    ps_rule: str
-    automation: str
-    ps_properties: tuple[tuple[str, str], ...]
-    clock_pin: str
-    reset_pin: str
-    interrupt_pin: str
-    control_port: str
-    memory_ports: tuple[str, str, str]
-    port_clocks: tuple[str, ...]
-    address_bits: int
-    burst: int
-
-
-def _zynq7(name: str, board_part: str, remedy: str) -> Board:
-    return Board(
-        name,
-        board_part,
-        remedy,
-        ps="processing_system7",
-        ps_rule="processing_system7",
-        automation='make_external "FIXED_IO, DDR" apply_board_preset "1" Master "Disable" Slave "Disable"',
-        ps_properties=(
-            ("PCW_USE_M_AXI_GP0", "1"),
-            ("PCW_FPGA0_PERIPHERAL_FREQMHZ", "100"),
-            *((f"PCW_USE_S_AXI_HP{i}", "1") for i in range(3)),
-            *((f"PCW_S_AXI_HP{i}_DATA_WIDTH", "64") for i in range(3)),
-            ("PCW_USE_FABRIC_INTERRUPT", "1"),
-            ("PCW_IRQ_F2P_INTR", "1"),
-        ),
-        clock_pin="FCLK_CLK0",
-        reset_pin="FCLK_RESET0_N",
-        interrupt_pin="IRQ_F2P",
-        control_port="M_AXI_GP0",
-        memory_ports=("S_AXI_HP0", "S_AXI_HP1", "S_AXI_HP2"),
-        port_clocks=("M_AXI_GP0_ACLK", "S_AXI_HP0_ACLK", "S_AXI_HP1_ACLK", "S_AXI_HP2_ACLK"),
-        address_bits=32,
-        burst=16,  # AXI3 bursts have 16 beats at most
-    )
-
-
-BOARDS: dict[str, Board] = {
-    "xc7z045ffg900-2": _zynq7(
-        "zc706", "xilinx.com:zc706:part0:*", "install the ZC706 board files from the XilinxBoardStore"
-    ),
-    "xc7z020clg400-1": _zynq7(
-        "pynq-z2", "tul.com.tw:pynq-z2:part0:*", "put TUL's PYNQ-Z2 board files into data/boards/board_files of Vivado"
-    ),
-    "xczu7ev-ffvc1156-2-e": Board(
-        "zcu104",
-        "xilinx.com:zcu104:part0:*",
-        "install the ZCU104 board files from the XilinxBoardStore",
-        ps="zynq_ultra_ps_e",
-        ps_rule="zynq_ultra_ps_e",
-        automation='apply_board_preset "1"',
-        ps_properties=(
-            ("PSU__USE__M_AXI_GP0", "1"),
-            ("PSU__USE__M_AXI_GP1", "0"),
-            ("PSU__USE__M_AXI_GP2", "0"),
-            *((f"PSU__USE__S_AXI_GP{i}", "1") for i in (2, 3, 4)),
-            *((f"PSU__SAXIGP{i}__DATA_WIDTH", "64") for i in (2, 3, 4)),
-            ("PSU__FPGA_PL0_ENABLE", "1"),
-            ("PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ", "100"),
-            ("PSU__USE__IRQ0", "1"),
-        ),
-        clock_pin="pl_clk0",
-        reset_pin="pl_resetn0",
-        interrupt_pin="pl_ps_irq0",
-        control_port="M_AXI_HPM0_FPD",
-        memory_ports=("S_AXI_HP0_FPD", "S_AXI_HP1_FPD", "S_AXI_HP2_FPD"),
-        port_clocks=("maxihpm0_fpd_aclk", "saxihp0_fpd_aclk", "saxihp1_fpd_aclk", "saxihp2_fpd_aclk"),
-        address_bits=40,
-        burst=64,
-    ),
-}
 
 #: identity of the fabric block by flow: ours for RTL, the tool's own default for HLS
 VLNV: dict[str, dict[str, str]] = {
@@ -197,11 +105,10 @@ def find_vivado(design: Design, which: Callable[[str], str | None] = shutil.whic
     """
     found = which("vivado")
     if found is None:
-        extra = (
-            "; the XC7Z045 needs a licence beyond the free edition, the XC7Z020 and XCZU7EV do not"
-            if design.part.startswith("xc7z045")
-            else ""
-        )
+        extra = ""
+        if not BOARDS[design.part].free_edition:
+            free = " and ".join(part[:7].upper() for part, board in BOARDS.items() if board.free_edition)
+            extra = f"; the {design.part[:7].upper()} needs a licence beyond the free edition, {free} do not"
         raise BitstreamError(
             f"vivado is not on the PATH; install {VIVADO_VERSIONS} and source its settings64.sh{extra}. "
             "--scripts-only writes the scripts without it"
@@ -241,8 +148,6 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
         BitstreamError: the chip is on no board that is known here.
         ValueError: fewer than one job.
     """
-    if design.part not in BOARDS:
-        raise BitstreamError(f"no board with {design.part}; known are {', '.join(b.name for b in BOARDS.values())}")
     if jobs < 1:
         raise ValueError(f"--jobs {jobs} must be at least 1")
     generated = render(design)
@@ -431,7 +336,7 @@ def overlay_files(design: Design, flow: Flow, with_driver: bool = True) -> dict[
 def _driver_files() -> dict[str, str]:
     """Modules that the board imports: the driver, its runtime and the contract."""
     files = {"fractrain.py": (ROOT / "fractrain.py").read_text(encoding="utf-8")}
-    hardware = ("__init__", "commands/__init__", "commands/options", "contract", "design", "files", "networks",
+    hardware = ("__init__", "commands/__init__", "commands/options", "boards", "contract", "design", "files", "networks",
                 "packet", "pipeline", "model/__init__", "model/arrangement", "model/cycles", "model/gradient_sets",
                 "model/lowering", "model/plan", "model/product", "model/schedule", "model/steps", "model/tiling")  # fmt: skip
     for path in [*sorted((ROOT / "host").rglob("*.py")), *(ROOT / "hw" / f"{name}.py" for name in hardware)]:

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from hw import contract
-from hw.design import PARTS, ROOT, Design
+from hw.boards import PARTS
+from hw.design import ROOT, Design
 from hw.generate import compile_order
 from hw.tools import timing
 

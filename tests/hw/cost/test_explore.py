@@ -8,6 +8,7 @@ import pytest
 
 import hw.cost.explore as room
 from fractrain import main
+from hw.boards import PARTS
 from hw.cost.explore import (
     POINTS,
     ExploreError,
@@ -24,7 +25,7 @@ from hw.cost.explore import (
 )
 from hw.cost.explore_report import design_toml
 from hw.cost.training_schedule import parse_schedule
-from hw.design import PARTS, load_design
+from hw.design import load_design
 from hw.networks import Bits, network, resnet_cifar
 
 PART = "xc7z045ffg900-2"

@@ -10,9 +10,9 @@ import pytest
 
 import hw.cost.fabric
 from fractrain import main
+from hw.boards import BOARDS
 from hw.contract import HEADER_WORDS
 from hw.cost.fabric import (
-    MEMORY,
     FabricMachine,
     Host,
     _counts,
@@ -104,7 +104,7 @@ def test_time_is_the_longer_of_cycles_and_traffic(design: Design) -> None:
     assert fast.seconds == fast.cycles / (design.clock_mhz * 1e6)
     slow = FabricMachine(design, bandwidth=1e7).products(CONV, BITS)["forward"]
     assert slow.seconds == slow.ddr_bytes / 1e7
-    assert MEMORY[design.part] == 3.2e9
+    assert BOARDS[design.part].memory == 3.2e9
 
 
 def test_the_first_layer_has_no_input_gradient(machine: FabricMachine) -> None:

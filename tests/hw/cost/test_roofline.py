@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from fractrain import main
+from hw.boards import BOARDS
 from hw.cost.count import mean_work as layer_work
 from hw.cost.explore import Request, evaluate, explore, mean_work
-from hw.cost.fabric import MEMORY, PL_MEMORY, STEPS, STREAMS, FabricMachine, bandwidth, training_step
+from hw.cost.fabric import STEPS, STREAMS, FabricMachine, bandwidth, training_step
 from hw.cost.roofline import CAUSES, mean_points, mean_shares, points, roofs, shares, spans
 from hw.cost.training_schedule import load_schedule, static
 from hw.design import load_design
@@ -30,8 +31,8 @@ def command(*words: str) -> int:
 
 def test_both_memories_together_have_the_sum_of_their_bandwidths() -> None:
     part = DESIGN.part
-    assert bandwidth(part) == MEMORY[part] == FabricMachine(DESIGN).memory
-    assert bandwidth(part, "ps+pl") == MEMORY[part] + PL_MEMORY[part]
+    assert bandwidth(part) == BOARDS[part].memory == FabricMachine(DESIGN).memory
+    assert bandwidth(part, "ps+pl") == BOARDS[part].memory + BOARDS[part].logic_memory
 
 
 @pytest.mark.parametrize(

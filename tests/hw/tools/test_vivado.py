@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from fractrain import main
+from hw.boards import BOARDS
 from hw.design import ROOT, load_design
 from hw.generate import generate
 from hw.tools.vivado import (
-    BOARDS,
     BitstreamError,
     Flow,
     collect,

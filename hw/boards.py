@@ -1,0 +1,145 @@
+"""The boards: a record of each, which everything that depends on a board reads.
+
+Standard library only, as designs are read on the board.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a chip holds; ``grade``: its speed grade, as its name tells it."""
+
+    name: str
+    lut: int
+    ff: int
+    bram36: int
+    dsp: int
+    grade: str = "-2"
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board: its chip, its memory, and what Vivado's block design must know of it.
+
+    Attributes:
+        part: its chip.
+        memory: usable bandwidth of the processor's DDR in bytes/s, 75 % of the raw rate.
+        logic_memory: that of the DDR beside the programmable logic, 0 where there is none: **unverified**, see
+            :data:`hw.cost.fabric.PL_SOURCE`.
+        free_edition: whether Vivado's edition without a licence has the part.
+        name: of the board.
+        board_part: pattern of Vivado's board files.
+        remedy: what to do where Vivado lacks them.
+        ps: library block of the processor; ps_rule: its automation rule; automation: settings of that rule.
+        ps_properties: settings beyond the board's preset.
+        clock_pin, reset_pin, interrupt_pin, control_port, memory_ports, port_clocks: names on the processor.
+        address_bits: of the DMAs; burst: beats, at most what the memory port takes.
+    """
+
+    part: Part
+    memory: float
+    name: str
+    board_part: str
+    remedy: str
+    ps: str
+    ps_rule: str
+    automation: str
+    ps_properties: tuple[tuple[str, str], ...]
+    clock_pin: str
+    reset_pin: str
+    interrupt_pin: str
+    control_port: str
+    memory_ports: tuple[str, str, str]
+    port_clocks: tuple[str, ...]
+    address_bits: int
+    burst: int
+    logic_memory: float = 0.0
+    free_edition: bool = True
+
+
+def _zynq7(part: Part, memory: float, name: str, board_part: str, remedy: str, **more: Any) -> Board:
+    """A board with a Zynq-7000."""
+    return Board(
+        part,
+        memory,
+        name,
+        board_part,
+        remedy,
+        ps="processing_system7",
+        ps_rule="processing_system7",
+        automation='make_external "FIXED_IO, DDR" apply_board_preset "1" Master "Disable" Slave "Disable"',
+        ps_properties=(
+            ("PCW_USE_M_AXI_GP0", "1"),
+            ("PCW_FPGA0_PERIPHERAL_FREQMHZ", "100"),
+            *((f"PCW_USE_S_AXI_HP{i}", "1") for i in range(3)),
+            *((f"PCW_S_AXI_HP{i}_DATA_WIDTH", "64") for i in range(3)),
+            ("PCW_USE_FABRIC_INTERRUPT", "1"),
+            ("PCW_IRQ_F2P_INTR", "1"),
+        ),
+        clock_pin="FCLK_CLK0",
+        reset_pin="FCLK_RESET0_N",
+        interrupt_pin="IRQ_F2P",
+        control_port="M_AXI_GP0",
+        memory_ports=("S_AXI_HP0", "S_AXI_HP1", "S_AXI_HP2"),
+        port_clocks=("M_AXI_GP0_ACLK", "S_AXI_HP0_ACLK", "S_AXI_HP1_ACLK", "S_AXI_HP2_ACLK"),
+        address_bits=32,
+        burst=16,  # AXI3 bursts have 16 beats at most
+        **more,
+    )
+
+
+_BOARDS = (
+    _zynq7(
+        Part("xc7z045ffg900-2", 218_600, 437_200, 545, 900),
+        3.2e9,  # of 4.26 GB/s: DDR3-1066 x32
+        "zc706",
+        "xilinx.com:zc706:part0:*",
+        "install the ZC706 board files from the XilinxBoardStore",
+        logic_memory=1e10,
+        free_edition=False,
+    ),
+    _zynq7(
+        Part("xc7z020clg400-1", 53_200, 106_400, 140, 220, "-1"),
+        1.575e9,  # DDR3-1050 x16
+        "pynq-z2",
+        "tul.com.tw:pynq-z2:part0:*",
+        "put TUL's PYNQ-Z2 board files into data/boards/board_files of Vivado",
+    ),
+    Board(
+        Part("xczu7ev-ffvc1156-2-e", 230_400, 460_800, 312, 1_728),
+        14.4e9,  # DDR4-2400 x64
+        "zcu104",
+        "xilinx.com:zcu104:part0:*",
+        "install the ZCU104 board files from the XilinxBoardStore",
+        ps="zynq_ultra_ps_e",
+        ps_rule="zynq_ultra_ps_e",
+        automation='apply_board_preset "1"',
+        ps_properties=(
+            ("PSU__USE__M_AXI_GP0", "1"),
+            ("PSU__USE__M_AXI_GP1", "0"),
+            ("PSU__USE__M_AXI_GP2", "0"),
+            *((f"PSU__USE__S_AXI_GP{i}", "1") for i in (2, 3, 4)),
+            *((f"PSU__SAXIGP{i}__DATA_WIDTH", "64") for i in (2, 3, 4)),
+            ("PSU__FPGA_PL0_ENABLE", "1"),
+            ("PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ", "100"),
+            ("PSU__USE__IRQ0", "1"),
+        ),
+        clock_pin="pl_clk0",
+        reset_pin="pl_resetn0",
+        interrupt_pin="pl_ps_irq0",
+        control_port="M_AXI_HPM0_FPD",
+        memory_ports=("S_AXI_HP0_FPD", "S_AXI_HP1_FPD", "S_AXI_HP2_FPD"),
+        port_clocks=("maxihpm0_fpd_aclk", "saxihp0_fpd_aclk", "saxihp1_fpd_aclk", "saxihp2_fpd_aclk"),
+        address_bits=40,
+        burst=64,
+    ),
+)
+
+#: boards by the name of their part
+BOARDS = {board.part.name: board for board in _BOARDS}
+#: what their chips hold
+PARTS = {name: board.part for name, board in BOARDS.items()}
