@@ -14,7 +14,7 @@ from hw.design import load_design
 def run(arguments: argparse.Namespace) -> int:
     """``fractrain csim``: 0 if all words agree, 1 if not."""
     from host.verify.csim import simulate, variants
-    from host.verify.stimuli import PRODUCTS
+    from host.verify.stimuli import PRODUCT_PACKETS
     from hw.console import Progress
     from hw.generate import generate
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"C simulation of {design.name} against the NumPy reference")
         for r in reports:
             covered = ", ".join(
-                f"{p} {r['coverage']['covered'][p]}/{r['coverage']['total'][p]} precision pairs" for p in PRODUCTS
+                f"{p} {r['coverage']['covered'][p]}/{r['coverage']['total'][p]} precision pairs" for p in PRODUCT_PACKETS
             )
             print(
                 f"  {r['path']:10} {r['programs']} programs, {r['words_compared']} words compared, "

@@ -13,8 +13,7 @@ import numpy as np
 
 from host.grids import host_codes
 from host.operands import ConvGeometry, Engine, Grid, Operand, Sums, several
-
-PRODUCTS = ("forward", "input_gradient", "weight_gradient")
+from hw.networks import PRODUCTS
 
 
 def _part(operand: Operand, axis: int, start: int, stop: int) -> Operand:

@@ -21,7 +21,7 @@ Widths = tuple[int, ...]
 
 #: Detail of the published indicator that mode "paper" keeps and a recipe's mode may name: its threshold decays after the
 #: first two turns only, which shows where there are more than three.
-DEFECTS = ("eps-decay",)
+SCHEDULE_DEFECTS = ("eps-decay",)
 PUBLISHED_DECAYS = 2
 
 

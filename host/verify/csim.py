@@ -12,7 +12,7 @@ import numpy as np
 
 from host.devices.device import U64, Result, split_streams
 from host.devices.reference import ReferenceDevice
-from host.verify.stimuli import ALL_POINTS, PRODUCTS, precision_sweep
+from host.verify.stimuli import ALL_POINTS, PRODUCT_PACKETS, precision_sweep
 from hw.contract import MAX_BITS, TRAILER_MAGIC
 from hw.design import Design
 from hw.tools.compile import BIT_SERIAL, Case, build_bench, fast_flags, run_bench, stimuli_text
@@ -88,8 +88,8 @@ def simulate(
         "mismatches": result.mismatches,
         "coverage": {
             "points": "product, a_bits, b_bits",
-            "covered": {p: sum(point[0] == p for point in points) for p in PRODUCTS},
-            "total": {p: sum(point[0] == p for point in wanted) for p in PRODUCTS},
+            "covered": {p: sum(point[0] == p for point in points) for p in PRODUCT_PACKETS},
+            "total": {p: sum(point[0] == p for point in wanted) for p in PRODUCT_PACKETS},
             "missing": sorted(wanted - points),
         },
         "build_seconds": round(built - started, 3),

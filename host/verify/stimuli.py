@@ -29,9 +29,9 @@ from hw.packet import (
 
 Point = tuple[str, int, int]  #: product, a_bits, b_bits
 
-PRODUCTS = ("CONV", "WGRAD")
+PRODUCT_PACKETS = ("CONV", "WGRAD")
 ALL_POINTS: frozenset[Point] = frozenset(
-    (product, a, b) for product in PRODUCTS for a in range(1, MAX_BITS + 1) for b in range(1, MAX_BITS + 1)
+    (product, a, b) for product in PRODUCT_PACKETS for a in range(1, MAX_BITS + 1) for b in range(1, MAX_BITS + 1)
 )
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hw.networks import PRODUCTS
 from sw_model.nn.layers import DEPTHWISE, FULL, Precision, Run, quantized_layers
 
-PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 GATES = "gates."  #: before a block's number, in the name by which its gate reports
 
 

@@ -45,8 +45,9 @@ from torch.nn import functional as F
 
 from host.operands import ConvGeometry, Grid, backward_mixed, several
 from host.training.gate_cost import cost_factors
+from hw.networks import PRODUCTS
 from sw_model.nn.convolution import convolve, gradients
-from sw_model.nn.cost_meter import GATES, PRODUCTS, step_factor
+from sw_model.nn.cost_meter import GATES, step_factor
 from sw_model.nn.layers import Precision, QConv2d, Run, batch_extremes, has_defect, tensor_operand, weight_operand
 from sw_model.nn.models import Backbone, Block, Convolve, GateShape, plain
 from sw_model.nn.parallel import ALONE, Shard
@@ -490,7 +491,7 @@ def _statistics_kept(block: Block) -> Iterator[None]:
 
 #: Details of the published gates, which mode "paper" keeps and a recipe's mode may name: every option is computed for every sample, so that the
 #: zero gradients of those that chose another become noise; and each of these passes updates batch statistics.
-DEFECTS = ("masked-noise", "norm-per-option")
+GATE_DEFECTS = ("masked-noise", "norm-per-option")
 
 
 def way_of(mode: str) -> Way:

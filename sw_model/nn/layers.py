@@ -43,7 +43,7 @@ from sw_model.quantize.affine import (
     quantize_and_keep,
     random_units,
 )
-from sw_model.quantize.methods import PRODUCTS, Convolution, check_bits
+from sw_model.quantize.methods import METHODS, Convolution, check_bits
 from sw_model.quantize.statquant import QUANTIZERS
 
 #: ``on_product(layer name, product, macs per call, bits of operand a, bits of operand b)``; 32 bits mean unquantized.
@@ -99,7 +99,7 @@ FULL = Precision(0, 0, 0)
 #: Details of the published code that mode "paper" keeps and "fixed" repairs: scales never below 1e-8; running ranges that
 #: start at zero, or keep 0.9 of their old value; an input gradient on the forward product's weights, whose scales cannot
 #: leave its sum.
-DEFECTS = ("scale-floor", "zero-start", "range-momentum", "weight-grid")
+LAYER_DEFECTS = ("scale-floor", "zero-start", "range-momentum", "weight-grid")
 
 #: Share of the old value in the running ranges, and that of the published scripts; FracTrain's on CIFAR has 0.1 too.
 RANGE_MOMENTUM, PUBLISHED_RANGE_MOMENTUM = 0.1, 0.9
@@ -117,10 +117,10 @@ class Run:
     Attributes:
         engine: exact engine of the quantized products, or None for the fast path.
         seed, step: counters behind the keys of stochastic rounding; the training loop advances ``step``.
-        mode: "fixed", "paper" for all of :data:`DEFECTS`, or the names of some, joined by "+".
+        mode: "fixed", "paper" for all of :data:`LAYER_DEFECTS`, or the names of some, joined by "+".
         gradient: quantizer of output gradients: "affine" (FracTrain's), or StatQuant's "ptq", "psq" or "bhq", whose
             grids are no single affine one per tensor, so they have the fast path only.
-        quantizer: "affine" (FracTrain's and SBM's), or a comparison method of :data:`sw_model.quantize.methods.PRODUCTS`, which
+        quantizer: "affine" (FracTrain's and SBM's), or a comparison method of :data:`sw_model.quantize.methods.METHODS`, which
             have the fast path only.
         range_momentum: share of the old value in the running activation ranges; 0 leaves it to ``mode``.
         on_product: called for every product, quantized or not, before it is computed.
@@ -329,7 +329,7 @@ class QLayer(nn.Module):
         check_bits(self.run.quantizer, p.widths)
         key = self.gradient_key()
         call = Convolution(p.weight, p.activation, p.grad, geometry.stride, geometry.padding, groups, key)
-        return PRODUCTS[self.run.quantizer](x, weight, call)
+        return METHODS[self.run.quantizer](x, weight, call)
 
 
 def _numpy(x: Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Quantizers of the methods that FracTrain is compared with, and formats related to its own, as fake quantization.
 
 All map float32 tensors to float32 tensors on the grid; gradients' rounding takes a 32-bit key
-(:func:`sw_model.quantize.affine.derive_key`).  :data:`PRODUCTS` are layers' convolutions by each method, forward and
+(:func:`sw_model.quantize.affine.derive_key`).  :data:`METHODS` are layers' convolutions by each method, forward and
 backward as published; batch normalisation stays in float32, as in FracTrain's comparison (section 4.1).
 """
 
@@ -257,7 +257,7 @@ def mxint_product(x: Tensor, weight: Tensor, call: Convolution) -> Tensor:
 
 
 #: Convolution (activation (N, C, H, W), weight, call) -> output by each method, differentiable as published.
-PRODUCTS: dict[str, Callable[[Tensor, Tensor, Convolution], Tensor]] = {
+METHODS: dict[str, Callable[[Tensor, Tensor, Convolution], Tensor]] = {
     "dorefa": dorefa_product,
     "wageubn": wageubn_product,
     "mxint": mxint_product,
@@ -268,7 +268,7 @@ def check_bits(method: str, widths: tuple[int, int, int, int]) -> None:
     """Refuses widths that a method does not define.
 
     Args:
-        method: a key of :data:`PRODUCTS`.
+        method: a key of :data:`METHODS`.
         widths: as of :attr:`sw_model.nn.layers.Precision.widths`, 32 for unquantized.
 
     Raises:

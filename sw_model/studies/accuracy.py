@@ -15,8 +15,8 @@ import torch
 from scipy import stats
 
 from sw_model.data.images import ImageSet, load_data
-from sw_model.nn.gates import DEFECTS as GATE_DEFECTS
-from sw_model.nn.layers import DEFECTS
+from sw_model.nn.gates import GATE_DEFECTS
+from sw_model.nn.layers import LAYER_DEFECTS
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
 
@@ -72,7 +72,7 @@ def defects() -> Study:
         epochs=4, batch=32, lr=0.1, weight_decay=5e-4, warmup=0.1, eval_every=1000,
     )  # fmt: skip
     gates = "+".join(GATE_DEFECTS)
-    variants = {"fixed": base} | {name: replace(base, mode=name) for name in (*DEFECTS, GATE_DEFECTS[0], gates)}
+    variants = {"fixed": base} | {name: replace(base, mode=name) for name in (*LAYER_DEFECTS, GATE_DEFECTS[0], gates)}
     variants["all"] = replace(base, mode="paper")
     return Study("gated resnet-8 on digits", variants, "fixed")
 

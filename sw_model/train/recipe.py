@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from host.training.precision_schedule import DEFECTS as SCHEDULE_DEFECTS
-from host.training.precision_schedule import PUBLISHED_DECAYS, Schedule, make_schedule
+from host.training.precision_schedule import PUBLISHED_DECAYS, SCHEDULE_DEFECTS, Schedule, make_schedule
 from hw.files import read_text
 from hw.networks import spelled
 from sw_model.data.images import SUBSETS
-from sw_model.nn.gates import DEFECTS as GATE_DEFECTS
-from sw_model.nn.layers import DEFECTS, Precision, has_defect
-from sw_model.quantize.methods import PRODUCTS, check_bits
+from sw_model.nn.gates import GATE_DEFECTS
+from sw_model.nn.layers import LAYER_DEFECTS, Precision, has_defect
+from sw_model.quantize.methods import METHODS, check_bits
 from sw_model.quantize.statquant import QUANTIZERS
 
 
@@ -55,7 +54,7 @@ CHOICES = {
     "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
     "optimizer": ("sgd", "adam"),
     "lr_schedule": ("cosine", "steps", "inverse-sqrt"),
-    "quantizer": ("affine", *PRODUCTS),
+    "quantizer": ("affine", *METHODS),
     "gradient": ("affine", *QUANTIZERS),
     "norm": ("batch", "range"),
     "gate": ("argmax", "sample"),
@@ -178,8 +177,8 @@ class TrainConfig:
     # -- arithmetic
 
     #: "fixed", "paper" (all details of the published code), or some of them by name, joined by "+": see
-    #: :data:`sw_model.nn.layers.DEFECTS`, for gated training :data:`sw_model.nn.gates.DEFECTS`, and where PFQ's indicator
-    #: decides :data:`host.training.precision_schedule.DEFECTS`
+    #: :data:`sw_model.nn.layers.LAYER_DEFECTS`, for gated training :data:`sw_model.nn.gates.GATE_DEFECTS`, and where PFQ's indicator
+    #: decides :data:`host.training.precision_schedule.SCHEDULE_DEFECTS`
     mode: str = "fixed"
     #: share of the old value in the running activation ranges, which evaluation uses; 0 means 0.1, or the published 0.9
     #: where ``mode`` keeps it
@@ -281,7 +280,7 @@ class TrainConfig:
 
     def _check_mode(self) -> None:
         """Refuses names that are no details of the published code, or that this schedule does not have."""
-        known = (*DEFECTS, *GATE_DEFECTS) if self.schedule == "dfq" else DEFECTS
+        known = (*LAYER_DEFECTS, *GATE_DEFECTS) if self.schedule == "dfq" else LAYER_DEFECTS
         if self.schedule in ("pfq", "dfq"):
             known = (*known, *SCHEDULE_DEFECTS)
         named = self.mode.split("+")

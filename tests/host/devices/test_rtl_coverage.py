@@ -23,7 +23,8 @@ from host.grids import host_codes
 from host.operands import ConvGeometry, Operand
 from hw.contract import FUNCTIONAL_COUNTERS, MAX_BITS, Error
 from hw.design import ROOT, load_design
-from tests.host.driver.test_fabric_engine import PRODUCTS, make_grid, make_operand, shapes, truth
+from hw.networks import PRODUCTS
+from tests.host.driver.test_fabric_engine import make_grid, make_operand, shapes, truth
 
 Point = tuple[str, int, int, int, int]  #: product, bits of a, bits of b, stride, kernel
 

@@ -20,6 +20,7 @@ from host.operands import ConvGeometry, Grid, Operand, Sums
 from host.program.builder import read_program
 from hw.contract import Error, Flag, Opcode, Target
 from hw.design import load_design
+from hw.networks import PRODUCTS
 from hw.packet import Packet
 from sw_model.quantize.affine import affine_grid
 
@@ -79,9 +80,6 @@ def compare(engine: FabricEngine, product: str, a: Operand, b: Operand, m: ConvG
     for name in ("dot", "a_sum", "b_sum", "count"):
         have = np.broadcast_to(getattr(got, name), want.dot.shape)
         assert np.array_equal(have, getattr(want, name)), f"{product} {name} {m}"
-
-
-PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 
 
 @st.composite

@@ -8,10 +8,11 @@ import torch
 
 from host.devices.device import open_device
 from host.driver.fabric_engine import FabricEngine
-from host.driver.grouped import PRODUCTS, batched_matmul, grouped
+from host.driver.grouped import batched_matmul, grouped
 from host.grids import host_codes
 from host.operands import ConvGeometry, Grid, Operand
 from hw.design import load_design
+from hw.networks import PRODUCTS
 
 
 def engine() -> FabricEngine:
