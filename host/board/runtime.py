@@ -17,12 +17,13 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from host.arrays import Array
-from host.board.job import Graph, Job
+from host.board.job import Job
+from host.board.job_graph import Graph
 from host.board.layer_products import LayerState, Products
 from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
 from host.numerics import ceil_div
@@ -237,6 +238,28 @@ class Training:
             right += int((values[graph.logits].argmax(1) == y).sum())
         return right / len(self.job.test_labels)
 
+    def row(self, accuracy: float | None) -> dict[str, Any]:
+        """What an epoch has come to, with its accuracy if it was tested."""
+        return {
+            "epoch": self.epoch + 1,
+            "stage": self.schedule.stage,
+            "bits": self.bits(self.last_widths),
+            "loss": self.loss_sum / self.seen,
+            "train_accuracy": self.right / self.seen,
+            "test_accuracy": accuracy,
+            # of the gates' choices, percent of float32, and what they aimed at; None without gates
+            "cp": self.cost_sum / self.seen if self.job.gates is not None else None,
+            "target": self.target,
+        }
+
+    def finish_epoch(self, row: dict[str, Any]) -> None:
+        """Go on to the next epoch; ``row`` is what this one has come to."""
+        self.history.append(row)
+        self.schedule.epoch_finished(self.epoch, row["loss"])
+        self.epoch += 1
+        self.step, self.seen, self.right = 0, 0, 0
+        self.loss_sum, self.cost_sum = 0.0, 0.0
+
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
@@ -335,92 +358,111 @@ def run_job(
     """
     begun = time.monotonic()
     training = Training(job, engine)
-    recipe = job.recipe
-    checkpoint = out / "checkpoint.npz" if out is not None else None
-    if resume:
-        if checkpoint is None:
-            raise JobError("resuming needs the run folder")
-        training.load(checkpoint)
-    elif checkpoint is not None and checkpoint.exists():
-        raise JobError(f"{out} holds a run already; resume it or choose another folder")
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        _keep_lines(out / "log.jsonl", training.global_step)
-    log = (out / "log.jsonl").open("ab") if out is not None else None
-
-    def save() -> None:
-        if log is not None and checkpoint is not None:
-            log.flush()
-            os.fsync(log.fileno())  # never behind the checkpoint
-            training.save(checkpoint)
-
-    stopped = False
+    folder = _Folder(out)
+    folder.open(training, resume)
+    epochs, finished = job.recipe["epochs"], True
     try:
-        while training.epoch < recipe["epochs"] and not stopped:
-            epoch_begun = time.monotonic()
-            energy = engine.meter.totals.get("ENERGY_UJ", 0)
-            while training.step < training.steps_per_epoch:
-                if stop_after is not None and training.global_step >= stop_after:
-                    stopped = True
-                    break
-                line = training.train_step()
-                if log is not None:
-                    log.write(json.dumps(line).encode() + b"\n")
-                if on_line is not None:
-                    on_line(line)
-                if recipe["checkpoint_every"] and training.global_step % recipe["checkpoint_every"] == 0:
-                    save()
-            if stopped:
-                break
-            accuracy = None
-            if (training.epoch + 1) % recipe["eval_every"] == 0 or training.epoch + 1 == recipe["epochs"]:
-                accuracy = training.evaluate()
-            loss = training.loss_sum / training.seen
-            row = {
-                "epoch": training.epoch + 1,
-                "stage": training.schedule.stage,
-                "bits": training.bits(training.last_widths),
-                "loss": loss,
-                "train_accuracy": training.right / training.seen,
-                "test_accuracy": accuracy,
-                # of the gates' choices, percent of float32, and what they aimed at; None without gates
-                "cp": training.cost_sum / training.seen if job.gates is not None else None,
-                "target": training.target,
-                "seconds": round(time.monotonic() - epoch_begun, 3),
-                # of the whole board while programs ran; None where it was not measured
-                "energy_j": (engine.meter.totals["ENERGY_UJ"] - energy) / 1e6
-                if "ENERGY_UJ" in engine.meter.totals
-                else None,
-            }
-            training.history.append(row)
-            if on_line is not None:
-                on_line(row)
-            training.schedule.epoch_finished(training.epoch, loss)
-            training.epoch += 1
-            training.step, training.seen, training.right = 0, 0, 0
-            training.loss_sum, training.cost_sum = 0.0, 0.0
-            save()
-            if out is not None:
-                text = io.StringIO(newline="")
-                writer = csv.DictWriter(text, fieldnames=list(row))
-                writer.writeheader()
-                writer.writerows(training.history)
-                write_atomically(out / "metrics.csv", text.getvalue())
-        if stopped:
-            save()
+        while training.epoch < epochs and finished:
+            finished = _epoch(training, folder, stop_after, on_line)
+        if not finished:
+            folder.save(training)
     finally:
-        if log is not None:
-            log.close()
+        folder.close()
     tested = [r["test_accuracy"] for r in training.history if r["test_accuracy"] is not None]
     result = RunResult(
         tested[-1] if tested else 0.0,
         max(tested, default=0.0),
         training.history,
         training.global_step,
-        not stopped,
+        finished,
         time.monotonic() - begun,
         dict(engine.meter.totals),
     )
-    if out is not None:
-        write_atomically(out / "result.json", json.dumps(asdict(result), indent=1) + "\n")
+    folder.write_result(result)
     return result
+
+
+class _Folder:
+    """What a run leaves behind; nothing if ``path`` is None."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._log: BinaryIO | None = None
+
+    def open(self, training: Training, resume: bool) -> None:
+        """Take back the checkpoint if a run is resumed, and begin the log behind it.
+
+        Raises:
+            JobError: the folder holds another run, or no checkpoint that fits.
+        """
+        if self.path is None:
+            if resume:
+                raise JobError("resuming needs the run folder")
+            return
+        checkpoint = self.path / "checkpoint.npz"
+        if resume:
+            training.load(checkpoint)
+        elif checkpoint.exists():
+            raise JobError(f"{self.path} holds a run already; resume it or choose another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        _keep_lines(self.path / "log.jsonl", training.global_step)
+        self._log = (self.path / "log.jsonl").open("ab")
+
+    def line(self, line: dict[str, Any]) -> None:
+        """Log a step."""
+        if self._log is not None:
+            self._log.write(json.dumps(line).encode() + b"\n")
+
+    def save(self, training: Training) -> None:
+        """Write the checkpoint, never ahead of the log."""
+        if self._log is not None and self.path is not None:
+            self._log.flush()
+            os.fsync(self._log.fileno())
+            training.save(self.path / "checkpoint.npz")
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Write the epochs' rows as a table."""
+        if self.path is not None:
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, fieldnames=list(history[-1]))
+            writer.writeheader()
+            writer.writerows(history)
+            write_atomically(self.path / "metrics.csv", text.getvalue())
+
+    def write_result(self, result: RunResult) -> None:
+        """Write what the run has come to."""
+        if self.path is not None:
+            write_atomically(self.path / "result.json", json.dumps(asdict(result), indent=1) + "\n")
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
+
+
+def _epoch(
+    training: Training, folder: _Folder, stop_after: int | None, on_line: Callable[[dict[str, Any]], None] | None
+) -> bool:
+    """Train to the end of the epoch; False if stopped before.  See :func:`run_job`."""
+    recipe, totals = training.job.recipe, training.engine.meter.totals
+    begun, energy = time.monotonic(), totals.get("ENERGY_UJ", 0)
+    while training.step < training.steps_per_epoch:
+        if stop_after is not None and training.global_step >= stop_after:
+            return False
+        line = training.train_step()
+        folder.line(line)
+        if on_line is not None:
+            on_line(line)
+        if recipe["checkpoint_every"] and training.global_step % recipe["checkpoint_every"] == 0:
+            folder.save(training)
+    last = training.epoch + 1 == recipe["epochs"]
+    row = training.row(training.evaluate() if last or (training.epoch + 1) % recipe["eval_every"] == 0 else None)
+    row["seconds"] = round(time.monotonic() - begun, 3)
+    # of the whole board while programs ran; None where it was not measured
+    row["energy_j"] = (totals["ENERGY_UJ"] - energy) / 1e6 if "ENERGY_UJ" in totals else None
+    if on_line is not None:
+        on_line(row)
+    training.finish_epoch(row)
+    folder.save(training)
+    folder.write_metrics(training.history)
+    return True

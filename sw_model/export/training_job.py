@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from host.board.job import RECIPE, write_job
+from host.board.job_archive import write_job
+from host.board.job_settings import RECIPE
 from sw_model.data.images import ImageSet
 from sw_model.export.aten_graph import ExportError, lower_step
 from sw_model.nn.layers import DEPTHWISE, QConv2d, Run, quantized_layers

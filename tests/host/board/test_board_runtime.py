@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from fractrain import main
-from host.board.job import build_job, load_job, members_of, npy_bytes, parse_npy, read_members, write_members
+from host.board.job import build_job, load_job
+from host.board.job_archive import members_of, npy_bytes, parse_npy, read_members, write_members
 from host.board.operations import OPERATIONS, JobError
 from host.board.runtime import RunResult, Training, run_job
 from host.devices.device import DeviceError
