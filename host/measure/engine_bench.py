@@ -23,7 +23,7 @@ from hw import contract
 from hw.contract import TIMING_COUNTERS, Error, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.cycles import STREAMING_CYCLES, predict
-from hw.model.workload import WorkloadError, backward, forward, lower
+from hw.model.workload import WorkloadError, array_shape, backward, forward
 from hw.networks import Bits, ConvShape
 from hw.packet import END, Packet, load_entries, load_tensor, product
 
@@ -139,7 +139,7 @@ def passes(
     Raises:
         WorkloadError: the schedule cannot hold the layer.
     """
-    m = lower(design, shape)
+    m = array_shape(design, shape)
     macs, whole = m.ideal_macs / design.binary_macs, -(-batch // m.side)
     ideal = {"input_gradient": macs * bits.g * bits.w, "weight_gradient": macs * bits.a * bits.g}
     if first:
@@ -203,7 +203,7 @@ def measure(
     Raises:
         RuntimeError: ``compare`` answers otherwise.
     """
-    m = lower(design, shape)
+    m = array_shape(design, shape)
     images = virtual * m.side
     rows = []
     for one in passes(design, shape, bits, codes, split, first, batch):

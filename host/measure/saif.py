@@ -19,7 +19,7 @@ from host.devices.library import LibraryDevice
 from host.devices.rtl import build_rtl
 from host.measure.engine_bench import program
 from hw.design import ROOT, Design
-from hw.model.workload import WorkloadError, backward, forward, lower
+from hw.model.workload import WorkloadError, array_shape, backward, forward
 from hw.networks import Bits, ConvShape
 
 HARNESS = ROOT / "hw" / "sim" / "saif.cpp"
@@ -94,7 +94,7 @@ def fitting_layer(design: Design, shapes: Sequence[ConvShape], bits: Bits, name:
         if shape.name != name if name else shape.kind != "conv" or shape.stride > 1:
             continue
         try:
-            lower(design, shape)
+            array_shape(design, shape)
             for packets in (forward(design, shape, bits, 1), backward(design, shape, bits, 1)):
                 for _ in packets:
                     pass

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from hw.contract import HEADER_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
+from hw.model.lowering import pairs_channel_groups
 from hw.networks import Bits, ConvShape
 from hw.packet import (
     END,
@@ -28,24 +29,6 @@ from hw.packet import (
 
 class WorkloadError(ValueError):
     """A layer that this schedule of packets cannot hold; the message names the buffer and the remedy."""
-
-
-def in_pairs(design: Design, results: int, groups: int, w_bits: int, g_bits: int, loaded_bits: int) -> bool:
-    """Whether the input gradient of a 3x3 kernel at stride 2 takes the channel groups of the output gradient in pairs.
-
-    One row of two groups then is four rows of one, and eight of nine taps have work where four had
-    (``host/driver/layout.py:paired_groups``).  That is worth it if the array saves more steps than the loads get beats.
-
-    Args:
-        results: channel groups of the result, the four phases of each pixel being channels.
-        groups: channel groups of the output gradient.
-        w_bits, g_bits: of weights and output gradient.
-        loaded_bits: of the output gradient as it is loaded: ``g_bits``, or 32 where the fabric quantizes it.
-    """
-    pairs = -(-groups // 2)
-    saved = results * (groups - pairs) * w_bits * g_bits  # steps per row
-    added = 4 * pairs * loaded_bits * design.row_words // 2  # beats, next to those of the weight gradient's copy
-    return saved > added
 
 
 @dataclass(frozen=True)
@@ -68,13 +51,15 @@ class Contracted:
 
 
 @dataclass(frozen=True)
-class Lowered:
+class ArrayShape:
     """A convolution as the array sees it: 3x3 taps at the resolution of its output.
 
-    A stride of two splits the input into phases, four for a 3x3 kernel.  The weight gradient takes them one by one, each
-    with the kernel positions that it meets; the input gradient makes them as so many times the channels, with the output
-    gradient's channel groups in pairs where that is quicker; the forward product reads even and odd columns as they are
-    if the kernel is 3x3, or takes the phases as channels too.
+    A stride of two splits the input into phases, four for a 3x3 kernel:
+
+    - The weight gradient takes the phases one by one, each with the kernel positions that it meets.
+    - The input gradient makes the phases of its result as channels, and takes the channel groups of the output gradient
+      in pairs where that is quicker.
+    - The forward product of a 3x3 kernel reads even and odd columns; that of other kernels takes the phases as channels.
 
     Attributes:
         groups, out_groups: channel groups of input (one phase) and output.
@@ -107,7 +92,9 @@ class Lowered:
 
     def backward(self, design: Design, bits: Bits) -> Contracted:
         """The input gradient's output gradient."""
-        paired = self.stride_2 and in_pairs(design, self.phase_groups, self.out_groups, bits.w, bits.g, bits.g)
+        paired = self.stride_2 and pairs_channel_groups(
+            design, self.phase_groups, self.out_groups, bits.w, bits.g, bits.g
+        )
         return self._contracted(-(-self.out_groups // 2) if paired else self.out_groups, paired)
 
     def phase_addresses(self, bits: int) -> int:
@@ -132,7 +119,7 @@ def _axis_taps(shape: ConvShape) -> list[int]:
     return out
 
 
-def lower(design: Design, shape: ConvShape) -> Lowered:
+def array_shape(design: Design, shape: ConvShape) -> ArrayShape:
     """How ``shape`` maps onto the array of ``design``.
 
     Raises:
@@ -155,7 +142,7 @@ def lower(design: Design, shape: ConvShape) -> Lowered:
     start = sum(1 << (s * width) for s in range(side))
     if side * width < design.lanes:
         start |= 1 << (side * width)
-    return Lowered(
+    return ArrayShape(
         groups=-(-shape.in_channels // design.channels),
         out_groups=-(-shape.out_channels // design.channels),
         phase_groups=-(-len(taps) * shape.in_channels // design.channels),
@@ -168,7 +155,7 @@ def lower(design: Design, shape: ConvShape) -> Lowered:
     )
 
 
-def _conv(m: Lowered, over: Contracted, out_groups: int, a_bits: int, b_bits: int, signed: bool, images: int, base_a: int,
+def _conv(m: ArrayShape, over: Contracted, out_groups: int, a_bits: int, b_bits: int, signed: bool, images: int, base_a: int,
           base_w: int, out_bits: int) -> Packet:  # fmt: skip
     conv = product(
         Opcode.CONV,
@@ -198,7 +185,7 @@ def forward(
     design: Design, shape: ConvShape, bits: Bits, images: int, codes: bool = True, statistics: bool = False
 ) -> Iterator[Packet]:
     """Packets of the output of ``images`` virtual images, END included, or of its channels' statistics alone."""
-    m = lower(design, shape)
+    m = array_shape(design, shape)
     over = m.forward
     size = over.addresses(bits.a)
     _fits(shape.name, size * 2, design.depth_a, "A")
@@ -230,7 +217,7 @@ def backward(
     Args:
         summed: virtual images that decide about 64 bits, where ``images`` stand for a longer batch.
     """
-    m = lower(design, shape)
+    m = array_shape(design, shape)
     over = m.backward(design, bits)
     phase_size, over_size = m.phase_addresses(bits.a), over.addresses(bits.g)
     g_size = tensor_addresses(1, m.rows, m.out_groups, bits.g)

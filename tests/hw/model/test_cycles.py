@@ -11,10 +11,10 @@ import pytest
 from hw.contract import Flag, Opcode, OutputFormat
 from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
-from hw.model.lowering import lower as lower_product
+from hw.model.lowering import lower
 from hw.model.product import Product, Source
 from hw.model.training_products import layer_products, program
-from hw.model.workload import WorkloadError, backward, forward, lower
+from hw.model.workload import WorkloadError, array_shape, backward, forward
 from hw.networks import Bits, ConvGeometry, ConvShape, network
 from hw.packet import END, Packet, product
 
@@ -51,7 +51,7 @@ def packets_of(design: Design, shape: ConvShape, row: dict[str, Any]) -> list[Pa
     if row["product"] == "forward":
         return list(forward(design, shape, bits, VIRTUAL, codes))
     gradients = ("input_gradient", "weight_gradient") if row["product"] == "backward" else (row["product"],)
-    batch = measurement()["batch"] // lower(design, shape).side
+    batch = measurement()["batch"] // array_shape(design, shape).side
     return list(backward(design, shape, bits, VIRTUAL, codes, products=gradients, summed=batch))
 
 
@@ -82,7 +82,7 @@ def test_cycles_fall_with_the_product_of_the_widths(design: Design, layers: dict
 
 def test_layers_beyond_the_schedule_of_packets_are_refused(design: Design) -> None:
     with pytest.raises(WorkloadError, match="7, groups 1, stride 2"):
-        lower(design, ConvShape("stem", 3, 64, 7, 2, 3, (224, 224)))
+        array_shape(design, ConvShape("stem", 3, 64, 7, 2, 3, (224, 224)))
 
 
 def conv(design: Design, rows: int, form: OutputFormat, **more: int) -> int:
@@ -120,7 +120,7 @@ def test_weight_gradients_pay_for_the_taps_in_use(design: Design) -> None:
 def test_long_matrix_products_contract_along_pixels_and_short_ones_along_channels(design: Design) -> None:
     def along_pixels(rows: int, inner: int, columns: int, bits: int, values: bool) -> bool:
         x, w = Source(bits, values=values), Source(bits)
-        return lower_product(design, Product("forward", ConvGeometry(rows, inner, columns, (1, 1)), x, w)).along_pixels
+        return lower(design, Product("forward", ConvGeometry(rows, inner, columns, (1, 1)), x, w)).along_pixels
 
     assert along_pixels(128, 1024, 64, 4, True)
     assert along_pixels(20, 1024, 64, 4, False)

@@ -16,7 +16,7 @@ from host.program.builder import read_program
 from hw.contract import Flag, Opcode
 from hw.design import load_design
 from hw.model.cycles import predict
-from hw.model.workload import WorkloadError, backward, forward, lower
+from hw.model.workload import WorkloadError, array_shape, backward, forward
 from hw.networks import Bits, ConvShape, network
 from hw.packet import Packet
 
@@ -73,7 +73,7 @@ def test_packets_do_the_work_of_the_driver(shape: ConvShape) -> None:
     x = operand((batch, m.in_channels, *m.in_hw), bits.a, False)
     w = operand((m.out_channels, m.in_channels, *m.kernel), bits.w, True)
     g = operand((batch, m.out_channels, *m.out_hw), bits.g, True)
-    images = -(-batch // lower(design, shape).side)
+    images = -(-batch // array_shape(design, shape).side)
     modelled = {
         "forward": forward(design, shape, bits, images, False),
         "input_gradient": backward(design, shape, bits, images, False, products=("input_gradient",)),
@@ -94,7 +94,7 @@ def test_packets_do_the_work_of_the_driver(shape: ConvShape) -> None:
         if product == "weight_gradient":
             tiles = {(p.base_accumulator, p.taps, p.groups) for p in sent if p.opcode == Opcode.WGRAD}
             computed = sum(bin(taps).count("1") * groups for _, taps, groups in tiles)
-            assert computed * lower(design, shape).out_groups == lower(design, shape).gradient_tiles
+            assert computed * array_shape(design, shape).out_groups == array_shape(design, shape).gradient_tiles
 
 
 @pytest.mark.parametrize("bits", [Bits(4, 3, 6), Bits(8, 8, 8), Bits(2, 16, 2)], ids=str)
@@ -136,11 +136,11 @@ def test_groups_in_pairs_are_never_slower(
     design = load_design("zc706")
 
     def cycles() -> int:
-        images = 128 // lower(design, shape).side
+        images = 128 // array_shape(design, shape).side
         return predict(design, backward(design, shape, bits, images, codes, products=products)).cycles
 
     chosen = cycles()
-    monkeypatch.setattr("hw.model.workload.in_pairs", lambda *_: False)
+    monkeypatch.setattr("hw.model.workload.pairs_channel_groups", lambda *_: False)
     assert chosen <= 1.001 * cycles()
 
 
@@ -152,5 +152,5 @@ def test_groups_in_pairs_halve_the_work_of_the_array(shape: ConvShape, monkeypat
         return predict(design, backward(design, shape, Bits(8, 8, 8), 4, products=("input_gradient",))).compute
 
     chosen = work()
-    monkeypatch.setattr("hw.model.workload.in_pairs", lambda *_: False)
+    monkeypatch.setattr("hw.model.workload.pairs_channel_groups", lambda *_: False)
     assert 2 * chosen == work()
