@@ -1,4 +1,4 @@
-"""The file tree of the documentation against the files that exist, and links between pages."""
+"""The documentation's file tree, links and paths against the files that exist, and the form of pages."""
 
 from __future__ import annotations
 
@@ -58,6 +58,12 @@ def test_readme_names_every_room_and_sub_room() -> None:
     folders = {"/".join(Path(path).parts[:depth]) + "/" for room in ROOMS for path in files(room)
                for depth in (1, 2) if len(Path(path).parts) > depth}  # fmt: skip
     assert listed == {path for path in folders if not path.startswith("tests/") or path.count("/") == 1}
+
+
+def test_a_word_has_one_entry_in_the_glossary() -> None:
+    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs/glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    words = [word.strip("*` ") for row in rows if row != "term" for word in row.split(",")]
+    assert sorted(words) == sorted(set(words))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
