@@ -12,7 +12,8 @@ from host.board.job_archive import write_job
 from host.board.job_settings import RECIPE
 from sw_model.data.images import ImageSet
 from sw_model.export.aten_graph import ExportError, lower_step
-from sw_model.nn.layers import DEPTHWISE, QConv2d, Run, quantized_layers
+from sw_model.nn.layers import DEPTHWISE, QConv2d, quantized_layers
+from sw_model.nn.precision import Run
 from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.tasks import Classification, open_task

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hw.networks import PRODUCTS
-from sw_model.nn.layers import DEPTHWISE, FULL, Precision, Run, quantized_layers
+from sw_model.nn.layers import DEPTHWISE, quantized_layers
+from sw_model.nn.precision import FULL, Precision, Run
 
 GATES = "gates."  #: before a block's number, in the name by which its gate reports
 
@@ -82,7 +83,7 @@ class CostMeter:
     paused: bool = False
 
     def on_product(self, layer: str, product: str, macs: int, a: int, b: int) -> None:
-        """Hook for :class:`sw_model.nn.layers.Run`; evaluation passes are not training cost, so it may be paused."""
+        """Hook for :class:`sw_model.nn.precision.Run`; evaluation passes are not training cost, so it may be paused."""
         if not self.paused:
             row = self.full.setdefault(layer, dict.fromkeys(PRODUCTS, 0.0))
             row[product] += macs * a * b / 1024

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from host.operands import ConvGeometry, Engine, Grid, Operand, several
 from hw.networks import TRANSFORMERS
-from sw_model.nn.layers import Dropout, QLayer, QLinear, Run
+from sw_model.nn.layers import Dropout, QLayer, QLinear
 from sw_model.nn.parallel import Shard
+from sw_model.nn.precision import Run
 from sw_model.quantize.affine import affine_grid, derive_key, fake_quantize, grid_from_range, quantize
 from sw_model.quantize.statquant import QUANTIZERS
 

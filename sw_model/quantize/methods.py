@@ -269,7 +269,7 @@ def check_bits(method: str, widths: tuple[int, int, int, int]) -> None:
 
     Args:
         method: a key of :data:`METHODS`.
-        widths: as of :attr:`sw_model.nn.layers.Precision.widths`, 32 for unquantized.
+        widths: as of :attr:`sw_model.nn.precision.Precision.widths`, 32 for unquantized.
 
     Raises:
         ValueError: a bifurcated gradient, or one bit where the format has a sign and a magnitude.

@@ -16,7 +16,7 @@ from scipy import stats
 
 from sw_model.data.images import ImageSet, load_data
 from sw_model.nn.gates import GATE_DEFECTS
-from sw_model.nn.layers import LAYER_DEFECTS
+from sw_model.nn.precision import LAYER_DEFECTS
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
 

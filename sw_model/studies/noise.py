@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sw_model.data.images import ImageSet
-from sw_model.nn.layers import Precision, QLayer, Run, attach, quantized_layers
+from sw_model.nn.layers import QLayer, attach, quantized_layers
 from sw_model.nn.models import build_model
+from sw_model.nn.precision import Precision, Run
 from sw_model.quantize.affine import derive_key
 from sw_model.quantize.statquant import QUANTIZERS, psq_variance_bound, ptq_variance_bound
 from sw_model.studies.accuracy import Estimate

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sw_model.nn.gates import GatedNetwork, gated_loss
-from sw_model.nn.layers import FULL, Precision, Run, attach, set_precision
+from sw_model.nn.layers import attach, set_precision
 from sw_model.nn.models import Backbone, build_model
+from sw_model.nn.precision import FULL, Precision, Run
 
 OPTIONS = [(3, 6), (4, 6), (4, 8), (6, 8), (6, 12)]
 #: float32 as PyTorch comes, with the channels last (which a user may ask for), static 8/8/8, gated with five options.

@@ -29,8 +29,9 @@ from sw_model.data.images import ImageSet
 from sw_model.data.text import TokenSet
 from sw_model.nn.cost_meter import CostMeter, layer_macs, step_factor
 from sw_model.nn.gates import gated_loss
-from sw_model.nn.layers import Precision, Run, attach, quantized_layers, set_precision
+from sw_model.nn.layers import attach, quantized_layers, set_precision
 from sw_model.nn.parallel import ALONE, Ranks, Shard, share_statistics
+from sw_model.nn.precision import Precision, Run
 from sw_model.nn.reproducible import Reproducible
 from sw_model.nn.transformer import QMatmul
 from sw_model.quantize.affine import straight_through

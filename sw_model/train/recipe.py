@@ -14,7 +14,7 @@ from hw.files import read_text
 from hw.networks import spelled
 from sw_model.data.images import SUBSETS
 from sw_model.nn.gates import GATE_DEFECTS
-from sw_model.nn.layers import LAYER_DEFECTS, Precision, has_defect
+from sw_model.nn.precision import LAYER_DEFECTS, Precision, has_defect
 from sw_model.quantize.methods import METHODS, check_bits
 from sw_model.quantize.statquant import QUANTIZERS
 
@@ -177,7 +177,7 @@ class TrainConfig:
     # -- arithmetic
 
     #: "fixed", "paper" (all details of the published code), or some of them by name, joined by "+": see
-    #: :data:`sw_model.nn.layers.LAYER_DEFECTS`, for gated training :data:`sw_model.nn.gates.GATE_DEFECTS`, and where PFQ's indicator
+    #: :data:`sw_model.nn.precision.LAYER_DEFECTS`, for gated training :data:`sw_model.nn.gates.GATE_DEFECTS`, and where PFQ's indicator
     #: decides :data:`host.training.precision_schedule.SCHEDULE_DEFECTS`
     mode: str = "fixed"
     #: share of the old value in the running activation ranges, which evaluation uses; 0 means 0.1, or the published 0.9
@@ -185,7 +185,7 @@ class TrainConfig:
     range_momentum: float = 0.0
     #: "affine", or a comparison method: "dorefa", "wageubn" or "mxint", see :mod:`sw_model.quantize.methods`
     quantizer: str = "affine"
-    #: quantizer of gradients beside affine weights and activations, see :class:`sw_model.nn.layers.Run`
+    #: quantizer of gradients beside affine weights and activations, see :class:`sw_model.nn.precision.Run`
     gradient: str = "affine"
     #: "batch", or "range" for Banner et al.'s Range BN
     norm: str = "batch"

@@ -20,7 +20,8 @@ from torch import Tensor
 from hw.cost.training_schedule import SKIP, Trained
 from hw.networks import Bits
 from sw_model.nn.cost_meter import GATES
-from sw_model.nn.layers import DEPTHWISE, Precision
+from sw_model.nn.layers import DEPTHWISE
+from sw_model.nn.precision import Precision
 from sw_model.train.recipe import ConfigError
 
 GATED = "base."  #: before the names of the layers of a gated network
@@ -70,7 +71,7 @@ class RunSchedule:
         self._ran: dict[str, Counter[Bits]] = {}
 
     def on_product(self, layer: str, product: str, macs: int, a: int, b: int) -> None:
-        """Hook for :class:`sw_model.nn.layers.Run`: a layer reports its forward product, then its gradients.
+        """Hook for :class:`sw_model.nn.precision.Run`: a layer reports its forward product, then its gradients.
 
         The products of one call make one entry.  A first layer has no input gradient; its width is not known then, and
         that of the weight gradient stands for it.  Gates run alike for every image, so nothing is collected of them.

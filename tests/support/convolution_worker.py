@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from host.exact_engine import ExactEngine
 from sw_model.nn import layers as L
 from sw_model.nn.convolution import convolve, gradients
-from sw_model.nn.gates import dispatch
+from sw_model.nn.gated_convolution import dispatch
 
 CHANNELS, KERNELS, STRIDES = range(1, 18), (1, 3, 5), (1, 2, 3)
 OPTIONS = [L.Precision(8, 8, 8), L.Precision(8, 6, 8)]

@@ -9,8 +9,9 @@ import torch
 
 from host.training.precision_schedule import Pfq
 from sw_model.nn.cost_meter import CostMeter, layer_macs, step_factor
-from sw_model.nn.layers import Precision, Run, attach, set_precision
+from sw_model.nn.layers import attach, set_precision
 from sw_model.nn.models import build_model
+from sw_model.nn.precision import Precision, Run
 from sw_model.train.recipe import ConfigError, TrainConfig
 
 

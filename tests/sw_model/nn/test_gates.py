@@ -21,19 +21,11 @@ from hw.cost.training_schedule import load_schedule
 from hw.design import load_design
 from sw_model.data.images import ImageSet
 from sw_model.nn.cost_meter import CostMeter, layer_macs
-from sw_model.nn.gates import GATE_DEFECTS, GatedNetwork, dispatch, gated_loss, way_of
-from sw_model.nn.layers import (
-    DEPTHWISE,
-    FULL,
-    LAYER_DEFECTS,
-    Precision,
-    QConv2d,
-    Run,
-    attach,
-    quantized_layers,
-    set_precision,
-)
+from sw_model.nn.gated_convolution import dispatch
+from sw_model.nn.gates import GATE_DEFECTS, GatedNetwork, gated_loss, way_of
+from sw_model.nn.layers import DEPTHWISE, QConv2d, attach, quantized_layers, set_precision
 from sw_model.nn.models import Backbone, build_model
+from sw_model.nn.precision import FULL, LAYER_DEFECTS, Precision, Run
 from sw_model.quantize import affine as Q
 from sw_model.train import loop
 from sw_model.train.folder import load_checkpoint

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from host.exact_engine import ExactEngine
 from sw_model.data.images import Part
 from sw_model.nn.cost_meter import layer_macs
-from sw_model.nn.layers import Dropout, Precision, Run, attach, quantized_layers, set_precision
+from sw_model.nn.layers import Dropout, attach, quantized_layers, set_precision
 from sw_model.nn.parallel import Ranks, Shard
+from sw_model.nn.precision import Precision, Run
 from sw_model.nn.transformer import QMatmul, TransformerLM
 from sw_model.quantize import affine as Q
 

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from host.exact_engine import ExactEngine
 from sw_model.data.images import ImageSet
-from sw_model.nn.layers import Precision, QConv2d, QLinear, Run
+from sw_model.nn.layers import QConv2d, QLinear
 from sw_model.nn.models import build_model
+from sw_model.nn.precision import Precision, Run
 from sw_model.nn.transformer import QMatmul
 from sw_model.quantize.affine import derive_key, random_units
 from sw_model.quantize.methods import RangeBatchNorm2d

@@ -18,8 +18,9 @@ from hw.cost.training_schedule import CIFAR_OPTIONS, IMAGENET_OPTIONS, parse_sch
 from hw.networks import Bits, network, total_macs
 from sw_model.nn.cost_meter import CostMeter, layer_macs
 from sw_model.nn.gates import GatedNetwork
-from sw_model.nn.layers import Precision, QConv2d, quantized_layers
+from sw_model.nn.layers import QConv2d, quantized_layers
 from sw_model.nn.models import Backbone, build_model
+from sw_model.nn.precision import Precision
 from sw_model.nn.transformer import build_language_model
 from sw_model.train.recipe import TrainConfig
 

@@ -18,8 +18,8 @@ from hw.networks import TRANSFORMERS, Bits
 from sw_model.data.images import ImageSet
 from sw_model.data.text import TokenSet
 from sw_model.nn.cost_meter import layer_macs
-from sw_model.nn.layers import Precision
 from sw_model.nn.models import build_model
+from sw_model.nn.precision import Precision
 from sw_model.nn.transformer import build_language_model
 from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import train
