@@ -8,18 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 from hw import contract
 from hw.boards import PARTS
-from hw.files import read_text
+from hw.files import TomlError, parse_toml, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAM_BITS = 64
@@ -181,8 +175,8 @@ def load_design(name_or_path: str | Path) -> Design:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
         raise DesignError(f"no design {str(name_or_path)!r}; name one of {known}, or a TOML file")
     try:
-        data = tomllib.loads(read_text(path))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        data = parse_toml(read_text(path))
+    except (TomlError, UnicodeDecodeError) as e:
         raise DesignError(f"{path.name} is not TOML in UTF-8: {e}; copy one of {folder} and change its values") from e
     except OSError as e:
         raise DesignError(f"{path} cannot be read: {e.strerror or e}; name another file") from e

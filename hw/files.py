@@ -5,9 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SCRATCH = ".part"  #: ends the names of files that are being written
 LOCK = ".lock"  #: file of a folder that says who writes to it
@@ -66,6 +73,18 @@ def read_text(path: Path) -> str:
         OSError, UnicodeDecodeError: if it cannot be read.
     """
     return path.read_text(encoding="utf-8-sig")
+
+
+TomlError = tomllib.TOMLDecodeError
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML document.
+
+    Raises:
+        TomlError: if it is none; the message says where.
+    """
+    return tomllib.loads(text)
 
 
 @contextmanager

@@ -16,7 +16,6 @@ Energies are estimates of an analytic model.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,12 +25,8 @@ from typing import Any
 from hw.cost.bitfusion import BITFUSION, scheduled_costs
 from hw.cost.count import computational_cost
 from hw.cost.training_schedule import CIFAR_OPTIONS, IMAGENET_OPTIONS, Schedule, parse_schedule
+from hw.files import TomlError, parse_toml
 from hw.networks import Bits, ConvShape, network
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 TABLES = Path(__file__).with_name("paper_tables.toml")
 REPRODUCED, INFERRED, ASSUMED = "reproduced", "inferred epochs", "assumed stages"
@@ -125,8 +120,8 @@ def load_tables(path: Path = TABLES) -> dict[str, Any]:
         ValueError: the file is not TOML or has no rows.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        data = parse_toml(path.read_text(encoding="utf-8"))
+    except TomlError as error:
         raise ValueError(f"{path} is not valid TOML: {error}; correct the line that it names") from error
     for section in ("datasets", "row", "saving", "zc706"):
         if section not in data:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from host.training.precision_schedule import PUBLISHED_DECAYS, SCHEDULE_DEFECTS, Schedule, make_schedule
-from hw.files import read_text
+from hw.files import TomlError, parse_toml, read_text
 from hw.networks import spelled
 from sw_model.data.images import SUBSETS
 from sw_model.nn.gates import GATE_DEFECTS
@@ -378,13 +377,9 @@ class TrainConfig:
     @classmethod
     def from_toml(cls, text: str, name: str, **overrides: Any) -> TrainConfig:
         """A configuration from the text of a recipe, which errors call ``name``; ``overrides`` win."""
-        if sys.version_info >= (3, 11):
-            import tomllib
-        else:
-            import tomli as tomllib
         try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            values = parse_toml(text)
+        except TomlError as error:
             raise ConfigError(f"recipe {name} is not valid TOML: {error}") from error
         return cls.from_mapping({**values, **overrides})
 
