@@ -63,7 +63,7 @@ def timing_table(data: dict[str, Any]) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """``fractrain synth``: 0 if the design fits its part, 1 if not."""
     from hw.generate import generate
-    from hw.tools import yosys
+    from hw.tools import area_report, yosys
 
     design = load_design(arguments.design)
     if arguments.accumulators:
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.flatten:
         print("synthesising the whole, flattened ...", file=sys.stderr, flush=True)
         flat = yosys.synthesize(yosys.whole(design), folder, grade=grade, seconds=arguments.seconds)
-    data = yosys.report(design, results, flat)
+    data = area_report.report(design, results, flat)
     if arguments.accumulators:
         data["command"] += f" --accumulators {arguments.accumulators}"
     if arguments.module:  # no claim about the whole from a part of it
@@ -97,7 +97,7 @@ def figure(arguments: argparse.Namespace) -> int:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from hw.tools.yosys import read_report
+    from hw.tools.area_report import read_report
 
     reports = [read_report(path) for path in arguments.results]
     groups = {

@@ -10,8 +10,8 @@ import pytest
 from fractrain import main
 from hw.design import ROOT, load_design
 from hw.generate import generate
+from hw.tools.area_report import ARRAY, report
 from hw.tools.yosys import (
-    ARRAY,
     Area,
     Piece,
     Synthesis,
@@ -19,7 +19,6 @@ from hw.tools.yosys import (
     cache_key,
     pieces,
     primitive_headers,
-    report,
     synthesize,
     whole,
 )

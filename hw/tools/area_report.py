@@ -1,0 +1,90 @@
+"""The report of a design's synthesis: area by module, in total, per binary MAC and against the part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hw.boards import PARTS
+from hw.design import Design
+from hw.tools.yosys import Area, Synthesis
+
+ARRAY = ("dot_product_unit", "operand_sum_unit", "dot_product_array")
+ARRAY_AND_NETWORK = (*ARRAY, "operand_network")
+
+
+def report(design: Design, results: list[Synthesis], flat: Synthesis | None = None) -> dict[str, Any]:
+    """Area by module, in total, per binary MAC and against the part, ready for JSON."""
+    part = PARTS[design.part]
+
+    def total(names: Iterable[str] | None = None) -> Area:
+        return sum((r.area().times(r.instances) for r in results if names is None or r.name in names), Area())
+
+    def fit(area: Area) -> dict[str, float]:
+        return {
+            key: round(100 * value / getattr(part, key), 2) for key, value in area.as_dict().items()
+        }  # percent of the part
+
+    array, fed = total(ARRAY), total(ARRAY_AND_NETWORK)
+    data: dict[str, Any] = {
+        "design": design.name,
+        "part": design.part,
+        "tool": f"Yosys {version('pyosys')}, synth_xilinx -family xc7",
+        "command": f"fractrain synth --design {design.name} --tool yosys --json",
+        "binary_macs": design.binary_macs,
+        "accumulators": design.accumulators,
+        "modules": [
+            {
+                "module": r.name,
+                "instances": r.instances,
+                "one": r.area().as_dict(),
+                "all": r.area().times(r.instances).as_dict(),
+                "seconds": r.seconds,
+                "peak_mib": r.peak_mib,
+                "timing": r.timing,
+            }
+            for r in results
+        ],
+        "total": total().as_dict(),
+        "part_has": {"lut": part.lut, "ff": part.ff, "bram36": part.bram36, "dsp": part.dsp},
+        "percent_of_part": fit(total()),
+        "fits": all(v <= 100 for v in fit(total()).values()),
+        "lut_per_binary_mac": {
+            "array": round(array.lut / design.binary_macs, 3),
+            "array_and_operand_network": round(fed.lut / design.binary_macs, 3),
+        },
+    }
+    if flat is not None:
+        data["flattened"] = {
+            **flat.area().as_dict(),
+            "percent_of_part": fit(flat.area()),
+            "seconds": flat.seconds,
+            "peak_mib": flat.peak_mib,
+            "timing": flat.timing,
+        }
+    return data
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report that ``fractrain synth --save`` wrote of a whole design.
+
+    Raises:
+        ValueError: the file is something else, or the report of a single module.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"design", "part", "binary_macs", "part_has", "modules"} - data.keys()
+        for row in data.get("modules", ()):
+            missing |= {"module", "all"} - row.keys()
+            missing |= {kind for kind in Area().as_dict() if not isinstance(row.get("all", {}).get(kind), int | float)}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is no result of fractrain synth --save ({error}); make it again") from error
+    if missing:
+        raise ValueError(
+            f"{path} is no result of fractrain synth --save for a whole design: it lacks {', '.join(sorted(missing))}; "
+            "make it again, without --module"
+        )
+    return data
