@@ -14,7 +14,7 @@ from host.driver.grouped import product_sums
 from host.exact_engine import correlate, correlate_back, correlate_weight
 from host.grids import extremes, grid_from_range, weight_operand
 from host.numerics import derive_key
-from host.operands import ConvGeometry, Engine, Operand
+from host.operands import ConvGeometry, Engine, Operand, backward_mixed, several
 
 MAX_COLUMNS = 1 << 28  #: elements of an unfolded operand
 
@@ -94,6 +94,7 @@ class Products:
         self.widths: tuple[int, ...] = (0, 0, 0)
         self._activation: dict[int, tuple[Array, Array]] = {}
         self._gradient: dict[int, tuple[Array, Array]] = {}
+        self._by_weight: dict[int, tuple[Array, Array, Array]] = {}  # output gradient, input -> gradient by the weight
 
     def begin(self, widths: tuple[int, ...], step: int, training: bool, target: float = 0.0) -> None:
         """Start a step: precision, its number (part of the keys), whether ranges are taken from the batch, and the
@@ -101,6 +102,7 @@ class Products:
         self.widths, self._step, self._training, self._target = widths, step, training, target
         self._activation.clear()
         self._gradient.clear()
+        self._by_weight.clear()
 
     def _widths(self, layer: int) -> tuple[int, ...]:
         """Widths of a layer in this step, all 0 for float32."""
@@ -152,11 +154,26 @@ class Products:
             raise JobError(f"layer {self.layers[layer].name} is a grouped convolution, which has no float32 form here")
         return g
 
+    def _bifurcated(self, layer: int) -> bool:
+        """Whether the output gradient has another width in the weight gradient."""
+        widths = self._widths(layer)
+        return len(widths) == 4 and widths[3] != widths[2]
+
+    def _known_by_weight(self, grad: Array, x: Array, layer: int) -> Array | None:
+        """Gradient by the weight if it was computed with that by these inputs."""
+        of, at, found = self._by_weight.pop(layer, (None, None, None))
+        return found if of is grad and at is x else None
+
+    def _activation_operand(self, x: Array, layer: int) -> Operand:
+        """A layer's input on the grid of its forward product."""
+        grid = grid_from_range(*self._kept_range(layer), self._widths(layer)[1])
+        return Operand(grid, values=np.ascontiguousarray(x))
+
     def _gradient_operand(self, grad: Array, layer: int, last: bool) -> Operand:
         """The output gradient; with a width of its own in the weight gradient it is rounded independently."""
         widths, key = self._widths(layer), self._key(layer)
         bits = widths[2]
-        if last and len(widths) == 4 and widths[3] != bits:
+        if last and self._bifurcated(layer):
             bits, key = widths[3], derive_key(key, 1)
         values = np.ascontiguousarray(grad)
         return Operand(grid_from_range(*self._gradient_range(values, layer), bits, key), values=values)
@@ -171,7 +188,13 @@ class Products:
             return _once(correlate_back, grad, weight, self._dense(g, groups, layer))
         operand = self._gradient_operand(grad, layer, last=False)
         w = weight_operand(weight, widths[0], 0 if groups > 1 else 1)
-        return product_sums(self.engine, "input_gradient", operand, w, g, groups).real(operand.grid, w.grid, 1)
+        if groups > 1 or self._bifurcated(layer):
+            return product_sums(self.engine, "input_gradient", operand, w, g, groups).real(operand.grid, w.grid, 1)
+        # A job asks for the gradient by the weight next; both in one program send the output gradient once.
+        a = self._activation_operand(x, layer)
+        ((by_x, by_w),) = backward_mixed(self.engine, [(a, operand, g)], w)
+        self._by_weight[layer] = grad, x, by_w.real(a.grid, operand.grid)
+        return by_x.real(operand.grid, w.grid, 1)
 
     def weight_gradient(
         self, grad: Array, x: Array, weight: Array, *, layer: int, stride: int, padding: int, groups: int
@@ -181,7 +204,10 @@ class Products:
         widths = self._widths(layer)
         if not any(widths):
             return _once(correlate_weight, x, grad, self._dense(g, groups, layer))
-        a = Operand(grid_from_range(*self._kept_range(layer), widths[1]), values=np.ascontiguousarray(x))
+        known = self._known_by_weight(grad, x, layer)
+        if known is not None:
+            return known
+        a = self._activation_operand(x, layer)
         operand = self._gradient_operand(grad, layer, last=True)
         return product_sums(self.engine, "weight_gradient", a, operand, g, groups).real(a.grid, operand.grid)
 
@@ -224,9 +250,11 @@ class Products:
         self._activation_range(x, layer)
         w = weight_operand(weight, self.gates.weight_bits, 0)
         y = np.empty((g.batch, g.out_channels, *g.out_hw), np.float32)
-        for option, index in members:
-            a = self._activations(x, index, option, layer)
-            y[index] = self.engine.forward(a, w, replace(g, batch=len(index))).real(a.grid, w.grid, 1)
+        each = [
+            (self._activations(x, index, option, layer), w, replace(g, batch=len(index))) for option, index in members
+        ]
+        for (a, _, _), (_, index), sums in zip(each, members, several(self.engine, "forward", each), strict=True):
+            y[index] = sums.real(a.grid, w.grid, 1)
         return y
 
     def gated_input_gradient(
@@ -234,11 +262,23 @@ class Products:
     ) -> Array:
         """Gradient of the gated product by x, float32."""
         g = self._checked(grad, x, weight, stride, padding)
+        self._kept_range(layer)
         w = weight_operand(weight, self.gates.weight_bits, 1)
-        dx = np.empty(x.shape, np.float32)
-        for option, index in self.gates.members(mask, len(x)):
-            d = self._gradients(grad, index, option, layer)
-            dx[index] = self.engine.input_gradient(d, w, replace(g, batch=len(index))).real(d.grid, w.grid, 1)
+        dx, dw = np.empty(x.shape, np.float32), np.zeros(weight.shape, np.float32)
+        members = self.gates.members(mask, len(x))
+        each = [
+            (
+                self._activations(x, index, option, layer),
+                self._gradients(grad, index, option, layer),
+                replace(g, batch=len(index)),
+            )
+            for option, index in members
+        ]
+        both = backward_mixed(self.engine, each, w)
+        for (a, d, _), (_, index), (by_x, by_w) in zip(each, members, both, strict=True):
+            dx[index] = by_x.real(d.grid, w.grid, 1)
+            dw += by_w.real(a.grid, d.grid)
+        self._by_weight[layer] = grad, x, dw
         return dx
 
     def gated_weight_gradient(
@@ -247,6 +287,9 @@ class Products:
         """Gradient of the gated product by the weight, float32."""
         g = self._checked(grad, x, weight, stride, padding)
         self._kept_range(layer)
+        known = self._known_by_weight(grad, x, layer)
+        if known is not None:
+            return known
         dw = np.zeros(weight.shape, np.float32)
         for option, index in self.gates.members(mask, len(x)):
             a, d = self._activations(x, index, option, layer), self._gradients(grad, index, option, layer)

@@ -20,6 +20,7 @@ from sw_model.nn import layers as L
 from sw_model.nn.convolution import gradients
 from sw_model.nn.gates import GatedNetwork
 from sw_model.nn.models import build_model
+from sw_model.train.folder import CHECKPOINT, load_checkpoint
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,22 +28,24 @@ ROOT = Path(__file__).parents[3]
 ISAS = {"DEFAULT": "$none", "AVX2": "AVX-512|AMX", "SSE41": "AVX"}
 
 
-def watched(isa: str, *arguments: str) -> str:
-    """What a Python process prints whose heap the C library checks and fills with rubbish; it must end well."""
+def watched(isa: str, *arguments: str, checked: bool = False) -> str:
+    """What a Python process prints whose heap the C library fills with rubbish, and checks if asked (which takes ten times
+    as long); it must end well."""
     environment = {
         **os.environ,
         "ONEDNN_MAX_CPU_ISA": isa,
-        "MALLOC_CHECK_": "3",
         "MALLOC_PERTURB_": "165",
         "OMP_WAIT_POLICY": "passive",
     }
+    if checked:  # glibc's library, ignored where there is none
+        environment |= {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout
 
 
 def compare_all_shapes(isa: str, which: str) -> None:
-    printed = watched(isa, "-m", "tests.support.convolution_worker", which)
+    printed = watched(isa, "-m", "tests.support.convolution_worker", which, checked=which == "all")
     found = re.search("onednn_verbose.*cpu,isa:(.*)", printed)
     if torch.backends.mkldnn.is_available():
         assert found and not re.search(ISAS[isa], found[1]), "ONEDNN_MAX_CPU_ISA has no effect"
@@ -170,3 +173,34 @@ def test_gated_networks_convolve_no_strided_points() -> None:
     with NoStridedPoints() as mode:
         F.cross_entropy(model(torch.randn(6, 3, 8, 8)), torch.arange(6)).backward()
     assert mode.seen > 10
+
+
+# -- training of few channels ------------------------------------------------------------------------------------------
+
+
+def train_twice(isa: str, width: int, threads: int, bits: str, folder: Path) -> None:
+    """Two runs of twenty steps end with the same weights; the first step's gradients are the exact engine's."""
+    states = []
+    for run in "ab":
+        printed = watched(
+            isa, "-m", "tests.support.first_steps_worker", f"{width}", f"{threads}", bits, str(folder / run)
+        )
+        assert float(printed.splitlines()[0]) < 1e-5
+        states.append(load_checkpoint(folder / run / CHECKPOINT)["model"])
+    one, other = states
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("width", "threads", "bits"), [(4, 1, "8/8/8"), (6, 2, "3/3/6")])
+def test_training_of_few_channels_is_right_and_repeatable(width: int, threads: int, bits: str, tmp_path: Path) -> None:
+    train_twice("AVX2", width, threads, bits, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("width", "threads"), [(4, 1), (6, 2)])
+@pytest.mark.parametrize("bits", ["8/8/8", "3/3/6"])
+def test_training_of_few_channels_at_each_instruction_set(
+    isa: str, width: int, threads: int, bits: str, tmp_path: Path
+) -> None:
+    train_twice(isa, width, threads, bits, tmp_path)
