@@ -81,10 +81,13 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_that_pages_name_exist(page: Path) -> None:
-    named = re.findall(rf"`((?:{'|'.join(ROOMS)})/[\w./-]+)", page.read_text(encoding="utf-8"))
-    gone = sorted({name for name in named if not (ROOT / name).exists()})
-    assert not gone, f"{page.name} names {gone}, which do not exist"
+def test_files_that_pages_name_exist_and_hold_the_names_behind_a_colon(page: Path) -> None:
+    pattern = rf"`((?:{'|'.join(ROOMS)})/[\w./-]+)(?::([\w.]+))?"
+    for name, symbol in re.findall(pattern, page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), f"{page.name} names {name}, which does not exist"
+        for part in symbol.split(".") if symbol else ():
+            source = (ROOT / name).read_text(encoding="utf-8")
+            assert re.search(rf"^ *(?:def |class )?{part}\b *[(:=]", source, re.MULTILINE), f"{name} has no {symbol}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

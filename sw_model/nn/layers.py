@@ -62,7 +62,7 @@ class _Call:
 
 
 def batch_extremes(x: Tensor, shard: Shard | None) -> tuple[Tensor, Tensor]:
-    """Minimum and range of the whole batch, of which this process may have a part; see ``quantizers.extremes``."""
+    """Minimum and range of the whole batch, of which this process may have a part; see :func:`sw_model.quantize.affine.extremes`."""
     return extremes(x) if shard is None else shard.extremes(x)
 
 
