@@ -1,0 +1,108 @@
+"""Rules of the house that a machine can check: sizes, one name for one module, and the way imports point.
+
+Complexity and the number of parameters are checked by ruff (``pyproject.toml``).  Every exception below says why; one
+that is no longer needed fails, so that the list only holds what is true.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hw.design import ROOT
+
+ROOMS = ("hw", "host", "sw_model")
+LONGEST_FILE, LONGEST_FUNCTION = 500, 60
+
+#: file -> why it may be longer than :data:`LONGEST_FILE` lines
+LONG_FILES: dict[str, str] = {}
+#: "file:function" -> why its body may be longer than :data:`LONGEST_FUNCTION` lines
+LONG_FUNCTIONS: dict[str, str] = {}
+#: base names that stand for the same thing in every room
+SHARED_NAMES = {"__init__.py"}
+
+
+def sources(*endings: str) -> list[Path]:
+    """Production files of the rooms and of the HLS kernel, relative to the root, that git knows or would add."""
+    named = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *ROOMS, "hls_templates", "fractrain.py"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\n")  # fmt: skip
+    return [Path(name) for name in named if name.endswith(endings) and (ROOT / name).is_file()]
+
+
+def lines_of(path: Path) -> int:
+    return len((ROOT / path).read_text(encoding="utf-8").splitlines())
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """(name, lines without the docstring) of every function of a module."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            yield node.name, (node.end_lineno or 0) - node.lineno + 1 - (text.count("\n") + 1 if text else 0)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the rooms that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name for name in names if name.split(".")[0] in ROOMS}
+    return found
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_files_are_short() -> None:
+    long = {str(p): n for p in sources(".py", ".sv", ".cpp", ".h", ".j2") if (n := lines_of(p)) > LONGEST_FILE}
+    assert {f: n for f, n in long.items() if f not in LONG_FILES} == {}, "split them by purpose"
+    assert set(LONG_FILES) <= set(long), "exceptions that are no longer needed"
+
+
+def test_functions_are_short() -> None:
+    long = {f"{p}:{f}": n for p in sources(".py") for f, n in functions(p) if n > LONGEST_FUNCTION}
+    assert {f: n for f, n in long.items() if f not in LONG_FUNCTIONS} == {}, "split them into steps with names"
+    assert set(LONG_FUNCTIONS) <= set(long), "exceptions that are no longer needed"
+
+
+def test_every_module_has_a_name_of_its_own() -> None:
+    places = defaultdict(list)
+    for path in sources(".py"):
+        places[path.name].append(str(path))
+    assert {n: p for n, p in places.items() if len(p) > 1 and n not in SHARED_NAMES} == {}
+
+
+def test_folders_are_small() -> None:
+    counts: dict[str, int] = defaultdict(int)
+    for path in sources(".py"):
+        if path.name not in SHARED_NAMES:
+            counts[str(path.parent)] += 1
+    assert {folder: n for folder, n in counts.items() if n > 12} == {}
+
+
+@pytest.mark.parametrize(("room", "above"), [("hw", ("host", "sw_model")), ("host", ("sw_model",))])
+def test_imports_point_down(room: str, above: tuple[str, ...]) -> None:
+    up = {str(p): sorted(u) for p in sources(".py") if p.parts[0] == room
+          and (u := {name for name in imports(p) if name.split(".")[0] in above})}  # fmt: skip
+    assert up == {}
+
+
+def test_imports_have_no_circle() -> None:
+    modules = {module_name(path): path for path in sources(".py")}
+    arrows = {name: {i for i in imports(path) if i in modules and i != name} for name, path in modules.items()}
+    while leaves := {name for name, to in arrows.items() if not to & arrows.keys()}:
+        arrows = {name: to for name, to in arrows.items() if name not in leaves}
+    assert arrows == {}, "modules that import each other"
