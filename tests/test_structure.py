@@ -17,12 +17,21 @@ import pytest
 from hw.design import ROOT
 
 ROOMS = ("hw", "host", "sw_model")
-LONGEST_FILE, LONGEST_FUNCTION = 500, 60
+LONGEST_FILE, LONGEST_FUNCTION, MOST_FILES = 500, 60, 12
 
 #: file -> why it may be longer than :data:`LONGEST_FILE` lines
-LONG_FILES: dict[str, str] = {}
+LONG_FILES = {
+    "host/devices/pynq_device.py": "a board's buffers, power sensor and DMA engines; a front end of our own will replace the latter",
+    "host/devices/remote.py": "the two sides of one protocol, five lines too many",
+    "sw_model/quantize/kernels.cpp": "all compiled kernels are one library, compiled at once",
+}
 #: "file:function" -> why its body may be longer than :data:`LONGEST_FUNCTION` lines
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS = {
+    "hw/model/cycles.py:predict": "one walk over a program, whose streams and units share their state",
+    "hw/model/workload.py:backward": "the bench's own order of both gradients; goes when it reads the driver's plan",
+}
+#: folder -> why it may hold more than :data:`MOST_FILES` modules
+FULL_FOLDERS = {"hw/model": "workload.py goes when the bench reads the driver's plan"}
 #: base names that stand for the same thing in every room
 SHARED_NAMES = {"__init__.py"}
 
@@ -90,7 +99,9 @@ def test_folders_are_small() -> None:
     for path in sources(".py"):
         if path.name not in SHARED_NAMES:
             counts[str(path.parent)] += 1
-    assert {folder: n for folder, n in counts.items() if n > 12} == {}
+    full = {folder: n for folder, n in counts.items() if n > MOST_FILES}
+    assert {folder: n for folder, n in full.items() if folder not in FULL_FOLDERS} == {}, "divide them"
+    assert set(FULL_FOLDERS) <= set(full), "exceptions that are no longer needed"
 
 
 @pytest.mark.parametrize(("room", "above"), [("hw", ("host", "sw_model")), ("host", ("sw_model",))])

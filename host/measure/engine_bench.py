@@ -174,7 +174,7 @@ def refuse_unfit(
                     )
 
 
-def measure(
+def measure(  # noqa: PLR0913 - the options of the command
     device: Device,
     design: Design,
     shape: ConvShape,
@@ -287,7 +287,7 @@ def drive(
     return rows
 
 
-def _row(
+def _row(  # noqa: PLR0913 - the options of the command
     layer: str, count: int, one: Pass, bits: Bits, output: str, each: Mapping[str, float], more: float, fixed: int,
     measured: int, predicted: int,
 ) -> Row:  # fmt: skip

@@ -155,7 +155,7 @@ def array_shape(design: Design, shape: ConvShape) -> ArrayShape:
     )
 
 
-def _conv(m: ArrayShape, over: Contracted, out_groups: int, a_bits: int, b_bits: int, signed: bool, images: int, base_a: int,
+def _conv(m: ArrayShape, over: Contracted, out_groups: int, a_bits: int, b_bits: int, signed: bool, images: int, base_a: int,  # noqa: PLR0913 - goes with this module
           base_w: int, out_bits: int) -> Packet:  # fmt: skip
     conv = product(
         Opcode.CONV,

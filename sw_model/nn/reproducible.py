@@ -118,7 +118,7 @@ def _batch_norm(
     return y, batch_mean.clone(), inverse
 
 
-def _batch_norm_backward(
+def _batch_norm_backward(  # noqa: PLR0913 - those of PyTorch's operator
     grad: Tensor, x: Tensor, weight: Tensor, running_mean: Tensor, running_variance: Tensor, mean: Tensor,
     inverse: Tensor, training: bool, eps: float, mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip

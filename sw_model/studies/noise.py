@@ -173,7 +173,7 @@ def _noise(captured: Sequence[_Captured], bits: int, rounds: int, seed: int) -> 
     }
 
 
-def bench_quantizers(
+def bench_quantizers(  # noqa: PLR0913 - the options of the command
     data: ImageSet,
     depth: int = 8,
     width: int = 8,

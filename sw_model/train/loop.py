@@ -395,7 +395,7 @@ def _result(state: _Training, *, finished: bool, seconds: float, counters: dict[
     )
 
 
-def train(
+def train(  # noqa: PLR0913 - what a program may ask of a training
     config: TrainConfig,
     engine: Engine | None = None,
     *,

@@ -89,7 +89,7 @@ def good_program(design: Design) -> U64:
     return np.concatenate([packet_words(p) for p in good_packets(design).values()])
 
 
-def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:
+def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noqa: C901 - one case after another, none inside another
     """(name, packet to spoil, fields to set, error)."""
     d = design
     c = d.channels
