@@ -18,6 +18,7 @@ import numpy as np
 
 from host.devices.device import DEFAULT_TIMEOUT, U64, Device, DeviceInfo, HasWords, Result, open_device
 from host.driver.fabric_engine import FabricEngine
+from hw.contract import array_idle
 from hw.design import Design, load_design
 from hw.files import write_atomically
 from hw.generate import generate
@@ -350,6 +351,9 @@ accuracy is from the fast software path, which has the same codes.
 
 ![cycles](cycles.png)
 
-The array computed in {c["BUSY"]:,} of {c["CYCLES"]:,} cycles; the loader waited {c["STALL_HAZARD"]:,} cycles for the array and
-{c["STALL_IN"]:,} for its streams; the array waited {c["STALL_DRAIN"]:,} cycles for results to drain.
+A bar is a kind of layer: kernel height x width, input-output channels, @ height of its image, / stride.
+
+Of {c["CYCLES"]:,} cycles the array computed in {c["BUSY"]:,} and waited in {c["STALL_DRAIN"]:,} for results to drain. In the
+other {array_idle(c):,} it had no step to do, as at the beginning and the end of every program. Meanwhile the loader waited {c["STALL_HAZARD"]:,} cycles
+for a buffer that the array still read, and {c["STALL_IN"]:,} for its streams.
 """
