@@ -76,7 +76,7 @@ def test_bad_input_is_refused_before_the_device_is_opened(
     places = {"FOLDER": str(tmp_path), "FILE": str(tmp_path / "file")}
     for name, place in places.items():
         arguments = [a.replace(name, place) for a in arguments]
-    assert fractrain.main(["bench", "engine", *arguments]) == 1
+    assert fractrain.main(["bench", "engine", *arguments]) == 2
     assert capsys.readouterr().out == ""
 
 
