@@ -28,10 +28,9 @@ LONG_FILES = {
 #: "file:function" -> why its body may be longer than :data:`LONGEST_FUNCTION` lines
 LONG_FUNCTIONS = {
     "hw/model/cycles.py:predict": "one walk over a program, whose streams and units share their state",
-    "hw/model/workload.py:backward": "the bench's own order of both gradients; goes when it reads the driver's plan",
 }
 #: folder -> why it may hold more than :data:`MOST_FILES` modules
-FULL_FOLDERS = {"hw/model": "workload.py goes when the bench reads the driver's plan"}
+FULL_FOLDERS: dict[str, str] = {}
 #: base names that stand for the same thing in every room
 SHARED_NAMES = {"__init__.py"}
 

@@ -36,14 +36,14 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     programs.add_argument(
         "--driver",
         action="store_true",
-        help="the driver's programs as training runs them, float32 values in and 32-bit sums out, and with codes in",
+        help="as PyTorch's layers use the driver: float32 values in, 32-bit sums and sums of the operands out",
     )
     engine.add_argument("--split", action="store_true", help="the two gradients as programs of their own")
     engine.add_argument(
         "--batch",
         type=options.positive,
         default=128,
-        help="images over which fixed costs are spread; --driver runs them all",
+        help="images that a layer's products take at once",
     )
     engine.add_argument("--figure", type=options.picture_file, help="draw the result into this file (SVG or PNG)")
     engine.add_argument("--json", action="store_true", help="print JSON")
@@ -115,7 +115,7 @@ def command_of(arguments: argparse.Namespace) -> str:
 def run_engine(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     from host.devices.device import open_device
-    from host.measure.engine_bench import Row, bench, draw, drive, measure, proportionality, refuse_unfit
+    from host.measure.engine_bench import FORMS, Row, bench, draw, measure, proportionality, refuse_unfit
     from hw.console import Progress
     from hw.design import load_design
     from hw.generate import rtl_digest
@@ -123,26 +123,24 @@ def run_engine(arguments: argparse.Namespace) -> int:
 
     design = load_design(arguments.design)
     shapes = network(arguments.model)
-    outputs = {"codes": [True], "int32": [False], "both": [True, False]}[arguments.output]
+    outputs = ["codes", "int32"] if arguments.output == "both" else [arguments.output]
+    outputs = ["driver"] if arguments.driver else outputs
     if arguments.driver and arguments.split:
         raise ValueError("--split asks for programs that the driver does not send; leave it or --driver out")
     for bits in arguments.bits:
-        for codes in outputs:
-            refuse_unfit(design, shapes, bits, codes, arguments.split)
+        for output in outputs:
+            refuse_unfit(design, shapes, bits, FORMS[output], arguments.split, arguments.batch)
     digest = rtl_digest(design)  # of what is opened now, whatever is edited during the run
     device = open_device("rtl", design)
 
-    def rows_of(option: bool, shape: ConvShape, bits: Bits, count: int, first: bool) -> list[Row]:
-        if arguments.driver:
-            return drive(device, design, shape, bits, count, option, arguments.batch, first=first)
-        return measure(device, design, shape, bits, count, option, arguments.batch, split=arguments.split, first=first)
+    def rows_of(output: str, shape: ConvShape, bits: Bits, count: int, first: bool) -> list[Row]:
+        return measure(device, design, shape, bits, count, output, arguments.batch, arguments.split, first)
 
-    options = [True, False] if arguments.driver else outputs  # values or codes in; codes or sums out
     with Progress(f"bench engine of {design.name}") as progress:
         runs = [
-            bench(design, shapes, bits, partial(rows_of, option), progress.doing)
+            bench(design, shapes, bits, partial(rows_of, output), progress.doing)
             for bits in arguments.bits
-            for option in options
+            for output in outputs
         ]
         progress.doing("cycles against plane pairs")
         pairs = [] if arguments.driver or arguments.split else proportionality(device, design)

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(f"bench simulation of {design.name}") as progress:
         progress.doing("building the simulator")
         device = RtlDevice(design)
-        progress.doing(f"simulating {shape.name}, {arguments.images} virtual images")
+        progress.doing(f"simulating {shape.name}, {arguments.images} images")
         speed = simulation_speed(device, shape, bits, arguments.images)
     text = json.dumps(asdict(speed) | {"cycles_per_second": speed.cycles_per_second}, indent=1)
     if arguments.save:
@@ -45,9 +45,9 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     parser = kinds.add_parser("simulation", help="clock cycles that the simulated RTL passes through in a second")
     parser.add_argument("--design", default="zc706", help="name in configs/designs, or a TOML file")
     parser.add_argument("--model", default="resnet38", help="network of the layer")
-    parser.add_argument("--layer", help="its name (default: the first of stride 1 that the design takes in one piece)")
+    parser.add_argument("--layer", help="its name (default: the first of stride 1 whose rows the array takes whole)")
     parser.add_argument("--bits", type=options.fabric_bits, default="8/8/8", metavar="W/A/G", help="widths")
-    parser.add_argument("--images", type=options.positive, default=128, help="virtual images to run")
+    parser.add_argument("--images", type=options.positive, default=128, help="images to run")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--save", type=options.output_file, help="also write the JSON to this file")
     parser.set_defaults(run=run)

@@ -19,9 +19,8 @@ from host.grids import host_codes
 from host.operands import ConvGeometry, Grid, Meter, Operand, Sums
 from hw.design import Design
 from hw.model.lowering import lower
+from hw.model.plan import PROGRAM_WORDS
 from hw.model.product import Product, Source
-
-DEFAULT_PROGRAM_WORDS = 1 << 21  #: a program is closed when its words and results pass this
 
 _NAMES = {"x": "activation", "w": "weight", "g": "output gradient"}
 
@@ -80,7 +79,7 @@ class FabricEngine:
         timeout: float = DEFAULT_TIMEOUT,
         recorder: Recorder | None = None,
         keep_rows: bool = True,
-        program_words: int = DEFAULT_PROGRAM_WORDS,
+        program_words: int = PROGRAM_WORDS,
         skip_zero: bool = False,
     ) -> None:
         self.device = device

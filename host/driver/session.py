@@ -17,9 +17,9 @@ from hw.contract import OutputFormat
 from hw.design import Design
 from hw.model.arrangement import ONES, Arrangement, Kernel
 from hw.model.lowering import lower
-from hw.model.plan import steps
+from hw.model.plan import programs, steps
 from hw.model.product import Lowered, Product
-from hw.model.steps import Boundary, Conv, KernelBlock, Load, Read, Step, Weights, Wgrad
+from hw.model.steps import Conv, KernelBlock, Load, Read, Step, Weights, Wgrad
 
 Recorder = Callable[[U64, Result], None]
 
@@ -131,9 +131,9 @@ class Results:
 
 
 @lru_cache(maxsize=128)
-def _steps(design: Design, products: tuple[Product, ...]) -> tuple[Step, ...]:
-    """Steps of a program; training asks for the same ones in every step."""
-    return tuple(steps(design, products))
+def _programs(design: Design, products: tuple[Product, ...], limit: int) -> tuple[tuple[Step, ...], ...]:
+    """Steps, program by program; training asks for the same ones in every step."""
+    return tuple(programs(design, steps(design, products), limit))
 
 
 class Session:
@@ -166,17 +166,15 @@ class Session:
         """
         self._members = members
         self._results = [Results(lower(self.design, member.product)) for member in members]
-        for step in _steps(self.design, tuple(member.product for member in members)):
-            self._send(step, members[step.member])
-        self._flush()
+        for program in _programs(self.design, tuple(member.product for member in members), self._limit):
+            for step in program:
+                self._send(step, members[step.member])
+            self._flush()
         return self._results
 
     def _send(self, step: Step, member: Member) -> None:
         """Fill a step and add its packets to the program."""
-        if isinstance(step, Boundary):
-            if self._builder.size + self._builder.result_words > self._limit:
-                self._flush()
-        elif isinstance(step, Load):
+        if isinstance(step, Load):
             self._load(step, member.tensor(step.window.tensor))
         elif isinstance(step, Weights):
             self._weights(step.block, step, member)
@@ -222,8 +220,6 @@ class Session:
 
     def _flush(self) -> None:
         """Run what has been built and add its results."""
-        if not self._builder.packets:
-            return
         program = self._builder.end()
         result = self._device.run(program, self._timeout)
         if self._recorder is not None:

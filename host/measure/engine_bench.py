@@ -1,33 +1,35 @@
 """``fractrain bench engine``: a network's training products on the simulated hardware, against the cycle model.
 
-Every distinct convolution runs with random codes, forward and backward, for two lengths of the batch; the difference
-is the cost of an image, the rest is spread over a batch.  Programs are those of :mod:`hw.model.workload`; the driver's own
-run over a whole batch.
+Every distinct convolution runs over a whole batch, forward and backward, in the packets of the driver's plan
+(:mod:`hw.model.plan`) and cut into programs as the driver cuts them, with random payload.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from host.devices.device import U64, Device, Result, check
-from host.driver.fabric_engine import FabricEngine
-from host.operands import ConvGeometry, Grid, Operand
-from host.program.builder import ProgramBuilder, read_program
+from host.arrays import U64
+from host.devices.device import Device, check
+from host.program.builder import ProgramBuilder, float_bits
+from host.program.packing import pack_floats
 from hw import contract
-from hw.contract import TIMING_COUNTERS, Error, Opcode, OutputFormat, Target
+from hw.contract import TIMING_COUNTERS, Error, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.cycles import STREAMING_CYCLES, predict
-from hw.model.workload import WorkloadError, array_shape, backward, forward
+from hw.model.product import LoweringError
+from hw.model.training_products import CODES, INTEGERS, TRAINING, Form, driver_programs, layer_products
 from hw.networks import Bits, ConvShape
 from hw.packet import END, Packet, load_entries, load_tensor, product
 
-VIRTUAL = 4  #: virtual images of the shorter of two runs
+#: how results leave and operands come, by the name that rows carry
+FORMS = {"codes": CODES, "int32": INTEGERS, "driver": TRAINING}
 
 #: what the array does in a cycle, of a row's attributes
 STATES = {
@@ -37,25 +39,27 @@ STATES = {
 }
 
 
+class UnfitError(ValueError):
+    """A layer whose packets the design refuses; the message names it and the remedy."""
+
+
 @dataclass
 class Row:
     """One layer shape, one pass: RTL counters against ideal and model.
 
-    Cycles are per real image of a batch: the difference of the two runs, and the batch's share of what it leaves; of the
-    driver's programs, which take many images at once, a whole batch is run instead.
+    Cycles are a batch's, per real image.
 
     Attributes:
         layer, count, product, bits, output: what ran, and how often the network has it.
-        cycles: of the program; ``busy``, ``stall_drain`` and ``idle`` add up to it.
+        cycles: of the programs; ``busy``, ``stall_drain`` and ``idle`` add up to it.
         ideal: cycles of an array that is always full.
-        utilisation: ``ideal`` by the cycles of one more image, fixed cost left out.
-        fixed: cycles of a program beside those of its images.
+        utilisation: ``ideal`` by ``cycles``.
         busy: the array computes.
         stall_drain: the array waits for results to drain.
         idle: the array has no step to do (``hw.contract.array_idle``).
         stall_in, stall_hazard: the loader waits for a stream, for the array.
         stall_out: a result waits for the output stream.
-        measured_total, predicted_total: of the longer run or the whole batch, by the RTL and by the model.
+        measured_total, predicted_total: of the whole batch, by the RTL and by the model.
         model_error: of the prediction, relative.
     """
 
@@ -67,7 +71,6 @@ class Row:
     cycles: float
     ideal: float
     utilisation: float
-    fixed: float
     busy: float
     stall_drain: float
     idle: float
@@ -79,13 +82,20 @@ class Row:
     model_error: float
 
 
-def _payload(packet: Packet, rng: np.random.Generator) -> U64 | None:
+def _filled(packet: Packet, rng: np.random.Generator) -> tuple[Packet, U64 | None]:
+    """A packet whose open header fields have values, and its payload."""
     if not packet.payload_words:
-        return None
+        return packet, None
+    if packet.is_float_load:  # a grid of whole numbers from zero on, or around it
+        span = 1 << packet.a_bits
+        values = rng.random(2 * packet.payload_words, np.float32) * np.float32(span - 1)
+        if packet.has(Flag.A_SIGNED):
+            values -= np.float32(span // 2)
+        return replace(packet, reciprocal=float_bits(1), key=1 if packet.has(Flag.STOCHASTIC) else 0), pack_floats(values)
     data = rng.integers(0, 1 << 64, packet.payload_words, dtype=np.uint64)
     if packet.loads(Target.E):  # multipliers near one, offsets of nothing: codes that are not all clamped
         data[0::2], data[1::2] = 20, 0
-    return data
+    return packet, data
 
 
 def program(design: Design, packets: Iterable[Packet], seed: int = 0) -> U64:
@@ -95,7 +105,7 @@ def program(design: Design, packets: Iterable[Packet], seed: int = 0) -> U64:
     for packet in packets:
         if packet == END:
             return builder.end().words()
-        builder.add(packet, _payload(packet, rng))
+        builder.add(*_filled(packet, rng))
     return builder.words()
 
 
@@ -108,68 +118,52 @@ def distinct(shapes: Iterable[ConvShape]) -> list[tuple[ConvShape, int]]:
     return [(group[0], len(group)) for group in seen.values()]
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One program's worth of a layer's training products.
-
-    Attributes:
-        name: "forward", "backward" (both gradients), "input_gradient" or "weight_gradient".
-        ideal: cycles per real image of an array that is always full.
-        packets: packets for a number of virtual images, END included.
-    """
-
-    name: str
-    ideal: float
-    packets: Callable[[int], list[Packet]]
-
-
-def passes(
-    design: Design, shape: ConvShape, bits: Bits, codes: bool = True, split: bool = False, first: bool = False,
-    batch: int = 128,
-) -> list[Pass]:  # fmt: skip
-    """The programs of a layer's training step.
+def passes(split: bool = False, first: bool = False) -> tuple[str, ...]:
+    """Products of a layer's training step.
 
     Args:
-        bits: of weights, activations, gradients.
-        codes: outputs as packed codes instead of 32-bit sums.
-        split: the two gradients as programs of their own instead of one fused pass.
+        split: the two gradients as programs of their own instead of one.
         first: the network's first layer, which needs no input gradient.
-        batch: real images whose weight gradient is sent once; it decides how many bits that takes.
-
-    Raises:
-        WorkloadError: the schedule cannot hold the layer.
     """
-    m = array_shape(design, shape)
-    macs, whole = m.ideal_macs / design.binary_macs, -(-batch // m.side)
-    ideal = {"input_gradient": macs * bits.g * bits.w, "weight_gradient": macs * bits.a * bits.g}
     if first:
-        del ideal["input_gradient"]
+        return "forward", "weight_gradient"
+    return ("forward", "input_gradient", "weight_gradient") if split else ("forward", "backward")
 
-    def gradients(name: str, *products: str) -> Pass:
-        def packets(images: int) -> list[Packet]:
-            return list(backward(design, shape, bits, images, codes, products=products, summed=max(images, whole)))
 
-        return Pass(name, sum(ideal[p] for p in products), packets)
+def layer_programs(
+    design: Design, shape: ConvShape, bits: Bits, batch: int, kind: str, form: Form = CODES
+) -> list[list[Packet]]:
+    """Programs that the driver sends for a product of a layer over a batch; see :func:`layer_products`."""
+    products = layer_products(shape, bits, batch, kind, form)
+    return [packets for count, each in products for packets in driver_programs(design, each, count)]
 
-    ahead = Pass("forward", macs * bits.a * bits.w, lambda images: list(forward(design, shape, bits, images, codes)))
-    return [ahead, *([gradients(p, p) for p in ideal] if split or first else [gradients("backward", *ideal)])]
+
+def ideal_cycles(design: Design, shape: ConvShape, bits: Bits, kind: str) -> float:
+    """Cycles for each real image of an array that is always full."""
+    pairs = {"forward": bits.a * bits.w, "input_gradient": bits.g * bits.w, "weight_gradient": bits.a * bits.g}
+    pairs["backward"] = pairs["input_gradient"] + pairs["weight_gradient"]
+    return shape.macs / design.binary_macs * pairs[kind]
 
 
 def refuse_unfit(
-    design: Design, shapes: Iterable[ConvShape], bits: Bits, codes: bool = True, split: bool = False
+    design: Design, shapes: Iterable[ConvShape], bits: Bits, form: Form = CODES, split: bool = False, batch: int = 128
 ) -> None:
     """Check every packet that :func:`bench` would send with these arguments, without a device.
 
     Raises:
-        WorkloadError: a layer that the schedule or the design cannot hold, by name, with the remedy.
+        UnfitError: a layer that the design cannot hold, by name, with the remedy.
     """
     for index, (shape, _) in enumerate(distinct(shapes)):
-        for one in passes(design, shape, bits, codes, split, index == 0):
-            for packet in one.packets(2 * VIRTUAL):
-                error, reason = packet.check(design)
-                if error is not Error.NONE:
-                    raise WorkloadError(
-                        f"layer {shape.name}, {one.name} at {bits}: {error.name}, {reason}; "
+        for kind in passes(split, index == 0):
+            try:
+                packets = [p for each in layer_programs(design, shape, bits, batch, kind, form) for p in each]
+            except LoweringError as error:
+                raise UnfitError(f"layer {shape.name}, {kind} at {bits}: {error}") from None
+            for packet in packets:
+                code, reason = packet.check(design)
+                if code is not Error.NONE:
+                    raise UnfitError(
+                        f"layer {shape.name}, {kind} at {bits}: {code.name}, {reason}; "
                         "choose fewer bits, another network or a larger design"
                     )
 
@@ -180,138 +174,64 @@ def measure(  # noqa: PLR0913 - the options of the command
     shape: ConvShape,
     bits: Bits,
     count: int = 1,
-    codes: bool = True,
+    output: str = "codes",
     batch: int = 128,
-    virtual: int = VIRTUAL,
     split: bool = False,
-    compare: Device | None = None,
     first: bool = False,
+    compare: Device | None = None,
 ) -> list[Row]:
-    """Run one layer's products.
+    """Run one layer's products over a batch.
 
     Args:
         device: the RTL.
         bits: of weights, activations, gradients.
         count: how often the layer occurs (copied into the row).
-        codes: outputs as packed codes instead of 32-bit sums.
-        batch: real images over which fixed cost is spread.
-        virtual: virtual images of the shorter run; the longer has twice as many.
-        split: the two gradients as programs of their own instead of one fused pass.
-        compare: another device whose words must be the same.
+        output: of :data:`FORMS`.
+        batch: real images.
+        split: the two gradients as programs of their own instead of one.
         first: the network's first layer, which needs no input gradient.
+        compare: another device whose words must be the same.
 
     Raises:
         RuntimeError: ``compare`` answers otherwise.
     """
-    m = array_shape(design, shape)
-    images = virtual * m.side
     rows = []
-    for one in passes(design, shape, bits, codes, split, first, batch):
-        counted, predicted = [], 0
-        for n in (virtual, 2 * virtual):
-            packets = one.packets(n)
+    for kind in passes(split, first):
+        counters: Counter[str] = Counter()
+        predicted = 0
+        for packets in layer_programs(design, shape, bits, batch, kind, FORMS[output]):
             words = program(design, packets)
-            result = check(device.run(words), f"{shape.name} {one.name}")
+            result = check(device.run(words), f"{shape.name} {kind}")
             if compare is not None:
-                other = check(compare.run(words), f"{shape.name} {one.name}")
+                other = check(compare.run(words), f"{shape.name} {kind}")
                 if not np.array_equal(result.words, other.words):
-                    raise RuntimeError(f"{shape.name} {one.name}: {device.info.kind} and {compare.info.kind} differ")
-            counted.append(result.counters)
-            predicted = predict(design, packets).cycles
-        short, long = counted
-        fixed = max(0, 2 * short["CYCLES"] - long["CYCLES"])
-        each = {n: (long[n] - short[n]) / images for n in TIMING_COUNTERS}
-        more = each["CYCLES"]
-        if fixed:
-            each = {n: each[n] + (2 * short[n] - long[n]) / batch for n in TIMING_COUNTERS}
-        output = "codes" if codes else "int32"
-        rows.append(_row(shape.name, count, one, bits, output, each, more, fixed, long["CYCLES"], predicted))
+                    raise RuntimeError(f"{shape.name} {kind}: {device.info.kind} and {compare.info.kind} differ")
+            counters.update({name: result.counters[name] for name in TIMING_COUNTERS})
+            predicted += predict(design, packets).cycles
+        each = {name: counters[name] / batch for name in TIMING_COUNTERS}
+        ideal = ideal_cycles(design, shape, bits, kind)
+        rows.append(
+            Row(
+                layer=shape.name,
+                count=count,
+                product=kind,
+                bits=f"{bits.w}/{bits.a}/{bits.g}",
+                output=output,
+                cycles=each["CYCLES"],
+                ideal=ideal,
+                utilisation=ideal / each["CYCLES"],
+                busy=each["BUSY"],
+                stall_drain=each["STALL_DRAIN"],
+                idle=contract.array_idle(each),
+                stall_in=each["STALL_IN"],
+                stall_hazard=each["STALL_HAZARD"],
+                stall_out=each["STALL_OUT"],
+                measured_total=counters["CYCLES"],
+                predicted_total=predicted,
+                model_error=predicted / counters["CYCLES"] - 1,
+            )
+        )
     return rows
-
-
-def drive(
-    device: Device,
-    design: Design,
-    shape: ConvShape,
-    bits: Bits,
-    count: int = 1,
-    values: bool = True,
-    batch: int = 128,
-    first: bool = False,
-) -> list[Row]:
-    """Run one layer's products over a whole batch through the driver, as training does: results are 32-bit sums.
-
-    Args:
-        device: the RTL.
-        bits: of weights, activations, gradients; all three have affine grids.
-        count: how often the layer occurs (copied into the row).
-        values: activations and gradients travel as float32 and are quantized on the fabric, gradients stochastically,
-            which is what training sends; else as codes.  Weights are codes in either case.
-        batch: real images.
-        first: the network's first layer, which needs no input gradient.
-    """
-    rng = np.random.default_rng(0)
-    m = ConvGeometry(
-        batch, shape.in_channels, shape.out_channels, shape.in_hw, (shape.kernel,) * 2, shape.stride, shape.padding
-    )
-
-    def operand(size: tuple[int, ...], width: int, as_values: bool, key: int | None = None) -> Operand:
-        grid = Grid(width, False, np.asarray(2.0**-6, np.float32), np.asarray(-1.0, np.float32), key)
-        codes = rng.integers(0, 1 << width, size)
-        if not as_values:
-            return Operand(grid, codes=codes)
-        return Operand(grid, values=((codes + rng.random(size)) * grid.scale + grid.zero).astype(np.float32))
-
-    x = operand((batch, m.in_channels, *m.in_hw), bits.a, values)
-    w = operand((m.out_channels, m.in_channels, *m.kernel), bits.w, False)
-    g = operand((batch, m.out_channels, *m.out_hw), bits.g, values, key=1)
-    rows = []
-    for one in passes(design, shape, bits, codes=False, first=first):
-        predicted: list[int] = []
-
-        def predict_too(words: U64, _: Result, to: list[int] = predicted) -> None:
-            to.append(predict(design, (p for _, p in read_program(words))).cycles)
-
-        engine = FabricEngine(device, keep_rows=False, recorder=predict_too)
-        if one.name == "forward":
-            engine.forward(x, w, m)
-        elif one.name == "backward":
-            engine.backward(x, g, w, m)
-        else:
-            engine.weight_gradient(x, g, m)
-        totals = engine.meter.totals
-        each = {n: totals[n] / batch for n in TIMING_COUNTERS}
-        output = "driver, values" if values else "driver, codes"
-        cycles = totals["CYCLES"]
-        rows.append(_row(shape.name, count, one, bits, output, each, each["CYCLES"], 0, cycles, sum(predicted)))
-    return rows
-
-
-def _row(  # noqa: PLR0913 - the options of the command
-    layer: str, count: int, one: Pass, bits: Bits, output: str, each: Mapping[str, float], more: float, fixed: int,
-    measured: int, predicted: int,
-) -> Row:  # fmt: skip
-    """A row from the counters per image, ``each``, and the cycles that one more image takes, ``more``."""
-    return Row(
-        layer=layer,
-        count=count,
-        product=one.name,
-        bits=f"{bits.w}/{bits.a}/{bits.g}",
-        output=output,
-        cycles=each["CYCLES"],
-        ideal=one.ideal,
-        utilisation=one.ideal / more,
-        fixed=fixed,
-        busy=each["BUSY"],
-        stall_drain=each["STALL_DRAIN"],
-        idle=contract.array_idle(each),
-        stall_in=each["STALL_IN"],
-        stall_hazard=each["STALL_HAZARD"],
-        stall_out=each["STALL_OUT"],
-        measured_total=measured,
-        predicted_total=predicted,
-        model_error=predicted / measured - 1,
-    )
 
 
 def bench(
@@ -324,7 +244,7 @@ def bench(
     """All convolutions of a network at one precision: rows, cycles per image, images per second at the design's clock.
 
     Args:
-        rows_of: :func:`measure` or :func:`drive` of a layer, its widths, how often it occurs, and whether it is the first.
+        rows_of: :func:`measure` of a layer, its widths, how often it occurs, and whether it is the first.
     """
     rows: list[Row] = []
     for index, (shape, count) in enumerate(distinct(shapes)):

@@ -17,9 +17,9 @@ from pathlib import Path
 from host.devices.device import check
 from host.devices.library import LibraryDevice
 from host.devices.rtl import build_rtl
-from host.measure.engine_bench import program
+from host.measure.engine_bench import layer_programs, passes, program
 from hw.design import ROOT, Design
-from hw.model.workload import WorkloadError, array_shape, backward, forward
+from hw.model.product import LoweringError
 from hw.networks import Bits, ConvShape
 
 HARNESS = ROOT / "hw" / "sim" / "saif.cpp"
@@ -84,7 +84,7 @@ class RecordingDevice(LibraryDevice):
 
 
 def fitting_layer(design: Design, shapes: Sequence[ConvShape], bits: Bits, name: str | None = None) -> ConvShape:
-    """The layer of that name, or the first convolution of stride 1 after the stem, that the design takes in one piece.
+    """The layer of that name, or the first convolution of stride 1 after the stem whose rows the array takes whole.
 
     Raises:
         SaifError: no such layer, or none fits; the message says why.
@@ -93,12 +93,13 @@ def fitting_layer(design: Design, shapes: Sequence[ConvShape], bits: Bits, name:
     for shape in shapes:
         if shape.name != name if name else shape.kind != "conv" or shape.stride > 1:
             continue
+        if not name and shape.out_hw[1] > design.lanes:
+            reason = f"no convolution of stride 1 has rows of at most {design.lanes} pixels; name a layer"
+            continue
         try:
-            array_shape(design, shape)
-            for packets in (forward(design, shape, bits, 1), backward(design, shape, bits, 1)):
-                for _ in packets:
-                    pass
-        except WorkloadError as error:
+            for kind in passes():
+                layer_programs(design, shape, bits, 1, kind)
+        except LoweringError as error:
             reason = str(error)
         else:
             return shape
@@ -115,7 +116,7 @@ def record(design: Design, shape: ConvShape, bits: Bits, path: Path, images: int
         shape: the layer.
         bits: its widths.
         path: file to write.
-        images: virtual images, each as wide as the array.
+        images: of the batch.
         seed: of the codes.
 
     Raises:
@@ -131,7 +132,7 @@ def record(design: Design, shape: ConvShape, bits: Bits, path: Path, images: int
     device = RecordingDevice(design)
     device.start(path, half)
     busy = 0
-    for packets in (forward(design, shape, bits, images), backward(design, shape, bits, images)):
+    for packets in (p for kind in passes() for p in layer_programs(design, shape, bits, images, kind)):
         result = check(device.run(program(design, packets, seed), TIMEOUT), f"{shape.name} at {bits}")
         busy += result.counters["CYCLES"]
     cycles = device.stop()

@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass
 
 from host.devices.device import Device, check
-from host.measure.engine_bench import program
-from hw.model.workload import backward, forward
+from host.measure.engine_bench import layer_programs, passes, program
 from hw.networks import Bits, ConvShape
 
 
@@ -42,9 +41,9 @@ def simulation_speed(device: Device, shape: ConvShape, bits: Bits, images: int, 
 
     Args:
         device: RTL, built already.
-        shape: the layer, which the design takes in one piece.
+        shape: the layer.
         bits: its widths.
-        images: virtual images, each as wide as the array.
+        images: of the batch.
         seed: of the codes.
 
     Raises:
@@ -55,7 +54,8 @@ def simulation_speed(device: Device, shape: ConvShape, bits: Bits, images: int, 
     design = device.info.design
     programs = [
         program(design, packets, seed)
-        for packets in (forward(design, shape, bits, images), backward(design, shape, bits, images))
+        for kind in passes()
+        for packets in layer_programs(design, shape, bits, images, kind)
     ]
     processor, clock = time.process_time(), time.perf_counter()
     cycles = sum(check(device.run(words), shape.name).counters["CYCLES"] for words in programs)

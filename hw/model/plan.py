@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from hw.contract import HEADER_WORDS
 from hw.design import Design
 from hw.model.lowering import lower
 from hw.model.product import Product
 from hw.model.schedule import steps_of
-from hw.model.steps import Step
+from hw.model.steps import Boundary, Step
 from hw.packet import END, Packet
+
+PROGRAM_WORDS = 1 << 21  #: a program is closed when its words and results pass this
 
 
 def steps(design: Design, products: Sequence[Product]) -> Iterator[Step]:
@@ -26,3 +29,24 @@ def packets(design: Design, products: Sequence[Product]) -> Iterator[Packet]:
     for step in steps(design, products):
         yield from step.packets
     yield END
+
+
+def programs(design: Design, planned: Iterable[Step], limit: int = PROGRAM_WORDS) -> Iterator[tuple[Step, ...]]:
+    """Steps cut into the programs that the driver sends: one, or several if it grows long.
+
+    Args:
+        planned: what :func:`steps` returns.
+        limit: a program is closed at the next place where it may be when its words and results pass this number.
+    """
+    made: list[Step] = []
+    size = 0
+    for step in planned:
+        if isinstance(step, Boundary):
+            if size > limit:
+                yield tuple(made)
+                made, size = [], 0
+            continue
+        made.append(step)
+        size += sum(HEADER_WORDS + p.payload_words + p.result_words(design) for p in step.packets)
+    if made:
+        yield tuple(made)

@@ -6,15 +6,15 @@ the products of attention one for each sample and head, as ``host/driver/grouped
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hw.contract import OutputFormat
 from hw.design import Design
-from hw.model.plan import packets
+from hw.model.plan import packets, programs, steps
 from hw.model.product import Product, Source
 from hw.networks import Bits, ConvGeometry, ConvShape
-from hw.packet import Packet
+from hw.packet import END, Packet
 
 GROUPED_CHANNELS = 16  #: channels of a layer with groups that share a dense product
 
@@ -89,4 +89,14 @@ def layer_products(
 
 def program(design: Design, product: Product, count: int = 1) -> Iterator[Packet]:
     """Packets of a program of like products, each with weights of its own; END included."""
-    return packets(design, [replace(product, weights=number) for number in range(count)])
+    return packets(design, _like(product, count))
+
+
+def driver_programs(design: Design, product: Product, count: int = 1) -> Iterator[list[Packet]]:
+    """The same packets in programs as long as the driver's, each with its END."""
+    for cut in programs(design, steps(design, _like(product, count))):
+        yield [*(packet for step in cut for packet in step.packets), END]
+
+
+def _like(product: Product, count: int) -> Sequence[Product]:
+    return [replace(product, weights=number) for number in range(count)]

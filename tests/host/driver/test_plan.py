@@ -14,9 +14,9 @@ from host.operands import ConvGeometry, Grid, Operand
 from host.program.builder import read_program
 from hw.contract import Flag, Opcode, OutputFormat, Target
 from hw.design import load_design
-from hw.model.plan import packets
+from hw.model.plan import PROGRAM_WORDS, packets, programs, steps
 from hw.model.product import Product, Source
-from hw.packet import Packet
+from hw.packet import END, Packet
 
 DEVICES = {name: ReferenceDevice(load_design(name)) for name in ("sim-small", "zc706")}
 KINDS = ("forward", "input_gradient", "weight_gradient", "backward")
@@ -52,16 +52,17 @@ geometries = st.builds(
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.sampled_from(KINDS), geometries, st.tuples(sources, sources, st.integers(1, 16)),
-    st.sampled_from(sorted(DEVICES)), st.booleans(),
+    st.sampled_from(sorted(DEVICES)), st.booleans(), st.sampled_from([100, 1000, PROGRAM_WORDS]),
 )  # fmt: skip
-def test_the_driver_sends_the_plan(kind, m, widths, name, skip_zero) -> None:  # type: ignore[no-untyped-def]
+def test_the_driver_sends_the_plan(kind, m, widths, name, skip_zero, limit) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(5)
     x, g, w = widths[0], widths[1], Source(widths[2], True)
-    sent: list[Packet] = []
+    sent: list[list[Packet]] = []
     engine = FabricEngine(
         DEVICES[name],
-        recorder=lambda words, _: sent.extend(packet for _, packet in read_program(words)),
+        recorder=lambda words, _: sent.append([packet for _, packet in read_program(words)]),
         skip_zero=skip_zero,
+        program_words=limit,
     )
     data = {
         "x": operand(rng, (m.batch, m.in_channels, *m.in_hw), x),
@@ -71,8 +72,9 @@ def test_the_driver_sends_the_plan(kind, m, widths, name, skip_zero) -> None:  #
     taken = {"forward": "xw", "input_gradient": "gw", "weight_gradient": "xg", "backward": "xgw"}[kind]
     getattr(engine, kind)(*(data[each] for each in taken), m)
     product = Product(kind, m, *(s if each in taken else None for each, s in zip("xwg", (x, w, g), strict=True)))
-    planned = packets(engine.design, [replace(product, skip_zero=skip_zero)])
-    assert [without_data(p) for p in sent] == [without_data(p) for p in planned]
+    cut = programs(engine.design, steps(engine.design, [replace(product, skip_zero=skip_zero)]), limit)
+    planned = [[*(packet for step in one for packet in step.packets), END] for one in cut]
+    assert [[without_data(p) for p in one] for one in sent] == [[without_data(p) for p in one] for one in planned]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

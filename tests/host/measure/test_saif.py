@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,22 @@ def test_the_first_layer_that_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "message"), [("stage9", "name one of stem, blocks.0.conv1"), ("blocks.0.conv1", "32 pixels wide")]
+    ("layer", "depth_a", "message"),
+    [
+        ("stage9", 512, "name one of stem, blocks.0.conv1"),
+        ("blocks.0.conv1", 16, "buffer A of 16 addresses"),
+        (None, 16, "buffer A of 16 addresses"),
+    ],
 )
-def test_layers_that_cannot_run(layer: str, message: str) -> None:
+def test_layers_that_cannot_run(layer: str | None, depth_a: int, message: str) -> None:
     with pytest.raises(SaifError, match=message):
-        fitting_layer(SMALL, network("resnet38"), BITS, layer)
+        fitting_layer(replace(SMALL, depth_a=depth_a), network("resnet38"), Bits(16, 16, 16), layer)
+
+
+def test_layers_wider_than_the_array_run_if_they_are_named() -> None:
+    assert fitting_layer(SMALL, network("resnet38"), BITS, "blocks.0.conv1").out_hw == (32, 32)
+    with pytest.raises(SaifError, match="at most 16 pixels; name a layer"):
+        fitting_layer(SMALL, network("resnet38")[:3], BITS)
 
 
 def test_no_images_are_refused(tmp_path: Path) -> None:

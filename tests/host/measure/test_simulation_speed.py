@@ -9,11 +9,11 @@ import pytest
 
 from fractrain import main
 from host.devices.rtl import RtlDevice
+from host.measure.engine_bench import layer_programs, passes
 from host.measure.saif import fitting_layer
 from host.measure.simulation_speed import simulation_speed
 from hw.design import ROOT, load_design
 from hw.model.cycles import predict
-from hw.model.workload import backward, forward
 from hw.networks import Bits, network
 
 SMALL = ["bench", "simulation", "--design", "sim-small", "--model", "resnet8", "--bits", "2,2,2", "--images", "1"]
@@ -25,7 +25,8 @@ def test_cycles_are_those_of_the_three_products() -> None:
     device = RtlDevice(design)
     speeds = [simulation_speed(device, shape, bits, images) for images in (1, 2)]
     for images, speed in enumerate(speeds, 1):
-        predicted = sum(predict(design, way(design, shape, bits, images)).cycles for way in (forward, backward))
+        programs = (p for kind in passes() for p in layer_programs(design, shape, bits, images, kind))
+        predicted = sum(predict(design, packets).cycles for packets in programs)
         assert speed.cycles == pytest.approx(predicted, rel=0.1)
     with pytest.raises(ValueError, match="--images 0"):
         simulation_speed(device, shape, bits, 0)

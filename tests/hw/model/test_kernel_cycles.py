@@ -8,11 +8,10 @@ import pytest
 import fractrain
 from host.devices.device import check
 from host.devices.hls import HlsDevice
-from host.measure.engine_bench import program
+from host.measure.engine_bench import layer_programs, passes, program
 from hw.contract import Flag, Opcode, Target
 from hw.design import load_design
 from hw.model.kernel_cycles import Overlap, kernel_training_cycles, lines_of_tile, predict_kernel
-from hw.model.workload import backward, forward
 from hw.networks import Bits, ConvShape, network
 from hw.packet import Packet
 from hw.tools.compile import BIT_SERIAL, ap_types, hls_files
@@ -43,7 +42,8 @@ def counting(before: str, statement: str) -> HlsDevice:
 
 
 def programs(shape: ConvShape) -> list[list[Packet]]:
-    return [list(forward(SMALL, shape, BITS, VIRTUAL)), list(backward(SMALL, shape, BITS, VIRTUAL))]
+    side = SMALL.lanes // shape.out_hw[1]
+    return [packets for kind in passes() for packets in layer_programs(SMALL, shape, BITS, VIRTUAL * side, kind)]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -69,7 +69,7 @@ def test_the_array_rests_for_lines_that_outlast_the_next_tile_and_for_the_last_o
 
 
 def test_every_tile_but_the_last_leaves_without_a_cycle_where_steps_outlast_lines() -> None:
-    packets = list(forward(SMALL, SHAPES["one group"], Bits(8, 8, 8), 1))
+    (packets,) = layer_programs(SMALL, SHAPES["one group"], Bits(8, 8, 8), 1, "forward")
     product = next(p for p in packets if p.opcode == Opcode.CONV)
     number = sum(tiles.number for tiles in product.tiles())
     before, after = (predict_kernel(SMALL, packets, form).cycles for form in (Overlap.LOADS, Overlap.TILES))

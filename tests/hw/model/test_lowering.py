@@ -1,0 +1,73 @@
+"""What a layer's products become on the array: choices against their alternative, and work against a count by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from hw.contract import Opcode
+from hw.design import load_design
+from hw.model.cycles import predict
+from hw.model.lowering import lower
+from hw.model.product import LoweringError
+from hw.model.training_products import CODES, INTEGERS, Form, layer_products, program
+from hw.networks import Bits, ConvShape, network
+from hw.packet import Packet
+
+DESIGN = load_design("zc706")
+LAYER = ConvShape("deep", 64, 64, 3, 1, 1, (32, 32))
+STAGES = [shape for shape in network("resnet38") if shape.stride == 2 and shape.kernel == 3]
+
+
+def packets(shape: ConvShape, bits: Bits, kind: str, form: Form = CODES, batch: int = 128) -> list[Packet]:
+    ((_, product),) = layer_products(shape, bits, batch, kind, form)
+    return list(program(DESIGN, product))
+
+
+@pytest.fixture
+def unpaired(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Once it refuses pairs, nothing that was lowered before is taken for it, nor the other way round."""
+    lower.cache_clear()
+    yield monkeypatch
+    lower.cache_clear()
+
+
+def refuse_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    lower.cache_clear()
+    monkeypatch.setattr("hw.model.lowering.pairs_channel_groups", lambda *_: False)
+
+
+@pytest.mark.parametrize("depth, kind", [("depth_a", "forward"), ("depth_g", "backward")])
+def test_a_buffer_that_is_too_small_is_named(depth: str, kind: str) -> None:
+    ((_, product),) = layer_products(LAYER, Bits(16, 16, 16), 8, kind)
+    with pytest.raises(LoweringError, match=f"buffer {depth[-1].upper()} of 16.*raise {depth}"):
+        lower(replace(DESIGN, **{depth: 16}), product)
+
+
+@pytest.mark.parametrize("kind", ["weight_gradient", "backward"])
+@pytest.mark.parametrize("batch", [7, 128])
+def test_every_image_is_in_exactly_one_stack(kind: str, batch: int) -> None:
+    sent = packets(LAYER, Bits(3, 2, 4), kind, batch=batch)
+    assert sum(p.images for p in sent if p.opcode == Opcode.WGRAD) == batch
+
+
+@pytest.mark.parametrize("shape", STAGES, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "bits", [Bits(8, 8, 8), Bits(6, 6, 8), Bits(4, 4, 6), Bits(4, 3, 6), Bits(3, 3, 6), Bits(2, 2, 4)], ids=str
+)
+@pytest.mark.parametrize("form", [CODES, INTEGERS], ids=lambda form: form.output.name)
+def test_groups_in_pairs_are_never_slower(
+    shape: ConvShape, bits: Bits, form: Form, unpaired: pytest.MonkeyPatch
+) -> None:
+    chosen = predict(DESIGN, packets(shape, bits, "input_gradient", form)).cycles
+    refuse_pairs(unpaired)
+    assert chosen <= 1.001 * predict(DESIGN, packets(shape, bits, "input_gradient", form)).cycles
+
+
+@pytest.mark.parametrize("shape", STAGES, ids=lambda s: s.name)
+def test_groups_in_pairs_halve_the_work_of_the_array(shape: ConvShape, unpaired: pytest.MonkeyPatch) -> None:
+    chosen = predict(DESIGN, packets(shape, Bits(8, 8, 8), "input_gradient", batch=4)).compute
+    refuse_pairs(unpaired)
+    assert 2 * chosen == predict(DESIGN, packets(shape, Bits(8, 8, 8), "input_gradient", batch=4)).compute
