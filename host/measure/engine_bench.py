@@ -91,7 +91,9 @@ def _filled(packet: Packet, rng: np.random.Generator) -> tuple[Packet, U64 | Non
         values = rng.random(2 * packet.payload_words, np.float32) * np.float32(span - 1)
         if packet.has(Flag.A_SIGNED):
             values -= np.float32(span // 2)
-        return replace(packet, reciprocal=float_bits(1), key=1 if packet.has(Flag.STOCHASTIC) else 0), pack_floats(values)
+        return replace(packet, reciprocal=float_bits(1), key=1 if packet.has(Flag.STOCHASTIC) else 0), pack_floats(
+            values
+        )
     data = rng.integers(0, 1 << 64, packet.payload_words, dtype=np.uint64)
     if packet.loads(Target.E):  # multipliers near one, offsets of nothing: codes that are not all clamped
         data[0::2], data[1::2] = 20, 0

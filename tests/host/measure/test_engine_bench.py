@@ -128,7 +128,10 @@ def test_measured_cycles_are_the_models_and_every_one_is_accounted_for(
     rtl: RtlDevice, bits: Bits, output: str, split: bool
 ) -> None:
     rows = measure(rtl, DESIGN, LAYER, bits, output=output, split=split, batch=8)
-    assert [row.product for row in rows] == ["forward", *(["input_gradient", "weight_gradient"] if split else ["backward"])]
+    assert [row.product for row in rows] == [
+        "forward",
+        *(["input_gradient", "weight_gradient"] if split else ["backward"]),
+    ]
     for row in rows:
         assert row.predicted_total == pytest.approx(row.measured_total, rel=0.03)
         assert row.busy + row.stall_drain + row.idle == pytest.approx(row.cycles)
@@ -250,7 +253,9 @@ def test_the_model_is_right_about_what_was_measured(path: Path) -> None:
 
 
 def test_cycles_are_proportional_to_plane_pairs_as_measured() -> None:
-    pairs = json.loads((ROOT / "docs" / "measurements" / "engine-zc706.json").read_text(encoding="utf-8"))["proportionality"]
+    pairs = json.loads((ROOT / "docs" / "measurements" / "engine-zc706.json").read_text(encoding="utf-8"))[
+        "proportionality"
+    ]
     assert len(pairs) > 300
     for pair in pairs:
         assert abs(pair["deviation"]) <= 0.10 or not pair["compute_bound"], pair
