@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Verilated fabric behind the same C interface as the HLS simulation library: one program in, its results and registers out.
 // The streams can be slowed down with seeded gaps, so that overlap and back-pressure are exercised without Python.
+#include <cstdio>
 #include <cstddef>
 #include <cstdint>
 
@@ -113,6 +114,7 @@ int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1
     f.cycle();
     if (f.context.gotError()) {
       status = 3;
+      std::fflush(stdout);  // what failed, now and not when the process ends
       break;
     }
     if (take0) i0++, hold0 = false;

@@ -12,7 +12,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 
 from host.arrays import F32, U32
-from host.program.packing import quantize
+from host.numerics import quantize
 
 VECTORS = int(os.environ.get("BENCH_VECTORS", "400"))  #: values for each set of constants
 CYCLES = 10
