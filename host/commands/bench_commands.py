@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from hw.commands import options
+from hw.files import write_atomically
 from hw.networks import Bits
 
 #: weights/activations/gradients of the committed measurement; savings are against the first
@@ -160,8 +161,7 @@ def run_engine(arguments: argparse.Namespace) -> int:
     }
     text = json.dumps(result, indent=1)
     if arguments.save:
-        arguments.save.parent.mkdir(parents=True, exist_ok=True)
-        arguments.save.write_text(text + "\n", encoding="utf-8")
+        write_atomically(arguments.save, text + "\n")
     if arguments.figure:
         arguments.figure.parent.mkdir(parents=True, exist_ok=True)
         draw(result, arguments.figure)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hw.commands import options
+from hw.files import write_atomically
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,8 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         speed = simulation_speed(device, shape, bits, arguments.images)
     text = json.dumps(asdict(speed) | {"cycles_per_second": speed.cycles_per_second}, indent=1)
     if arguments.save:
-        arguments.save.parent.mkdir(parents=True, exist_ok=True)
-        arguments.save.write_text(text + "\n", encoding="utf-8")
+        write_atomically(arguments.save, text + "\n")
     if arguments.json:
         print(text)
     else:

@@ -11,6 +11,7 @@ from typing import Any
 from hw.boards import PARTS
 from hw.commands import options
 from hw.design import ROOT, load_design
+from hw.files import write_atomically
 
 
 def table(data: dict[str, Any]) -> str:
@@ -84,8 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         data = {k: v for k, v in data.items() if k in ("design", "part", "tool", "accumulators", "modules")}
     text = json.dumps(data, indent=1)
     if arguments.save:
-        arguments.save.parent.mkdir(parents=True, exist_ok=True)
-        arguments.save.write_text(text + "\n", encoding="utf-8")
+        write_atomically(arguments.save, text + "\n")
     print(text if arguments.json else table(data) + (timing_table(data) if arguments.timing else ""))
     return 0 if data.get("fits", True) else 1
 

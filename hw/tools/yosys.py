@@ -25,6 +25,7 @@ from typing import Any
 
 from hw import contract
 from hw.design import ROOT, Design
+from hw.files import write_atomically
 from hw.generate import compile_order
 from hw.tools import timing
 
@@ -324,8 +325,7 @@ def synthesize(
     )
     done.area()
     if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(asdict(done)), encoding="utf-8")
+        write_atomically(kept, json.dumps(asdict(done)))
     return done
 
 
