@@ -21,8 +21,6 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_FILES = 500, 60, 12
 
 #: file -> why it may be longer than :data:`LONGEST_FILE` lines
 LONG_FILES = {
-    "host/devices/pynq_device.py": "a board's buffers, power sensor and DMA engines; a front end of our own will replace the latter",
-    "host/devices/remote.py": "the two sides of one protocol, five lines too many",
     "sw_model/quantize/kernels.cpp": "all compiled kernels are one library, compiled at once",
 }
 #: "file:function" -> why its body may be longer than :data:`LONGEST_FUNCTION` lines

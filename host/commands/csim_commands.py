@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"C simulation of {design.name} against the NumPy reference")
         for r in reports:
             covered = ", ".join(
-                f"{p} {r['coverage']['covered'][p]}/{r['coverage']['total'][p]} precision pairs" for p in PRODUCT_PACKETS
+                f"{p} {r['coverage']['covered'][p]}/{r['coverage']['total'][p]} precision pairs"
+                for p in PRODUCT_PACKETS
             )
             print(
                 f"  {r['path']:10} {r['programs']} programs, {r['words_compared']} words compared, "

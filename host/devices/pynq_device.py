@@ -5,11 +5,6 @@ The block design (``hw/vivado``) holds the fabric as ``fabric``, one AXI DMA per
 ``Overlay`` to load the bitstream and find addresses, ``allocate`` for contiguous memory, ``MMIO`` for registers - so
 that nothing depends on a PYNQ version's DMA driver, whose ``wait()`` has no deadline.
 
-Why the DMAs work in their simple mode: it sets TLAST at the end of every transfer, so a program cannot be cut into
-several transfers.  A transfer holds up to 64 MiB less one word (26-bit length).  Longer programs are cut between
-packets instead, into programs of their own, which is equivalent because buffers keep their contents; so no descriptor
-memory and no descriptor errors exist.
-
 Standard library, NumPy and pynq only.
 """
 
@@ -18,10 +13,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from host.arrays import U64
+from host.devices import dma
 from host.devices.device import (
     DEFAULT_TIMEOUT,
     DeviceError,
@@ -40,55 +35,36 @@ from host.devices.device import (
     program_words,
     split_streams,
 )
+from host.devices.dma import (
+    FROM_STREAM,
+    SCATTER_GATHER,
+    TO_STREAM,
+    WORD_BYTES,
+    ContiguousBuffer,
+    DmaChannel,
+    asked_of_pynq,
+    split_program,
+)
 from host.devices.library import COUNTERS, result_bound
+from host.devices.power import PowerMeter, PowerSensor
 from host.program.builder import ProgramBuilder, float_bits
 from hw import contract
 from hw.contract import HEADER_WORDS, REGISTER, REGISTERS, Error, Flag, Opcode, OutputFormat, Target
 from hw.design import STREAM_BITS, Design
-from hw.packet import END, Packet, check_header, product, read_entries
+from hw.packet import Packet, product, read_entries
 
-WORD_BYTES = STREAM_BITS // 8
 DMA_NAMES = ("dma_in0", "dma_in1", "dma_result")
 LENGTH_BITS = 26  #: of the DMAs' length registers, as the block design sets them
 
-# AXI DMA, direct register mode; offsets from the channel's base
-_MM2S, _S2MM = 0x00, 0x30
-_CONTROL, _STATUS, _ADDRESS, _ADDRESS_HIGH, _LENGTH = 0x00, 0x04, 0x18, 0x1C, 0x28
-_RUN, _RESET = 1 << 0, 1 << 2
-_HALTED, _IDLE, _SCATTER_GATHER = 1 << 0, 1 << 1, 1 << 3
-_FAULTS = {
-    1 << 4: "internal error: the stream did not fit the buffer, or a length was zero",
-    1 << 5: "bus error: a slave answered an access with an error",
-    1 << 6: "bus error: no slave answers at this address",
-}
 # high-performance ports of the Zynq-7000: bit 0 of either control register narrows the port to 32 bits
 _AFI_BASE, _AFI_STEP, _AFI_READ, _AFI_WRITE = 0xF8008000, 0x1000, 0x00, 0x14
-_RESET_TIMEOUT = 1.0  #: seconds that a reset may take
 _RESET_PAUSE = 1e-3  #: seconds; the reset controller needs some dozen clock cycles
 _LONGEST_SLEEP = 2e-3
-_LEAST_BUFFER = 1 << 12  #: words of the smallest allocation, eight pages
-
-
-@contextmanager
-def _asked_of_pynq(what: str, remedy: str) -> Iterator[None]:
-    """Around every use of PYNQ, which lets through whatever its parser, kernel interface or NumPy raise.
-
-    Raises:
-        DeviceError: what could not be done, PYNQ's own words, and the remedy.
-    """
-    try:
-        yield
-    except DeviceError:
-        raise
-    except Exception as e:
-        if isinstance(e, AttributeError | TypeError) and int(np.__version__.split(".")[0]) >= 2:
-            remedy = f"PYNQ 3 needs NumPy below 2, here is {np.__version__}: pip install 'numpy<2'"
-        raise DeviceError(f"{what} ({type(e).__name__}: {e}); {remedy}") from e
 
 
 def _pynq() -> Any:
     try:
-        with _asked_of_pynq(
+        with asked_of_pynq(
             "the Python package pynq cannot be imported", "install 'pynq>=3.0.1,<4' on the board's image"
         ):
             return importlib.import_module("pynq")
@@ -99,262 +75,6 @@ def _pynq() -> Any:
             "the Python package pynq is missing; on the board install 'pynq>=3.0.1,<4' (version 4 has no Zynq-7000), "
             "on another computer use --device rtl or tcp://BOARD:PORT"
         ) from e.__cause__
-
-
-class ContiguousBuffer:
-    """Physically contiguous memory for one stream, and the only place where caches are maintained.
-
-    PYNQ maintains the caches of a whole allocation, whatever part of it was asked for.  So there is one allocation for
-    every power of two, and a program uses the least that holds it: a short one costs little after a long one.
-
-    Args:
-        pynq: the module whose ``allocate`` makes the memory.
-        what: name for error messages.
-        most: words that one DMA transfer can hold.
-    """
-
-    def __init__(self, pynq: Any, what: str, most: int) -> None:
-        self._pynq, self._what, self._most = pynq, what, most
-        self._sizes: dict[int, Any] = {}
-        self._memory: Any = None  # the one of the present program
-
-    @property
-    def address(self) -> int:
-        """Physical address of the first word."""
-        return int(self._memory.physical_address)
-
-    def reserve(self, words: int) -> None:
-        """Room for ``words`` words.
-
-        Raises:
-            DeviceError: more than a transfer holds, or no contiguous memory left.
-        """
-        if words > self._most:
-            raise DeviceError(f"{self._what} needs {words} words, a DMA transfer holds {self._most}; split the program")
-        size = min(self._most, max(_LEAST_BUFFER, 1 << (words - 1).bit_length()))
-        if size not in self._sizes:
-            self._sizes[size] = self._allocate(size)
-        self._memory = self._sizes[size]
-
-    def _allocate(self, size: int) -> Any:
-        def allocate() -> Any:
-            with _asked_of_pynq(
-                f"{self._what}: no {size * WORD_BYTES} bytes of contiguous memory",
-                "free other buffers, raise the kernel's cma= argument, or use smaller batches",
-            ):
-                return self._pynq.allocate(shape=(size,), dtype=np.uint64)
-
-        try:
-            memory = allocate()
-        except DeviceError:
-            if not self._sizes:
-                raise
-            self.free()  # the other sizes may be what is in the way
-            memory = allocate()
-        if int(memory.physical_address) % WORD_BYTES:
-            address = int(memory.physical_address)
-            memory.freebuffer()
-            raise DeviceError(f"{self._what}: memory at {address:#x} is not aligned to words, which the DMAs need")
-        return memory
-
-    def send(self, words: U64) -> None:
-        """Put words in and make the DMA see them."""
-        self._memory[: words.size] = words
-        self._memory.flush()
-
-    def expect(self) -> None:
-        """Before receiving: no dirty cache line may be written back over what the DMA writes."""
-        self._memory.flush()
-
-    def received(self, words: int) -> U64:
-        """Copy of the first ``words`` words that the DMA has written."""
-        self._memory.invalidate()
-        return np.array(self._memory[:words], dtype=np.uint64)
-
-    def free(self) -> None:
-        """Give the memory back."""
-        sizes, self._sizes, self._memory = self._sizes, {}, None
-        for memory in sizes.values():
-            memory.freebuffer()
-
-
-class DmaChannel:
-    """One direction of an AXI DMA in direct register mode.
-
-    Args:
-        mmio: registers of the DMA.
-        base: ``0x00`` memory to stream, ``0x30`` stream to memory.
-        name: for error messages.
-    """
-
-    def __init__(self, mmio: Any, base: int, name: str) -> None:
-        self._mmio, self._base, self.name = mmio, base, name
-
-    @property
-    def status(self) -> int:
-        """Status register."""
-        return int(self._mmio.read(self._base + _STATUS))
-
-    @property
-    def length(self) -> int:
-        """Bytes of the last transfer; for a receiving channel those that came."""
-        return int(self._mmio.read(self._base + _LENGTH))
-
-    def start(self, address: int, length: int) -> None:
-        """Begin a transfer of ``length`` bytes at physical ``address``.
-
-        Raises:
-            DeviceError: the channel does not leave its halted state, in which a length would be ignored.
-        """
-        self._mmio.write(self._base + _CONTROL, _RUN)
-        deadline = time.monotonic() + _RESET_TIMEOUT
-        while self.status & _HALTED:
-            if time.monotonic() > deadline:
-                raise DeviceError(f"{self.name} stays halted when told to run (status {self.status:#010x})")
-        self._mmio.write(self._base + _ADDRESS, address & 0xFFFFFFFF)
-        self._mmio.write(self._base + _ADDRESS_HIGH, address >> 32)
-        self._mmio.write(self._base + _LENGTH, length)
-
-    def idle(self) -> bool:
-        """Whether the transfer is over.
-
-        Raises:
-            DeviceError: the DMA has stopped with an error.
-        """
-        status = self.status
-        faults = [text for bit, text in _FAULTS.items() if status & bit]
-        if faults:
-            raise DeviceError(f"{self.name}: {'; '.join(faults)} (status {status:#010x})")
-        if status & _HALTED:
-            raise DeviceError(
-                f"{self.name} has halted without an error (status {status:#010x}); was it reset elsewhere?"
-            )
-        return bool(status & _IDLE)
-
-    def reset(self) -> None:
-        """Abandon whatever is under way.
-
-        Raises:
-            DeviceError: the reset does not end, as when the DMA's clock stands still.
-        """
-        self._mmio.write(self._base + _CONTROL, _RESET)
-        deadline = time.monotonic() + _RESET_TIMEOUT
-        while int(self._mmio.read(self._base + _CONTROL)) & _RESET:
-            if time.monotonic() > deadline:
-                raise DeviceError(f"{self.name} stays in reset; load the overlay again or switch the board off and on")
-
-    def state(self) -> str:
-        """One line for people."""
-        control = int(self._mmio.read(self._base + _CONTROL))
-        return f"{self.name} control {control:#x} status {self.status:#x} length {self.length}"
-
-
-class PowerSensor:
-    """Board power from the kernel's hardware monitors (PMBus regulators on the ZC706 and ZCU104).
-
-    Args:
-        folder: where the monitors are; tests give their own.
-    """
-
-    def __init__(self, folder: Path = Path("/sys/class/hwmon")) -> None:
-        self._power: list[Path] = []
-        self._pairs: list[tuple[Path, Path]] = []
-        for monitor in sorted(folder.glob("hwmon*")):
-            power = sorted(monitor.glob("power*_input"))
-            self._power += power
-            if not power:  # regulators without a power reading: volts times amperes of the same rail
-                volts = {self._label(p): p for p in monitor.glob("in*_input")}
-                for amperes in sorted(monitor.glob("curr*_input")):
-                    if (rail := self._label(amperes).replace("iout", "vout")) in volts:
-                        self._pairs.append((volts[rail], amperes))
-
-    @staticmethod
-    def _label(path: Path) -> str:
-        label = path.with_name(path.name.replace("_input", "_label"))
-        return label.read_text(encoding="utf-8").strip() if label.is_file() else path.name.replace("curr", "in")
-
-    @property
-    def present(self) -> bool:
-        """Whether any rail can be read."""
-        return bool(self._power or self._pairs)
-
-    def watts(self) -> float | None:
-        """Sum over all rails now, or None without a readable sensor."""
-        try:
-            total = sum(int(p.read_text(encoding="utf-8")) * 1e-6 for p in self._power)
-            total += sum(
-                int(v.read_text(encoding="utf-8")) * int(a.read_text(encoding="utf-8")) * 1e-6 for v, a in self._pairs
-            )
-        except (OSError, ValueError):
-            return None
-        return total if self.present else None
-
-
-class PowerMeter:
-    """Energy of the board while programs run, from a sensor that a thread of its own reads.
-
-    A reading takes milliseconds on the regulators' bus, so no program waits for one: a program's energy is its duration
-    times the mean of the readings begun and ended while it ran, or, where it was too short for one, of all readings
-    that were begun while a program ran.
-
-    Args:
-        sensor: what is read.
-        period: seconds between the ends and beginnings of readings.
-
-    Raises:
-        DeviceError: the sensor cannot be read.
-    """
-
-    def __init__(self, sensor: PowerSensor, period: float = 0.02) -> None:
-        if sensor.watts() is None:
-            raise DeviceError(
-                "no power monitor can be read on this board; measure without energy, or load the kernel's drivers of "
-                "its regulators (they appear below /sys/class/hwmon)"
-            )
-        self._sensor, self._period = sensor, period
-        self._lock = threading.Lock()
-        self._running, self._closed = threading.Event(), threading.Event()
-        self._here: list[float] = []  # readings, in watts, of the present program,
-        self._sum, self._count = 0.0, 0  # and of all
-        self._begun = 0.0
-        self._program = 0
-        self._thread = threading.Thread(target=self._read, name="power", daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        while not self._closed.is_set():
-            if not self._running.wait(timeout=0.5):
-                continue
-            program = self._program
-            watts = self._sensor.watts()
-            with self._lock:
-                if watts is not None:
-                    self._sum, self._count = self._sum + watts, self._count + 1
-                    if self._running.is_set() and program == self._program:
-                        self._here.append(watts)
-            self._closed.wait(self._period)
-
-    def start(self) -> None:
-        """A program begins."""
-        with self._lock:
-            self._program += 1
-            self._here = []
-            self._begun = time.monotonic()
-        self._running.set()
-
-    def stop(self) -> float | None:
-        """The program is over: its joules, or None while nothing has been read yet."""
-        seconds = time.monotonic() - self._begun
-        with self._lock:
-            self._running.clear()
-            if self._here:
-                return seconds * sum(self._here) / len(self._here)
-            return seconds * self._sum / self._count if self._count else None
-
-    def close(self) -> None:
-        """End the thread."""
-        self._closed.set()
-        self._thread.join(timeout=1.0)
 
 
 def self_test_program(design: Design) -> U64:
@@ -378,47 +98,6 @@ def self_test_program(design: Design) -> U64:
     builder.add(product(Opcode.WGRAD, **shape, a_bits=4, base_a=bits, flags=accumulated))
     builder.add(read_entries(2 * contract.TAPS * (c + 1)))
     return builder.words()
-
-
-def split_program(words: U64, design: Design, most_in: int, most_out: int) -> list[tuple[U64, int, int]]:
-    """A program as a list of shorter ones, cut between packets.
-
-    Args:
-        words: uint64 (even number,).
-        design: by whose rules headers are judged.
-        most_in: words that one input stream may hold.
-        most_out: result words, trailer included, that one part may send.
-
-    Returns:
-        Parts, the number of packets before each, and the result words that it sends at most, trailer included.  A program with a header that the fabric would refuse is cut up to
-        there; the rest, which the fabric swallows, stays in one part if it fits.
-
-    Raises:
-        DeviceError: a single packet is too long.
-    """
-    end = np.array(END.pack(), dtype=np.uint64)
-    parts: list[tuple[U64, int, int]] = []
-    start = at = packets = first = 0
-    sent = 2
-    while at + HEADER_WORDS <= words.size:
-        header = [int(w) for w in words[at : at + HEADER_WORDS]]
-        size, results = words.size - at, 0
-        if check_header(design, header)[0] is Error.NONE and (packet := Packet.unpack(header)).opcode != Opcode.END:
-            size = min(size, HEADER_WORDS + packet.payload_words)
-            results = packet.result_words(design)
-        if at > start and ((at + size - start + HEADER_WORDS) // 2 > most_in or sent + results > most_out):
-            parts.append((np.concatenate([words[start:at], end]), first, sent))
-            start, first, sent = at, packets, 2
-        if (size + HEADER_WORDS) // 2 > most_in or 2 + results > most_out:
-            raise DeviceError(
-                f"packet {packets} needs {size} words in and {results} out; a DMA transfer holds {most_in} per input "
-                f"stream and {most_out} out: tile the product into smaller packets"
-            )
-        sent += results
-        at += size
-        packets += 1
-    parts.append((words[start:], first, sent))
-    return parts
 
 
 class PynqDevice:
@@ -451,11 +130,11 @@ class PynqDevice:
         width = self._check_dmas()
         self._most = (1 << width) // WORD_BYTES - 1  # words of one transfer
         mmios = {name: self._mmio(name) for name in DMA_NAMES}
-        self._in0 = DmaChannel(mmios["dma_in0"], _MM2S, "dma_in0")
-        self._in1 = DmaChannel(mmios["dma_in1"], _MM2S, "dma_in1")
-        self._out = DmaChannel(mmios["dma_result"], _S2MM, "dma_result")
+        self._in0 = DmaChannel(mmios["dma_in0"], TO_STREAM, "dma_in0")
+        self._in1 = DmaChannel(mmios["dma_in1"], TO_STREAM, "dma_in1")
+        self._out = DmaChannel(mmios["dma_result"], FROM_STREAM, "dma_result")
         for channel in (self._in0, self._in1, self._out):
-            if channel.status & _SCATTER_GATHER:
+            if channel.status & SCATTER_GATHER:
                 raise DeviceError(f"{channel.name} is built with scatter-gather; rebuild with hw/vivado's block design")
         self._wake()
         self._hash = self._check_identity()
@@ -483,7 +162,7 @@ class PynqDevice:
                 if not needed.is_file():
                     raise DeviceError(f"{needed} does not exist; an overlay is a .bit and a .hwh of the same name")
             self._check_manifest(bit)
-        with _asked_of_pynq(
+        with asked_of_pynq(
             f"overlay {path} cannot be loaded",
             f"install the overlay package of design {self._design.name!r} or give the path of its .bit, run as root, and "
             "see that the .hwh is of this bitstream and of the Vivado release that this PYNQ reads (docs/board.md)",
@@ -508,7 +187,7 @@ class PynqDevice:
 
     @property
     def _blocks(self) -> dict[str, Any]:
-        with _asked_of_pynq(
+        with asked_of_pynq(
             "the overlay does not say what it holds", "build it with fractrain bitstream and keep its .hwh beside it"
         ):
             return dict(self.overlay.ip_dict)
@@ -520,7 +199,7 @@ class PynqDevice:
                 f"the overlay has no block {name!r} but {', '.join(sorted(blocks)) or 'none'}; "
                 "build it with fractrain bitstream"
             )
-        with _asked_of_pynq(
+        with asked_of_pynq(
             f"the registers of block {name!r} cannot be reached",
             "run as root; if the description of the block is incomplete, build the overlay with fractrain bitstream",
         ):
@@ -561,7 +240,7 @@ class PynqDevice:
             return
         self._fabric.write(REGISTER["SOFT_RESET"].offset, 1)
         self._fabric.write(REGISTER["CTRL"].offset, 1)
-        deadline = time.monotonic() + _RESET_TIMEOUT
+        deadline = time.monotonic() + dma.RESET_TIMEOUT
         while not self._register("CTRL") & 4 and time.monotonic() < deadline:
             time.sleep(_LONGEST_SLEEP)
         self._fabric.write(REGISTER["SOFT_RESET"].offset, 0)
@@ -595,7 +274,7 @@ class PynqDevice:
         if not self._design.part.startswith("xc7z"):
             return
         for port in range(3):
-            with _asked_of_pynq(f"the settings of memory port HP{port} cannot be read", "run as root"):
+            with asked_of_pynq(f"the settings of memory port HP{port} cannot be read", "run as root"):
                 afi = self._pynq.MMIO(_AFI_BASE + port * _AFI_STEP, 0x1000)
             for offset, direction in ((_AFI_READ, "read"), (_AFI_WRITE, "write")):
                 if int(afi.read(offset)) & 1:
@@ -787,11 +466,11 @@ class PynqDevice:
         else:
             self._fabric.write(REGISTER["SOFT_RESET"].offset, 1)
             self._fabric.write(REGISTER["SOFT_RESET"].offset, 0)  # an HLS kernel would find it set at its next start
-        deadline = time.monotonic() + _RESET_TIMEOUT
+        deadline = time.monotonic() + dma.RESET_TIMEOUT
         while not self._register("CTRL") & 4:
             if time.monotonic() > deadline:
                 raise DeviceError(
-                    f"the fabric is not idle {_RESET_TIMEOUT:g} s after a reset (CTRL {self._register('CTRL'):#x}); "
+                    f"the fabric is not idle {dma.RESET_TIMEOUT:g} s after a reset (CTRL {self._register('CTRL'):#x}); "
                     "load the overlay again"
                 )
         self._unfinished = False

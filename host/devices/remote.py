@@ -1,10 +1,9 @@
 """A device on another computer: the same programs over one TCP connection.
 
-Every message is a frame: magic, kind, sequence number, length, payload, and an HMAC-SHA256 over all of that and the
-session's nonces.  The two sides share a token and prove it in the greeting, each over the other's nonce, so neither a
-stranger nor a recorded session gets through; frames cannot be changed, repeated or reordered unnoticed.  The contents
-are not encrypted: for use beyond a trusted network put the connection into a tunnel, as the default of listening on
-the loopback interface suggests.
+Every message is a frame (:mod:`host.devices.frames`).  The two sides share a token and prove it in the greeting, each
+over the other's nonce, so neither a stranger nor a recorded session gets through.  The contents are not encrypted: for
+use beyond a trusted network put the connection into a tunnel, as the default of listening on the loopback interface
+suggests.
 
 The server serves one client at a time.  A client that vanishes, stalls or sends nonsense loses its connection and
 nothing else: the device is reset and the next client is served.  Standard library and NumPy only.
@@ -40,25 +39,16 @@ from host.devices.device import (
     program_words,
     split_streams,
 )
+from host.devices.frames import GREETING_TIMEOUT, Channel, RemoteError
 from hw.contract import VERSION, Error
 from hw.design import Design, DesignError
 
-MAGIC = b"FTR1"
 DEFAULT_PORT = 4711
-MAX_FRAME = 1 << 29  #: bytes of a payload after the greeting
-MAX_GREETING = 1 << 12
 MAX_TIMEOUT = 24 * 3600.0
 MIN_TOKEN = 16  #: characters
-GREETING_TIMEOUT = 10.0  #: seconds for each message of the greeting, and for any frame once it has begun
-_HEADER = struct.Struct("<4sBQI")
-_TAG = 32
 _HELLO, _PROOF, _INFO, _RUN, _RESULT, _RESET, _DONE, _FAILED, _ALIVE = range(1, 10)
 _RUN_HEAD = struct.Struct("<dII")
 _ALIVE_PERIOD = 2.0  #: seconds between signs of life while a program runs
-
-
-class RemoteError(DeviceError):
-    """The connection or the other side failed; the message says which."""
 
 
 class TokenError(RemoteError, ValueError):
@@ -108,86 +98,6 @@ def parse_address(text: str) -> tuple[str, int]:
     if not host or "/" in rest or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise ValueError(f"address {text!r} is not tcp://HOST:PORT with a port of 1..65535")
     return host, int(port)
-
-
-class _Channel:
-    """Frames over a socket, authenticated once :meth:`secure` was called."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self._key = b""
-        self._mine, self._theirs = b"", b""
-        self._sent = self._received = 0
-        self.limit = MAX_GREETING
-
-    def secure(self, token: bytes, nonces: bytes, server: bool) -> None:
-        """Authenticate all further frames with keys of this session, one per direction."""
-        self._key = hmac.new(token, b"session" + nonces, hashlib.sha256).digest()
-        self._mine, self._theirs = (b"S", b"C") if server else (b"C", b"S")
-        self.limit = MAX_FRAME
-
-    def _tag(self, side: bytes, header: bytes, payload: bytes) -> bytes:
-        mac = hmac.new(self._key, side + header, hashlib.sha256)
-        mac.update(payload)
-        return mac.digest()
-
-    def send(self, kind: int, payload: bytes = b"") -> None:
-        """Send one frame."""
-        if len(payload) > self.limit:
-            raise RemoteError(f"a message of {len(payload)} bytes exceeds {self.limit}; split the program")
-        header = _HEADER.pack(MAGIC, kind, self._sent, len(payload))
-        self._sent += 1
-        self._socket.settimeout(max(GREETING_TIMEOUT, len(payload) / 1e5))
-        try:
-            self._socket.sendall(header + payload + self._tag(self._mine, header, payload))
-        except OSError as e:
-            raise RemoteError(f"the connection broke while sending ({e})") from e
-
-    def receive(self, timeout: float | None) -> tuple[int, bytes]:
-        """One frame; ``timeout`` seconds until it begins, a fixed time per amount of data once it has.
-
-        Raises:
-            RemoteError: the connection ended, or the frame is not a good one.
-        """
-        header = self._exactly(_HEADER.size, timeout)
-        magic, kind, sequence, length = _HEADER.unpack(header)
-        if magic != MAGIC:
-            raise RemoteError(f"the other side does not speak this protocol (got {magic!r})")
-        if length > self.limit:
-            raise RemoteError(f"a message of {length} bytes exceeds {self.limit}")
-        if sequence != self._received:
-            raise RemoteError(f"message {sequence} came instead of {self._received}")
-        self._received += 1
-        payload = self._exactly(length, GREETING_TIMEOUT)
-        if not hmac.compare_digest(self._exactly(_TAG, GREETING_TIMEOUT), self._tag(self._theirs, header, payload)):
-            raise RemoteError("a message's checksum is wrong: another token, or data changed on the way")
-        return kind, payload
-
-    def _exactly(self, count: int, timeout: float | None) -> bytes:
-        parts: list[bytes] = []
-        missing = count
-        # a peer that drips single bytes must not hold the server for ever
-        deadline = None if timeout is None else time.monotonic() + timeout + count / 1e5
-        while missing:
-            if deadline is not None and time.monotonic() > deadline:
-                raise RemoteError("the other side is too slow")
-            self._socket.settimeout(None if deadline is None else max(0.01, deadline - time.monotonic()))
-            try:
-                part = self._socket.recv(min(missing, 1 << 20))
-            except socket.timeout as e:  # noqa: UP041  (another class before Python 3.10)
-                raise RemoteError(f"no message within {timeout:g} s" if timeout is not None else "no message") from e
-            except OSError as e:
-                raise RemoteError(f"the connection broke ({e})") from e
-            if not part:
-                raise RemoteError("the connection was closed by the other side")
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        """End the connection."""
-        with contextlib.suppress(OSError):
-            self._socket.close()
 
 
 def _proof(token: bytes, role: bytes, nonces: bytes) -> bytes:
@@ -277,7 +187,7 @@ class Server:
         self._stopping.set()
 
     def _serve_one(self, connection: socket.socket, peer: str) -> None:
-        channel = _Channel(connection)
+        channel = Channel(connection)
         greeted = False
         try:
             with contextlib.suppress(OSError):
@@ -300,7 +210,7 @@ class Server:
                 except Exception as e:
                     self._log(f"the device cannot be reset: {e}")
 
-    def _greet(self, channel: _Channel) -> None:
+    def _greet(self, channel: Channel) -> None:
         kind, payload = channel.receive(GREETING_TIMEOUT)
         if kind != _HELLO or len(payload) != 32:
             raise RemoteError("the greeting is not one")
@@ -317,7 +227,7 @@ class Server:
         text = {"kind": info.kind, "design": asdict(info.design), "hash64": f"{info.hash64:016x}", "contract": VERSION}
         channel.send(_INFO, json.dumps(text).encode())
 
-    def _answer(self, channel: _Channel, kind: int, payload: bytes) -> None:
+    def _answer(self, channel: Channel, kind: int, payload: bytes) -> None:
         if kind == _RESET:
             self._device.reset()
             channel.send(_DONE)
@@ -386,7 +296,7 @@ class RemoteDevice:
     def __init__(self, address: str, token: bytes, design: Design | None = None, connect_timeout: float = 10.0) -> None:
         self._host, self._port = parse_address(address)
         self._token, self._timeout = token, connect_timeout
-        self._channel: _Channel | None = None
+        self._channel: Channel | None = None
         self._info: DeviceInfo | None = None
         self._connect()
         if design is not None and self.info.hash64 != design.hash64:
@@ -402,7 +312,7 @@ class RemoteDevice:
         assert self._info is not None
         return self._info
 
-    def _connect(self) -> _Channel:
+    def _connect(self) -> Channel:
         if self._channel is not None:
             return self._channel
         where = f"{self._host}:{self._port}"
@@ -411,7 +321,7 @@ class RemoteDevice:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as e:
             raise RemoteError(f"nobody answers at {where} ({e}); run fractrain board serve there") from e
-        channel = _Channel(connection)
+        channel = Channel(connection)
         try:
             mine = secrets.token_bytes(32)
             channel.send(_HELLO, mine)

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from host.devices.device import DeviceError, open_device
-from host.devices.pynq_device import PowerSensor, PynqDevice, self_test_program, split_program
+from host.devices.dma import split_program
+from host.devices.power import PowerSensor
+from host.devices.pynq_device import PynqDevice, self_test_program
 from host.devices.reference import ReferenceDevice
 from host.program.builder import ProgramBuilder
 from hw.contract import VERSION, Error
@@ -97,7 +99,7 @@ def test_every_fault_has_its_own_error_and_the_next_program_runs(
 
 def test_a_dma_without_clock_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     device, board = opened(monkeypatch, tmp_path)
-    monkeypatch.setattr("host.devices.pynq_device._RESET_TIMEOUT", 0.05)
+    monkeypatch.setattr("host.devices.dma.RESET_TIMEOUT", 0.05)
     device.reset()
     board.faults = {"dead"}
     with pytest.raises(DeviceError, match="dma_result stays halted when told to run"):
