@@ -153,8 +153,8 @@ class FabricEngine:
     def backward(self, x: Operand, g: Operand, w: Operand, geometry: ConvGeometry) -> tuple[Sums, Sums]:
         """Input gradient and weight gradient in one program.
 
-        The output gradient is sent only once where it can be: with stride 1, a 1x1 or 3x3 kernel with "same" padding,
-        and operands that fit the buffers together.
+        The two take turns where whole images of both operands fit the buffers together (:func:`hw.model.schedule.fuses`),
+        and the output gradient is then sent only once, unless the input gradient takes its channel groups in pairs.
 
         Args:
             x, g, w: activations, output gradient and weights; g is on the same grid in both products.

@@ -16,17 +16,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
-from hw import contract
-from hw.contract import Flag, Opcode, OutputFormat
 from hw.design import Design
 from hw.model.arrangement import Along, Arrangement, Kernel
 from hw.model.cycles import predict
 from hw.model.gradient_sets import gradient_sets
 from hw.model.product import Correlation, Gradient, GradientSet, Lowered, LoweringError, Pass, Product
-from hw.model.schedule import quarters_fit, steps_of
-from hw.model.tiling import axis_phases, axis_phases_back, kernel_pieces
+from hw.model.schedule import fuses, steps_of
+from hw.model.tiling import axis_phases, axis_phases_back
 from hw.networks import ConvGeometry
-from hw.packet import END, Packet
+from hw.packet import END
 
 
 def pairs_channel_groups(design: Design, results: int, groups: int, w_bits: int, g_bits: int, loaded_bits: int) -> bool:
@@ -58,19 +56,21 @@ def _span(axis: Iterable[tuple[int, int, list[int]]]) -> tuple[int, int]:
     return first, max(offset + len(indices) for _, offset, indices in axis) - first
 
 
+def _cycles(design: Design, lowered: Lowered) -> int:
+    """What the cycle model says of a program of a product."""
+    packets = [packet for step in steps_of(design, [lowered]) for packet in step.packets]
+    return predict(design, [*packets, END]).cycles
+
+
 def _is_quicker_along_pixels(design: Design, product: Product) -> bool:
     """Whether the cycle model says that a matrix product takes less as a weight gradient than as a correlation."""
     if not product.geometry.is_linear:
         return False
 
-    def cycles(lowered: Lowered) -> int:
-        packets = [packet for step in steps_of(design, [lowered]) for packet in step.packets]
-        return predict(design, [*packets, END]).cycles
-
     forward = product.kind == "forward"
     across = (_correlated_forward if forward else _correlated_back)(design, product)
     along = (_forward_along_pixels if forward else _input_gradient_along_pixels)(design, product)
-    return cycles(along) < cycles(across)
+    return _cycles(design, along) < _cycles(design, across)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -244,46 +244,21 @@ def _weight_gradient(design: Design, product: Product) -> Lowered:
     return Lowered(product, gradients=gradients, sets=sets, host_sums=missing)
 
 
-def _fuses(design: Design, product: Product) -> bool:
-    """Whether both gradients can share each load of the output gradient."""
-    m, c = product.geometry, design.channels
-    g, w = product.source("g"), product.source("w")
-    if m.stride > 1 or m.kernel not in ((1, 1), (3, 3)) or m.padding != m.kernel[0] // 2:
-        return False
-    into, out = -(-m.in_channels // c), -(-m.out_channels // c)
-    rows, width = m.in_hw
-    if m.is_linear:
-        rows, width = -(-m.batch // design.lanes), min(design.lanes, m.batch)
-    (piece,) = kernel_pieces((-m.padding, -m.padding), m.kernel)
-    taps = sum(1 << tap for tap, _, _ in piece.taps)
-    wgrad = Packet(Opcode.WGRAD, out_groups=out, groups=into, flags=Flag.ONES if product.sums else 0, taps=taps)
-    sum_words = out if product.sums and g.values and m.kernel != (3, 3) else 0
-    codes = product.output == OutputFormat.CODES
-    return (
-        width <= design.lanes
-        and rows <= contract.LIMITS["rows"]
-        and max(into, out) <= min(contract.LIMITS["groups"], contract.LIMITS["out_groups"])
-        and quarters_fit(design, product, rows) > 0
-        and into * out * w.bits + sum_words <= design.depth_w
-        and (not codes or into * c <= design.depth_epilogue)
-        and wgrad.entries(design) <= min(design.depth_accumulator, contract.MAX_ENTRIES)
-        and not _is_quicker_along_pixels(design, product)
-    )
-
-
 def _backward(design: Design, product: Product) -> Lowered:
-    if not _fuses(design, product):
-        to_input, to_weight = _input_gradient(design, product), _weight_gradient(design, product)
-        # a matrix product along pixels makes gradients of its own; they come first
-        return Lowered(
-            product,
-            to_input.correlations,
-            (*to_input.gradients, *to_weight.gradients),
-            (*to_input.sets, *_renumbered(to_weight.sets, len(to_input.gradients))),
-            host_sums=to_weight.host_sums,
-        )
-    correlations = _correlated_back(design, product).correlations
-    return Lowered(product, correlations, _gradients(design, product), fused=True)
+    to_input, to_weight = _input_gradient(design, product), _weight_gradient(design, product)
+    # a matrix product along pixels makes gradients of its own; they come first
+    apart = Lowered(
+        product,
+        to_input.correlations,
+        (*to_input.gradients, *to_weight.gradients),
+        (*to_input.sets, *_renumbered(to_weight.sets, len(to_input.gradients))),
+        host_sums=to_weight.host_sums,
+    )
+    if not fuses(design, apart):
+        return apart
+    fused = replace(apart, fused=True)
+    # at stride 1 it nearly always pays, and searches lower many products: the question would take longer than the answer
+    return fused if product.geometry.stride == 1 or _cycles(design, fused) <= _cycles(design, apart) else apart
 
 
 def _renumbered(sets: tuple[GradientSet, ...], by: int) -> tuple[GradientSet, ...]:

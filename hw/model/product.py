@@ -166,7 +166,8 @@ class Lowered:
         correlations: of the output or the input gradient, which add to the same result.
         gradients: of the weights, phase by phase; of an output or input gradient that contracts along pixels, one.
         sets: the gradients' pieces in the order in which they run.
-        fused: both gradients share each load of the output gradient.
+        fused: the correlation and the first of the sets take turns, stack by stack; an output gradient that both read alike
+            is loaded once.
         host_sums: "a_sum" or "b_sum" of the weight gradient, if they are left to the host.
     """
 

@@ -18,8 +18,8 @@ from dataclasses import replace
 from hw import contract
 from hw.contract import ACCUMULATOR_LIMIT, Flag, LoadFormat, Opcode, OutputFormat, Target
 from hw.design import Design
-from hw.model.arrangement import Arrangement, Kernel
-from hw.model.product import Correlation, GradientPiece, GradientSet, Lowered, Pass, Product, Source
+from hw.model.arrangement import Arrangement
+from hw.model.product import Correlation, GradientPiece, GradientSet, Lowered, Pass
 from hw.model.steps import (
     Boundary,
     Conv,
@@ -32,8 +32,10 @@ from hw.model.steps import (
     Weights,
     Wgrad,
     Window,
+    blocks_of,
+    resident_sets,
 )
-from hw.model.tiling import Piece, Stack, extent, kernel_pieces, regions_of, split_range, stacks_of
+from hw.model.tiling import Region, Stack, extent, kernel_pieces, regions_of, split_range, stacks_of
 from hw.packet import (
     Packet,
     all_planes,
@@ -88,21 +90,61 @@ def steps_of(design: Design, lowered: Sequence[Lowered]) -> Iterator[Step]:
         schedule = _Schedule(design, member, each, a, g, w)
         if each.fused:
             yield from schedule.fused()
-            continue
-        for correlation in each.correlations:
-            yield from schedule.correlation(correlation)
-        for one in each.sets:
+        else:
+            for correlation in each.correlations:
+                yield from schedule.correlation(correlation)
+        for one in each.sets[each.fused :]:
             yield from schedule.gradient_set(one)
 
 
-def quarters_fit(design: Design, product: Product, rows: int) -> int:
-    """Virtual images of so many rows of which A holds two of g and two of x: the fabric may load one pair while it
-    uses the other."""
-    m, c = product.geometry, design.channels
-    g = tensor_addresses(1, rows, -(-m.out_channels // c), product.source("g").bits)
-    x = tensor_addresses(1, rows, -(-m.in_channels // c), product.source("x").bits)
-    quarter = design.depth_a // 4
-    return min(quarter // g, quarter // x, design.depth_g // 2 // g)
+def fuses(design: Design, lowered: Lowered) -> bool:
+    """Whether a correlation and the first set of weight gradients can take turns: see the same pixels of whole images, and
+    hold all their channels at once."""
+    if len(lowered.correlations) != 1 or not lowered.sets:
+        return False
+    (task,), first = lowered.correlations, lowered.sets[0]
+    region = _whole_region(design, task)
+    pieces = kernel_pieces(task.origin, task.kernel.size)
+    inputs = -(-task.kernel.inputs // design.channels)
+    return (
+        region is not None
+        and first.regions == (region,)
+        and len(first.passes) == 1
+        and first.out_groups * design.channels >= first.b.channels
+        and len(pieces) == 1
+        and inputs <= contract.LIMITS["groups"]
+        and len(resident_sets(design, lowered.product, _fused_blocks(design, lowered), True)) == 1
+        and _fused_images(design, lowered, region.rows.size) > 0
+    )
+
+
+def _whole_region(design: Design, task: Correlation) -> Region | None:
+    """The region of a correlation whose images are neither cut nor other than its result in size."""
+    height, width = task.tensor.hw
+    if (
+        (height, width) != task.out_hw
+        or width > design.lanes
+        or height * task.tensor.rows_per > contract.LIMITS["rows"]
+    ):
+        return None
+    return regions_of((0, height), (0, width), height, design.lanes)[0]
+
+
+def _fused_blocks(design: Design, lowered: Lowered) -> list[KernelBlock]:
+    (task,) = lowered.correlations
+    inputs = 0, -(-task.kernel.inputs // design.channels)
+    return blocks_of(design, lowered.product, task.kernel, kernel_pieces(task.origin, task.kernel.size), inputs, True)
+
+
+def _fused_images(design: Design, lowered: Lowered, rows: int) -> int:
+    """Virtual images of so many rows of which A holds two of g and two of x, a quarter each: the fabric may load one pair
+    while it uses the other."""
+    (task,), first, source = lowered.correlations, lowered.sets[0], lowered.product.source
+    quarter, b_bits = design.depth_a // 4, source(first.b.operand).bits
+    groups = -(-task.tensor.channels // design.channels)
+    g = tensor_addresses(1, rows * task.tensor.rows_per, groups, source(task.tensor.operand).bits)
+    x = sum(tensor_addresses(1, rows, n, source(piece.a.operand).bits) for piece, _, n in first.passes[0])
+    return min(quarter // g, quarter // x, design.depth_g // 2 // tensor_addresses(1, rows, first.out_groups, b_bits))
 
 
 def _fitting_images(design: Design, rows: int, images: int, a_bits: int, b_bits: int) -> int:
@@ -236,7 +278,7 @@ class _Schedule:
     def correlation(self, task: Correlation) -> Iterator[Step]:
         """Steps of a correlation and its operand sums."""
         d, a, kernel = self.design, task.tensor, task.kernel
-        c, source, weight = d.channels, self.product.source(task.tensor.operand), self.product.source("w")
+        c, source, weight = d.channels, self.product.source(a.operand), self.product.source("w")
         pieces = kernel_pieces(task.origin, kernel.size)
         spans = [
             extent(a.hw[i], task.out_hw[i], [p.centre[i] for p in pieces], task.origin[i], kernel.size[i])
@@ -251,7 +293,7 @@ class _Schedule:
         whole = len(pieces) == 1 and groups_total <= max_groups and len(self.lowered.correlations) == 1
         self._a.forget()
         for first, groups in split_range(groups_total, max_groups):
-            blocks = self._blocks(kernel, pieces, (first, groups), source, weight, whole)
+            blocks = blocks_of(d, self.product, kernel, pieces, (first, groups), whole)
             max_rows = min(contract.LIMITS["rows"], 8 * max(1, half_a // (groups * source.bits))) // a.rows_per
             regions = regions_of(spans[0], spans[1], max_rows, d.lanes)
 
@@ -259,7 +301,7 @@ class _Schedule:
                 return half_a // tensor_addresses(1, rows * a.rows_per, groups, source.bits)
 
             stacks = stacks_of(a.images, regions, fit)
-            for residents in self._resident_sets(blocks, whole):
+            for residents in resident_sets(d, self.product, blocks, whole):
                 bases, loads = self.weights(residents)
                 entries, more = self._epilogue(residents) if whole else ([], [])
                 yield from more
@@ -271,56 +313,6 @@ class _Schedule:
                         yield self.load(Target.A, Window(a, stack, (first * c, groups)), base)
                     for i, block in enumerate(residents):
                         yield self.conv(block, stack, a, (base, bases[i]), entries[i] if whole else None)
-
-    def _blocks(
-        self, kernel: Kernel, pieces: list[Piece], inputs: Range, source: Source, weight: Source, whole: bool
-    ) -> list[KernelBlock]:
-        """Blocks of weights over a range of input groups, those of ones included."""
-        d, c = self.design, self.design.channels
-        per_block = max(1, min(contract.LIMITS["out_groups"], d.depth_w // 2 // (inputs[1] * weight.bits)))
-        if whole and self.product.output == OutputFormat.CODES:
-            per_block = max(1, min(per_block, d.depth_epilogue // c))
-        out = []
-        for piece in pieces:
-            kept = kernel.kept_groups(piece, c)
-            group = 0
-            while group < len(kept):
-                if not kept[group]:
-                    group += 1
-                    continue
-                stop = group
-                while stop < len(kept) and kept[stop] and stop - group < per_block:
-                    stop += 1
-                with_sums = self.product.sums and kernel.full and group == 0
-                outputs = group * c, stop * c
-                out.append(KernelBlock(kernel, piece, inputs, outputs, weight.bits, weight.signed, False, with_sums))
-                group = stop
-            if self.product.sums and source.values and not kernel.full:
-                out.append(self._ones(kernel, piece, inputs))
-        return out
-
-    def _ones(self, kernel: Kernel, piece: Piece, inputs: Range) -> KernelBlock:
-        c = self.design.channels
-        return KernelBlock(kernel, piece, inputs, (0, -(-kernel.sums // c) * c), 1, False, True)
-
-    def _resident_sets(self, blocks: list[KernelBlock], whole: bool) -> list[list[KernelBlock]]:
-        """Blocks that lie in the weight buffer together: all of them if they fit, else sets that fit half of it."""
-        d = self.design
-        entries = d.depth_epilogue if whole and self.product.output == OutputFormat.CODES else 1 << 30
-        outputs = [block.outputs[1] - block.outputs[0] for block in blocks]
-        if sum(block.words(d) for block in blocks) <= d.depth_w and sum(outputs) <= entries:
-            return [blocks]
-        out: list[list[KernelBlock]] = []
-        room = left = 0
-        for block, channels in zip(blocks, outputs, strict=True):
-            words = block.words(d)
-            if not out or words > room or channels > left:
-                out.append([])
-                room, left = d.depth_w // 2, entries
-            out[-1].append(block)
-            room -= words
-            left -= channels
-        return out
 
     # -- WGRAD ------------------------------------------------------------------------------------------------------
 
@@ -360,42 +352,41 @@ class _Schedule:
                 yield one.read()
 
     def fused(self) -> Iterator[Step]:
-        """Both gradients, each stack of the output gradient loaded once into A and G."""
-        d, c, m = self.design, self.design.channels, self.product.geometry
-        (task,), (gradient,) = self.lowered.correlations, self.lowered.gradients
-        into, out = -(-m.in_channels // c), -(-m.out_channels // c)
-        x, g, w = (self.product.source(operand) for operand in "xgw")
-        (piece,) = kernel_pieces(task.origin, task.kernel.size)
-        with_sums = self.product.sums and task.kernel.full
-        blocks = [KernelBlock(task.kernel, piece, (0, out), (0, into * c), w.bits, w.signed, False, with_sums)]
-        if self.product.sums and g.values and not task.kernel.full:
-            blocks.append(self._ones(task.kernel, piece, (0, out)))
+        """The correlation and the first set in turn on each stack; a g that both read alike is loaded once."""
+        d, c, source = self.design, self.design.channels, self.product.source
+        (task,), first = self.lowered.correlations, self.lowered.sets[0]
+        blocks, out = _fused_blocks(d, self.lowered), (0, first.out_groups)
         bases, loads = self.weights(blocks)
         entries, more = self._epilogue(blocks)
         yield from more
         yield from loads
         self._a.forget()  # its quarters are used here, and what else lay there is gone
         self._g.forget()
-        whole = GradientPiece(0, gradient.a, piece, a_sum=gradient.a_sum, b_sum=gradient.b_sum)
-        (sums,) = _accumulators(self, gradient.b, ((whole, 0, into),), (0, out))
+        sums = _accumulators(self, first.b, first.passes[0], out)
+        a_bits, b_bits = [source(one.piece.a.operand).bits for one in sums], source(first.b.operand).bits
 
         def fit(size: int) -> int:
-            return _fitting_images(d, size, quarters_fit(d, self.product, size), x.bits, g.bits)
+            return _fitting_images(d, size, _fused_images(d, self.lowered, size), max(a_bits), b_bits)
 
-        height, width = task.tensor.hw
-        regions = regions_of((0, height), (0, width), height, d.lanes)
-        least = -(-_PACKET_CYCLES // (x.bits * g.bits))
-        quarter = d.depth_a // 4
-        for turn, stack in enumerate(stacks_of(task.tensor.images, regions, fit, least)):
+        least = -(-_PACKET_CYCLES // (min(a_bits) * b_bits))
+        for turn, stack in enumerate(stacks_of(task.tensor.images, list(first.regions), fit, least)):
             yield Boundary(self.member, ())
-            half = turn % 2
-            base_g, base_x, base_own = 2 * half * quarter, (2 * half + 1) * quarter, half * (d.depth_g // 2)
-            yield self.load(Target.A | Target.G, Window(task.tensor, stack, (0, out)), base_g, base_own)
-            for block, base, entry in zip(blocks, bases, entries, strict=True):
-                yield self.conv(block, stack, task.tensor, (base_g, base), entry)
-            yield self.load(Target.A, Window(gradient.a, stack, (0, into)), base_x)
-            yield from sums.add(stack, base_x, base_own)
-        yield sums.read()
+            base_a, base_g = turn % 2 * (d.depth_a // 2), turn % 2 * (d.depth_g // 2)
+            window = Window(task.tensor, stack, blocks[0].inputs)
+            own = Window(first.b, stack, out, first.centre)
+            shared = window == own
+            yield self.load(Target.A | Target.G if shared else Target.A, window, base_a, base_g if shared else 0)
+            for block, base_w, entry in zip(blocks, bases, entries, strict=True):
+                yield self.conv(block, stack, task.tensor, (base_a, base_w), entry)
+            if not shared:
+                yield self.load(Target.G, own, 0, base_g)
+            base_a += d.depth_a // 4
+            for one, bits in zip(sums, a_bits, strict=True):
+                yield self.load(Target.A, Window(one.piece.a, stack, (one.into[0] * c, one.into[1])), base_a)
+                yield from one.add(stack, base_a, base_g)
+                base_a += tensor_addresses(stack.images, stack.region.rows.size, one.into[1], bits)
+        for one in sums:
+            yield one.read()
 
 
 class _Accumulator:

@@ -6,11 +6,14 @@ masks name all planes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hw import contract
+from hw.contract import OutputFormat
 from hw.design import Design
 from hw.model.arrangement import Arrangement, Kernel
-from hw.model.product import GradientPiece
+from hw.model.product import GradientPiece, Product
 from hw.model.tiling import Piece, Stack
 from hw.packet import Packet
 
@@ -49,6 +52,59 @@ class KernelBlock:
         """What decides its words; ``weights`` is the number of the product's weights."""
         which = None if self.ones else weights
         return which, self.kernel, self.piece.taps, self.inputs, self.outputs, self.bits
+
+
+def blocks_of(
+    design: Design, product: Product, kernel: Kernel, pieces: Sequence[Piece], inputs: Range, whole: bool
+) -> list[KernelBlock]:
+    """Blocks of a correlation's weights over a range of input groups, and the ones that add up values.
+
+    Args:
+        whole: results leave in the format that the product asks for.
+    """
+    c, source, weight = design.channels, product.source("g" if kernel.back else "x"), product.source("w")
+    per_block = max(1, min(contract.LIMITS["out_groups"], design.depth_w // 2 // (inputs[1] * weight.bits)))
+    if whole and product.output == OutputFormat.CODES:
+        per_block = max(1, min(per_block, design.depth_epilogue // c))
+    out = []
+    for piece in pieces:
+        kept = kernel.kept_groups(piece, c)
+        group = 0
+        while group < len(kept):
+            if not kept[group]:
+                group += 1
+                continue
+            stop = group
+            while stop < len(kept) and kept[stop] and stop - group < per_block:
+                stop += 1
+            with_sums = product.sums and kernel.full and group == 0
+            outputs = group * c, stop * c
+            out.append(KernelBlock(kernel, piece, inputs, outputs, weight.bits, weight.signed, False, with_sums))
+            group = stop
+        if product.sums and source.values and not kernel.full:
+            out.append(KernelBlock(kernel, piece, inputs, (0, -(-kernel.sums // c) * c), 1, False, True))
+    return out
+
+
+def resident_sets(
+    design: Design, product: Product, blocks: Sequence[KernelBlock], whole: bool
+) -> list[list[KernelBlock]]:
+    """Blocks that lie in the weight buffer together: all of them if they fit, else sets that fit half of it."""
+    entries = design.depth_epilogue if whole and product.output == OutputFormat.CODES else 1 << 30
+    outputs = [block.outputs[1] - block.outputs[0] for block in blocks]
+    if sum(block.words(design) for block in blocks) <= design.depth_w and sum(outputs) <= entries:
+        return [list(blocks)]
+    out: list[list[KernelBlock]] = []
+    room = left = 0
+    for block, channels in zip(blocks, outputs, strict=True):
+        words = block.words(design)
+        if not out or words > room or channels > left:
+            out.append([])
+            room, left = design.depth_w // 2, entries
+        out[-1].append(block)
+        room -= words
+        left -= channels
+    return out
 
 
 @dataclass(frozen=True)

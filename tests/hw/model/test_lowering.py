@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hw.contract import Opcode
+from hw.contract import Flag, Opcode
 from hw.design import load_design
 from hw.model.cycles import predict
 from hw.model.lowering import lower
-from hw.model.product import LoweringError
+from hw.model.product import Lowered, LoweringError, Product, Source
+from hw.model.schedule import steps_of
 from hw.model.training_products import CODES, INTEGERS, Form, layer_products, program
-from hw.networks import Bits, ConvShape, network
-from hw.packet import Packet
+from hw.networks import Bits, ConvGeometry, ConvShape, network
+from hw.packet import END, Packet
 
 DESIGN = load_design("zc706")
 LAYER = ConvShape("deep", 64, 64, 3, 1, 1, (32, 32))
@@ -71,3 +75,35 @@ def test_groups_in_pairs_halve_the_work_of_the_array(shape: ConvShape, unpaired:
     chosen = predict(DESIGN, packets(shape, Bits(8, 8, 8), "input_gradient", batch=4)).compute
     refuse_pairs(unpaired)
     assert 2 * chosen == predict(DESIGN, packets(shape, Bits(8, 8, 8), "input_gradient", batch=4)).compute
+
+
+@pytest.mark.parametrize("shape", STAGES, ids=lambda s: s.name)
+def test_gradients_of_a_strided_layer_take_turns(shape: ConvShape) -> None:
+    """Paired groups read the output gradient in a form of their own, and yet loads of one product hide behind the other."""
+    both = packets(shape, Bits(8, 8, 8), "backward")
+    kinds = [p.opcode for p in both if p.opcode in (Opcode.CONV, Opcode.WGRAD)]
+    assert any(p.has(Flag.STRIDE_2) for p in both)
+    assert sum(a != b for a, b in itertools.pairwise(kinds)) > 4
+    alone = [
+        predict(DESIGN, packets(shape, Bits(8, 8, 8), kind)).cycles for kind in ("input_gradient", "weight_gradient")
+    ]
+    assert predict(DESIGN, both).cycles < sum(alone)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([(1, 2, 0), (3, 2, 1), (3, 3, 1), (1, 3, 0)]), st.sampled_from([(8, 8), (16, 16), (13, 7)]),
+    st.tuples(st.integers(1, 128), st.integers(1, 64), st.integers(1, 64)), st.tuples(*[st.integers(1, 8)] * 3),
+    st.booleans(), st.sampled_from(["sim-small", "zc706"]),
+)  # fmt: skip
+def test_strided_gradients_take_turns_where_that_is_no_slower(kernel, hw, sizes, bits, values, name) -> None:  # type: ignore[no-untyped-def]
+    design, (k, stride, padding) = load_design(name), kernel
+    x, w, g = (Source(n, values and i != 1, values and i != 1) for i, n in enumerate(bits))
+    lowered = lower(
+        design, Product("backward", ConvGeometry(*sizes, hw, (k, k), stride, padding), x, w, g, sums=values)
+    )
+
+    def cycles(one: Lowered) -> int:
+        return predict(design, [*(p for step in steps_of(design, [one]) for p in step.packets), END]).cycles
+
+    assert cycles(lowered) <= cycles(replace(lowered, fused=False))
