@@ -14,6 +14,7 @@ from sw_model.data.images import ImageSet
 from sw_model.export.aten_graph import ExportError, lower_step
 from sw_model.nn.layers import DEPTHWISE, QConv2d, quantized_layers
 from sw_model.nn.precision import Run
+from sw_model.quantize.limits import refusal
 from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.tasks import Classification, open_task
@@ -32,11 +33,9 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
         raise ExportError(
             f"schedule {config.schedule!r} has no counterpart in jobs; use {', '.join(RECIPE['schedule'])}"
         )
-    supported = {
-        "mode": "fixed", "quantizer": "affine", "gradient": "affine", "norm": "batch", "optimizer": "sgd", "gate": "argmax",
-        "init": "",
-    }  # fmt: skip
-    for key, value in supported.items():
+    if why := refusal("job", config):
+        raise ExportError(why)
+    for key, value in {"optimizer": "sgd", "gate": "argmax", "init": ""}.items():
         if getattr(config, key) != value:
             raise ExportError(f"{key} = {getattr(config, key)!r} has no counterpart in jobs, which have {value!r} only")
     for option in config.options:

@@ -42,6 +42,7 @@ from sw_model.quantize.affine import (
     quantize_and_keep,
     random_units,
 )
+from sw_model.quantize.limits import refusal
 from sw_model.quantize.methods import METHODS, Convolution, check_bits
 from sw_model.quantize.statquant import QUANTIZERS
 
@@ -164,10 +165,10 @@ class QLayer(nn.Module):
         if not self.precision.quantized:
             return convolve(x, weight, geometry.stride, geometry.padding, groups)
         engine = self.run.engine
-        if self.run.quantizer != "affine":
-            return self._comparison(x, weight, geometry, groups)
         if engine is not None:
             self.check_integers(self.precision.widths)
+        if self.run.quantizer != "affine":
+            return self._comparison(x, weight, geometry, groups)
         call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key(), self.run.shard)
         result: Tensor = _QuantizedProduct.apply(x, weight, call)
         return result
@@ -181,20 +182,16 @@ class QLayer(nn.Module):
         Raises:
             ValueError: an operand in float32, or quantizers that have the fast path only.
         """
+        if why := refusal("engine", self.run):
+            raise ValueError(f"layer {self.name}: {why}")
         if max(widths) > 16:
             raise ValueError(
                 f"layer {self.name} leaves an operand unquantized ({self.precision}), which an integer engine "
                 "cannot multiply; give all three operands 1..16 bits, or none"
             )
-        if self.run.mode != "fixed":
-            raise ValueError(f"mode {self.run.mode!r} has the fast path only; use mode 'fixed' with an engine")
-        if self.run.gradient != "affine":
-            raise ValueError(f"gradient quantizer {self.run.gradient!r} has the fast path only; use 'affine'")
 
     def _comparison(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
         """The product by one of the methods that FracTrain is compared with."""
-        if self.run.engine is not None:
-            raise ValueError(f"quantizer {self.run.quantizer!r} has the fast path only; use 'affine' with an engine")
         p = self.precision
         check_bits(self.run.quantizer, p.widths)
         key = self.gradient_key()

@@ -22,6 +22,7 @@ from sw_model.nn.layers import Dropout, QLayer, QLinear
 from sw_model.nn.parallel import Shard
 from sw_model.nn.precision import Run
 from sw_model.quantize.affine import affine_grid, derive_key, fake_quantize, grid_from_range, quantize
+from sw_model.quantize.limits import refusal
 from sw_model.quantize.statquant import QUANTIZERS
 
 
@@ -118,10 +119,8 @@ class QMatmul(QLayer):
             self.report("weight_gradient", macs, activation, grad)
         if min(activation, grad) == 32:
             return a @ b.transpose(1, 2)
-        if self.run.quantizer != "affine":
-            raise ValueError(
-                f"layer {self.name} multiplies two activations, for which {self.run.quantizer!r} has no rule"
-            )
+        if why := refusal("attention", self.run):
+            raise ValueError(f"layer {self.name}: {why}")
         if self.run.engine is not None:
             self.check_integers((activation, grad))
         result: Tensor = _Matmul.apply(a.contiguous(), b.contiguous(), self)

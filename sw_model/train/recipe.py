@@ -14,6 +14,7 @@ from hw.networks import spelled
 from sw_model.data.images import SUBSETS
 from sw_model.nn.gates import GATE_DEFECTS
 from sw_model.nn.precision import LAYER_DEFECTS, Precision, has_defect
+from sw_model.quantize.limits import refusal
 from sw_model.quantize.methods import METHODS, check_bits
 from sw_model.quantize.statquant import QUANTIZERS
 
@@ -293,21 +294,17 @@ class TrainConfig:
             raise ConfigError("mode: 'norm-per-option' comes with computing every option, so with 'masked-noise' too")
 
     def _check_quantizer(self) -> None:
-        """Refuses what a comparison method cannot be combined with."""
-        for name in ("quantizer", "gradient"):
-            if self.schedule == "dfq" and getattr(self, name) != "affine":
-                raise ConfigError(
-                    f"{name} = {getattr(self, name)!r}: gates mix the grids of affine quantizers only; use {name} "
-                    "'affine' with schedule 'dfq'"
-                )
+        """Refuses what a quantizer cannot be combined with."""
+        places = {
+            "gates": self.schedule == "dfq",
+            "attention": self.model.startswith("transformer"),
+            "method": self.quantizer != "affine",
+        }
+        for place in (name for name, asked in places.items() if asked):
+            if why := refusal(place, self):
+                raise ConfigError(why)
         if self.quantizer == "affine":
             return
-        for name, allowed in (("gradient", "affine"), ("mode", "fixed")):
-            if getattr(self, name) != allowed:
-                raise ConfigError(
-                    f"{name} = {getattr(self, name)!r} belongs to affine quantization; quantizer {self.quantizer!r} "
-                    f"brings its own: use {allowed!r}"
-                )
         if self.quantizer == "dorefa" and (self.quantize_stem or self.quantize_head or self.model == "mobilenetv2"):
             raise ConfigError(
                 "dorefa clips activations to 0..1, which suits what follows a ReLU: it leaves the first and the last "
@@ -321,12 +318,7 @@ class TrainConfig:
             raise ConfigError(str(error)) from error
 
     def _check_attention(self) -> None:
-        """Refuses what products of two activations cannot have, which attention consists of."""
-        if self.quantizer != "affine":
-            raise ConfigError(
-                f"quantizer = {self.quantizer!r} has no rule for a product of two activations; use 'affine' with model "
-                f"{self.model!r}"
-            )
+        """Refuses widths that products of two activations cannot have, which attention consists of."""
         for precision in self.precisions():
             if precision.quantized and not (precision.activation and precision.grad):
                 raise ConfigError(

@@ -17,6 +17,7 @@ from host.exact_engine import ExactEngine
 from host.operands import Engine
 from hw.design import Design, DesignError
 from sw_model.nn.parallel import ALONE, Ranks
+from sw_model.quantize.limits import refusal
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.tasks import Task, smallest_batch
 
@@ -124,11 +125,8 @@ class RunDevice:
 
 def check_engine(config: TrainConfig) -> None:
     """Refuses recipes whose products no integer engine computes."""
-    for name, integers in (("quantizer", "affine"), ("gradient", "affine"), ("mode", "fixed")):
-        if getattr(config, name) != integers:
-            raise ConfigError(
-                f"{name} = {getattr(config, name)!r} has the fast path only; integer engines compute {integers!r}"
-            )
+    if why := refusal("engine", config):
+        raise ConfigError(why)
     for precision in config.precisions():
         if precision.quantized and max(precision.widths) > 16:
             raise ConfigError(
@@ -141,11 +139,8 @@ def check_ranks(config: TrainConfig, task: Task, engine: bool, ranks: Ranks) -> 
     """Refuses what several processes cannot train together."""
     if engine:
         raise ConfigError("exact engines take the whole batch; train with one process, or on the fast path")
-    for name, shared in (("quantizer", "affine"), ("gradient", "affine"), ("norm", "batch")):
-        if getattr(config, name) != shared:
-            raise ConfigError(
-                f"{name} = {getattr(config, name)!r} takes the whole batch; train with one process, or use {shared!r}"
-            )
+    if why := refusal("processes", config):
+        raise ConfigError(f"{why}, or train with one process")
     smallest = smallest_batch(task.data, config.batch)
     if smallest < ranks.part.size:
         raise ConfigError(

@@ -170,11 +170,6 @@ class LanguageModelling:
     def build(self, config: TrainConfig) -> nn.Module:
         if config.norm != "batch":
             raise ConfigError(f"norm = {config.norm!r} replaces batch normalisation, which {config.model} has none of")
-        if config.quantizer != "affine":
-            raise ConfigError(
-                f"quantizer = {config.quantizer!r} has no rule for products of two activations, which {config.model} "
-                "has in its attention; use 'affine'"
-            )
         words = len(self.data.vocabulary)
         return build_language_model(
             config.model,
