@@ -1,4 +1,7 @@
-"""The ``fractrain`` command: every room brings its own sub-commands, imported only when they can be.
+"""The ``fractrain`` command and, for programs, the interface to networks of their own: ``import fractrain``.
+
+Names of the interface load PyTorch when they are first used.  Every room brings its own sub-commands to the command,
+imported only when they can be.
 
 The exit status is decided here, for all commands: 0, success; 1, something failed (a tool, a device, the disk) or a check
 found a difference; 2, the command line or an input is wrong, and nothing was changed; 130, interrupted.
@@ -13,8 +16,17 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 from hw.commands.options import Parser, UsageError
+
+#: name of the interface -> module that has it
+INTERFACE = {
+    "Conversion": "sw_model.convert.conversion",
+    "UnsupportedError": "sw_model.convert.conversion",
+    "convert": "sw_model.convert.conversion",
+}
+__all__ = ["main", *INTERFACE]
 
 #: modules that offer ``register(subparsers)`` or ``register_bench(kinds)``; none of them imports anything heavy before its command runs
 ROOMS = (
@@ -37,6 +49,16 @@ ROOMS = (
 
 #: errors of the system that a wrong path on the command line brings
 _WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in INTERFACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(INTERFACE)}")
+    return getattr(importlib.import_module(INTERFACE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *INTERFACE})
 
 
 def version() -> str:

@@ -13,47 +13,22 @@ import numpy as np
 from host.arrays import I64, Array
 from host.grids import host_codes
 from host.operands import ConvGeometry, Grid, Meter, Operand, Sums
-
-
-def _columns(x: Array, g: ConvGeometry) -> Array:
-    """(N, C, H, W) -> (N, C, OH, OW, kh, kw), a view of the padded image."""
-    p = g.padding
-    padded = np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, g.kernel, axis=(2, 3))
-    return windows[:, :, :: g.stride, :: g.stride]
-
-
-def _fold(columns: Array, g: ConvGeometry) -> Array:
-    """Transpose of :func:`_columns`: (N, OH, OW, C, kh, kw) -> (N, C, H, W), overlaps added."""
-    n, oh, ow, c = columns.shape[:4]
-    s, p = g.stride, g.padding
-    h, w = g.in_hw
-    out = np.zeros((n, c, h + 2 * p + s, w + 2 * p + s), dtype=columns.dtype)
-    for ky in range(g.kernel[0]):
-        for kx in range(g.kernel[1]):
-            out[:, :, ky : ky + s * oh : s, kx : kx + s * ow : s] += columns[..., ky, kx].transpose(0, 3, 1, 2)
-    return out[:, :, p : p + h, p : p + w]
+from host.windows import Window
 
 
 def correlate(x: Array, weight: Array, g: ConvGeometry) -> Array:
     """Output (N, O, OH, OW), in the operands' type."""
-    return np.tensordot(_columns(x, g), weight, ((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
+    return np.tensordot(Window.of(g).unfold(x), weight, ((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
 
 
 def correlate_back(grad: Array, weight: Array, g: ConvGeometry) -> Array:
     """Input gradient (N, I, H, W)."""
-    return _fold(np.tensordot(grad, weight, ((1,), (0,))), g)
+    return Window.of(g).fold(np.tensordot(grad, weight, ((1,), (0,))))
 
 
 def correlate_weight(x: Array, grad: Array, g: ConvGeometry) -> Array:
     """Weight gradient (O, I, kh, kw)."""
-    return np.tensordot(grad, _columns(x, g), ((0, 2, 3), (0, 2, 3)))
-
-
-def _valid(g: ConvGeometry) -> Array:
-    """1 where a kernel position falls on a pixel: float64 (OH, OW, kh, kw)."""
-    one = ConvGeometry(1, 1, 1, g.in_hw, g.kernel, g.stride, g.padding)
-    return _columns(np.ones((1, 1, *g.in_hw)), one)[0, 0]
+    return np.tensordot(grad, Window.of(g).unfold(x), ((0, 2, 3), (0, 2, 3)))
 
 
 def _integers(values: Array) -> I64:
@@ -92,22 +67,22 @@ class ExactEngine:
 
     def forward(self, x: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
         """Output: contraction over input channels and kernel positions.  See :class:`host.operands.Sums` for shapes."""
-        g = geometry
+        g, window = geometry, Window.of(geometry)
         _check("activation", x, (g.batch, g.in_channels, *g.in_hw))
         _check("weight", w, (g.out_channels, g.in_channels, *g.kernel))
         a, b = _carried(x, w, g.in_channels * g.kernel[0] * g.kernel[1])
-        valid = _valid(g)
+        valid = window.valid()
         self._count(x.grid, w.grid, g.batch * b.size * g.out_hw[0] * g.out_hw[1])
         return Sums(
             _integers(correlate(a, b, g)),
-            _integers(_columns(a.sum(1, keepdims=True, dtype=np.float64), g).sum((4, 5))),
+            _integers(window.unfold(a.sum(1, keepdims=True, dtype=np.float64)).sum((4, 5))),
             _integers(np.tensordot(b.sum(1, dtype=np.float64), valid, ((1, 2), (2, 3)))[None]),
             _integers(valid.sum((2, 3))[None, None] * g.in_channels),
         )
 
     def input_gradient(self, g: Operand, w: Operand, geometry: ConvGeometry) -> Sums:
         """Input gradient: contraction over output channels and the kernel positions that reach a pixel."""
-        m = geometry
+        m, window = geometry, Window.of(geometry)
         _check("output gradient", g, (m.batch, m.out_channels, *m.out_hw))
         _check("weight", w, (m.out_channels, m.in_channels, *m.kernel))
         grad, b = _carried(g, w, m.out_channels * m.kernel[0] * m.kernel[1])
@@ -120,24 +95,24 @@ class ExactEngine:
         self._count(g.grid, w.grid, m.batch * b.size * oh * ow)
         return Sums(
             _integers(correlate_back(grad, b, m)),
-            _integers(_fold(flat, m)),
-            _integers(_fold(weights, m)),
-            _integers(_fold(ones, m)),
+            _integers(window.fold(flat)),
+            _integers(window.fold(weights)),
+            _integers(window.fold(ones)),
         )
 
     def weight_gradient(self, x: Operand, g: Operand, geometry: ConvGeometry) -> Sums:
         """Weight gradient: contraction over images and output pixels."""
-        m = geometry
+        m, window = geometry, Window.of(geometry)
         _check("activation", x, (m.batch, m.in_channels, *m.in_hw))
         _check("output gradient", g, (m.batch, m.out_channels, *m.out_hw))
         terms = m.batch * m.out_hw[0] * m.out_hw[1]
         a, grad = _carried(x, g, terms)
-        valid = _valid(m)
+        valid = window.valid()
         dot = correlate_weight(a, grad, m)
         self._count(x.grid, g.grid, dot.size * terms)
         return Sums(
             _integers(dot),
-            _integers(_columns(a, m).sum((0, 2, 3), dtype=np.float64)[None]),
+            _integers(window.unfold(a).sum((0, 2, 3), dtype=np.float64)[None]),
             _integers(np.tensordot(grad.sum(0, dtype=np.float64), valid, ((1, 2), (0, 1)))[:, None]),
             _integers(valid.sum((0, 1))[None, None] * m.batch),
         )

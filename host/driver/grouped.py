@@ -23,7 +23,8 @@ def _part(operand: Operand, axis: int, start: int, stop: int) -> Operand:
     return Operand(one, codes=operand.codes[(slice(None),) * axis + (slice(start, stop),)])
 
 
-def _coded(operand: Operand) -> Operand:
+def coded(operand: Operand) -> Operand:
+    """An operand whose values, if it has them, are quantized here."""
     return operand if operand.codes is not None else replace(operand, codes=host_codes(operand), values=None)
 
 
@@ -54,7 +55,7 @@ def grouped(
     if m.in_channels % groups or m.out_channels % groups:
         raise ValueError(f"{m.in_channels} -> {m.out_channels} channels do not divide into {groups} groups")
     into, out = m.in_channels // groups, m.out_channels // groups
-    a, b = _coded(a), _coded(b)
+    a, b = coded(a), coded(b)
     together = max(1, pack // max(into, out))
     counts = [min(together, groups - first) for first in range(0, groups, together)]
     members = []
@@ -139,7 +140,7 @@ def batched_matmul(engine: Engine, a: Operand, b: Operand) -> Sums:
     """
     if len(a.shape) != 3 or len(b.shape) != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
         raise ValueError(f"shapes {a.shape} and {b.shape} are not (B, M, K) and (B, K, N)")
-    a, b = _coded(a), _coded(b)
+    a, b = coded(a), coded(b)
     batch, m, k = a.shape
     n = b.shape[2]
     geometry = ConvGeometry(m, k, n, (1, 1))

@@ -12,7 +12,7 @@ from host.board.job_archive import write_job
 from host.board.job_settings import RECIPE
 from sw_model.data.images import ImageSet
 from sw_model.export.aten_graph import ExportError, lower_step
-from sw_model.nn.layers import DEPTHWISE, QConv2d, quantized_layers
+from sw_model.nn.layers import DEPTHWISE, QLayer, quantized_layers
 from sw_model.nn.precision import Run
 from sw_model.quantize.limits import refusal
 from sw_model.train.pretrained import build_network
@@ -54,12 +54,11 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def _fixed(model: nn.Module, name: str, layer: nn.Module) -> list[int] | None:
+def _fixed(model: nn.Module, name: str, layer: QLayer) -> list[int] | None:
     """Widths of a layer that does not follow the schedule, as :func:`sw_model.nn.layers.set_precision` has them."""
     if name in getattr(model, "keep_full", set()):
         return [0, 0, 0]
-    depthwise = isinstance(layer, QConv2d) and layer.groups > 1
-    return [DEPTHWISE.weight, DEPTHWISE.activation, DEPTHWISE.grad] if depthwise else None
+    return [DEPTHWISE.weight, DEPTHWISE.activation, DEPTHWISE.grad] if layer.depthwise else None
 
 
 def export_job(config: TrainConfig, path: Path, data: ImageSet | None = None) -> dict[str, int]:

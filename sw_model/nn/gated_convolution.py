@@ -11,9 +11,10 @@ from torch import Tensor
 
 from host.operands import ConvGeometry, Grid, backward_mixed, several
 from sw_model.nn.convolution import convolve, gradients
-from sw_model.nn.layers import QConv2d, batch_extremes, tensor_operand, weight_operand
+from sw_model.nn.layers import QConv2d, batch_extremes
 from sw_model.nn.parallel import ALONE, Shard
 from sw_model.nn.precision import Precision
+from sw_model.nn.quantized_product import tensor_operand, weight_operand
 from sw_model.quantize.affine import (
     Group,
     affine_values,

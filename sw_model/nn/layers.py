@@ -19,47 +19,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from host import grids
-from host.driver.grouped import product_sums
-from host.operands import ConvGeometry, Engine, Grid, Operand, backward_mixed
-from sw_model.nn.convolution import convolve, gradients
+from host.operands import ConvGeometry, Engine
+from host.windows import Window
+from sw_model.nn.convolution import convolve
 from sw_model.nn.parallel import Shard
 from sw_model.nn.precision import FULL, Precision, Run
-from sw_model.quantize.affine import (
-    affine_grid,
-    affine_values,
-    derive_key,
-    extremes,
-    grid_from_range,
-    kept_values,
-    quantize_and_keep,
-    random_units,
-)
+from sw_model.nn.quantized_product import Call, dilation_of, quantized_product
+from sw_model.quantize.affine import derive_key, extremes, random_units
 from sw_model.quantize.limits import refusal
 from sw_model.quantize.methods import METHODS, Convolution, check_bits
-from sw_model.quantize.statquant import QUANTIZERS
-
-
-@dataclass
-class _Call:
-    """One forward call of a layer: what its backward pass needs besides tensors."""
-
-    layer: QLayer
-    geometry: ConvGeometry
-    groups: int
-    precision: Precision
-    engine: Engine | None
-    key: int
-    shard: Shard | None
-    grid: Grid | None = None
-    weight_shape: tuple[int, ...] = field(default=())
 
 
 def batch_extremes(x: Tensor, shard: Shard | None) -> tuple[Tensor, Tensor]:
@@ -74,6 +46,10 @@ class QLayer(nn.Module):
     ``updates_range`` says whether training batches update the running range.
     """
 
+    #: name in reports and records, if that is not the module's path
+    called = ""
+    #: whether every channel has a kernel of its own, which has bits of its own in quantized networks
+    depthwise = False
     running_low: Tensor
     running_span: Tensor
     batches: Tensor
@@ -153,7 +129,7 @@ class QLayer(nn.Module):
         if self.run.on_product is not None:
             self.run.on_product(self.name, product, macs, a, b)
 
-    def _product(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
+    def _product(self, x: Tensor, weight: Tensor, geometry: ConvGeometry | Window, groups: int) -> Tensor:
         macs = self.whole(geometry.batch) * weight.numel() * math.prod(geometry.out_hw)
         w, a, g, last = self.precision.widths
         self.report("forward", macs, a, w)
@@ -163,15 +139,14 @@ class QLayer(nn.Module):
             if weight.requires_grad:
                 self.report("weight_gradient", macs, a, last)
         if not self.precision.quantized:
-            return convolve(x, weight, geometry.stride, geometry.padding, groups)
+            return convolve(x, weight, geometry.stride, geometry.padding, groups, dilation_of(geometry))
         engine = self.run.engine
         if engine is not None:
             self.check_integers(self.precision.widths)
         if self.run.quantizer != "affine":
             return self._comparison(x, weight, geometry, groups)
-        call = _Call(self, geometry, groups, self.precision, engine, self.gradient_key(), self.run.shard)
-        result: Tensor = _QuantizedProduct.apply(x, weight, call)
-        return result
+        call = Call(self, geometry, groups, self.precision, engine, self.gradient_key(), self.run.shard)
+        return quantized_product(x, weight, call)
 
     def check_integers(self, widths: tuple[int, ...]) -> None:
         """Refuses products that no integer engine computes.
@@ -190,138 +165,15 @@ class QLayer(nn.Module):
                 "cannot multiply; give all three operands 1..16 bits, or none"
             )
 
-    def _comparison(self, x: Tensor, weight: Tensor, geometry: ConvGeometry, groups: int) -> Tensor:
+    def _comparison(self, x: Tensor, weight: Tensor, geometry: ConvGeometry | Window, groups: int) -> Tensor:
         """The product by one of the methods that FracTrain is compared with."""
+        if not isinstance(geometry, ConvGeometry):
+            raise ValueError(f"layer {self.name}: quantizer {self.run.quantizer!r} takes one stride and one padding only")
         p = self.precision
         check_bits(self.run.quantizer, p.widths)
         key = self.gradient_key()
         call = Convolution(p.weight, p.activation, p.grad, geometry.stride, geometry.padding, groups, key)
         return METHODS[self.run.quantizer](x, weight, call)
-
-
-def _numpy(x: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(x.detach().cpu().numpy())
-
-
-def weight_operand(weight: Tensor, bits: int, axis: int) -> Operand:
-    """A weight (O, I, kh, kw) as codes, one grid per output (axis 0) or input channel (axis 1)."""
-    return grids.weight_operand(_numpy(weight), bits, axis)
-
-
-def tensor_operand(x: Tensor, grid: Grid) -> Operand:
-    """Values for the engine to quantize."""
-    return Operand(grid, values=_numpy(x))
-
-
-class _QuantizedProduct(torch.autograd.Function):
-    """The three products of one layer call."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, call: _Call) -> Tensor:
-        ctx.call = call
-        p, g, groups = call.precision, call.geometry, call.groups
-        if p.activation:
-            low, span = call.layer.activation_range(x.detach())
-            call.grid = grid_from_range(low, span, p.activation, mode=call.layer.run.scale_mode)
-        if call.engine is None:
-            # oneDNN's convolutions of few channels take half the time with the channels last; what follows keeps that.
-            x = x.contiguous(memory_format=torch.channels_last)
-            xq, kept = x, x
-            if call.grid is not None:
-                xq, kept = quantize_and_keep(x, call.grid, "activation")
-            wq = weight
-            if p.weight:
-                wq = affine_values(weight, p.weight, axis=0, mode=call.layer.run.scale_mode)
-            ctx.save_for_backward(kept, weight)
-            return convolve(xq, wq, g.stride, g.padding, groups)
-        ctx.save_for_backward(x, weight)
-        assert call.grid is not None
-        a = tensor_operand(x, call.grid)
-        w = weight_operand(weight, p.weight, 0)
-        y = product_sums(call.engine, "forward", a, w, g, groups).real(a.grid, w.grid, 1)
-        return torch.from_numpy(y).to(x.device)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        call: _Call = ctx.call
-        kept, weight = ctx.saved_tensors
-        need_x, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        p, g, groups = call.precision, call.geometry, call.groups
-        mode = call.layer.run.scale_mode
-        if call.layer.run.gradient != "affine":
-            return *_statquant_gradients(call, kept, weight, grad.contiguous(), (need_x, need_w)), None
-        split = p.weight_grad is not None and p.weight_grad != p.grad
-        # A key of its own: the two roundings of a bifurcated gradient are independent.
-        last_key = derive_key(call.key, 1) if split else call.key
-        if call.engine is None:
-            grad = grad.contiguous(memory_format=torch.channels_last)
-            run = call.layer.run
-            gq = run.gradient_values(grad, p.grad, call.key, call.shard, "gradient") if p.grad else grad
-            last_gq = gq
-            if split:
-                last_gq = run.gradient_values(grad, p.weight_grad, last_key, call.shard) if p.weight_grad else grad
-            dx, dw = _fast_gradients(call, kept, weight, gq, last_gq, (need_x, need_w))
-            return dx, dw, None
-        dx = dw = None
-        grad = grad.contiguous()
-        grid = affine_grid(grad, p.grad, key=call.key, mode=mode)
-        last_grid = grid
-        if split and p.weight_grad:
-            last_grid = affine_grid(grad, p.weight_grad, key=last_key, mode=mode)
-        assert call.grid is not None
-        gradient = tensor_operand(grad, grid)
-        last = tensor_operand(grad, last_grid) if split else gradient
-        if need_x and need_w and not split and groups == 1:
-            w = weight_operand(weight, p.weight, 1)
-            a = tensor_operand(kept, call.grid)
-            ((to_x, to_w),) = backward_mixed(call.engine, [(a, gradient, g)], w)  # sends the output gradient once
-            dx = torch.from_numpy(to_x.real(grid, w.grid, 1)).to(grad.device)
-            return dx, torch.from_numpy(to_w.real(a.grid, grid)).to(grad.device), None
-        if need_x:
-            w = weight_operand(weight, p.weight, 0 if groups > 1 else 1)
-            real = product_sums(call.engine, "input_gradient", gradient, w, g, groups).real(grid, w.grid, 1)
-            dx = torch.from_numpy(real).to(grad.device)
-        if need_w:
-            a = tensor_operand(kept, call.grid)
-            real = product_sums(call.engine, "weight_gradient", a, last, g, groups).real(a.grid, last_grid)
-            dw = torch.from_numpy(real).to(grad.device)
-        return dx, dw, None
-
-
-def _fast_gradients(
-    call: _Call, kept: Tensor, weight: Tensor, gq: Tensor, last_gq: Tensor, need: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Input and weight gradient from fake-quantized output gradients, in one call where both are the same."""
-    p, g, groups, mode = call.precision, call.geometry, call.groups, call.layer.run.scale_mode
-    need_x, need_w = need
-    wq = weight
-    if p.weight and need_x:
-        # Depthwise weights (C, 1, kh, kw) have one input channel per row, so their axis is 0 either way.
-        axis = 0 if groups > 1 else call.layer.run.input_gradient_axis
-        wq = affine_values(weight, p.weight, axis=axis, mode=mode)
-    xq = kept
-    if call.grid is not None and need_w:
-        xq = kept_values(kept, call.grid, "activation")
-    if gq is last_gq:
-        return gradients(xq, wq, gq, g.stride, g.padding, groups, of=need)
-    dx, _ = gradients(xq, wq, gq, g.stride, g.padding, groups, of=(need_x, False))
-    _, dw = gradients(xq, wq, last_gq, g.stride, g.padding, groups, of=(False, need_w))
-    return dx, dw
-
-
-def _statquant_gradients(
-    call: _Call, kept: Tensor, weight: Tensor, grad: Tensor, need: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Both gradients with one of StatQuant's quantizers on the output gradient, a matrix of samples and features."""
-    p = call.precision
-    quantizer = QUANTIZERS[call.layer.run.gradient]
-    rows = grad.flatten(1)
-    gq = quantizer(rows, p.grad, call.key).reshape(grad.shape) if p.grad else grad
-    last_gq = gq
-    if p.weight_grad is not None and p.weight_grad != p.grad:
-        key = derive_key(call.key, 1)
-        last_gq = quantizer(rows, p.weight_grad, key).reshape(grad.shape) if p.weight_grad else grad
-    return _fast_gradients(call, kept, weight, gq, last_gq, need)
 
 
 def _check_counts(layer: str, *, least: int = 1, **counts: object) -> None:
@@ -362,6 +214,7 @@ class QConv2d(QLayer):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.padding, self.groups = kernel_size, stride, padding, groups
+        self.depthwise = groups > 1
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
@@ -409,10 +262,11 @@ class QLinear(QLayer):
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QLayer]]:
-    """(name, layer) of every quantized layer, in the order of registration."""
+    """(name, layer) of every quantized layer, in the order of registration; those of converted networks have names of
+    their own."""
     for name, module in model.named_modules():
         if isinstance(module, QLayer):
-            yield name, module
+            yield module.called or name, module
 
 
 class Dropout(nn.Module):
@@ -465,5 +319,4 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
     """
     keep: set[str] = getattr(model, "keep_full", set())
     for name, layer in quantized_layers(model):
-        depthwise = isinstance(layer, QConv2d) and layer.groups > 1
-        layer.precision = FULL if name in keep else DEPTHWISE if depthwise and precision.quantized else precision
+        layer.precision = FULL if name in keep else DEPTHWISE if layer.depthwise and precision.quantized else precision

@@ -82,7 +82,7 @@ class _Training:
         macs = layer_macs(base, task.example())
         if self.gated is not None:
             macs = {f"{GATED}{name}": count for name, count in macs.items()}
-        depthwise = frozenset(n for n, m in quantized_layers(self.model) if getattr(m, "groups", 1) > 1)
+        depthwise = frozenset(n for n, m in quantized_layers(self.model) if m.depthwise)
         attention = frozenset(n for n, m in quantized_layers(self.model) if isinstance(m, QMatmul))
         # The published cost of a gated network is that of its blocks.
         counted = {n: count for n, count in macs.items() if self.gated is None or n.startswith(f"{GATED}blocks.")}

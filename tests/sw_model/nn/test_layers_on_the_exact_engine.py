@@ -16,6 +16,7 @@ from host.exact_engine import ExactEngine
 from host.grids import host_codes
 from host.operands import ConvGeometry, Engine, Grid, Operand, Sums
 from sw_model.nn import layers as L
+from sw_model.nn import quantized_product as P
 from sw_model.nn.models import build_model
 from sw_model.quantize import affine as Q
 from tests.support.observed_engine import ObservedEngine
@@ -193,7 +194,7 @@ def test_fast_and_exact_paths_agree(kind: str, bits: Any) -> None:
 
 def test_fast_and_exact_paths_have_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    convolve, differentiate = L.convolve, L.gradients
+    convolve, differentiate = P.convolve, P.gradients
 
     def spying_convolution(x: torch.Tensor, w: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.extend((x.clone(), w.clone()))
@@ -204,8 +205,8 @@ def test_fast_and_exact_paths_have_the_same_codes(monkeypatch: pytest.MonkeyPatc
         return differentiate(x, w, g, *rest, **named)
 
     precision = L.Precision(5, 4, 6)
-    monkeypatch.setattr(L, "convolve", spying_convolution)
-    monkeypatch.setattr(L, "gradients", spying_gradients)
+    monkeypatch.setattr(P, "convolve", spying_convolution)
+    monkeypatch.setattr(P, "gradients", spying_gradients)
     both_paths("plain", None, precision)
     monkeypatch.undo()
     spy = Spy()
