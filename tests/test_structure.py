@@ -29,6 +29,14 @@ LONG_FUNCTIONS = {
 }
 #: folder -> why it may hold more than :data:`MOST_FILES` modules
 FULL_FOLDERS: dict[str, str] = {}
+#: file or folder -> why its files need not be written whole or not at all, by :mod:`hw.files`
+WRITTEN_IN_PLACE = {
+    "hw/files.py": "the writer itself",
+    "hw/tools": "scratch files and logs of tools, in folders made for one call",
+    "host/verify": "stimuli and reports between a simulator and its caller, in folders made for one call",
+    "host/measure/saif.py": "made by a simulator, in place",
+    "host/devices/remote.py": "a new token's file must not exist, and is never replaced",
+}
 #: base names that stand for the same thing in every room
 SHARED_NAMES = {"__init__.py"}
 
@@ -68,6 +76,20 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def writes(path: Path) -> list[int]:
+    """Lines of a module that write a file under its own name: its text, its bytes, a picture, or an open one."""
+    found = []
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        scratch = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "scratch"
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant) and a.value in ("w", "wb", "r+", "r+b")]
+        if not scratch and (name in ("write_text", "write_bytes", "savefig") or (name in ("open", "fdopen") and modes)):
+            found.append(node.lineno)
+    return found
+
+
 def module_name(path: Path) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
@@ -89,6 +111,15 @@ def test_every_module_has_a_name_of_its_own() -> None:
     for path in sources(".py"):
         places[path.name].append(str(path))
     assert {n: p for n, p in places.items() if len(p) > 1 and n not in SHARED_NAMES} == {}
+
+
+def test_files_are_written_whole_or_not_at_all() -> None:
+    where = {str(p): lines for p in sources(".py") if (lines := writes(p))}
+    excused = {f: [e for e in WRITTEN_IN_PLACE if f == e or f.startswith(e + "/")] for f in where}
+    assert {f: lines for f, lines in where.items() if not excused[f]} == {}, "use hw.files"
+    assert set(WRITTEN_IN_PLACE) <= {e for each in excused.values() for e in each}, (
+        "exceptions that are no longer needed"
+    )
 
 
 def test_folders_are_small() -> None:

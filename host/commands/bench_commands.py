@@ -163,7 +163,6 @@ def run_engine(arguments: argparse.Namespace) -> int:
     if arguments.save:
         write_atomically(arguments.save, text + "\n")
     if arguments.figure:
-        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
         draw(result, arguments.figure)
     if arguments.json:
         print(text)

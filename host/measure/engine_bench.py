@@ -22,6 +22,7 @@ from host.program.packing import pack_floats
 from hw import contract
 from hw.contract import TIMING_COUNTERS, Error, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
+from hw.files import save_picture
 from hw.model.cycles import STREAMING_CYCLES, predict
 from hw.model.product import LoweringError
 from hw.model.training_products import CODES, INTEGERS, TRAINING, Form, driver_programs, layer_products
@@ -353,4 +354,4 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel(f"thousand cycles per image ({result['model']} on {result['design']}, RTL counters)")
     figure.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    save_picture(figure, path)

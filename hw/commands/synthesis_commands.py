@@ -11,7 +11,7 @@ from typing import Any
 from hw.boards import PARTS
 from hw.commands import options
 from hw.design import ROOT, load_design
-from hw.files import write_atomically
+from hw.files import save_picture, write_atomically
 
 
 def table(data: dict[str, Any]) -> str:
@@ -129,7 +129,7 @@ def figure(arguments: argparse.Namespace) -> int:
     axes[0][0].set_ylim(0, 1.12 * max(100.0, *tops))
     fig.tight_layout()
     axes[0][-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
-    fig.savefig(arguments.out, metadata={"Date": None}, bbox_inches="tight")
+    save_picture(fig, arguments.out, bbox_inches="tight")
     print(arguments.out)
     return 0
 

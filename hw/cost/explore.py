@@ -28,6 +28,7 @@ from hw.cost.count import mean_work as layer_work
 from hw.cost.fabric import BATCH, STEPS, FabricMachine, bandwidth, training_step
 from hw.cost.training_schedule import Schedule
 from hw.design import ROOT, Design, DesignError, load_design
+from hw.files import write_atomically
 from hw.model.resources import resources
 from hw.networks import Bits, ConvShape
 
@@ -362,7 +363,7 @@ def explore(
 def _end_line(file: Path) -> None:
     """Cut a last line that was not written to its end, so that the next one starts its own."""
     if file.exists() and (text := file.read_text(encoding="utf-8")) and not text.endswith("\n"):
-        file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+        write_atomically(file, text[: text.rfind("\n") + 1])
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:

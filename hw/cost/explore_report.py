@@ -10,6 +10,7 @@ from typing import Any
 
 from hw.cost.explore import Point, Request, best, committed, explore, pareto
 from hw.cost.fabric import bandwidth
+from hw.files import save_picture, write_atomically
 
 
 @dataclass(frozen=True)
@@ -144,15 +145,14 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
         if kind == "bram36":
             figure.colorbar(shade, ax=axes, label="mJ per sample (estimate)")
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save_picture(figure, path)
 
 
 def write_results(points: Sequence[Point], folder: Path, title: str) -> list[Path]:
     """Write ``best.toml``, ``front.json`` and ``explore.svg``; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
     chosen = best(points)
     files = [folder / "best.toml", folder / "front.json", folder / "explore.svg"]
-    files[0].write_text(design_toml(chosen, f"best-{chosen.design.part[:7]}", title), encoding="utf-8")
-    files[1].write_text(json.dumps([asdict(p) for p in pareto(points)], indent=1) + "\n", encoding="utf-8")
+    write_atomically(files[0], design_toml(chosen, f"best-{chosen.design.part[:7]}", title))
+    write_atomically(files[1], json.dumps([asdict(p) for p in pareto(points)], indent=1) + "\n")
     draw(points, files[2], title)
     return files

@@ -26,6 +26,7 @@ from hw.cost.paper import (
     Line,
     recompute,
 )  # fmt: skip
+from hw.files import save_picture, write_atomically
 
 
 def _text(value: float | None) -> str:
@@ -142,7 +143,7 @@ def draw(lines: Sequence[Line], folder: Path, fabric: Fabric | None = None) -> l
     files = []
     for name, figure in figures.items():
         files.append(folder / f"{name}.svg")
-        figure.savefig(files[-1], metadata={"Date": None}, bbox_inches="tight")
+        save_picture(figure, files[-1], bbox_inches="tight")
     return files
 
 
@@ -253,10 +254,9 @@ def write_report(folder: Path, fabric: Fabric | None = None, figures: bool = Tru
     Returns:
         The files written, the Markdown first.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lines = recompute(fabric=fabric)
     drawn = draw(lines, folder, fabric) if figures else []
     markdown, table = folder / "paper.md", folder / "paper.csv"
-    markdown.write_text(to_markdown(lines, fabric, [path.name for path in drawn]), encoding="utf-8")
-    table.write_text(to_csv(lines, fabric), encoding="utf-8")
+    write_atomically(markdown, to_markdown(lines, fabric, [path.name for path in drawn]))
+    write_atomically(table, to_csv(lines, fabric))
     return [markdown, table, *drawn]

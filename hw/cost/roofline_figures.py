@@ -26,6 +26,7 @@ from hw.cost.roofline import (
     spans,
 )  # fmt: skip
 from hw.cost.training_schedule import Schedule
+from hw.files import replaced, save_picture
 from hw.networks import Bits, ConvShape
 
 
@@ -88,7 +89,7 @@ def draw_roofline(
     axes.title.set_fontsize(10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="lower right")
-    figure.savefig(path, metadata={"Date": None})
+    save_picture(figure, path)
 
 
 def draw_shares(listed: Sequence[Share], path: Path, title: str) -> None:
@@ -111,7 +112,7 @@ def draw_shares(listed: Sequence[Share], path: Path, title: str) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=len(CAUSES))
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, metadata={"Date": None})
+    save_picture(figure, path)
 
 
 def draw_spans(listed: Sequence[Span], samples: int, path: Path, title: str) -> None:
@@ -148,7 +149,7 @@ def draw_spans(listed: Sequence[Span], samples: int, path: Path, title: str) -> 
     panels[-1].set(xlabel="epoch", xlim=(0, edges[-1]))
     figure.legend(shown.values(), shown.keys(), fontsize=8, loc="outside lower center", ncols=4)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, metadata={"Date": None})
+    save_picture(figure, path)
 
 
 def _duration(seconds: float) -> str:
@@ -160,7 +161,7 @@ def _duration(seconds: float) -> str:
 
 
 def _write_points(path: Path, listed: Iterable[Point]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with replaced(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as stream:
         lines = csv.writer(stream, lineterminator="\n")
         lines.writerow(
             ["bits", "layer", "product", "binary_macs", "read_bytes", "write_bytes", "us", "binary_macs_per_byte",
@@ -173,7 +174,7 @@ def _write_points(path: Path, listed: Iterable[Point]) -> None:
 
 
 def _write_shares(path: Path, listed: Iterable[Share]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with replaced(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as stream:
         lines = csv.writer(stream, lineterminator="\n")
         lines.writerow(["bits", "layer", *(f"{cause.replace(' ', '_')}_us" for cause in CAUSES), "us"])
         for s in listed:
@@ -183,7 +184,7 @@ def _write_shares(path: Path, listed: Iterable[Share]) -> None:
 
 def _write_spans(path: Path, listed: Iterable[Span]) -> None:
     causes = (*CAUSES, AGAIN)
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with replaced(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as stream:
         lines = csv.writer(stream, lineterminator="\n")
         names = [f"{kind}_{cause.replace(' ', '_')}_us" for kind in ("products", *STEPS) for cause in causes]
         lines.writerow(["first_epoch", "epochs", "cp_percent", *names])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hw.files import parse_toml
+from hw.files import parse_toml, save_picture
 from sw_model.train.metrics import METRICS, Metric
 
 
@@ -174,4 +174,4 @@ def draw(runs: Sequence[FinishedRun], path: Path) -> None:
     left.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save_picture(figure, path, dpi=120)

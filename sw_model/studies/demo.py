@@ -20,7 +20,7 @@ from host.devices.device import DEFAULT_TIMEOUT, U64, Device, DeviceInfo, HasWor
 from host.driver.fabric_engine import FabricEngine
 from hw.contract import array_idle
 from hw.design import Design, load_design
-from hw.files import write_atomically
+from hw.files import save_picture, write_atomically
 from hw.generate import generate
 from sw_model.data.images import ImageSet, load_data
 from sw_model.train import metrics
@@ -288,7 +288,7 @@ def _draw_cycles(
     axes.invert_yaxis()
     axes.set_xlabel("million cycles over the whole training (RTL counters)")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path, dpi=120)
 
 
 def _draw_accuracy(path: Path, trained: _Trained, baseline: _Baseline) -> None:
@@ -317,7 +317,7 @@ def _draw_accuracy(path: Path, trained: _Trained, baseline: _Baseline) -> None:
     axes.set_ylabel("test accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path, dpi=120)
 
 
 def _report(s: dict[str, Any], config: TrainConfig, design: Design) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hw.cost.training_schedule import RECORD
-from hw.files import locked, remove_scratch, replaced, write_atomically
+from hw.files import locked, remove_scratch, save_picture, write_atomically
 from sw_model.train.metrics import Metric
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.run_device import RunDevice
@@ -258,5 +258,4 @@ def draw_curves(history: list[dict[str, Any]], metric: Metric, path: Path) -> No
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     lower.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     lower.grid(alpha=0.3)
-    with replaced(path) as scratch:
-        figure.savefig(scratch, dpi=120, format="png")
+    save_picture(figure, path, dpi=120)
