@@ -141,7 +141,7 @@ def context(design: Design) -> dict[str, Any]:
         "opcodes": _enum(contract.Opcode),
         "errors": _enum(contract.Error),
         "flags": _enum(contract.Flag),
-        "pipeline": [{"name": n, "value": getattr(pipeline, n), "doc": doc} for n, doc in pipeline.MEANING.items()],
+        "pipeline": [{"name": n, "value": getattr(pipeline, n), "doc": doc} for n, doc in pipeline.LENGTHS.items()],
         "packets": _packets(design),
         "random_fields": contract.RANDOM_FIELDS,
         "random_halves": _halves({name: (1 << contract.FIELD[name].width) - 1 for name in contract.RANDOM_FIELDS}),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
-KINDS = ("stem", "conv", "depthwise", "shortcut", "fc", "attention")
+LAYER_KINDS = ("stem", "conv", "depthwise", "shortcut", "fc", "attention")
 
 
 class Bits(NamedTuple):
@@ -126,8 +126,8 @@ class ConvShape:
                 f"layer {self.name}: {self.in_channels} -> {self.out_channels} channels do not divide into "
                 f"{self.groups} groups; choose a common divisor"
             )
-        if self.kind not in KINDS:
-            raise ValueError(f"layer {self.name}: kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}")
+        if self.kind not in LAYER_KINDS:
+            raise ValueError(f"layer {self.name}: kind {self.kind!r} is unknown; use one of {', '.join(LAYER_KINDS)}")
         if min(self.in_hw) + 2 * self.padding < self.kernel:
             raise ValueError(
                 f"layer {self.name}: a {self.kernel}x{self.kernel} kernel does not fit {self.in_hw} pixels padded by "

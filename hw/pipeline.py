@@ -10,7 +10,7 @@ QUANTIZER_CYCLES = 10
 MIX_CYCLES = 4
 
 #: what each is, for the rendered package
-MEANING = {
+LENGTHS = {
     "QUEUE_SLOTS": "commands between loader and sequencer, a power of two",
     "STEP_CYCLES": "from the sequencer's decision on a step to the step's operands",
     "ARRAY_CYCLES": "from a tile's last operands to its sums",

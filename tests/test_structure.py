@@ -37,6 +37,10 @@ WRITTEN_IN_PLACE = {
     "host/measure/saif.py": "made by a simulator, in place",
     "host/devices/remote.py": "a new token's file must not exist, and is never replaced",
 }
+#: class or constant -> why more than one module defines it
+SAME_CLASSES = {
+    "DEPTHWISE": "the widths of depthwise layers, as costs and as PyTorch's layers count widths",
+}
 #: base names that stand for the same thing in every room
 SHARED_NAMES = {"__init__.py"}
 
@@ -111,6 +115,24 @@ def test_every_module_has_a_name_of_its_own() -> None:
     for path in sources(".py"):
         places[path.name].append(str(path))
     assert {n: p for n, p in places.items() if len(p) > 1 and n not in SHARED_NAMES} == {}
+
+
+def classes_and_constants(path: Path) -> Iterator[str]:
+    """Public names of a module's top level that begin with a capital: classes, aliases of types, constants."""
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [node.name] if isinstance(node, ast.ClassDef) else [t.id for t in targets if isinstance(t, ast.Name)]
+        yield from (name for name in names if name[0].isupper())
+
+
+def test_a_class_and_a_constant_have_one_meaning() -> None:
+    places = defaultdict(list)
+    for path in sources(".py"):
+        for name in set(classes_and_constants(path)):
+            places[name].append(str(path))
+    twice = {n: p for n, p in places.items() if len(p) > 1}
+    assert {n: p for n, p in twice.items() if n not in SAME_CLASSES} == {}, "name them for what they are"
+    assert set(SAME_CLASSES) <= set(twice), "exceptions that are no longer needed"
 
 
 def test_files_are_written_whole_or_not_at_all() -> None:

@@ -32,7 +32,7 @@ from host.training import batches
 from host.training.precision_schedule import learning_rate, make_schedule
 from hw.files import write_atomically
 
-CHECKPOINT_FORMAT = 3
+JOB_CHECKPOINT_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class Training:
         arrays["ranges"] = np.array([(s.low, s.span) for s in self.layers], np.float32)
         arrays["batches"] = np.array([s.batches for s in self.layers], np.int64)
         rest = {
-            "format": CHECKPOINT_FORMAT,
+            "format": JOB_CHECKPOINT_FORMAT,
             "job": self.job.digest,
             "position": [self.epoch, self.step, self.seen, self.right],
             "sums": [self.loss_sum, self.cost_sum],
@@ -291,7 +291,7 @@ class Training:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             rest = json.loads(arrays.pop("rest").tobytes())
-            if rest["format"] != CHECKPOINT_FORMAT or rest["job"] != self.job.digest:
+            if rest["format"] != JOB_CHECKPOINT_FORMAT or rest["job"] != self.job.digest:
                 raise JobError(f"{path} belongs to another job or release; choose another run folder")
             state = {n: arrays[f"state.{n}"] for n in self.job.state}
             momentum = {n[9:]: v for n, v in arrays.items() if n.startswith("momentum.")}

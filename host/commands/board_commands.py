@@ -65,7 +65,7 @@ def _device_options(parser: argparse.ArgumentParser) -> None:
 
 def device_name(text: str) -> str:
     """A device that ``--device`` can name: an argparse type."""
-    from host.devices.device import KINDS
+    from host.devices.device import DEVICE_KINDS
     from host.devices.remote import parse_address
 
     if text.startswith("tcp://"):
@@ -73,9 +73,9 @@ def device_name(text: str) -> str:
             parse_address(text)
         except (ValueError, RuntimeError) as error:
             raise argparse.ArgumentTypeError(str(error)) from None
-    elif text not in (*KINDS, "numpy"):
+    elif text not in (*DEVICE_KINDS, "numpy"):
         raise argparse.ArgumentTypeError(
-            f"no device kind {text!r}; use one of {', '.join(KINDS)}, numpy, or tcp://HOST:PORT"
+            f"no device kind {text!r}; use one of {', '.join(DEVICE_KINDS)}, numpy, or tcp://HOST:PORT"
         )
     return text
 

@@ -21,7 +21,7 @@ from hw.design import Design
 DEFAULT_TIMEOUT = 600.0  #: seconds
 
 #: what each error means and what helps, for people
-MEANING: dict[Error, tuple[str, str]] = {
+ERROR_MEANING: dict[Error, tuple[str, str]] = {
     Error.NONE: ("no error", "nothing to do"),
     Error.BAD_MAGIC: ("a header does not start with the magic number and version", "check the payload_words before it"),
     Error.BAD_CHECK: ("a header's checksum is wrong", "build headers with hw.contract.pack_header; check the transfer"),
@@ -65,7 +65,7 @@ class ProgramError(RuntimeError):
     """
 
     def __init__(self, error: Error, position: int, context: str = "") -> None:
-        meaning, remedy = MEANING[error]
+        meaning, remedy = ERROR_MEANING[error]
         where = f" of {context}" if context else ""
         super().__init__(f"{error.name} ({int(error)}) at packet {position}{where}: {meaning}; {remedy}")
         self.error = error
@@ -183,7 +183,7 @@ def check(result: Result, context: str = "") -> Result:
     return result
 
 
-KINDS = {
+DEVICE_KINDS = {
     "reference": ("host.devices.reference", "ReferenceDevice"),
     "hls": ("host.devices.hls", "HlsDevice"),
     "rtl": ("host.devices.rtl", "RtlDevice"),
@@ -197,8 +197,8 @@ def open_device(kind: str, design: Design, **options: Any) -> Device:
     Raises:
         ValueError: unknown kind.
     """
-    if kind not in KINDS:
-        raise ValueError(f"no device kind {kind!r}; use one of {', '.join(KINDS)}")
-    module, name = KINDS[kind]
+    if kind not in DEVICE_KINDS:
+        raise ValueError(f"no device kind {kind!r}; use one of {', '.join(DEVICE_KINDS)}")
+    module, name = DEVICE_KINDS[kind]
     factory: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return cast(Device, factory(design, **options))

@@ -12,7 +12,7 @@ import time
 
 from host.devices.device import DeviceError
 
-MAGIC = b"FTR1"
+FRAME_MAGIC = b"FTR1"
 MAX_FRAME = 1 << 29  #: bytes of a payload after the greeting
 MAX_GREETING = 1 << 12
 GREETING_TIMEOUT = 10.0  #: seconds for each message of the greeting, and for any frame once it has begun
@@ -49,7 +49,7 @@ class Channel:
         """Send one frame."""
         if len(payload) > self.limit:
             raise RemoteError(f"a message of {len(payload)} bytes exceeds {self.limit}; split the program")
-        header = _HEADER.pack(MAGIC, kind, self._sent, len(payload))
+        header = _HEADER.pack(FRAME_MAGIC, kind, self._sent, len(payload))
         self._sent += 1
         self._socket.settimeout(max(GREETING_TIMEOUT, len(payload) / 1e5))
         try:
@@ -65,7 +65,7 @@ class Channel:
         """
         header = self._exactly(_HEADER.size, timeout)
         magic, kind, sequence, length = _HEADER.unpack(header)
-        if magic != MAGIC:
+        if magic != FRAME_MAGIC:
             raise RemoteError(f"the other side does not speak this protocol (got {magic!r})")
         if length > self.limit:
             raise RemoteError(f"a message of {length} bytes exceeds {self.limit}")

@@ -22,9 +22,9 @@ from hw.design import ROOT, Design
 from hw.model.product import LoweringError
 from hw.networks import Bits, ConvShape
 
-HARNESS = ROOT / "hw" / "sim" / "saif.cpp"
+SAIF_HARNESS = ROOT / "hw" / "sim" / "saif.cpp"
 #: buses are wider than Verilator traces unless told; contents of memories are left to block RAM's own model
-OPTIONS = ("--trace-saif", "--no-trace-params", "--trace-max-width", "16384", "--trace-max-array", "64")
+TRACE_OPTIONS = ("--trace-saif", "--no-trace-params", "--trace-max-width", "16384", "--trace-max-array", "64")
 TIMEOUT = 600.0  #: seconds of the fabric's time that a product may take
 
 
@@ -59,7 +59,7 @@ class RecordingDevice(LibraryDevice):
     """
 
     def __init__(self, design: Design) -> None:
-        super().__init__("rtl", design, build_rtl(design, harness=HARNESS, options=OPTIONS))
+        super().__init__("rtl", design, build_rtl(design, harness=SAIF_HARNESS, options=TRACE_OPTIONS))
         self.library.fabric_record.restype = None
         self.library.fabric_record.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64]
         self.library.fabric_record_end.restype = ctypes.c_uint64

@@ -25,7 +25,7 @@ SCHEDULE_DEFECTS = ("eps-decay",)
 PUBLISHED_DECAYS = 2
 
 
-class Schedule(Protocol):
+class PrecisionSchedule(Protocol):
     """What the training loop asks of a schedule.  Epochs count from 0."""
 
     @property
@@ -255,7 +255,7 @@ class Manual:
         self.stage = int(state["stage"])
 
 
-def make_schedule(recipe: Mapping[str, Any], decays: int | None = None) -> Schedule:
+def make_schedule(recipe: Mapping[str, Any], decays: int | None = None) -> PrecisionSchedule:
     """A fresh schedule of a recipe.
 
     Args:

@@ -69,12 +69,12 @@ SETTINGS = Settings()
 
 
 #: product, a_bits, b_bits, stride, kernel taps, format, flags
-Point = tuple[str, int, int, int, int, str, str]
+SweepPoint = tuple[str, int, int, int, int, str, str]
 
 
-def products(words: U64) -> Counter[Point]:
+def products(words: U64) -> Counter[SweepPoint]:
     """Products of a program. A CONV has all nine taps: layers of other kernels are lowered to it before there are packets."""
-    out: Counter[Point] = Counter()
+    out: Counter[SweepPoint] = Counter()
     for _, f in read_program(words):
         if f.is_product:
             is_conv = f.opcode == Opcode.CONV
@@ -135,7 +135,7 @@ async def every_precision(dut: Any) -> None:
     assert identity == design.hash64, f"the fabric says it is design {identity:016x}"
     assert await tb.read("CONTRACT") == VERSION | design.channels << 8 | STREAM_BITS << 16
     reference = ReferenceDevice(design)
-    coverage: Counter[Point] = Counter()
+    coverage: Counter[SweepPoint] = Counter()
     for k, (name, words) in enumerate(sweep()):
         tb.set_pauses(*PACES[k % len(PACES)], seed=SETTINGS.seed + k)
         tally.compare(await tb.run(words), reference.run(words), name)

@@ -27,10 +27,10 @@ from hw.packet import (
     tensor_addresses,
 )
 
-Point = tuple[str, int, int]  #: product, a_bits, b_bits
+PrecisionPoint = tuple[str, int, int]  #: product, a_bits, b_bits
 
 PRODUCT_PACKETS = ("CONV", "WGRAD")
-ALL_POINTS: frozenset[Point] = frozenset(
+ALL_POINTS: frozenset[PrecisionPoint] = frozenset(
     (product, a, b) for product in PRODUCT_PACKETS for a in range(1, MAX_BITS + 1) for b in range(1, MAX_BITS + 1)
 )
 
@@ -41,7 +41,7 @@ class Stimulus:
 
     name: str
     words: U64
-    points: frozenset[Point]
+    points: frozenset[PrecisionPoint]
 
 
 class _Sweep:
@@ -51,7 +51,7 @@ class _Sweep:
         self.design, self.a_bits = design, a_bits
         self.rng = np.random.default_rng([seed, a_bits])
         self.builder = ProgramBuilder(design)
-        self.points: set[Point] = set()
+        self.points: set[PrecisionPoint] = set()
 
     def draw(self, low: int, high: int) -> int:
         """Uniform integer of low..high."""

@@ -15,10 +15,10 @@ from cocotb.triggers import ClockCycles, FallingEdge, First, RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiStreamBus, AxiStreamSink, AxiStreamSource
 
 from host.devices.device import U64, Result, parse_output, split_streams
+from host.devices.library import COUNTERS
 from hw.contract import FUNCTIONAL_COUNTERS, REGISTER, REGISTERS
 
 START, DONE, IDLE, READY = 1, 2, 4, 8
-COUNTERS = tuple(r.name for r in REGISTERS if r.doc.startswith("counter"))
 
 
 def pauses(chance: float, seed: int) -> Iterator[bool]:

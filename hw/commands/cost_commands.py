@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hw.commands import options
 
 if TYPE_CHECKING:
-    from hw.cost.training import Request
+    from hw.cost.training import CostRequest
 
 
 def _show(value: float) -> str:
@@ -46,15 +46,15 @@ def _print_table(result: Mapping[str, Any]) -> None:
     print("whole training: " + ", ".join(f"{key} {_show(value)}" for key, value in result["whole_training"].items()))
 
 
-def request(arguments: argparse.Namespace) -> Request:
+def request(arguments: argparse.Namespace) -> CostRequest:
     """What the options of ``cost``, ``explore`` or ``report roofline`` ask for.
 
     Raises:
         ValueError: options that contradict one another.
     """
-    from hw.cost.training import Request
+    from hw.cost.training import CostRequest
 
-    return Request(**{f.name: getattr(arguments, f.name) for f in fields(Request)})
+    return CostRequest(**{f.name: getattr(arguments, f.name) for f in fields(CostRequest)})
 
 
 def run_cost(arguments: argparse.Namespace) -> int:

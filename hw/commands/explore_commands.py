@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def run_explore(arguments: argparse.Namespace) -> int:
     """``fractrain explore``."""
     from hw.console import Progress
-    from hw.cost.explore import Request, find_part, mean_work
+    from hw.cost.explore import SearchRequest, find_part, mean_work
     from hw.cost.explore_report import search
     from hw.cost.training import read_training
 
     training = read_training(request(arguments))
-    wanted = Request(
+    wanted = SearchRequest(
         find_part(arguments.part),
         training.model,
         mean_work(training.shapes, training.schedule, training.count),

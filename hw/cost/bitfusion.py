@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hw.cost.count import layer_mixture
-from hw.cost.training_schedule import Schedule
+from hw.cost.training_schedule import TrainingSchedule
 from hw.networks import PRODUCTS, Bits, ConvShape
 
-I64 = npt.NDArray[np.int64]
+_I64 = npt.NDArray[np.int64]
 
 BUFFERS = ("weight", "input", "output")
 # Which loops over tiles change the contents of each buffer; the axes are batch, output row, output column, input
@@ -81,7 +81,7 @@ BITFUSION = Machine()
 
 
 @dataclass(frozen=True)
-class Task:
+class ArrayTask:
     """A product as the array runs it: a convolution, or with ``kernel`` and ``out_hw`` of one a matrix product.
 
     Attributes:
@@ -160,7 +160,7 @@ class Cost:
         )
 
 
-def _up(a: I64, b: int) -> I64:
+def _up(a: _I64, b: int) -> _I64:
     return -(-a // b)
 
 
@@ -183,18 +183,18 @@ class _Tilings:
         counts: tiles along each axis, by its letter.
     """
 
-    axes: tuple[I64, I64, I64, I64, I64]
-    tile_bits: dict[str, I64]
-    counts: dict[str, I64]
+    axes: tuple[_I64, _I64, _I64, _I64, _I64]
+    tile_bits: dict[str, _I64]
+    counts: dict[str, _I64]
 
     @property
-    def runs(self) -> I64:
+    def runs(self) -> _I64:
         """Tiles of the whole task."""
         c = self.counts
         return c["b"] * c["y"] * c["x"] * c["i"] * c["o"]
 
 
-def _tilings(t: Task, m: Machine) -> _Tilings:
+def _tilings(t: ArrayTask, m: Machine) -> _Tilings:
     """Tiles are powers of two of the batch, of the (square) output, of the input channels and of the array's columns.
 
     Raises:
@@ -234,7 +234,7 @@ def _tilings(t: Task, m: Machine) -> _Tilings:
     return _Tilings((b, oh, ow, ic, oc), {name: bits[fits] for name, bits in tile_bits.items()}, counts)
 
 
-def _inside(t: Task, m: Machine, tilings: _Tilings) -> tuple[I64, tuple[I64, I64, I64]]:
+def _inside(t: ArrayTask, m: Machine, tilings: _Tilings) -> tuple[_I64, tuple[_I64, _I64, _I64]]:
     """Cycles of the array, and bits that move between it and the weight, input and output buffer, over all tiles.
 
     Inside a tile one operand is kept in registers: the cheapest in bits moved decides, by sizes padded to the array.
@@ -261,14 +261,14 @@ def _inside(t: Task, m: Machine, tilings: _Tilings) -> tuple[I64, tuple[I64, I64
     return compute, (weights, inputs, outs)
 
 
-def _between(m: Machine, tilings: _Tilings, order: Sequence[str]) -> tuple[dict[str, I64], dict[str, I64]]:
+def _between(m: Machine, tilings: _Tilings, order: Sequence[str]) -> tuple[dict[str, _I64], dict[str, _I64]]:
     """Bits between DRAM and each buffer under one order of the loops over tiles: in total, and of the first tiles.
 
     A tile stays in its buffer across inner loops that do not change it, and grows with those that do as long as it fits
     half the buffer.
     """
-    total: dict[str, I64] = {}
-    first: dict[str, I64] = {}
+    total: dict[str, _I64] = {}
+    first: dict[str, _I64] = {}
     for name in BUFFERS:
         bits = held = tilings.tile_bits[name]
         grows = np.ones(bits.shape, dtype=bool)
@@ -284,7 +284,7 @@ def _between(m: Machine, tilings: _Tilings, order: Sequence[str]) -> tuple[dict[
 
 
 @cache
-def best_cost(task: Task, machine: Machine = BITFUSION) -> Cost:
+def best_cost(task: ArrayTask, machine: Machine = BITFUSION) -> Cost:
     """Cost of a task under the tiling and loop order of fewest cycles; energy decides between equals.
 
     All tilings (:func:`_tilings`) and all orders of the loops over tiles are tried.
@@ -337,7 +337,7 @@ def best_cost(task: Task, machine: Machine = BITFUSION) -> Cost:
     return best[1]
 
 
-def product_tasks(shape: ConvShape, bits: Bits, batch: int = 1) -> dict[str, tuple[int, Task]]:
+def product_tasks(shape: ConvShape, bits: Bits, batch: int = 1) -> dict[str, tuple[int, ArrayTask]]:
     """The three training products of a layer as tasks: product name -> (how often it runs, task).
 
     Forward is the layer itself.  The input gradient is a convolution of stride 1 with channels swapped, over the
@@ -364,9 +364,9 @@ def product_tasks(shape: ConvShape, bits: Bits, batch: int = 1) -> dict[str, tup
     im2col = shape.kind == "stem"
     k, stride = shape.kernel, shape.stride
     return {
-        "forward": (runs, Task(rows, inputs, outputs, out_hw, k, stride, *widths["forward"], im2col)),
-        "input_gradient": (runs, Task(rows, outputs, inputs, in_hw, k, 1, *widths["input_gradient"])),
-        "weight_gradient": (runs, Task(inputs * k * k, pixels, outputs, (1, 1), 1, 1, *widths["weight_gradient"])),
+        "forward": (runs, ArrayTask(rows, inputs, outputs, out_hw, k, stride, *widths["forward"], im2col)),
+        "input_gradient": (runs, ArrayTask(rows, outputs, inputs, in_hw, k, 1, *widths["input_gradient"])),
+        "weight_gradient": (runs, ArrayTask(inputs * k * k, pixels, outputs, (1, 1), 1, 1, *widths["weight_gradient"])),
     }
 
 
@@ -423,7 +423,7 @@ def total(rows: Iterable[ProductCost]) -> Cost:
 
 def scheduled_costs(
     shapes: Sequence[ConvShape],
-    schedule: Schedule,
+    schedule: TrainingSchedule,
     batch: int = 1,
     machine: Machine = BITFUSION,
     count: str = "paper",

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hw.cost.training_schedule import SKIP, Mixture, Schedule, Stage
+from hw.cost.training_schedule import SKIP, Mixture, Stage, TrainingSchedule
 from hw.networks import PRODUCTS, Bits, ConvShape
 
 COUNTS = ("paper", "full")
@@ -47,7 +47,7 @@ def unquantized_layers(shapes: Sequence[ConvShape], gated: bool) -> frozenset[st
     return frozenset(names)
 
 
-def layer_mixture(shapes: Sequence[ConvShape], schedule: Schedule, stage: Stage, count: str) -> list[Mixture]:
+def layer_mixture(shapes: Sequence[ConvShape], schedule: TrainingSchedule, stage: Stage, count: str) -> list[Mixture]:
     """Shares of widths per layer under either count, in the order of ``shapes``.
 
     Samples that skip a layer are left out, so that the shares of a layer may sum to less than one; those of a layer that
@@ -67,7 +67,9 @@ def layer_mixture(shapes: Sequence[ConvShape], schedule: Schedule, stage: Stage,
     return [tuple((share, bits) for share, bits in mixture if bits != SKIP) for mixture in mixtures]
 
 
-def mean_work(shapes: Sequence[ConvShape], schedule: Schedule, count: str) -> dict[tuple[ConvShape, Bits], float]:
+def mean_work(
+    shapes: Sequence[ConvShape], schedule: TrainingSchedule, count: str
+) -> dict[tuple[ConvShape, Bits], float]:
     """How often each layer runs at which widths for one sample, on the mean over a schedule; never is left out.
 
     Raises:
@@ -84,7 +86,7 @@ def mean_work(shapes: Sequence[ConvShape], schedule: Schedule, count: str) -> di
     return work
 
 
-def counted_cost(schedule: Schedule, shape: ConvShape, bits: Bits, count: str) -> dict[str, float]:
+def counted_cost(schedule: TrainingSchedule, shape: ConvShape, bits: Bits, count: str) -> dict[str, float]:
     """``product_cost`` of a layer as far as a count takes it: zero where it does not."""
     cost = product_cost(shape, bits)
     if count == "paper" and shape.name in schedule.uncounted:
@@ -124,7 +126,7 @@ class ComputationalCost:
 
 
 def computational_cost(
-    shapes: Sequence[ConvShape], schedule: Schedule, samples_per_epoch: int, count: str = "paper"
+    shapes: Sequence[ConvShape], schedule: TrainingSchedule, samples_per_epoch: int, count: str = "paper"
 ) -> ComputationalCost:
     """CC of training a network under a schedule.
 

@@ -26,7 +26,7 @@ from typing import Any
 from hw.boards import PARTS
 from hw.cost.count import mean_work as layer_work
 from hw.cost.fabric import BATCH, STEPS, FabricMachine, bandwidth, training_step
-from hw.cost.training_schedule import Schedule
+from hw.cost.training_schedule import TrainingSchedule
 from hw.design import ROOT, Design, DesignError, load_design
 from hw.files import write_atomically
 from hw.model.resources import resources
@@ -43,10 +43,10 @@ DEPTHS = {
 }
 EPILOGUE = 256
 FABRICS = (1, 2, 3)
-STREAMS = 3  #: of a fabric
+STREAM_COUNT = 3  #: of a fabric
 MAX_LUT, MAX_BRAM = 75.0, 80.0  #: percent of the part that leave room for routing, DMA engines and interconnect
 OBJECTIVES = ("seconds", "lut", "bram36", "energy_j")
-POINTS = "points.jsonl"
+POINTS_FILE = "points.jsonl"
 #: modules, below ``hw``, on which a point depends
 _MODELS = (
     "boards",
@@ -70,7 +70,7 @@ _MODELS = (
     "pipeline",
 )
 
-Work = tuple[tuple[float, ConvShape, Bits], ...]
+LayerWork = tuple[tuple[float, ConvShape, Bits], ...]
 
 
 class ExploreError(ValueError):
@@ -78,7 +78,7 @@ class ExploreError(ValueError):
 
 
 @dataclass(frozen=True)
-class Point:
+class DesignPoint:
     """A design on its chip and what it costs; times and energies are of one training sample.
 
     Attributes:
@@ -114,7 +114,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchRequest:
     """What is to be optimised.
 
     Attributes:
@@ -129,7 +129,7 @@ class Request:
 
     part: str
     model: str
-    work: Work
+    work: LayerWork
     batch: int = BATCH
     max_lut: float = MAX_LUT
     max_bram: float = MAX_BRAM
@@ -162,7 +162,7 @@ def find_part(name: str) -> str:
     return found[0]
 
 
-def mean_work(shapes: Sequence[ConvShape], schedule: Schedule, count: str = "paper") -> Work:
+def mean_work(shapes: Sequence[ConvShape], schedule: TrainingSchedule, count: str = "paper") -> LayerWork:
     """How often each layer runs at which widths for one sample, on the mean over a schedule; equal layers are merged.
 
     Raises:
@@ -180,7 +180,7 @@ def mean_work(shapes: Sequence[ConvShape], schedule: Schedule, count: str = "pap
 # -- points ---------------------------------------------------------------------------------------------------------
 
 
-def _fits(design: Design, fabrics: int, request: Request) -> bool:
+def _fits(design: Design, fabrics: int, request: SearchRequest) -> bool:
     part, area = PARTS[design.part], resources(design).times(fabrics)
     return (
         area.lut <= request.max_lut / 100 * part.lut
@@ -204,11 +204,13 @@ def greatest_clock(part: str) -> float:
     """
     clocks = [design.clock_mhz for design in committed(part)]
     if not clocks:
-        raise ExploreError(f"no design of configs/designs is for {part}, so its clock is unknown; write one for its board")
+        raise ExploreError(
+            f"no design of configs/designs is for {part}, so its clock is unknown; write one for its board"
+        )
     return float(max(clocks))
 
 
-def candidates(request: Request) -> list[tuple[Design, int]]:
+def candidates(request: SearchRequest) -> list[tuple[Design, int]]:
     """All designs, and how many of each, that fit the limits; the part's committed designs are among them."""
     ceiling = greatest_clock(request.part)
     clocks = request.clocks or tuple(round(share * ceiling, 3) for share in CLOCK_SHARES)
@@ -247,7 +249,7 @@ def _identity(design: Design, fabrics: int) -> tuple[Any, ...]:
     return (*(value for key, value in asdict(design).items() if key != "name"), fabrics)
 
 
-def evaluate(design: Design, fabrics: int, work: Work, batch: int, memory: str = "ps") -> Point:
+def evaluate(design: Design, fabrics: int, work: LayerWork, batch: int, memory: str = "ps") -> DesignPoint:
     """Costs of one point.
 
     Raises:
@@ -264,19 +266,29 @@ def evaluate(design: Design, fabrics: int, work: Work, batch: int, memory: str =
         for step in STEPS:
             steps[step] += weight * training_step(machine, [shape], bits, step).seconds
     area = resources(design).times(fabrics)
-    return Point(
-        design, fabrics, STREAMS * fabrics, area.lut, area.ff, area.bram36, area.dsp, seconds, energy, cycles, steps
+    return DesignPoint(
+        design,
+        fabrics,
+        STREAM_COUNT * fabrics,
+        area.lut,
+        area.ff,
+        area.bram36,
+        area.dsp,
+        seconds,
+        energy,
+        cycles,
+        steps,
     )
 
 
 def _evaluate_all(
-    points: Sequence[tuple[Design, int]], work: Work, batch: int, options: Mapping[str, str]
-) -> list[Point]:
+    points: Sequence[tuple[Design, int]], work: LayerWork, batch: int, options: Mapping[str, str]
+) -> list[DesignPoint]:
     """Points of one geometry, which share their cycle counts."""
     return [evaluate(design, fabrics, work, batch, **options) for design, fabrics in points]
 
 
-def load_points(file: Path, key: str) -> list[Point]:
+def load_points(file: Path, key: str) -> list[DesignPoint]:
     """Points of an earlier run for the same request and models.
 
     A last line that was cut off, by a kill or a full disk, does not count.
@@ -292,14 +304,16 @@ def load_points(file: Path, key: str) -> list[Point]:
         try:
             data = json.loads(line)
             if data.pop("key") == key:
-                points.append(Point(**{**data, "design": Design(**data["design"])}))
+                points.append(DesignPoint(**{**data, "design": Design(**data["design"])}))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             if number < len(lines):
                 raise ExploreError(f"{file}, line {number} is no result ({error}); delete the line") from error
     return points
 
 
-def _batches(groups: Sequence[list[tuple[Design, int]]], request: Request, jobs: int) -> Iterator[list[Point]]:
+def _batches(
+    groups: Sequence[list[tuple[Design, int]]], request: SearchRequest, jobs: int
+) -> Iterator[list[DesignPoint]]:
     """Results group by group, as they come."""
     options = {} if request.memory == "ps" else {"memory": request.memory}
     arguments = [(group, request.work, request.batch, options) for group in groups]
@@ -317,8 +331,11 @@ def _batches(groups: Sequence[list[tuple[Design, int]]], request: Request, jobs:
 
 
 def explore(
-    request: Request, folder: Path | None = None, jobs: int = 1, progress: Callable[[int, int], None] = lambda *_: None
-) -> list[Point]:
+    request: SearchRequest,
+    folder: Path | None = None,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> list[DesignPoint]:
     """Costs of all candidates, fastest first.
 
     Args:
@@ -339,7 +356,7 @@ def explore(
             f"{request.part}; raise the limits"
         )
     key = request.key()
-    known = load_points(folder / POINTS, key) if folder else []
+    known = load_points(folder / POINTS_FILE, key) if folder else []
     done = {_identity(p.design, p.fabrics): p for p in known}
     done = {name: p for name, p in done.items() if name in wanted}
     groups: dict[tuple[Any, ...], list[tuple[Design, int]]] = {}
@@ -350,11 +367,11 @@ def explore(
     progress(len(done), len(wanted))
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        _end_line(folder / POINTS)
+        _end_line(folder / POINTS_FILE)
     for points in _batches(list(groups.values()), request, jobs):
         done |= {_identity(p.design, p.fabrics): p for p in points}
         if folder:
-            with (folder / POINTS).open("a", encoding="utf-8") as stream:
+            with (folder / POINTS_FILE).open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps({"key": key, **asdict(p)}) + "\n" for p in points)
         progress(len(done), len(wanted))
     return sorted(done.values(), key=lambda p: (p.values(), p.design.name))
@@ -366,16 +383,16 @@ def _end_line(file: Path) -> None:
         write_atomically(file, text[: text.rfind("\n") + 1])
 
 
-def pareto(points: Iterable[Point]) -> list[Point]:
+def pareto(points: Iterable[DesignPoint]) -> list[DesignPoint]:
     """Points that no other one matches in every objective and beats in one, fastest first; of equals, one."""
-    front: list[Point] = []
-    for p in sorted(points, key=Point.values):
+    front: list[DesignPoint] = []
+    for p in sorted(points, key=DesignPoint.values):
         if not any(all(a <= b for a, b in zip(q.values(), p.values(), strict=True)) for q in front):
             front.append(p)
     return front
 
 
-def best(points: Sequence[Point]) -> Point:
+def best(points: Sequence[DesignPoint]) -> DesignPoint:
     """The fastest point; area decides between equally fast ones, then energy.
 
     Raises:

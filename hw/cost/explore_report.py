@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hw.cost.explore import Point, Request, best, committed, explore, pareto
+from hw.cost.explore import DesignPoint, SearchRequest, best, committed, explore, pareto
 from hw.cost.fabric import bandwidth
 from hw.files import save_picture, write_atomically
 
@@ -19,21 +19,21 @@ class Found:
 
     title: str
     memory: str
-    points: Sequence[Point]
+    points: Sequence[DesignPoint]
     files: Sequence[Path]
 
     @property
-    def best(self) -> Point:
+    def best(self) -> DesignPoint:
         """The fastest point."""
         return best(self.points)
 
     @property
-    def front(self) -> list[Point]:
+    def front(self) -> list[DesignPoint]:
         """Points that no other one beats in everything."""
         return pareto(self.points)
 
     @property
-    def committed(self) -> list[Point]:
+    def committed(self) -> list[DesignPoint]:
         """Points of the designs in ``configs/designs``."""
         names = {design.name for design in committed(self.points[0].design.part)}
         return [p for p in self.points if p.design.name in names]
@@ -57,7 +57,7 @@ class Found:
 
 
 def search(
-    request: Request, memories: Sequence[str], schedule: str, folder: Path | None = None, jobs: int = 1,
+    request: SearchRequest, memories: Sequence[str], schedule: str, folder: Path | None = None, jobs: int = 1,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Iterator[Found]:  # fmt: skip
     """Searches with one memory after the other; with several, each has its own folder below ``folder``.
@@ -88,7 +88,7 @@ def search(
 # -- results --------------------------------------------------------------------------------------------------------
 
 
-def design_toml(point: Point, name: str, note: str = "") -> str:
+def design_toml(point: DesignPoint, name: str, note: str = "") -> str:
     """A design file for ``--design``; what is estimated about it is in its comments."""
     d = asdict(point.design)
     lines = [
@@ -103,7 +103,7 @@ def design_toml(point: Point, name: str, note: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(points: Iterable[Point]) -> str:
+def table(points: Iterable[DesignPoint]) -> str:
     """Points as text, one per line."""
     rows = [["design", "fabrics", "MHz", "ms/sample", "LUT %", "BRAM %", "DSP %", "mJ (estimate)"]]
     for p in points:
@@ -117,7 +117,7 @@ def table(points: Iterable[Point]) -> str:
     )
 
 
-def draw(points: Sequence[Point], path: Path, title: str) -> None:
+def draw(points: Sequence[DesignPoint], path: Path, title: str) -> None:
     """Latency against LUT and block RAM of all points, the front, the best and the committed designs."""
     from matplotlib.figure import Figure
 
@@ -148,7 +148,7 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
     save_picture(figure, path)
 
 
-def write_results(points: Sequence[Point], folder: Path, title: str) -> list[Path]:
+def write_results(points: Sequence[DesignPoint], folder: Path, title: str) -> list[Path]:
     """Write ``best.toml``, ``front.json`` and ``explore.svg``; returns the files."""
     chosen = best(points)
     files = [folder / "best.toml", folder / "front.json", folder / "explore.svg"]

@@ -24,7 +24,7 @@ from typing import Any
 
 from hw.cost.bitfusion import BITFUSION, scheduled_costs
 from hw.cost.count import computational_cost
-from hw.cost.training_schedule import CIFAR_OPTIONS, IMAGENET_OPTIONS, Schedule, parse_schedule
+from hw.cost.training_schedule import CIFAR_OPTIONS, IMAGENET_OPTIONS, TrainingSchedule, parse_schedule
 from hw.files import TomlError, parse_toml
 from hw.networks import Bits, ConvShape, network
 
@@ -36,7 +36,7 @@ STATUSES = (REPRODUCED, INFERRED, ASSUMED, CONSISTENT, RESTATED, DIFFERS, IMPOSS
 CC_TOLERANCE = 3.0  # percent
 MACHINE_TOLERANCE = 10.0  # percent, energy and latency
 RATIO_TOLERANCE = 5.0  # percent, energy and latency relative to the baseline of the same network
-POINTS = 0.3  # percentage points, savings formed from rounded figures
+ROUNDING_POINTS = 0.3  # percentage points, savings formed from rounded figures
 
 # Below this share of the formula, "counted up to the best epoch" is no longer a credible explanation.
 LEAST_COUNTED = 0.1
@@ -147,7 +147,7 @@ class _Row:
     data: Mapping[str, Any]
     recipe: Recipe
     shapes: tuple[ConvShape, ...]
-    schedule: Schedule
+    schedule: TrainingSchedule
     per_epoch: tuple[float, ...]  # CC of an epoch in each stage
     formula: float  # CC over the whole training
 
@@ -404,11 +404,11 @@ def _saving_lines(saving: Mapping[str, Any], rows: Sequence[_Row]) -> list[Line]
     bounds = ("least", "greatest") if len(saving["published_percent"]) == 2 else ("",)
     lines = []
     for at, (bound, published) in enumerate(zip(bounds, saving["published_percent"], strict=True)):
-        close = abs(own[at] - published) <= POINTS
+        close = abs(own[at] - published) <= ROUNDING_POINTS
         why = "formed from the table's own figures"
         if not close:
             others = [m for m in group if m not in (saving["method"], *saving["against"])]
-            match = [m for m in others if abs(extremes(m)[at] - published) <= POINTS]
+            match = [m for m in others if abs(extremes(m)[at] - published) <= ROUNDING_POINTS]
             why += f", which give {own[at]:.1f} %"
             if match:
                 why += f"; the published saving is that of {match[0]}"

@@ -17,10 +17,10 @@ from hw.cost.paper import (
     IMPOSSIBLE,
     INFERRED,
     MACHINE_TOLERANCE,
-    POINTS,
     RATIO_TOLERANCE,
     REPRODUCED,
     RESTATED,
+    ROUNDING_POINTS,
     STATUSES,
     Fabric,
     Line,
@@ -90,7 +90,7 @@ def to_markdown(lines: Sequence[Line], fabric: Fabric | None = None, figures: It
         "CC is the number of multiply-accumulates, each weighted by bits_a/32 * bits_b/32, over the whole training and "
         "all three products of every layer. Energy and latency are those of an analytic model of BitFusion; energies "
         f"are estimates. Tolerances: CC {CC_TOLERANCE:g} %, energy and latency {MACHINE_TOLERANCE:g} %, their ratios "
-        f"{RATIO_TOLERANCE:g} %, savings {POINTS:g} percentage points. Deviations are in percent, for savings in "
+        f"{RATIO_TOLERANCE:g} %, savings {ROUNDING_POINTS:g} percentage points. Deviations are in percent, for savings in "
         "percentage points.",
         "",
         "| status | lines | meaning |",

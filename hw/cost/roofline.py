@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 from hw.contract import MAX_BITS
 from hw.cost.count import counted_cost, layer_mixture
 from hw.cost.fabric import STEPS, STREAMS, FabricMachine, total, training_step
-from hw.cost.training_schedule import Schedule
+from hw.cost.training_schedule import TrainingSchedule
 from hw.design import STREAM_BITS
 from hw.networks import Bits, ConvShape
 
 INPUTS = 2  #: input streams of a fabric; one is for outputs
-Work = Mapping[tuple[ConvShape, Bits], float]
+WorkShares = Mapping[tuple[ConvShape, Bits], float]
 CAUSES = ("array", "output stream", "input streams", "fixed", "memory", "host")
 AGAIN = "forward once more"  #: what ``recompute`` adds to the causes, see ``hw.cost.fabric.training_step``
 
@@ -56,7 +56,7 @@ class Roofs:
 
 
 @dataclass(frozen=True)
-class Point:
+class RooflinePoint:
     """One product of one layer, for one sample.
 
     Both gradients of a layer run as one program, whose time beyond the array's is divided between the two.  A stream of
@@ -132,7 +132,7 @@ def roofs(machine: FabricMachine) -> Roofs:
     return Roofs(array, machine.memory, INPUTS * words, words)
 
 
-def points(machine: FabricMachine, shapes: Iterable[ConvShape], bits: Bits) -> list[Point]:
+def points(machine: FabricMachine, shapes: Iterable[ConvShape], bits: Bits) -> list[RooflinePoint]:
     """Every layer and product at one set of widths; a first layer has no input gradient.
 
     Raises:
@@ -160,7 +160,7 @@ def points(machine: FabricMachine, shapes: Iterable[ConvShape], bits: Bits) -> l
                 "output stream": cost.write_bytes / peak.outputs,
             }
             out.append(
-                Point(
+                RooflinePoint(
                     str(bits), shape.name, product, work, cost.read_bytes, cost.write_bytes, cost.seconds, alone,
                     cost.macs,
                 )
@@ -210,7 +210,7 @@ def _on_fabric(shape: ConvShape, bits: Bits) -> bool:
 _ADDED = ("binary_macs", "read_bytes", "write_bytes", "seconds", "macs")
 
 
-def mean_points(machine: FabricMachine, work: Work, label: str) -> list[Point]:
+def mean_points(machine: FabricMachine, work: WorkShares, label: str) -> list[RooflinePoint]:
     """Every layer and product at the mean of its widths; what the host computes in float32 has no place.
 
     Args:
@@ -221,7 +221,7 @@ def mean_points(machine: FabricMachine, work: Work, label: str) -> list[Point]:
     Raises:
         LoweringError: a layer that the buffers cannot hold.
     """
-    sums: dict[tuple[str, str], Point] = {}
+    sums: dict[tuple[str, str], RooflinePoint] = {}
     for (shape, bits), weight in work.items():
         for p in points(machine, [shape], bits) if _on_fabric(shape, bits) else ():
             old = sums.get((p.layer, p.product))
@@ -231,7 +231,7 @@ def mean_points(machine: FabricMachine, work: Work, label: str) -> list[Point]:
     return list(sums.values())
 
 
-def mean_shares(machine: FabricMachine, work: Work, label: str) -> list[Share]:
+def mean_shares(machine: FabricMachine, work: WorkShares, label: str) -> list[Share]:
     """Where the time of every layer goes at the mean of its widths; arguments and errors as for ``mean_points``."""
     sums: dict[str, Share] = {}
     for (shape, bits), weight in work.items():
@@ -261,7 +261,9 @@ class Span:
     recompute: Mapping[str, float]
 
 
-def spans(machine: FabricMachine, shapes: Sequence[ConvShape], schedule: Schedule, count: str = "full") -> list[Span]:
+def spans(
+    machine: FabricMachine, shapes: Sequence[ConvShape], schedule: TrainingSchedule, count: str = "full"
+) -> list[Span]:
     """Where the time goes, stage by stage.
 
     Args:

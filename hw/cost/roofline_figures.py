@@ -13,8 +13,8 @@ from hw.cost.fabric import STEPS, FabricMachine
 from hw.cost.roofline import (
     AGAIN,
     CAUSES,
-    Point,
     RooflineError,
+    RooflinePoint,
     Roofs,
     Share,
     Span,
@@ -25,7 +25,7 @@ from hw.cost.roofline import (
     shares,
     spans,
 )  # fmt: skip
-from hw.cost.training_schedule import Schedule
+from hw.cost.training_schedule import TrainingSchedule
 from hw.files import replaced, save_picture
 from hw.networks import Bits, ConvShape
 
@@ -39,7 +39,7 @@ def _new_figure(width: float, height: float) -> Any:
 
 
 def draw_roofline(
-    peak: Roofs, listed: Sequence[Point], path: Path, title: str, memory: str = "ps", mixed: bool = False
+    peak: Roofs, listed: Sequence[RooflinePoint], path: Path, title: str, memory: str = "ps", mixed: bool = False
 ) -> None:
     """Binary MAC/s against binary MAC per DDR byte, on logarithmic axes, with the roofs.
 
@@ -160,7 +160,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _write_points(path: Path, listed: Iterable[Point]) -> None:
+def _write_points(path: Path, listed: Iterable[RooflinePoint]) -> None:
     with replaced(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as stream:
         lines = csv.writer(stream, lineterminator="\n")
         lines.writerow(
@@ -231,7 +231,7 @@ def write_roofline(
 
 
 def write_run(
-    machine: FabricMachine, model: str, shapes: Sequence[ConvShape], schedule: Schedule, samples: int, folder: Path,
+    machine: FabricMachine, model: str, shapes: Sequence[ConvShape], schedule: TrainingSchedule, samples: int, folder: Path,
     memory: str = "ps", count: str = "full",
 ) -> list[Path]:  # fmt: skip
     """Write ``roofline-DESIGN``, ``time-DESIGN`` and ``epochs-DESIGN`` of a schedule, each as SVG and CSV.

@@ -10,7 +10,7 @@ from typing import Any
 from hw.cost.bitfusion import BITFUSION, training_costs
 from hw.cost.count import COUNTS, computational_cost, counted_cost, mean_work
 from hw.cost.fabric import PL_SOURCE, STEPS, FabricMachine, bandwidth, training_step
-from hw.cost.training import SINGLE_SAMPLE, Training
+from hw.cost.training import SINGLE_SAMPLE, CostedTraining
 from hw.design import DesignError, load_design
 from hw.networks import PRODUCTS, Bits, ConvShape
 
@@ -74,7 +74,7 @@ class _Rows:
     columns: dict[str, None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, training: Training) -> _Rows:
+    def of(cls, training: CostedTraining) -> _Rows:
         rows = {
             (shape.name, product): {"macs": float(shape.macs), "cc": 0.0}
             for shape in training.shapes
@@ -101,7 +101,7 @@ class _Rows:
         ]
 
 
-def _full_step(fabric: FabricMachine, training: Training) -> dict[str, dict[str, float]]:
+def _full_step(fabric: FabricMachine, training: CostedTraining) -> dict[str, dict[str, float]]:
     """Milliseconds and energy of a whole training step for one sample, by how statistics are taken and by part."""
     steps: dict[str, dict[str, float]] = {step: {} for step in STEPS}
     for (shape, bits), weight in mean_work(training.shapes, training.schedule, training.count).items():
@@ -120,7 +120,7 @@ def _full_step(fabric: FabricMachine, training: Training) -> dict[str, dict[str,
 
 
 def cost_table(
-    training: Training, machine: str, memory: str = "ps", progress: Callable[[int, int], None] = lambda *_: None
+    training: CostedTraining, machine: str, memory: str = "ps", progress: Callable[[int, int], None] = lambda *_: None
 ) -> dict[str, Any]:
     """Cost per layer and product for one sample averaged over the training, and of the whole training, as plain data.
 
@@ -173,7 +173,9 @@ def cost_table(
     return result
 
 
-def _whole(training: Training, sample: dict[str, float], steps: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def _whole(
+    training: CostedTraining, sample: dict[str, float], steps: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
     """Cost of the whole training; the sample gets its latency in milliseconds."""
     schedule, count = training.schedule, training.schedule.epochs * training.samples
     summary = computational_cost(training.shapes, schedule, training.samples, training.count)

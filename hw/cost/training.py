@@ -10,8 +10,8 @@ from hw.contract import MAX_BITS
 from hw.cost.training_schedule import (
     CIFAR_OPTIONS,
     IMAGENET_OPTIONS,
-    Schedule,
     Trained,
+    TrainingSchedule,
     load_schedule,
     parse_schedule,
     static,
@@ -25,7 +25,7 @@ SAMPLES, IMAGENET_SAMPLES = 50_000, 1_281_167
 
 
 @dataclass(frozen=True)
-class Request:
+class CostRequest:
     """What a user asks for; None stands for the default, which a run's record may bring.
 
     Attributes:
@@ -87,12 +87,12 @@ def _notation(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Training:
+class CostedTraining:
     """A training to be costed, with sensible defaults filled in."""
 
     model: str
     shapes: Sequence[ConvShape]
-    schedule: Schedule
+    schedule: TrainingSchedule
     samples: int
     batch: int
     count: str
@@ -115,7 +115,7 @@ class Training:
         return notes
 
 
-def read_training(request: Request) -> Training:
+def read_training(request: CostRequest) -> CostedTraining:
     """Network, schedule and counts of a request.
 
     The record of a run brings its own network, samples and batch, and is costed as it ran unless told otherwise.
@@ -136,12 +136,14 @@ def read_training(request: Request) -> Training:
     batch = request.batch
     if batch is None:  # the array fills its lanes with a batch, BitFusion is published for single samples
         batch = 1 if request.machine in SINGLE_SAMPLE else trained.batch if trained else 128
-    return Training(
+    return CostedTraining(
         model, shapes, schedule, samples, batch, request.count or ("full" if schedule.recorded else "paper")
     )
 
 
-def _network(request: Request, recorded: Schedule | None) -> tuple[str, Sequence[ConvShape], Trained | None]:
+def _network(
+    request: CostRequest, recorded: TrainingSchedule | None
+) -> tuple[str, Sequence[ConvShape], Trained | None]:
     """Name and layers of the network, and what a run says of it, as far as it trained the same one."""
     trained = recorded.trained if recorded else None
     model = request.model or (trained.model if trained else None)
@@ -153,7 +155,7 @@ def _network(request: Request, recorded: Schedule | None) -> tuple[str, Sequence
     return model, network(model, request.classes), None
 
 
-def _schedule(request: Request, imagenet: bool) -> Schedule:
+def _schedule(request: CostRequest, imagenet: bool) -> TrainingSchedule:
     """The schedule that a request states in words."""
     epochs = sum(request.stages) if request.stages else request.epochs or (IMAGENET_EPOCHS if imagenet else EPOCHS)
     if request.bits:

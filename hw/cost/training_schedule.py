@@ -130,7 +130,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """Precision over a whole training.
 
     Attributes:
@@ -180,7 +180,7 @@ class Schedule:
             return ((1.0, self.fixed[shape.kind]),)
         return stage.mixture
 
-    def truncated(self, epochs: float) -> Schedule:
+    def truncated(self, epochs: float) -> TrainingSchedule:
         """The first ``epochs`` of the schedule; where it is shorter than that, its last stage goes on.
 
         Raises:
@@ -228,9 +228,9 @@ def stage_epochs(stages: int, epochs: float, early: float = 0.5) -> list[float]:
     return [epochs * early / (stages - 1)] * (stages - 1) + [epochs * (1 - early)]
 
 
-def static(bits: Bits, epochs: float) -> Schedule:
+def static(bits: Bits, epochs: float) -> TrainingSchedule:
     """The same widths throughout."""
-    return Schedule(str(bits), (Stage(epochs, ((1.0, bits),)),))
+    return TrainingSchedule(str(bits), (Stage(epochs, ((1.0, bits),)),))
 
 
 def _unreached(targets: Iterable[float], options: Sequence[Bits]) -> tuple[str, ...]:
@@ -252,7 +252,7 @@ def parse_schedule(
     lengths: Sequence[float] | None = None,
     options: Sequence[Bits] = CIFAR_OPTIONS,
     early: float = 0.5,
-) -> Schedule:
+) -> TrainingSchedule:
     """A schedule in the paper's notation.
 
     ``FW-8/BW-16`` and ``w/a/g`` are static, ``FW(3,4,6,8)/BW(6,6,8,8)`` is PFQ with one stage per pair, and
@@ -291,13 +291,13 @@ def parse_schedule(
     if len(spans) != len(mixtures):
         raise ValueError(f"schedule {text!r} has {len(mixtures)} stages, but {len(spans)} lengths are given")
     stages = tuple(Stage(span, mixture) for span, mixture in zip(spans, mixtures, strict=True))
-    return Schedule(text, stages, gated=key.startswith("cp"), notes=notes)
+    return TrainingSchedule(text, stages, gated=key.startswith("cp"), notes=notes)
 
 
 RECORD = "schedule.json"  #: in the folder of a run: what it really used
 
 
-def load_schedule(path: Path) -> Schedule:
+def load_schedule(path: Path) -> TrainingSchedule:
     """Read what a run really used: a file, or the ``schedule.json`` of a run's folder.
 
     The file is JSON; only the stages with epochs and options are required::
@@ -364,4 +364,4 @@ def load_schedule(path: Path) -> Schedule:
             f"{path} is not a schedule ({type(error).__name__}: {error}); expected JSON with a list 'stages' of "
             "objects with 'epochs' and 'options'"
         ) from error
-    return Schedule(name, stages, fixed, bool(data.get("gated", False)), uncounted, trained, gate_macs)
+    return TrainingSchedule(name, stages, fixed, bool(data.get("gated", False)), uncounted, trained, gate_macs)

@@ -13,7 +13,7 @@ from hw.model.tiling import Piece
 
 ONES = "ones"  #: the operand that marks real positions with 1-bit ones
 
-Shape = tuple[int, int, int, int]
+TensorShape = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Arrangement:
     """
 
     operand: str
-    shape: Shape
+    shape: TensorShape
     moves: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     index: int = 0
-    strides: Shape = (0, 0, 0, 0)
+    strides: TensorShape = (0, 0, 0, 0)
     rows_per: int = 1
 
     @classmethod
-    def whole(cls, operand: str, shape: Shape) -> Arrangement:
+    def whole(cls, operand: str, shape: TensorShape) -> Arrangement:
         """The operand as it is."""
         _, c, h, w = shape
         return cls(operand, shape, strides=(c * h * w, h * w, w, 1))
@@ -57,10 +57,10 @@ class Arrangement:
         """Height and width at the resolution of the output."""
         return self.shape[2] // self.rows_per, self.shape[3]
 
-    def _moved(self, name: str, arguments: tuple[Any, ...], shape: Shape, **more: Any) -> Arrangement:
+    def _moved(self, name: str, arguments: tuple[Any, ...], shape: TensorShape, **more: Any) -> Arrangement:
         return replace(self, moves=(*self.moves, (name, arguments)), shape=shape, **more)
 
-    def _unindexed(self, name: str, arguments: tuple[Any, ...], shape: Shape, **more: Any) -> Arrangement:
+    def _unindexed(self, name: str, arguments: tuple[Any, ...], shape: TensorShape, **more: Any) -> Arrangement:
         """A move after which no LOAD can say where the random indices are."""
         return self._moved(name, arguments, shape, index=0, strides=(0, 0, 0, 0), **more)
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from hw import contract
 from hw.boards import PARTS
 from hw.design import BEAT_BITS, Design, memory_blocks
-from hw.tools.yosys import QUANTIZERS, Area
+from hw.tools.yosys import QUANTIZER_LANES, Area
 
 
 @lru_cache(maxsize=64)
@@ -134,7 +134,7 @@ def resources_by_module(design: Design) -> dict[str, Area]:
     )
     for name, kinds in MAPPED.items():
         one = {kind: round(a + b * lanes + c * lanes * channels) for kind, (a, b, c) in kinds.items()}
-        areas[name] = Area(one["lut"], one["ff"], 0.0, one["dsp"]).times(QUANTIZERS if name == "quantizer" else 1)
+        areas[name] = Area(one["lut"], one["ff"], 0.0, one["dsp"]).times(QUANTIZER_LANES if name == "quantizer" else 1)
     accumulators = channels * memory_blocks(contract.ACCUMULATOR_BITS, design.depth_accumulator)
     areas["drain"] += optional_units(design) + Area(bram36=accumulators + design.statistics_bram36)
     return areas

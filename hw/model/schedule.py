@@ -23,10 +23,10 @@ from hw.model.product import Correlation, GradientPiece, GradientSet, Lowered, P
 from hw.model.steps import (
     Boundary,
     Conv,
-    Epilogue,
+    GroupRange,
     KernelBlock,
     Load,
-    Range,
+    LoadEpilogue,
     Read,
     Step,
     Weights,
@@ -273,7 +273,7 @@ class _Schedule:
         if self.product.output != OutputFormat.CODES:
             return starts[:-1], []
         packet = load_entries(self.design, Target.E, starts[-1])
-        return starts[:-1], [Epilogue(self.member, (packet,))]
+        return starts[:-1], [LoadEpilogue(self.member, (packet,))]
 
     def correlation(self, task: Correlation) -> Iterator[Step]:
         """Steps of a correlation and its operand sums."""
@@ -398,7 +398,7 @@ class _Accumulator:
     """
 
     def __init__(
-        self, schedule: _Schedule, b: Arrangement, piece: GradientPiece, into: Range, out: Range, base: int
+        self, schedule: _Schedule, b: Arrangement, piece: GradientPiece, into: GroupRange, out: GroupRange, base: int
     ) -> None:
         self.piece, self.into = piece, into
         self._schedule, self._b, self._out = schedule, b, out
@@ -452,7 +452,7 @@ class _Accumulator:
         return Read(self._schedule.member, (packet,), self.piece, self.into, self._out, self._ones)
 
 
-def _accumulators(schedule: _Schedule, b: Arrangement, pieces: Pass, out: Range) -> list[_Accumulator]:
+def _accumulators(schedule: _Schedule, b: Arrangement, pieces: Pass, out: GroupRange) -> list[_Accumulator]:
     """Accumulators of the pieces of a pass, one after the other."""
     made: list[_Accumulator] = []
     base = 0

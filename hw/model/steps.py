@@ -17,7 +17,7 @@ from hw.model.product import GradientPiece, Product
 from hw.model.tiling import Piece, Stack
 from hw.packet import Packet
 
-Range = tuple[int, int]  #: first, and how many
+GroupRange = tuple[int, int]  #: first, and how many
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class KernelBlock:
 
     kernel: Kernel
     piece: Piece
-    inputs: Range
+    inputs: GroupRange
     outputs: tuple[int, int]
     bits: int
     signed: bool
@@ -55,7 +55,7 @@ class KernelBlock:
 
 
 def blocks_of(
-    design: Design, product: Product, kernel: Kernel, pieces: Sequence[Piece], inputs: Range, whole: bool
+    design: Design, product: Product, kernel: Kernel, pieces: Sequence[Piece], inputs: GroupRange, whole: bool
 ) -> list[KernelBlock]:
     """Blocks of a correlation's weights over a range of input groups, and the ones that add up values.
 
@@ -119,7 +119,7 @@ class Window:
 
     tensor: Arrangement
     stack: Stack
-    channels: Range
+    channels: GroupRange
     shift: tuple[int, int] = (0, 0)
     own_only: bool = False
 
@@ -157,7 +157,7 @@ class Weights(Step):
 
 
 @dataclass(frozen=True)
-class Epilogue(Step):
+class LoadEpilogue(Step):
     """Multipliers and offsets of codes into E."""
 
 
@@ -183,8 +183,8 @@ class Read(Step):
     """Accumulated results: ``into`` and ``out`` are ranges of channel groups of a and b."""
 
     piece: GradientPiece
-    into: Range
-    out: Range
+    into: GroupRange
+    out: GroupRange
     ones: bool
 
 

@@ -28,7 +28,7 @@ from hw.contract import FUNCTIONAL_COUNTERS
 from hw.design import ROOT, Design
 from hw.generate import render
 
-CACHE = ROOT / "build" / "cache"
+LIBRARY_CACHE = ROOT / "build" / "cache"
 _logger = logging.getLogger(__name__)
 
 # fused multiply-add would round once where the quantizer rounds twice, so contraction is off
@@ -116,12 +116,12 @@ def build(files: dict[str, str], sources: Sequence[str], flags: Sequence[str], n
     used = {key: text for key, text in files.items() if key in sources or key.endswith(".h")}
     digest = hashlib.sha256(repr((_machine(cxx), list(sources), list(flags), shared)).encode())
     digest.update(repr(sorted(used.items())).encode())
-    result = CACHE / f"{name}-{digest.hexdigest()[:16]}{'.so' if shared else ''}"
+    result = LIBRARY_CACHE / f"{name}-{digest.hexdigest()[:16]}{'.so' if shared else ''}"
     if result.exists():
         _logger.debug("%s is built already", result)
         return result
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as work:
+    LIBRARY_CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=LIBRARY_CACHE) as work:
         for key, text in used.items():
             (Path(work) / key).write_text(text, encoding="utf-8")
         kind = ["-fPIC", "-shared"] if shared else []

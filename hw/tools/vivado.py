@@ -29,7 +29,7 @@ from hw.generate import compile_order, manifest, render
 
 Flow = Literal["rtl", "hls"]
 TEMPLATES = ROOT / "hw" / "vivado"
-DEFAULT_TIMEOUT = 24 * 3600.0  #: seconds for one tool
+BUILD_TIMEOUT = 24 * 3600.0  #: seconds for one tool
 
 VIVADO_VERSIONS = "2022.1 (for PYNQ 3.0) or 2024.1 (for PYNQ 3.1)"
 
@@ -413,7 +413,7 @@ def collect(
 # -- build ------------------------------------------------------------------------------------------------------------
 
 
-def run_tool(command: tuple[str, ...], folder: Path, log: Path, timeout: float = DEFAULT_TIMEOUT) -> None:
+def run_tool(command: tuple[str, ...], folder: Path, log: Path, timeout: float = BUILD_TIMEOUT) -> None:
     """Run one tool in ``folder`` with its output in ``log``.
 
     Raises:
@@ -437,7 +437,7 @@ def run_tool(command: tuple[str, ...], folder: Path, log: Path, timeout: float =
         )
 
 
-def build(design: Design, flow: Flow, folder: Path, jobs: int = 2, timeout: float = DEFAULT_TIMEOUT) -> dict[str, str]:
+def build(design: Design, flow: Flow, folder: Path, jobs: int = 2, timeout: float = BUILD_TIMEOUT) -> dict[str, str]:
     """Render, run HLS if asked for, and implement; results lie in ``folder/out``.
 
     Tools are looked for before anything is written.

@@ -29,9 +29,9 @@ from hw.files import write_atomically
 from hw.generate import compile_order
 from hw.tools import timing
 
-CACHE = ROOT / "build" / "cache"
+AREA_CACHE = ROOT / "build" / "cache"
 _logger = logging.getLogger(__name__)
-QUANTIZERS = 4  #: lanes of the loader
+QUANTIZER_LANES = 4  #: lanes of the loader
 _FLOW = 3  #: raise it when the Yosys commands change, so that cached results are not used
 
 PATHS = 3  #: of each piece and net model, in reports
@@ -106,7 +106,7 @@ class Area:
 
 
 @dataclass(frozen=True)
-class Piece:
+class SynthesisPiece:
     """One synthesis run: a module with some of the modules it contains, the others left out as boxes.
 
     Attributes:
@@ -124,7 +124,7 @@ class Piece:
     boxes: tuple[tuple[str, int], ...] = ()
 
 
-def pieces(design: Design) -> list[Piece]:
+def pieces(design: Design) -> list[SynthesisPiece]:
     """Pieces that together are the whole fabric, each once."""
     dsp = int(design.accumulators == "dsp")
     dot = (("BITS", design.dot_bits), ("ACC", contract.ACCUMULATOR_BITS))
@@ -134,20 +134,22 @@ def pieces(design: Design) -> list[Piece]:
         "control_registers",
     )  # fmt: skip
     return [
-        Piece("dot_product_unit", "dot_product_unit", design.units, (*dot, ("DSP", dsp))),
-        Piece("operand_sum_unit", "dot_product_unit", design.lanes, (*dot, ("ONES", 1), ("DSP", 0))),
-        Piece("dot_product_array", "dot_product_array", boxes=(("dot_product_unit", design.units + design.lanes),)),
-        Piece("operand_network", "operand_network"),
-        Piece("buffer_a", "tensor_buffer", generics=(("DEPTH", design.depth_a), ("WIDTH", row_bits))),
-        Piece("buffer_g", "tensor_buffer", generics=(("DEPTH", design.depth_g), ("WIDTH", row_bits))),
-        Piece("buffer_w", "weight_buffer", generics=(("DEPTH", design.depth_w), ("WIDTH", weight_bits))),
-        Piece("quantizer", "quantizer", QUANTIZERS),
-        Piece("loader", "loader", boxes=(("quantizer", QUANTIZERS),)),
-        Piece("drain", "drain"),
-        Piece("sequencer", "sequencer"),
-        Piece("command_queue", "command_queue"),
-        Piece("control_registers", "control_registers"),
-        Piece("fabric", "fabric", boxes=(*((name, 1) for name in children), ("tensor_buffer", 2))),
+        SynthesisPiece("dot_product_unit", "dot_product_unit", design.units, (*dot, ("DSP", dsp))),
+        SynthesisPiece("operand_sum_unit", "dot_product_unit", design.lanes, (*dot, ("ONES", 1), ("DSP", 0))),
+        SynthesisPiece(
+            "dot_product_array", "dot_product_array", boxes=(("dot_product_unit", design.units + design.lanes),)
+        ),
+        SynthesisPiece("operand_network", "operand_network"),
+        SynthesisPiece("buffer_a", "tensor_buffer", generics=(("DEPTH", design.depth_a), ("WIDTH", row_bits))),
+        SynthesisPiece("buffer_g", "tensor_buffer", generics=(("DEPTH", design.depth_g), ("WIDTH", row_bits))),
+        SynthesisPiece("buffer_w", "weight_buffer", generics=(("DEPTH", design.depth_w), ("WIDTH", weight_bits))),
+        SynthesisPiece("quantizer", "quantizer", QUANTIZER_LANES),
+        SynthesisPiece("loader", "loader", boxes=(("quantizer", QUANTIZER_LANES),)),
+        SynthesisPiece("drain", "drain"),
+        SynthesisPiece("sequencer", "sequencer"),
+        SynthesisPiece("command_queue", "command_queue"),
+        SynthesisPiece("control_registers", "control_registers"),
+        SynthesisPiece("fabric", "fabric", boxes=(*((name, 1) for name in children), ("tensor_buffer", 2))),
     ]
 
 
@@ -221,7 +223,7 @@ def synthesis_sources(folder: Path) -> list[Path]:
     return [rtl / name for name in compile_order(names, primitives=True)]
 
 
-def _content(piece: Piece, sources: list[Path]) -> list[tuple[str, str]]:
+def _content(piece: SynthesisPiece, sources: list[Path]) -> list[tuple[str, str]]:
     """What a piece's area depends on, found from the sources: name and text of every package and every module that it
     contains, directly or not; of a box its header only. Comments are left out.
 
@@ -249,7 +251,7 @@ def _box(text: str) -> tuple[str, list[str]]:
     return f"`default_nettype none\n{match[0]}\nendmodule\n`default_nettype wire\n", parameters
 
 
-def cache_key(piece: Piece, folder: Path, grade: str) -> str:
+def cache_key(piece: SynthesisPiece, folder: Path, grade: str) -> str:
     """Name of a piece's result in the cache: a hash of the piece, the sources that it is made of, and the tool."""
     known = (piece, _content(piece, synthesis_sources(folder)), version("pyosys"), _FLOW, grade)
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
@@ -284,13 +286,13 @@ def _work(job: dict[str, Any]) -> None:
 
 
 def synthesize(
-    piece: Piece,
+    piece: SynthesisPiece,
     folder: Path,
     *,
     grade: str = "-2",
     seconds: float = 3600,
     memory_mib: int = 16384,
-    cache: Path | None = CACHE,
+    cache: Path | None = AREA_CACHE,
 ) -> Synthesis:
     """Area of one piece of a generated design, and the estimate of its timing.
 
@@ -329,7 +331,7 @@ def synthesize(
     return done
 
 
-def _job(piece: Piece, sources: list[Path], work: Path, memory_mib: int) -> dict[str, Any]:
+def _job(piece: SynthesisPiece, sources: list[Path], work: Path, memory_mib: int) -> dict[str, Any]:
     """What the process that runs Yosys is told; the sources are copied to ``work``, pieces of their own as boxes."""
     headers = work / "primitives.v"
     headers.write_text(primitive_headers(), encoding="utf-8")
@@ -352,7 +354,7 @@ def _job(piece: Piece, sources: list[Path], work: Path, memory_mib: int) -> dict
     }
 
 
-def _run_yosys(piece: Piece, job: dict[str, Any], log: Path, seconds: float) -> None:
+def _run_yosys(piece: SynthesisPiece, job: dict[str, Any], log: Path, seconds: float) -> None:
     """Runs a job in a process of its own.
 
     Raises:
@@ -375,7 +377,7 @@ def _run_yosys(piece: Piece, job: dict[str, Any], log: Path, seconds: float) -> 
         raise SynthesisError(f"Yosys failed on {piece.name}: " + "; ".join(errors))
 
 
-def _own_cells(piece: Piece, counted: dict[str, Any]) -> dict[str, int]:
+def _own_cells(piece: SynthesisPiece, counted: dict[str, Any]) -> dict[str, int]:
     """Cells of a piece by type, without the instances of other pieces.
 
     Raises:
@@ -404,7 +406,7 @@ def _timing(module: dict[str, Any], grade: str) -> dict[str, list[dict[str, Any]
     }
 
 
-def chosen_pieces(design: Design, module: str | None = None) -> list[Piece]:
+def chosen_pieces(design: Design, module: str | None = None) -> list[SynthesisPiece]:
     """The pieces of a design, or the one of that name.
 
     Raises:
@@ -417,9 +419,9 @@ def chosen_pieces(design: Design, module: str | None = None) -> list[Piece]:
     return found
 
 
-def whole(design: Design) -> Piece:
+def whole(design: Design) -> SynthesisPiece:
     """The whole fabric as one flattened piece."""
-    return Piece(f"{design.name} flattened", "fabric")
+    return SynthesisPiece(f"{design.name} flattened", "fabric")
 
 
 if __name__ == "__main__":

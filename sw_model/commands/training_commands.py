@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from sw_model.train.recipe import TrainConfig
 
 #: options that are settings of the recipe
-SETTINGS = ("data", "init", "model", "width", "epochs", "batch", "lr", "seed", "mode", "train_limit", "test_limit")
+RECIPE_SETTINGS = (
+    "data",
+    "init",
+    "model",
+    "width",
+    "epochs",
+    "batch",
+    "lr",
+    "seed",
+    "mode",
+    "train_limit",
+    "test_limit",
+)
 
 
 def recipe(text: str) -> Path:
@@ -115,7 +127,7 @@ def _after_interrupt(arguments: argparse.Namespace) -> str:
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """Settings that the options change."""
-    overrides = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
+    overrides = {name: getattr(arguments, name) for name in RECIPE_SETTINGS if getattr(arguments, name) is not None}
     if arguments.bits is not None:
         stage = [width for width in arguments.bits if width]
         overrides |= {"schedule": "static", "stages": [stage], "options": [], "targets": []}

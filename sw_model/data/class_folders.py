@@ -10,10 +10,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from sw_model.data.sources import UNREADABLE, DataError, Source
+from sw_model.data.sources import UNREADABLE, DataError, FileSource
 
 TRAIN, TEST, STREAMED = "train", "test", "val"  #: ``val`` holds images of any size, which are decoded as training goes
-PARTS = (TRAIN, TEST, STREAMED)
+SPLITS = (TRAIN, TEST, STREAMED)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -39,22 +39,22 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def roots(source: Source) -> list[str]:
+def roots(source: FileSource) -> list[str]:
     """Folders, each with "/" at its end ("" is the source itself), that hold parts with images in class folders."""
     found = set()
     for name in filter(is_image, source.files):
         pieces = name.split("/")
-        if len(pieces) >= 3 and pieces[-3] in PARTS:
+        if len(pieces) >= 3 and pieces[-3] in SPLITS:
             found.add("".join(f"{piece}/" for piece in pieces[:-3]))
     return sorted(found)
 
 
-def holds_streamed(source: Source, root: str) -> bool:
+def holds_streamed(source: FileSource, root: str) -> bool:
     """Whether the test part below a root is ``val``."""
     return f"{root}{STREAMED}" in source.folders
 
 
-def class_folders(source: Source, root: str, test: str) -> ClassFolders:
+def class_folders(source: FileSource, root: str, test: str) -> ClassFolders:
     """The images below ``root``, see :func:`roots`, whose test part is called ``test``.
 
     Raises:
@@ -78,7 +78,7 @@ def class_folders(source: Source, root: str, test: str) -> ClassFolders:
     return ClassFolders(files[TRAIN], labels[TRAIN], files[test], labels[test], classes)
 
 
-def _classes(source: Source, part: str) -> dict[str, list[str]]:
+def _classes(source: FileSource, part: str) -> dict[str, list[str]]:
     """Images of a part by class."""
     found: dict[str, list[str]] = {}
     others: dict[str, str] = {}

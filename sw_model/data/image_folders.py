@@ -26,9 +26,9 @@ from sw_model.data.class_folders import STREAMED, class_folders, holds_streamed,
 from sw_model.data.identity import Identity
 from sw_model.data.images import (
     WHOLE,
+    BatchPart,
     ImageSet,
     Indices,
-    Part,
     data_set,
     fixed_sample,
     half_of,
@@ -127,7 +127,7 @@ class FolderSet:
         return ceil_div(self.train_count, batch)
 
     def train_batches(
-        self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
+        self, batch: int, seed: int, epoch: int, start: int = 0, part: BatchPart = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """A part of shuffled, augmented batches of an epoch from batch ``start``: float32 (n, 3, size, size), int64 (n,).
 
@@ -149,7 +149,7 @@ class FolderSet:
         for rows, images in self._decoded(places(), pixels, part):
             yield images, torch.from_numpy(self.train_labels[order[rows.start : rows.stop]])
 
-    def test_batches(self, batch: int, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+    def test_batches(self, batch: int, part: BatchPart = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """A part of the test images, class by class and by name.
 
         Raises:
@@ -161,7 +161,7 @@ class FolderSet:
             yield images, torch.from_numpy(self.test_labels[rows.start : rows.stop])
 
     def _decoded(
-        self, batches: Iterator[range], pixels: Callable[[int], np.ndarray], part: Part
+        self, batches: Iterator[range], pixels: Callable[[int], np.ndarray], part: BatchPart
     ) -> Iterator[tuple[range, Tensor]]:
         """Batches of places and their normalised images, in order; threads work on those that come next."""
         workers = self.workers or max(1, (os.cpu_count() or 1) // part.size)

@@ -20,13 +20,13 @@ from host.training import batches
 from hw.files import replaced
 from sw_model.data.class_folders import TEST, ClassFolders, class_folders, read_image, roots
 from sw_model.data.identity import Identity
-from sw_model.data.sources import DataError, Source, open_source
+from sw_model.data.sources import DataError, FileSource, open_source
 
 DECODING = 2  #: counts changes of what is made of an image, which a cache must not outlive
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """One of several parts of every batch.
 
     Attributes:
@@ -41,7 +41,7 @@ class Part(NamedTuple):
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
 
-WHOLE = Part()
+WHOLE = BatchPart()
 SUBSETS = ("all", "first-classes", "second-classes", "first-samples", "second-samples")
 
 
@@ -183,7 +183,7 @@ class ImageSet:
         return ceil_div(self.train_count, batch)
 
     def train_batches(
-        self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
+        self, batch: int, seed: int, epoch: int, start: int = 0, part: BatchPart = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """A part of shuffled, augmented batches of an epoch from batch ``start``: float32 (n, C, H, W), int64 (n,)."""
         for index, chosen in batches.epoch_batches(self.train_count, batch, seed, epoch, start):
@@ -191,7 +191,7 @@ class ImageSet:
             rows = part.rows(len(chosen))
             yield self._normalise(images[rows]), torch.from_numpy(self.train_labels[chosen[rows]])
 
-    def test_batches(self, batch: int, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+    def test_batches(self, batch: int, part: BatchPart = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """A part of the test images in file order."""
         own = part.rows(len(self.test_labels))
         for first in range(own.start, own.stop, batch):
@@ -250,7 +250,7 @@ def load_data(source: str, cache: Path | None = None) -> ImageSet:
         return load_from(opened, cache)
 
 
-def load_from(source: Source, cache: Path | None = None) -> ImageSet:
+def load_from(source: FileSource, cache: Path | None = None) -> ImageSet:
     """The data set of an opened source, see :func:`load_data`."""
     form, root = data_set(source)
     if form is None:
@@ -277,7 +277,7 @@ def path_of(source: str) -> Path:
     return path
 
 
-def data_set(source: Source) -> tuple[Callable[..., ImageSet] | None, str]:
+def data_set(source: FileSource) -> tuple[Callable[..., ImageSet] | None, str]:
     """How to read the one data set of a source (None: class folders), and where it lies, "/" at the end.
 
     Raises:
@@ -398,7 +398,7 @@ def _cifar(
     )
 
 
-def _load_class_folders(source: Source, root: str, cache: Path | None) -> ImageSet:
+def _load_class_folders(source: FileSource, root: str, cache: Path | None) -> ImageSet:
     # One cache file per source, which knows the state that it was made from: a stale one is replaced, not kept beside.
     path = source.path
     tag = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
@@ -441,7 +441,7 @@ def _cached(stored: Path, state: str) -> ImageSet | None:
         return None
 
 
-def _decode(source: Source, found: ClassFolders) -> ImageSet:
+def _decode(source: FileSource, found: ClassFolders) -> ImageSet:
     shape: tuple[int, ...] | None = None
 
     def pixels(name: str) -> np.ndarray:

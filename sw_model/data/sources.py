@@ -48,7 +48,7 @@ def hidden(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Source:
+class FileSource:
     """The files of a data set.
 
     Attributes:
@@ -70,7 +70,7 @@ def _ordered(names: set[str]) -> list[str]:
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[Source]:
+def open_source(path: Path) -> Iterator[FileSource]:
     """Lists a folder or archive, and reads of it as long as the context lasts.
 
     Raises:
@@ -93,7 +93,7 @@ def open_source(path: Path) -> Iterator[Source]:
         raise DataError(f"{path} cannot be read ({error}); {remedy}") from error
 
 
-def _open_folder(path: Path) -> Source:
+def _open_folder(path: Path) -> FileSource:
     files: set[str] = set()
     folders: set[str] = set()
 
@@ -120,7 +120,7 @@ def _open_folder(path: Path) -> Source:
 
     top = path.stat()
     enter(str(path), "", ((top.st_dev, top.st_ino),))
-    return Source(
+    return FileSource(
         path,
         _ordered(files),
         _ordered(folders),
@@ -141,14 +141,14 @@ def _refuse_link(path: Path, name: str) -> None:
     raise DataError(f"{path}: {name} is a link or no plain file; unpack the archive and give the folder")
 
 
-def _with_parents(path: Path, files: set[str], folders: set[str], read: Callable[[str], bytes]) -> Source:
+def _with_parents(path: Path, files: set[str], folders: set[str], read: Callable[[str], bytes]) -> FileSource:
     for name in files:
         pieces = name.split("/")
         folders |= {"/".join(pieces[:n]) for n in range(1, len(pieces))}
-    return Source(path, _ordered(files), _ordered(folders), read, lambda: _state({"": path}))
+    return FileSource(path, _ordered(files), _ordered(folders), read, lambda: _state({"": path}))
 
 
-def _open_tar(path: Path) -> Source:
+def _open_tar(path: Path) -> FileSource:
     # In one pass: in a compressed stream, going back means unpacking it again from its start.
     contents: dict[str, bytes] = {}
     folders: set[str] = set()
@@ -172,7 +172,7 @@ def _open_tar(path: Path) -> Source:
     return _with_parents(path, set(contents), folders, lambda name: contents[name])
 
 
-def _open_zip(path: Path, archive: zipfile.ZipFile) -> Source:
+def _open_zip(path: Path, archive: zipfile.ZipFile) -> FileSource:
     members: dict[str, zipfile.ZipInfo] = {}
     folders: set[str] = set()
     for entry in archive.infolist():

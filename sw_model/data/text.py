@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sw_model.data.identity import Identity
-from sw_model.data.images import WHOLE, DataError, Part
+from sw_model.data.images import WHOLE, BatchPart, DataError
 
 UNKNOWN, END = "<unk>", "<eos>"
 #: Names of the parts' files, in the packings of WikiText-2 and WikiText-103.
@@ -83,7 +83,7 @@ class TokenSet:
         return -(-self.train_count // batch)
 
     def train_batches(
-        self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
+        self, batch: int, seed: int, epoch: int, start: int = 0, part: BatchPart = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """A part of shuffled batches of an epoch from batch ``start``: words and the words that follow, int64 (n, T).
 
@@ -98,7 +98,7 @@ class TokenSet:
             words = torch.from_numpy(self.train_tokens[starts[:, None] + np.arange(self.context + 1)])
             yield words[:, :-1], words[:, 1:]
 
-    def test_batches(self, batch: int, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+    def test_batches(self, batch: int, part: BatchPart = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """A part of the test text in order.
 
         Every word is predicted once; what the sequences leave makes a last, shorter one, of the last part.

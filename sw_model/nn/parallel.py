@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from sw_model.data.images import Part
+from sw_model.data.images import BatchPart
 from sw_model.quantize.affine import flush, non_finite
 
 
@@ -43,7 +43,7 @@ class Ranks:
         part: which of them this is.
     """
 
-    part: Part
+    part: BatchPart
 
     @property
     def several(self) -> bool:
@@ -76,7 +76,7 @@ class Ranks:
             gradient.copy_(total.view_as(gradient))
 
 
-ALONE = Ranks(Part())
+ALONE = Ranks(BatchPart())
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def processes() -> Iterator[Ranks]:
     importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("gloo")
     try:
-        yield Ranks(Part(distributed.get_rank(), distributed.get_world_size()))
+        yield Ranks(BatchPart(distributed.get_rank(), distributed.get_world_size()))
     finally:
         distributed.destroy_process_group()
 
@@ -110,7 +110,7 @@ class Shard:
     @classmethod
     def of_batch(cls, ranks: Ranks, total: int) -> Shard:
         """The part of a batch of ``total`` samples, as data sets divide it."""
-        parts = (Part(rank, ranks.part.size).rows(total) for rank in range(ranks.part.size))
+        parts = (BatchPart(rank, ranks.part.size).rows(total) for rank in range(ranks.part.size))
         return cls(ranks, tuple(rows.stop - rows.start for rows in parts))
 
     @property

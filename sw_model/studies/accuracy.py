@@ -111,7 +111,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedVariant:
     """What one training ended with: test accuracy in percent, mean training loss of the last epoch."""
 
     accuracy: float
@@ -119,12 +119,12 @@ class Trained:
 
 
 #: Finished trainings: variant -> seed -> result.
-Runs = dict[str, dict[int, Trained]]
+Runs = dict[str, dict[int, TrainedVariant]]
 
 
-def _train(config: TrainConfig, data: ImageSet) -> Trained:
+def _train(config: TrainConfig, data: ImageSet) -> TrainedVariant:
     result = train(config, data=data)
-    return Trained(100 * result.test_accuracy, float(result.history[-1]["loss"]))
+    return TrainedVariant(100 * result.test_accuracy, float(result.history[-1]["loss"]))
 
 
 def run(
@@ -136,7 +136,7 @@ def run(
     data: ImageSet | None = None,
     jobs: int = 1,
     threads: int = 1,
-) -> Iterator[tuple[str, int, Trained]]:
+) -> Iterator[tuple[str, int, TrainedVariant]]:
     """Trains variants with every seed, seeds in the outer loop; gives variant, seed and result of each, as they end.
 
     Args:
@@ -185,7 +185,7 @@ def compare(study: Study, runs: Runs, seeds: Sequence[int]) -> dict[str, Outcome
     whole = {name: [runs[name][s] for s in seeds] for name in study.variants if set(seeds) <= set(runs.get(name, {}))}
     reference = whole.get(study.reference)
 
-    def gain(name: str, quantity: Callable[[Trained], float]) -> Estimate | None:
+    def gain(name: str, quantity: Callable[[TrainedVariant], float]) -> Estimate | None:
         if name == study.reference or reference is None:
             return None
         return Estimate.of([quantity(a) - quantity(b) for a, b in zip(whole[name], reference, strict=True)])
@@ -230,7 +230,7 @@ def read_report(path: Path, study: Study) -> Runs:
         found = json.loads(path.read_text(encoding="utf-8"))
         recipes = {name: dict(keys) for name, keys in found["recipes"].items()}
         runs = {
-            name: {int(seed): Trained(float(r["accuracy"]), float(r["loss"])) for seed, r in by_seed.items()}
+            name: {int(seed): TrainedVariant(float(r["accuracy"]), float(r["loss"])) for seed, r in by_seed.items()}
             for name, by_seed in found["runs"].items()
         }
     except FileNotFoundError:

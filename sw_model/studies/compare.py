@@ -83,7 +83,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-    """What :class:`sw_model.train.metrics.Result` left, as far as a comparison needs it."""
+    """What :class:`sw_model.train.metrics.TrainingResult` left, as far as a comparison needs it."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -24,7 +24,7 @@ from hw.files import save_picture, write_atomically
 from hw.generate import generate
 from sw_model.data.images import ImageSet, load_data
 from sw_model.train import metrics
-from sw_model.train.loop import Step, train
+from sw_model.train.loop import TrainingStep, train
 from sw_model.train.recipe import TrainConfig
 
 MARKER = "demo.json"  #: a folder with this file is a demo's and may be replaced
@@ -64,7 +64,7 @@ class Sample:
         self.programs: list[tuple[U64, Result]] = []
         self.steps = 0
 
-    def before(self, step: Step) -> None:
+    def before(self, step: TrainingStep) -> None:
         """Decide whether this step's programs are kept."""
         self.taking = step.stage_step < SAMPLE_STEPS or step.global_step % SAMPLE_EVERY == 0
         self.steps += self.taking
@@ -97,7 +97,7 @@ def _layer(row: dict[str, int | str]) -> str:
 class _Trained:
     """Training on the fabric: its result, the meter's counters and rows, and cycles per second of the simulator."""
 
-    result: metrics.Result
+    result: metrics.TrainingResult
     counters: dict[str, int]
     rows: list[dict[str, int | str]]
     rate: float
@@ -111,7 +111,7 @@ class _Trained:
 class _Baseline:
     """Static 8/8/8: its result on the fast path, the meter's rows of one epoch on the RTL, cycles of all epochs."""
 
-    result: metrics.Result
+    result: metrics.TrainingResult
     rows: list[dict[str, int | str]]
     cycles: int
 
@@ -197,7 +197,7 @@ def _train(
     engine = FabricEngine(rtl, recorder=sample)
     tester = FabricEngine(rtl, keep_rows=False)
 
-    def engine_for(step: Step) -> FabricEngine:
+    def engine_for(step: TrainingStep) -> FabricEngine:
         sample.before(step)
         return engine
 

@@ -19,7 +19,7 @@ from sw_model.nn.layers import attach, set_precision
 from sw_model.nn.models import Backbone, build_model
 from sw_model.nn.precision import FULL, Precision, Run
 
-OPTIONS = [(3, 6), (4, 6), (4, 8), (6, 8), (6, 12)]
+GATE_OPTIONS = [(3, 6), (4, 6), (4, 8), (6, 8), (6, 12)]
 #: float32 as PyTorch comes, with the channels last (which a user may ask for), static 8/8/8, gated with five options.
 VARIANTS = ("fp32", "fp32-last", "static", "gated")
 
@@ -32,7 +32,7 @@ def _network(variant: str, depth: int) -> nn.Module:
     model = build_model(f"resnet-{depth}", 10, (3, 32, 32), quantize_stem=variant == "static")
     if variant == "gated":
         assert isinstance(model, Backbone)
-        model = GatedNetwork(model, OPTIONS, 4)
+        model = GatedNetwork(model, GATE_OPTIONS, 4)
     attach(model, Run())
     set_precision(model, FULL if variant.startswith("fp32") else Precision(8, 8, 8))
     if variant == "fp32-last":

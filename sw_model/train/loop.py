@@ -37,7 +37,7 @@ from sw_model.nn.transformer import QMatmul
 from sw_model.quantize.affine import straight_through
 from sw_model.train.accelerator import choose_accelerator, move, on
 from sw_model.train.folder import EventLog, RunFolder
-from sw_model.train.metrics import Result
+from sw_model.train.metrics import TrainingResult
 from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.record import GATED, RunSchedule
@@ -46,7 +46,7 @@ from sw_model.train.tasks import Task, evaluate, open_task
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """Where training stands, for hooks.
 
     Attributes:
@@ -266,10 +266,10 @@ class _Engines:
     """
 
     whole: Engine | None
-    by_step: Callable[[Step], Engine | None] | None
+    by_step: Callable[[TrainingStep], Engine | None] | None
     evaluation: Engine | None
 
-    def of(self, step: Step) -> Engine | None:
+    def of(self, step: TrainingStep) -> Engine | None:
         return self.whole if self.by_step is None else self.by_step(step)
 
 
@@ -279,7 +279,7 @@ class _Loop:
     def __init__(self, state: _Training, folder: RunFolder, engines: _Engines, bar: Progress, events: EventLog) -> None:
         self.state, self.folder, self.engines, self.bar, self.events = state, folder, engines, bar, events
 
-    def epoch(self, on_step: Callable[[Step], None] | None, stop_after: int | None) -> bool:
+    def epoch(self, on_step: Callable[[TrainingStep], None] | None, stop_after: int | None) -> bool:
         """Trains the rest of an epoch; returns False if ``stop_after`` ends it early."""
         state, config, started = self.state, self.state.config, time.monotonic()
         # A run resumed at the end of an epoch is tested at the precision of the step before.
@@ -300,10 +300,10 @@ class _Loop:
         self._close_epoch()
         return True
 
-    def _step(self, x: Tensor, y: Tensor, precision: Precision) -> Step:
+    def _step(self, x: Tensor, y: Tensor, precision: Precision) -> TrainingStep:
         """One step, with its line in the log and on the bar."""
         state = self.state
-        now = Step(
+        now = TrainingStep(
             state.epoch,
             state.step,
             state.global_step,
@@ -374,11 +374,11 @@ class _Loop:
             self.folder.write_schedule(state.record.to_json())
 
 
-def _result(state: _Training, *, finished: bool, seconds: float, counters: dict[str, int]) -> Result:
+def _result(state: _Training, *, finished: bool, seconds: float, counters: dict[str, int]) -> TrainingResult:
     """What the run has come to, from its state."""
     metric, cost = state.task.metric, state.cost
     scores = [row[f"test_{metric.name}"] for row in state.history if row[f"test_{metric.name}"] is not None]
-    return Result(
+    return TrainingResult(
         metric=metric.name,
         test_score=scores[-1] if scores else None,
         best_score=metric.best(scores) if scores else None,
@@ -400,8 +400,8 @@ def train(  # noqa: PLR0913 - what a program may ask of a training
     engine: Engine | None = None,
     *,
     out: Path | None = None,
-    on_step: Callable[[Step], None] | None = None,
-    engine_for_step: Callable[[Step], Engine | None] | None = None,
+    on_step: Callable[[TrainingStep], None] | None = None,
+    engine_for_step: Callable[[TrainingStep], Engine | None] | None = None,
     evaluation_engine: Engine | Literal["same"] | None = "same",
     data: ImageSet | FolderSet | TokenSet | None = None,
     resume: bool = False,
@@ -409,7 +409,7 @@ def train(  # noqa: PLR0913 - what a program may ask of a training
     stop_after: int | None = None,
     ranks: Ranks = ALONE,
     accelerator: str = "cpu",
-) -> Result:
+) -> TrainingResult:
     """Trains a network as configured.
 
     Args:

@@ -47,7 +47,7 @@ METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY)}
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainingResult:
     """What a training run has come to.
 
     Attributes:

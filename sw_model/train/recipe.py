@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from host.training.precision_schedule import PUBLISHED_DECAYS, SCHEDULE_DEFECTS, Schedule, make_schedule
+from host.training.precision_schedule import PUBLISHED_DECAYS, SCHEDULE_DEFECTS, PrecisionSchedule, make_schedule
 from hw.files import TomlError, parse_toml, read_text
 from hw.networks import spelled
 from sw_model.data.images import SUBSETS
@@ -332,7 +332,7 @@ class TrainConfig:
             return [Precision(self.low, self.low, self.stages[0][2])]
         return [Precision(*stage) for stage in self.stages]
 
-    def make_schedule(self) -> Schedule:
+    def make_schedule(self) -> PrecisionSchedule:
         """A fresh schedule as configured."""
         for stage in self.stages:
             Precision(*stage)  # refuses widths that there are not

@@ -19,7 +19,7 @@ from hw.cost.training_schedule import Trained
 from hw.networks import TRANSFORMERS
 from sw_model.data.identity import Identity
 from sw_model.data.image_folders import FolderSet, open_images
-from sw_model.data.images import WHOLE, ImageSet, Part
+from sw_model.data.images import WHOLE, BatchPart, ImageSet
 from sw_model.data.text import TokenSet, load_text
 from sw_model.nn.gates import way_of
 from sw_model.nn.models import build_model
@@ -42,10 +42,10 @@ class Samples(Protocol):
     def train_steps(self, batch: int) -> int: ...
 
     def train_batches(
-        self, batch: int, seed: int, epoch: int, start: int = 0, part: Part = WHOLE
+        self, batch: int, seed: int, epoch: int, start: int = 0, part: BatchPart = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]: ...
 
-    def test_batches(self, batch: int, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def test_batches(self, batch: int, part: BatchPart = WHOLE) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class Task(Protocol):
@@ -220,7 +220,9 @@ def open_task(
             stacklevel=2,
         )
     if not isinstance(data, TokenSet) and len(data.classes) < 2:
-        warnings.warn("the data has one class only: there is nothing to tell apart, accuracy means nothing", stacklevel=2)
+        warnings.warn(
+            "the data has one class only: there is nothing to tell apart, accuracy means nothing", stacklevel=2
+        )
     if not config.augment:
         data = data.unaugmented()
     return LanguageModelling(data) if isinstance(data, TokenSet) else Classification(data)

@@ -240,7 +240,7 @@ def test_the_table_of_packets_in_the_documentation_is_that_of_the_contract() -> 
 
 def test_the_rtl_has_the_lengths_that_the_cycle_model_counts_with() -> None:
     package = render(load_design("sim-small"))["rtl/fabric_pkg.sv"]
-    for name in pipeline.MEANING:
+    for name in pipeline.LENGTHS:
         assert f"localparam int unsigned {name} = {getattr(pipeline, name)};" in package
         users = [path.name for path in (ROOT / "hw" / "rtl").glob("*.sv") if name in path.read_text(encoding="utf-8")]
         assert users, f"{name} is rendered and not used"

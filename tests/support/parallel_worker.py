@@ -90,7 +90,7 @@ def run(folder: Path, ranks: Ranks) -> None:
         noted = Noted(case)
         losses: list[float] = []
 
-        def stop(step: loop.Step, noted: Noted = noted, losses: list[float] = losses) -> None:
+        def stop(step: loop.TrainingStep, noted: Noted = noted, losses: list[float] = losses) -> None:
             noted.stop()
             assert step.loss is not None
             losses.append(step.loss)
@@ -181,7 +181,7 @@ def train_and_die(folder: Path, ranks: Ranks) -> None:
     if not resume:
         loop.train(LONG, ranks=ranks, out=folder / "whole")
 
-    def die(step: loop.Step) -> None:
+    def die(step: loop.TrainingStep) -> None:
         if ranks.part.rank == 1 and step.global_step == 2:
             os._exit(9)
         if ranks.part.rank == 0 and step.global_step == 5:

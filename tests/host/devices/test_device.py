@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from host.devices.device import MEANING, DeviceError, ProgramError, check, open_device, parse_output
+from host.devices.device import ERROR_MEANING, DeviceError, ProgramError, check, open_device, parse_output
 from hw.contract import TRAILER_MAGIC, Error
 from hw.design import load_design
 
@@ -19,7 +19,7 @@ def test_open_device_by_kind() -> None:
 
 
 def test_every_error_has_a_meaning_and_a_remedy() -> None:
-    assert set(MEANING) == set(Error)
+    assert set(ERROR_MEANING) == set(Error)
     text = str(ProgramError(Error.OVERFLOW, 7, "weight gradient of layer 3"))
     assert text.startswith("OVERFLOW (9) at packet 7 of weight gradient of layer 3: ")
 

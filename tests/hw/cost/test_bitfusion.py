@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hw.cost.bitfusion import BITFUSION, BUFFERS, Machine, Task, best_cost, product_tasks, total, training_costs
+from hw.cost.bitfusion import BITFUSION, BUFFERS, ArrayTask, Machine, best_cost, product_tasks, total, training_costs
 from hw.networks import PRODUCTS, Bits, ConvShape, mobilenetv2_cifar, network, transformer_lm
 
 # Stage 1 of a CIFAR ResNet, forward, 8/8 bits.  Worked by hand:
@@ -17,9 +17,9 @@ from hw.networks import PRODUCTS, Bits, ConvShape, mobilenetv2_cifar, network, t
 #   first    18,432 + one row of input tiles 51,200 + one output tile 65,536 = 135,168           ->    704 cycles
 #   last     65,536                                                                              ->    342 cycles
 #   between  18,432 + 204,800 + 2,097,152 - 135,168 - 65,536 = 2,119,680 bits                    -> 11,040 cycles
-STAGE1 = Task(1, 16, 16, (32, 32), 3, 1, 8, 8)
+STAGE1 = ArrayTask(1, 16, 16, (32, 32), 3, 1, 8, 8)
 # Classifier, forward, 8/8 bits: 4 compute cycles; 5,120 + 512 + 1,024 bits in, 1,024 out; one tile, output stationary.
-CLASSIFIER = Task(1, 64, 10, (1, 1), 1, 1, 8, 8)
+CLASSIFIER = ArrayTask(1, 64, 10, (1, 1), 1, 1, 8, 8)
 
 
 def test_stage1_by_hand() -> None:
@@ -55,7 +55,7 @@ def test_operands_round_up_to_whole_pieces(a: int, b: int, lanes: int, passes: i
     assert BITFUSION.passes(a, b) == passes
 
 
-def scalar_best(t: Task, m: Machine) -> tuple[int, float]:
+def scalar_best(t: ArrayTask, m: Machine) -> tuple[int, float]:
     """Cycles and energy of the best mapping, one tiling and one loop order at a time, without any pruning."""
 
     def sizes(n: int, unit: int = 1) -> list[int]:
@@ -128,7 +128,7 @@ def test_vector_search_equals_scalar_search() -> None:
     draw = random.Random(6)
     small = Machine(weight_bytes=4096, input_bytes=2048, output_bytes=8192)
     for case in range(12):
-        task = Task(
+        task = ArrayTask(
             batch=draw.choice([1, 3]),
             in_channels=draw.choice([3, 16, 40]),
             out_channels=draw.choice([10, 64, 100]),

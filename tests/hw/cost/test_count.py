@@ -11,8 +11,8 @@ from hw.cost.count import computational_cost, product_cost, unquantized_layers
 from hw.cost.training_schedule import (
     CIFAR_OPTIONS,
     IMAGENET_OPTIONS,
-    Schedule,
     Stage,
+    TrainingSchedule,
     cp_percent,
     load_schedule,
     mixture_for,
@@ -60,7 +60,7 @@ def test_static_training(model: str, cost: float) -> None:
 def test_layers_left_at_full_precision_dominate_cp(model: str, cp: float) -> None:
     """A nominal cp of 3 % is this once the unquantized layers count."""
     options = IMAGENET_OPTIONS if model in ("resnet18", "resnet34") else CIFAR_OPTIONS
-    schedule = Schedule("cp=3", parse_schedule("cp=3", 1, options=options).stages, fixed={}, gated=True)
+    schedule = TrainingSchedule("cp=3", parse_schedule("cp=3", 1, options=options).stages, fixed={}, gated=True)
     assert computational_cost(network(model), schedule, 1, "paper").cp == pytest.approx(3)
     assert computational_cost(network(model), schedule, 1, "full").cp == pytest.approx(cp, abs=0.06)
 
@@ -223,7 +223,7 @@ def test_records_of_old_versions_are_refused(old: str, tmp_path: Path) -> None:
 
 def test_bitfusion_follows_the_schedule() -> None:
     shapes = network("resnet8")
-    mixed = Schedule("mix", (Stage(1, ((0.5, Bits(8, 8, 8)), (0.5, Bits(4, 4, 8)))),))
+    mixed = TrainingSchedule("mix", (Stage(1, ((0.5, Bits(8, 8, 8)), (0.5, Bits(4, 4, 8)))),))
     (_, cost), *_ = scheduled_costs(shapes, mixed)
     ends = [total(training_costs(shapes, bits)).cycles for bits in (Bits(8, 8, 8), Bits(4, 4, 8))]
     assert cost.cycles == pytest.approx(sum(ends) / 2, abs=1)

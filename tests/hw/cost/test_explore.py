@@ -10,10 +10,10 @@ import hw.cost.explore as room
 from fractrain import main
 from hw.boards import PARTS
 from hw.cost.explore import (
-    POINTS,
+    POINTS_FILE,
+    DesignPoint,
     ExploreError,
-    Point,
-    Request,
+    SearchRequest,
     best,
     candidates,
     evaluate,
@@ -32,7 +32,7 @@ PART = "xc7z045ffg900-2"
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Request:
+def small(monkeypatch: pytest.MonkeyPatch) -> SearchRequest:
     """A search of few geometries over a small network at one precision."""
     monkeypatch.setattr(
         room,
@@ -40,7 +40,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Request:
         {"depth_a": (512, 1024), "depth_g": (512,), "depth_w": (512,), "depth_accumulator": (8192,)},
     )
     work = mean_work(resnet_cifar(8), parse_schedule("4,3,6", 10.0))
-    return Request(PART, "resnet8", work, batch=32)
+    return SearchRequest(PART, "resnet8", work, batch=32)
 
 
 def command(*words: str) -> int:
@@ -68,7 +68,7 @@ def test_work_is_the_mean_over_a_schedule() -> None:
         mean_work(shapes, parse_schedule("8,8,8", 0.0))
 
 
-def test_candidates_fit_the_limits(small: Request) -> None:
+def test_candidates_fit_the_limits(small: SearchRequest) -> None:
     part = PARTS[PART]
     for design, fabrics in candidates(small):
         point = evaluate(design, fabrics, (), small.batch)
@@ -77,12 +77,12 @@ def test_candidates_fit_the_limits(small: Request) -> None:
     assert {fabrics for _, fabrics in candidates(small)} == {1, 2, 3}
 
 
-def test_nothing_fits(small: Request) -> None:
+def test_nothing_fits(small: SearchRequest) -> None:
     with pytest.raises(ExploreError, match="raise the limits"):
         explore(replace(small, max_lut=1.0))
 
 
-def test_a_clock_that_no_design_may_have(small: Request) -> None:
+def test_a_clock_that_no_design_may_have(small: SearchRequest) -> None:
     with pytest.raises(ExploreError, match="use 10 to 500"):
         candidates(replace(small, clocks=(900.0,)))
 
@@ -93,7 +93,7 @@ def test_a_clock_that_no_design_may_have(small: Request) -> None:
 def test_at_least_as_good_as_the_committed_design() -> None:
     """At the schedule of the paper, over the wide array's geometries and the narrow one's deepest."""
     work = mean_work(network("resnet38"), parse_schedule("cp=1.5/2/2.5/3", 163.84))
-    request = Request(PART, "resnet38", work)
+    request = SearchRequest(PART, "resnet38", work)
     reference = evaluate(load_design("zc706"), 1, work, request.batch)
     deepest = max(room.DEPTHS["depth_a"])
     searched = [
@@ -109,7 +109,7 @@ def test_at_least_as_good_as_the_committed_design() -> None:
     assert found.percent("lut") <= 75 and found.percent("bram36") <= 80
 
 
-def test_front_holds_what_nothing_beats(small: Request) -> None:
+def test_front_holds_what_nothing_beats(small: SearchRequest) -> None:
     points = explore(small)
     front = pareto(points)
     assert best(points).seconds == front[0].seconds == points[0].seconds
@@ -124,9 +124,9 @@ def test_no_point_is_no_choice() -> None:
         best([])
 
 
-def test_a_run_goes_on_where_it_stopped(small: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_where_it_stopped(small: SearchRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = explore(small, tmp_path)
-    file = tmp_path / POINTS
+    file = tmp_path / POINTS_FILE
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == len(whole) == len(candidates(small))
     kept = lines[:-2]
@@ -149,13 +149,13 @@ def test_a_run_goes_on_where_it_stopped(small: Request, tmp_path: Path, monkeypa
     assert len(costed) == len(whole)  # other costs: nothing is taken over
 
 
-def test_a_damaged_file_is_named(small: Request, tmp_path: Path) -> None:
-    (tmp_path / POINTS).write_text("no result\n{}\n")
+def test_a_damaged_file_is_named(small: SearchRequest, tmp_path: Path) -> None:
+    (tmp_path / POINTS_FILE).write_text("no result\n{}\n")
     with pytest.raises(ExploreError, match="line 1 is no result"):
         explore(small, tmp_path)
 
 
-def test_processes_give_the_same(small: Request) -> None:
+def test_processes_give_the_same(small: SearchRequest) -> None:
     pytest.importorskip("joblib")
     from joblib import parallel_config
 
@@ -163,8 +163,8 @@ def test_processes_give_the_same(small: Request) -> None:
         assert explore(small, jobs=2) == explore(small)
 
 
-def test_the_written_design_is_the_one_found(small: Request, tmp_path: Path) -> None:
-    chosen: Point = best(explore(small))
+def test_the_written_design_is_the_one_found(small: SearchRequest, tmp_path: Path) -> None:
+    chosen: DesignPoint = best(explore(small))
     file = tmp_path / "found.toml"
     file.write_text(design_toml(chosen, "found", "a test"))
     assert load_design(file) == replace(chosen.design, name="found")
@@ -174,7 +174,7 @@ def test_the_written_design_is_the_one_found(small: Request, tmp_path: Path) -> 
 # -- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_command(small: Request, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(small: SearchRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["explore", "--part", "xc7z045", "--model", "resnet8", "--bits", "4,3,6", "--jobs", "1"]
     assert command(*words, "--out", str(tmp_path), "--json") == 0
     summary = json.loads(capsys.readouterr().out)

@@ -10,7 +10,7 @@ import pytest
 from fractrain import main
 from hw.boards import BOARDS
 from hw.cost.count import mean_work as layer_work
-from hw.cost.explore import Request, evaluate, explore, mean_work
+from hw.cost.explore import SearchRequest, evaluate, explore, mean_work
 from hw.cost.fabric import STEPS, STREAMS, FabricMachine, bandwidth, training_step
 from hw.cost.roofline import CAUSES, mean_points, mean_shares, points, roofs, shares, spans
 from hw.cost.training_schedule import load_schedule, static
@@ -54,9 +54,9 @@ def test_a_second_memory_helps_fabrics_that_wait_for_the_first() -> None:
 
 
 def test_points_of_one_memory_do_not_count_for_another() -> None:
-    request = Request(DESIGN.part, "resnet8", ())
+    request = SearchRequest(DESIGN.part, "resnet8", ())
     assert request.key() != replace(request, memory="ps+pl").key()
-    elsewhere = Request(load_design("pynq-z2").part, "resnet8", mean_work(resnet_cifar(8), static(BITS, 1)))
+    elsewhere = SearchRequest(load_design("pynq-z2").part, "resnet8", mean_work(resnet_cifar(8), static(BITS, 1)))
     with pytest.raises(ValueError, match="has no DDR beside"):
         explore(replace(elsewhere, memory="ps+pl"))
 
@@ -65,7 +65,7 @@ def test_the_search_costs_with_the_memory_asked_for(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("hw.cost.explore.candidates", lambda request: [(DESIGN, 2)])
     work = mean_work(resnet_cifar(8), static(BITS, 1))
     for memory in ("ps", "ps+pl"):
-        (found,) = explore(Request(DESIGN.part, "resnet8", work, memory=memory))
+        (found,) = explore(SearchRequest(DESIGN.part, "resnet8", work, memory=memory))
         assert found == evaluate(DESIGN, 2, work, 128, memory)
 
 

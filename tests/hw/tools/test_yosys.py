@@ -13,9 +13,9 @@ from hw.generate import generate
 from hw.tools.area_report import ARRAY, report
 from hw.tools.yosys import (
     Area,
-    Piece,
     Synthesis,
     SynthesisError,
+    SynthesisPiece,
     cache_key,
     pieces,
     primitive_headers,
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generate(SMALL, tmp_path_factory.mktemp("small"))
 
 
-def piece(name: str) -> Piece:
+def piece(name: str) -> SynthesisPiece:
     return next(p for p in pieces(SMALL) if p.name == name)
 
 

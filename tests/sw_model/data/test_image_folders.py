@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sw_model.data.image_folders import IMAGENET_MEAN, IMAGENET_STD, FolderSet, centre, open_images, random_box
-from sw_model.data.images import DataError, ImageSet, Part, load_data
+from sw_model.data.images import BatchPart, DataError, ImageSet, load_data
 from sw_model.export.aten_graph import ExportError
 from sw_model.export.training_job import export_job
 from sw_model.train.loop import train
@@ -99,12 +99,12 @@ def test_images_are_a_function_of_seed_epoch_and_place(root: Path) -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_parts_of_batches_make_the_whole(root: Path, size: int) -> None:
     data = opened(root)
-    parts = [list(data.train_batches(5, 3, 2, 1, Part(rank, size))) for rank in range(size)]
+    parts = [list(data.train_batches(5, 3, 2, 1, BatchPart(rank, size))) for rank in range(size)]
     joined = [tuple(torch.cat(pieces) for pieces in zip(*batch, strict=True)) for batch in zip(*parts, strict=True)]
     assert equal(list(data.train_batches(5, 3, 2, 1)), joined)
     for rank, part in enumerate(parts):
-        assert [len(y) for _, y in part] == [len(range(n)[Part(rank, size).rows(n)]) for n in (5, 2)]
-    tests = [batch for rank in range(size) for batch in data.test_batches(2, Part(rank, size))]
+        assert [len(y) for _, y in part] == [len(range(n)[BatchPart(rank, size).rows(n)]) for n in (5, 2)]
+    tests = [batch for rank in range(size) for batch in data.test_batches(2, BatchPart(rank, size))]
     whole = next(data.test_batches(100))
     assert equal([whole], [tuple(torch.cat(pieces) for pieces in zip(*tests, strict=True))])
 

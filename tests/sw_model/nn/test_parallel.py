@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from host.exact_engine import ExactEngine
-from sw_model.data.images import Part
+from sw_model.data.images import BatchPart
 from sw_model.nn.parallel import ALONE, GlobalBatchNorm2d, Ranks, Shard, share_statistics
 from sw_model.quantize import kernels
 from sw_model.quantize.affine import affine_grid, fake_quantize, random_units
@@ -113,7 +113,7 @@ def test_gates_in_two_processes_killed_twice_resume_to_the_bit(tmp_path: Path) -
 
 
 def test_what_needs_the_whole_batch_is_refused() -> None:
-    two = Ranks(Part(0, 2))
+    two = Ranks(BatchPart(0, 2))
     for config, text in (
         (replace(STATIC, gradient="psq"), "gradient"),
         (replace(STATIC, quantizer="wageubn"), "quantizer"),
@@ -161,4 +161,4 @@ def test_part_of_a_tensor_draws_the_numbers_of_the_whole(compiled: bool, monkeyp
         assert torch.equal(fake_quantize(part, grid, first=2 * 48), whole[2:])
         assert not torch.equal(fake_quantize(part, grid), whole[2:])
     assert torch.equal(random_units(10, 3, 5), random_units(15, 3)[5:])
-    assert [Part(r, 3).rows(7) for r in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 7)]
+    assert [BatchPart(r, 3).rows(7) for r in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 7)]

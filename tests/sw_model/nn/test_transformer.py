@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from host.exact_engine import ExactEngine
-from sw_model.data.images import Part
+from sw_model.data.images import BatchPart
 from sw_model.nn.cost_meter import layer_macs
 from sw_model.nn.layers import Dropout, attach, quantized_layers, set_precision
 from sw_model.nn.parallel import Ranks, Shard
@@ -195,7 +195,7 @@ def test_parts_of_a_batch_drop_what_the_whole_drops() -> None:
     whole, pieces = Dropout(0.4), []
     for rank in range(2):
         part = Dropout(0.4)
-        ranks = Ranks(Part(rank, 2))
+        ranks = Ranks(BatchPart(rank, 2))
         part.run = Run(shard=Shard.of_batch(ranks, 5))
         pieces.append(part(x[ranks.part.rows(5)]))
     assert torch.equal(torch.cat(pieces), whole(x))

@@ -12,7 +12,7 @@ import pytest
 
 from fractrain import main
 from sw_model.studies import accuracy
-from sw_model.studies.accuracy import Estimate, Outcome, Runs, Study, Trained, compare, run, show
+from sw_model.studies.accuracy import Estimate, Outcome, Runs, Study, TrainedVariant, compare, run, show
 from sw_model.train.recipe import ConfigError, TrainConfig
 
 STUDIES = [accuracy.statquant(5), accuracy.statquant(4), accuracy.methods(), accuracy.defects()]
@@ -29,7 +29,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     assert hits / 4000 == pytest.approx(0.95, abs=0.015)
 
 
-def collected(ended: Iterable[tuple[str, int, Trained]]) -> Runs:
+def collected(ended: Iterable[tuple[str, int, TrainedVariant]]) -> Runs:
     runs: Runs = {}
     for name, seed, trained in ended:
         runs.setdefault(name, {})[seed] = trained

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sw_model.train.loop import Step, train
+from sw_model.train.loop import TrainingStep, train
 from tests.sw_model.train.test_loop import SMALL
 
 
@@ -25,7 +25,7 @@ def test_tensorboard_log_of_a_killed_and_resumed_run_is_that_of_a_whole_one(tmp_
     losses: list[float | None] = []
     whole = train(config, out=tmp_path / "whole", on_step=lambda step: losses.append(step.loss))
 
-    def die(step: Step) -> None:
+    def die(step: TrainingStep) -> None:
         if step.global_step == 7:
             raise KeyboardInterrupt
 

@@ -20,7 +20,7 @@ from host.exact_engine import ExactEngine
 from host.operands import Engine
 from host.training.precision_schedule import learning_rate
 from sw_model.train.folder import load_checkpoint
-from sw_model.train.loop import Step, train
+from sw_model.train.loop import TrainingStep, train
 from sw_model.train.metrics import Metric
 from sw_model.train.recipe import ConfigError, TrainConfig
 
@@ -64,7 +64,7 @@ def test_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     config = replace(SMALL, checkpoint_every=1)
     train(config, out=tmp_path / "whole")
 
-    def die(step: Step) -> None:
+    def die(step: TrainingStep) -> None:
         if step.global_step == 6:
             raise KeyboardInterrupt
 
@@ -125,10 +125,10 @@ def test_static_cost_is_the_yardstick() -> None:
 
 
 def test_hooks_see_every_step_and_choose_engines() -> None:
-    seen: list[Step] = []
+    seen: list[TrainingStep] = []
     stage_starts = ExactEngine()
 
-    def choose(step: Step) -> Engine | None:
+    def choose(step: TrainingStep) -> Engine | None:
         assert step.loss is None
         return stage_starts if step.stage_step == 0 else None
 
@@ -195,7 +195,9 @@ def test_learning_rate_shapes() -> None:
     rates = [learning_rate(vars(cosine), t, 100) for t in range(100)]
     assert rates[0] == pytest.approx(0.04) and max(rates) == pytest.approx(0.4) and rates[-1] < 1e-3
     steps = TrainConfig(lr=0.1, lr_schedule="steps", milestones=(0.5, 0.75))
-    assert [learning_rate(vars(steps), t, 100) for t in (0, 49, 50, 74, 75)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+    assert [learning_rate(vars(steps), t, 100) for t in (0, 49, 50, 74, 75)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001]
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 from fractrain import main
 from hw.cost.count import computational_cost
-from hw.cost.training_schedule import Schedule, Trained, load_schedule
+from hw.cost.training_schedule import Trained, TrainingSchedule, load_schedule
 from hw.networks import TRANSFORMERS, Bits
 from sw_model.data.images import ImageSet
 from sw_model.data.text import TokenSet
@@ -23,7 +23,7 @@ from sw_model.nn.precision import Precision
 from sw_model.nn.transformer import build_language_model
 from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import train
-from sw_model.train.metrics import Result
+from sw_model.train.metrics import TrainingResult
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.record import GATED, RunSchedule
 
@@ -48,7 +48,7 @@ RUNS = {
 }
 
 
-def agrees(schedule: Schedule, result: Result) -> None:
+def agrees(schedule: TrainingSchedule, result: TrainingResult) -> None:
     """Both counts of the cost from the record equal the meter's, which adds up gates' shares in float32."""
     assert schedule.trained is not None
     shapes, samples = schedule.trained.shapes(), schedule.trained.samples
