@@ -25,7 +25,7 @@ def wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_cxx_may_hold_a_wrapper_and_options(wrapper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiler() == (str(wrapper), "g++")
-    monkeypatch.setattr(tool, "CACHE", tmp_path / "a cache")
+    monkeypatch.setattr(tool, "LIBRARY_CACHE", tmp_path / "a cache")
     library = tool.build({"one.cpp": 'extern "C" int one() { return 1; }\n'}, ["one.cpp"], [], "one", shared=True)
     assert library.is_file()
     assert "used" in wrapper.with_name("log").read_text(encoding="utf-8")
