@@ -67,7 +67,7 @@ class LayerState:
         self.batches += 1
 
 
-class Products:
+class LayerProducts:
     """The three products of all layers during one step.
 
     Args:

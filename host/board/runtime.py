@@ -24,7 +24,7 @@ import numpy as np
 from host.arrays import Array
 from host.board.job import Job
 from host.board.job_graph import Graph
-from host.board.layer_products import LayerState, Products
+from host.board.layer_products import LayerProducts, LayerState
 from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
 from host.numerics import ceil_div
 from host.operands import Engine
@@ -57,7 +57,7 @@ class RunResult:
     counters: dict[str, int] = field(default_factory=dict)
 
 
-def execute(graph: Graph, values: dict[str, Array], products: Products) -> dict[str, Array]:
+def execute(graph: Graph, values: dict[str, Array], products: LayerProducts) -> dict[str, Array]:
     """Run a graph.
 
     Args:
@@ -123,7 +123,7 @@ class Training:
         self.layers = [LayerState(layer.name) for layer in job.layers]
         fixed = {layer.index: layer.fixed for layer in job.layers if layer.fixed is not None}
         recipe = job.recipe
-        self.products = Products(engine, self.layers, fixed, recipe["seed"], recipe["range_momentum"], job.gates)
+        self.products = LayerProducts(engine, self.layers, fixed, recipe["seed"], recipe["range_momentum"], job.gates)
         self.schedule = make_schedule(recipe)
         self.epoch, self.step, self.seen, self.right = 0, 0, 0, 0
         self.loss_sum, self.cost_sum = 0.0, 0.0

@@ -13,7 +13,7 @@ from host.operands import Grid, Operand
 from hw.contract import ROW_BANKS, TAPS
 from hw.design import Design
 from hw.model.arrangement import Arrangement, Kernel
-from hw.model.steps import KernelBlock, Window
+from hw.model.steps import KernelBlock, StackWindow
 from hw.packet import all_planes
 
 
@@ -47,7 +47,7 @@ class Tensor:
             tensor = replace(tensor, array=_MOVES[name](tensor, *arguments))
         return tensor
 
-    def window(self, window: Window, design: Design) -> Array:
+    def window(self, window: StackWindow, design: Design) -> Array:
         """A stack's part of the tensor as virtual images, filled up where it lies outside: (images, rows, groups, L, C)."""
         stack, (first, groups) = window.stack, window.channels
         per = window.tensor.rows_per

@@ -28,10 +28,10 @@ from hw.model.steps import (
     Load,
     LoadEpilogue,
     Read,
+    StackWindow,
     Step,
     Weights,
     Wgrad,
-    Window,
     blocks_of,
     resident_sets,
 )
@@ -165,7 +165,7 @@ class _Schedule:
 
     # -- loads ------------------------------------------------------------------------------------------------------
 
-    def load(self, target: Target, window: Window, base: int, base_g: int = 0) -> Load:
+    def load(self, target: Target, window: StackWindow, base: int, base_g: int = 0) -> Load:
         """Load a window at a base of A, and of G if that is written."""
         d, tensor, stack = self.design, window.tensor, window.stack
         first, groups = window.channels
@@ -310,7 +310,7 @@ class _Schedule:
                     yield Boundary(self.member, ())
                     base, there = self._a.place((stack, first, groups))
                     if not there:
-                        yield self.load(Target.A, Window(a, stack, (first * c, groups)), base)
+                        yield self.load(Target.A, StackWindow(a, stack, (first * c, groups)), base)
                     for i, block in enumerate(residents):
                         yield self.conv(block, stack, a, (base, bases[i]), entries[i] if whole else None)
 
@@ -338,12 +338,12 @@ class _Schedule:
 
             for stack in stacks_of(task.b.images, list(task.regions), fit, least):
                 yield Boundary(self.member, ())
-                window = Window(task.b, stack, (out[0] * c, out[1]), task.centre, own_only=True)
+                window = StackWindow(task.b, stack, (out[0] * c, out[1]), task.centre, own_only=True)
                 base_g, there = self._g.place(window)
                 if not there:
                     yield self.load(Target.G, window, 0, base_g)
                 for one in sums:
-                    window = Window(one.piece.a, stack, (one.into[0] * c, one.into[1]))
+                    window = StackWindow(one.piece.a, stack, (one.into[0] * c, one.into[1]))
                     base_a, there = self._a.place((one.piece.number, window))
                     if not there:
                         yield self.load(Target.A, window, base_a)
@@ -372,8 +372,8 @@ class _Schedule:
         for turn, stack in enumerate(stacks_of(task.tensor.images, list(first.regions), fit, least)):
             yield Boundary(self.member, ())
             base_a, base_g = turn % 2 * (d.depth_a // 2), turn % 2 * (d.depth_g // 2)
-            window = Window(task.tensor, stack, blocks[0].inputs)
-            own = Window(first.b, stack, out, first.centre)
+            window = StackWindow(task.tensor, stack, blocks[0].inputs)
+            own = StackWindow(first.b, stack, out, first.centre)
             shared = window == own
             yield self.load(Target.A | Target.G if shared else Target.A, window, base_a, base_g if shared else 0)
             for block, base_w, entry in zip(blocks, bases, entries, strict=True):
@@ -382,7 +382,7 @@ class _Schedule:
                 yield self.load(Target.G, own, 0, base_g)
             base_a += d.depth_a // 4
             for one, bits in zip(sums, a_bits, strict=True):
-                yield self.load(Target.A, Window(one.piece.a, stack, (one.into[0] * c, one.into[1])), base_a)
+                yield self.load(Target.A, StackWindow(one.piece.a, stack, (one.into[0] * c, one.into[1])), base_a)
                 yield from one.add(stack, base_a, base_g)
                 base_a += tensor_addresses(stack.images, stack.region.rows.size, one.into[1], bits)
         for one in sums:

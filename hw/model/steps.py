@@ -108,7 +108,7 @@ def resident_sets(
 
 
 @dataclass(frozen=True)
-class Window:
+class StackWindow:
     """A stack's part of a tensor.
 
     Attributes:
@@ -146,7 +146,7 @@ class Step:
 class Load(Step):
     """A window into A or G: one packet of codes, or one of float32 for each virtual image."""
 
-    window: Window
+    window: StackWindow
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from host.operands import ConvGeometry
-from host.windows import Window
+from host.windows import Pair, Window
 from sw_model.nn.layers import QLayer
 from sw_model.nn.transformer import QMatmul
-
-Pair = tuple[int, int]
 
 
 class Convolution2d(NamedTuple):
