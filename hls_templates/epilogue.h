@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The epilogue's arithmetic: integer sums to codes or to single precision.
+// The epilogue's arithmetic: integer sums to codes.
 #pragma once
 
 #include "numbers.h"
@@ -41,21 +41,6 @@ inline int64_t requantize(const Limits& limits, int64_t multiplier, int64_t offs
     const int64_t code = at_least > limits.high ? limits.high : at_least;
     saturated += code != v ? 1 : 0;
     return code;
-}
-
-// A parameter of the float epilogue; what is not a normal number counts as zero.
-inline float parameter(uint32_t bits) {
-#pragma HLS INLINE
-    return is_float_finite(bits) ? flush(as_float(bits)) : 0.0f;
-}
-
-// float(sum) * scale + offset as single precision, each step rounded to nearest even, subnormals and zeros as +0.
-inline uint32_t scaled(int64_t sum, float scale, float offset, bool& infinite) {
-#pragma HLS INLINE
-    const float product = flush(float(int32_t(sum)) * scale);
-    const uint32_t result = as_bits(flush(product + offset));
-    infinite = !is_float_finite(result);
-    return (result << 1) == 0 ? 0 : result;
 }
 
 }  // namespace kernel

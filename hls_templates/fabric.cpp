@@ -17,7 +17,7 @@ Status status_of(const LoaderStatus& loader, const EngineStatus& engine, const O
     status.position = output.position;
     status.packets = output.packets;
     status.skipped = engine.skipped;
-    status.saturated = loader.saturated + output.saturated;
+    status.saturated = output.saturated;
     status.words_in = loader.words_in;
     status.words_out = output.words_out;
     return status;

@@ -34,8 +34,8 @@ inline uint32_t taps_of(const Header& h) {
 struct Kind {
     bool load, conv, wgrad, read, product;
     bool to_a, to_g, to_w, to_e, tensor, entries;
-    bool floats, random;                   // LOAD FLOAT32; the operation draws random numbers
-    bool codes, scaled, summed;  // CONV CODES, FLOAT32, STATISTICS
+    bool random;         // the operation draws random numbers
+    bool codes, summed;  // CONV CODES, STATISTICS
     bool strided;
 };
 
@@ -53,18 +53,15 @@ inline Kind kind_of(const Header& h) {
     k.to_e = k.load && (h.target & TARGET_E) != 0;
     k.tensor = k.to_a || k.to_g;
     k.entries = k.to_w || k.to_e;
-    k.floats = k.tensor && h.format == LOAD_FLOAT32;
     k.codes = k.conv && h.format == FORMAT_CODES;
-    k.scaled = k.conv && h.format == FORMAT_FLOAT32;
     k.summed = k.conv && h.format == FORMAT_STATISTICS;
-    k.random = (k.floats || k.codes) && (h.flags & FLAG_STOCHASTIC) != 0;
+    k.random = k.codes && (h.flags & FLAG_STOCHASTIC) != 0;
     k.strided = k.conv && (h.flags & FLAG_STRIDE_2) != 0;
     return k;
 }
 
 // Payload that the shape needs.
 inline uint32_t payload_of(const Header& h, const Kind& k) {
-    if (k.floats) return h.rows * h.groups * (TILE / 2);
     if (k.tensor) return h.images * h.rows * h.groups * h.a_bits * ROW_WORDS;
     if (k.to_w) return h.rows * WEIGHT_WORDS;
     if (k.to_e) return h.rows * 2;

@@ -39,8 +39,6 @@ inline bool bad_field(const Header& h, const uint32_t halves[HEADER_HALVES], con
     // a mask has no bit beyond its precision; a precision of zero is reported as such instead
     bad |= k.product && h.a_bits >= 1 && (h.a_planes & ~low_mask(h.a_bits)) != 0;
     bad |= k.product && h.b_bits >= 1 && (h.b_planes & ~low_mask(h.b_bits)) != 0;
-
-    bad |= k.floats && !(is_float_finite(h.zero) && is_float_finite(h.reciprocal));
     return bad;
 }
 
@@ -57,10 +55,9 @@ inline bool bad_shape(const Header& h, const Kind& k) {
     bad |= (k.tensor || k.product) && (!within(h.groups, MAX_GROUPS) || !within(h.images, MAX_IMAGES));
     bad |= k.product && !within(h.out_groups, MAX_OUT_GROUPS);
     bad |= k.load && h.out_groups != 1;
-    bad |= k.floats && h.images != 1;
     bad |= k.entries && (h.groups != 1 || h.images != 1);
     bad |= k.summed && !within(h.pixels, LANES);
-    bad |= (k.floats || k.product) && ((h.segment_start & 1) == 0 || (h.segment_start & ~low_mask(LANES)) != 0);
+    bad |= k.product && ((h.segment_start & 1) == 0 || (h.segment_start & ~low_mask(LANES)) != 0);
     return bad;
 }
 
@@ -70,7 +67,7 @@ inline bool out_of_buffer(const Header& h, const Kind& k) {
     const uint32_t ones = (h.flags & FLAG_ONES) != 0 ? 1 : 0;
     const uint32_t c_size = k.wgrad ? h.out_groups * (h.groups + ones) * taps_of(h) * (CHANNELS + 1) : h.rows;
     bool bad = ranges.a.end > DEPTH_A || ranges.g.end > DEPTH_G || ranges.w.end > DEPTH_W;
-    bad |= (k.to_e || k.codes || k.scaled) && h.base_epilogue + e_size > DEPTH_EPILOGUE;
+    bad |= (k.to_e || k.codes) && h.base_epilogue + e_size > DEPTH_EPILOGUE;
     bad |= (k.wgrad || k.read) && h.base_accumulator + c_size > DEPTH_ACCUMULATOR;
     return bad;
 }

@@ -14,26 +14,21 @@
 #pragma once
 
 #include "channels.h"
-#include "corner_turn.h"
 #include "header_check.h"
-#include "quantizer.h"
 #include "streams.h"
 
 namespace kernel {
 
 constexpr unsigned ROW_BEATS = ROW_WORDS / 2;
 constexpr unsigned WEIGHT_BEATS = WEIGHT_WORDS / 2;
-constexpr unsigned FLOATS_PER_BEAT = 4;
 
 // Counted by the loader.
 struct LoaderStatus {
-    uint32_t saturated;
     uint32_t words_in;
 };
 
 struct LoaderState {
     Input input;
-    uint32_t saturated = 0;
     uint32_t products = 0;  // sent so far
     Ranges last = {};       // what the last of them reads
 };
@@ -50,7 +45,7 @@ inline Write make_write(const LoaderState& state, const Header& h) {
     return write;
 }
 
-inline uint32_t load_packed(const Header& h, Write write, InStream& in0, InStream& in1, Input& input,
+inline uint32_t load_tensor(const Header& h, Write write, InStream& in0, InStream& in1, Input& input,
                             WriteStream& writes) {
     const uint32_t beats = h.payload_words / 2;
     const uint32_t block = h.groups * h.a_bits;  // addresses of eight rows
@@ -86,58 +81,6 @@ inline uint32_t load_packed(const Header& h, Write write, InStream& in0, InStrea
     return input.ended() ? ERR_TRUNCATED : ERR_NONE;
 }
 
-inline uint32_t load_floats(const Header& h, Write write, InStream& in0, InStream& in1, Input& input,
-                            WriteStream& writes, uint32_t& saturated) {
-    const Quantizer quantizer = quantizer_of(h);
-
-    uint32_t pixel_index[LANES];
-#pragma HLS ARRAY_PARTITION variable = pixel_index complete
-    index_pixels(h, pixel_index);
-
-    uint16_t codes[TILE];
-#pragma HLS ARRAY_PARTITION variable = codes complete
-    uint64_t planes[MAX_BITS][ROW_WORDS];
-#pragma HLS ARRAY_PARTITION variable = planes complete dim = 0
-    Beat beat;
-    bool finite = true;
-    for (uint32_t row = 0; row < h.rows && finite && !input.ended(); ++row) {
-        for (uint32_t group = 0; group < h.groups && finite && !input.ended(); ++group) {
-            const uint32_t start = h.index + row * h.row_stride + group * CHANNELS * h.channel_stride;
-            for (uint32_t n = 0; n < TILE / FLOATS_PER_BEAT && finite && read_beat(in0, in1, input, beat); ++n) {
-#pragma HLS PIPELINE II = 1
-                for (unsigned f = 0; f < FLOATS_PER_BEAT; ++f) {
-#pragma HLS UNROLL
-                    const uint32_t value = uint32_t(beat.word[f / 2] >> (32 * (f % 2)));
-                    const uint32_t element = n * FLOATS_PER_BEAT + f;
-                    const uint32_t random_index =
-                        start + pixel_index[element / CHANNELS] + (element % CHANNELS) * h.channel_stride;
-                    finite &= is_float_finite(value);
-                    bool clamped;
-                    codes[element] = uint16_t(quantize(quantizer, value, random_index, clamped));
-                    saturated += clamped ? 1 : 0;
-                }
-            }
-            planes_of_codes(codes, h.a_bits, planes);
-            const uint32_t address = ((row / ROW_BANKS) * h.groups + group) * h.a_bits;
-            write.bank = row % ROW_BANKS;
-            for (uint32_t b = 0; b < h.a_bits; ++b) {
-#pragma HLS PIPELINE II = 1
-                write.address = h.base_a + address + b;
-                write.other = h.base_b + address + b;
-                write.any = false;
-                for (unsigned word = 0; word < ROW_WORDS; ++word) {
-#pragma HLS UNROLL
-                    write.data[word] = planes[b][word];
-                    write.any |= planes[b][word] != 0;
-                }
-                writes.write(write);
-            }
-        }
-    }
-    if (!finite) return ERR_BAD_DATA;
-    return input.ended() ? ERR_TRUNCATED : ERR_NONE;
-}
-
 // Weight words, `slices` beats to an address from `address` on, or entries of E, one beat each.
 inline uint32_t load_beats(uint32_t beats, uint32_t slices, uint32_t address, Write write, InStream& in0, InStream& in1,
                            Input& input, WriteStream& writes) {
@@ -164,8 +107,7 @@ inline uint32_t load(LoaderState& state, const Header& h, const Write& write, In
     const uint32_t beats = h.payload_words / 2;
     if (h.target == TARGET_W) return load_beats(beats, WEIGHT_BEATS, h.base_b, write, in0, in1, input, writes);
     if (h.target == TARGET_E) return load_beats(beats, 1, h.base_epilogue, write, in0, in1, input, writes);
-    if (h.format == LOAD_FLOAT32) return load_floats(h, write, in0, in1, input, writes, state.saturated);
-    return load_packed(h, write, in0, in1, input, writes);
+    return load_tensor(h, write, in0, in1, input, writes);
 }
 
 inline uint32_t read_header(InStream& in0, InStream& in1, Input& input, Header& header) {
@@ -226,7 +168,6 @@ inline bool loader_step(LoaderState& state, InStream& in0, InStream& in1, Packet
 inline LoaderStatus status_of(const LoaderState& state) {
 #pragma HLS INLINE
     LoaderStatus status;
-    status.saturated = state.saturated;
     status.words_in = state.input.words;
     return status;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles of CONV in their output format: INT32, INT64, CODES, FLOAT32, or STATISTICS of each channel.
+// Tiles of CONV in their output format: INT32, INT64, CODES, or STATISTICS of each channel.
 #pragma once
 
 #include "buffers.h"
@@ -111,31 +111,6 @@ KEEP_LOOP
     }
 }
 
-inline void send_floats(const ResultBuffers& buffers, OutputState& state, const Command& command, LineStream& lines,
-                        OutStream& out) {
-    const Header& h = command.header;
-    uint32_t infinite = 0;
-    for (unsigned n = 0; n < TILE_LINES; ++n) {
-#pragma HLS PIPELINE II = PAIRS_INTERVAL
-        const uint32_t entry = h.base_epilogue + command.out_group * CHANNELS + n / HALVES;
-        const uint64_t multiplier = uint64_t(int64_t(buffers.multiplier[entry]));
-        const uint64_t offset = uint64_t(int64_t(buffers.offset[entry]));
-        // the entry is 66 bits, the multiplier above the offset
-        const float scale = parameter(uint32_t(offset));
-        const float shift = parameter((uint32_t(offset >> 32) & 0xFFFFu) | uint32_t(multiplier) << 16);
-        const Line& line = lines.read();
-        Line result;
-        for (unsigned k = 0; k < CHANNELS; ++k) {
-#pragma HLS UNROLL
-            bool overflowed;
-            result.value[k] = scaled(int64_t(line.value[k]), scale, shift, overflowed);
-            infinite += overflowed ? 1 : 0;
-        }
-        send_line<false>(out, state.status.words_out, result);
-    }
-    state.status.saturated += infinite;
-}
-
 inline void add_statistics(ResultBuffers& buffers, const Command& command, LineStream& lines) {
     Statistics channel = {};
     for (unsigned n = 0; n < TILE_LINES; ++n) {
@@ -183,7 +158,6 @@ inline void take_tile(ResultBuffers& buffers, OutputState& state, const Command&
                       OutStream& out) {
     const Header& h = command.header;
     if (h.format == FORMAT_CODES) return send_codes(buffers, state, command, lines, out);
-    if (h.format == FORMAT_FLOAT32) return send_floats(buffers, state, command, lines, out);
     if (h.format == FORMAT_STATISTICS) return add_statistics(buffers, command, lines);
     const unsigned count = lines_of(command);
     if (h.format == FORMAT_INT64) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from host.arrays import F32, I64
@@ -64,8 +66,13 @@ def weight_operand(weight: F32, bits: int, axis: int) -> Operand:
     return Operand(grid, codes=codes)
 
 
+def coded(operand: Operand) -> Operand:
+    """An operand as codes, those of :func:`host_codes`; raises as that does."""
+    return operand if operand.codes is not None else replace(operand, codes=host_codes(operand), values=None)
+
+
 def host_codes(operand: Operand) -> I64:
-    """Codes of an operand, int64: its own, or its values quantized on the host exactly as on the fabric.
+    """Codes of an operand, int64: its own, or its values quantized on their grid.
 
     Raises:
         ValueError: codes outside the grid, values that are not finite.

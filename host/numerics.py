@@ -1,4 +1,4 @@
-"""Arithmetic that every device shares: the hash behind random numbers, ranges of codes, and the fabric's quantizer.
+"""Arithmetic that every device shares: the hash behind random numbers, ranges of codes, and the quantizer.
 
 All of it is NumPy on single precision, one IEEE operation at a time, so that codes agree to the bit everywhere.
 """
@@ -77,7 +77,7 @@ def quantize(
     key: int | None = None,
     indices: U32 | None = None,
 ) -> tuple[I32, int]:
-    """The fabric's quantizer, bit for bit: finite float32 values -> int32 codes of the same shape, and number clamped.
+    """The quantizer, the same bit for bit wherever there is one: finite float32 values -> int32 codes of the same shape, and number clamped.
 
     Args:
         x: finite values.

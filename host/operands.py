@@ -52,13 +52,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Operand:
-    """One operand of a product: codes, or float32 values that the engine quantizes on ``grid`` itself.
+    """One operand of a product: codes, or float32 values that the engine quantizes on ``grid`` itself, on the host.
 
     Attributes:
         grid: the grid of the codes.
         codes: int array (N, C, H, W) or weight (O, I, kh, kw), or None if ``values`` is given.
-        values: float32 array of the same shape, quantized by the engine (on the fabric, where there is one);
-            only grids with one scale per tensor.  Element ``i`` in C order draws random word ``i`` of the key.
+        values: float32 array of the same shape, quantized by the engine; only grids with one scale per tensor.  Element ``i`` in C order draws random word ``i`` of the key.
     """
 
     grid: Grid

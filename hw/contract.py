@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
-VERSION = 3  #: of packets, registers and what the fabric makes of them: devices of one version give the same bits
+VERSION = 4  #: of packets, registers and what the fabric makes of them: devices of one version give the same bits
 MAGIC = 0xF7AC
 TRAILER_MAGIC = 0xF7AC0E0D
 CHECK_SEED = 0x5EEDF7AC
@@ -49,13 +49,6 @@ class Target(IntFlag):
     E = 8  #: epilogue multipliers and offsets, at ``base_epilogue``
 
 
-class LoadFormat(IntEnum):
-    """How a LOAD's payload is coded."""
-
-    PACKED = 0  #: bit planes
-    FLOAT32 = 1  #: IEEE single precision, quantized on the fabric
-
-
 class OutputFormat(IntEnum):
     """How results leave."""
 
@@ -63,7 +56,6 @@ class OutputFormat(IntEnum):
     INT64 = 1
     CODES = 2  #: packed bit planes after the integer epilogue, in the layout that LOAD takes
     STATISTICS = 3  #: sum, sum of squares, minimum and maximum of every output channel instead of the output
-    FLOAT32 = 4  #: IEEE single precision, scaled and shifted per output channel
 
 
 class Flag(IntFlag):
@@ -71,7 +63,7 @@ class Flag(IntFlag):
 
     A_SIGNED = 1
     B_SIGNED = 2
-    STOCHASTIC = 4  #: LOAD FLOAT32, CONV CODES: stochastic rounding
+    STOCHASTIC = 4  #: CONV CODES: stochastic rounding
     ONES = 8  #: WGRAD: one extra channel group of ones, whose products are the sums of the output gradient
     RELU = 16  #: CONV CODES: negative values become zero before rounding
     A_SUM = 32  #: CONV INT32/INT64: send the sums of the first operand too
@@ -94,7 +86,7 @@ class Error(IntEnum):
     BAD_LENGTH = 7  #: payload length differs from what the shape needs
     OUT_OF_BUFFER = 8  #: address range beyond the end of a buffer
     OVERFLOW = 9  #: bit widths and contraction length could overflow the accumulator or the output format
-    BAD_DATA = 10  #: NaN or infinity in a FLOAT32 payload
+    # 10 is not used
     TRUNCATED = 11  #: a stream ended before the END packet
     TRAILING = 12  #: a stream goes on after the END packet
     ACCUMULATOR_RANGE = 13  #: a weight gradient left the accumulator's or the output format's range
@@ -126,14 +118,12 @@ FIELDS: tuple[Field, ...] = (
     Field("base_a", 5, 0, 16, "first address in buffer A"),
     Field("base_b", 5, 16, 16, "first address in buffer W (CONV, LOAD W) or G (WGRAD, LOAD G)"),
     Field("target", 6, 0, 8, "buffers that a LOAD writes"),
-    Field("format", 6, 8, 8, "load or output format"),
+    Field("format", 6, 8, 8, "output format"),
     Field("out_bits", 6, 16, 8, "bits of an output code"),
     Field("shift", 6, 24, 8, "right shift of the epilogue"),
     Field("segment_start", 7, 0, 32, "bit p set: an image's row starts at pixel p of the virtual row"),
     Field("a_planes", 8, 0, 16, "bit i set: plane i of the first operand is computed, else skipped as zero"),
     Field("b_planes", 8, 16, 16, "bit j set: plane j of the second operand is computed, else skipped as zero"),
-    Field("zero", 9, 0, 32, "zero point z of the quantizer, IEEE single precision"),
-    Field("reciprocal", 10, 0, 32, "reciprocal scale r of the quantizer, IEEE single precision"),
     Field("key", 11, 0, 32, "key of the stochastic rounding"),
     Field("index", 12, 0, 32, "random index of the element at row 0, pixel 0, channel 0"),
     Field("base_accumulator", 13, 0, 16, "first entry in the accumulator memory"),
@@ -147,6 +137,9 @@ FIELDS: tuple[Field, ...] = (
     Field("check", 19, 0, 32, "exclusive or of 0x5EEDF7AC and all other half-words"),
 )
 FIELD = {f.name: f for f in FIELDS}
+
+#: of each half-word, the bits that belong to a field; all others must be zero
+FIELD_BITS = tuple(sum((1 << f.width) - 1 << f.lsb for f in FIELDS if f.half == half) for half in range(HEADER_HALVES))
 
 #: greatest value of each dimension; the least is 1
 LIMITS = {"rows": 1024, "groups": 64, "out_groups": 64, "images": 64}
@@ -185,11 +178,9 @@ class PacketKind:
 
     @property
     def name(self) -> str:
-        """Such as LOAD_AG_FLOAT32, LOAD_W, CONV_CODES, WGRAD, READ_INT64, END."""
+        """Such as LOAD_AG, LOAD_W, CONV_CODES, WGRAD, READ_INT64, END."""
         parts = [self.opcode.name, "".join(t.name or "" for t in Target if t & self.target)]
-        if self.target & (Target.A | Target.G):
-            parts.append(LoadFormat(self.format).name)
-        elif self.opcode in (Opcode.CONV, Opcode.READ):
+        if self.opcode in (Opcode.CONV, Opcode.READ):
             parts.append(OutputFormat(self.format).name)
         return "_".join(part for part in parts if part)
 
@@ -208,24 +199,11 @@ def _conv(form: OutputFormat, fields: tuple[str, ...] = (), flags: Flag = _NO_FL
 
 _KINDS = (
     *(
-        PacketKind(
-            Opcode.LOAD, target, LoadFormat.PACKED, (*_DIMENSIONS, "a_bits", *bases), most={**LIMITS, "out_groups": 1}
-        )
+        PacketKind(Opcode.LOAD, target, fields=(*_DIMENSIONS, "a_bits", *bases), most={**LIMITS, "out_groups": 1})
         for target, bases in _TENSOR_BASES.items()
     ),
-    *(
-        PacketKind(
-            Opcode.LOAD,
-            target,
-            LoadFormat.FLOAT32,
-            (*_DIMENSIONS, "a_bits", *bases, "segment_start", "zero", "reciprocal"),
-            Flag.A_SIGNED | Flag.STOCHASTIC,
-            {**LIMITS, "out_groups": 1, "images": 1},
-        )
-        for target, bases in _TENSOR_BASES.items()
-    ),
-    PacketKind(Opcode.LOAD, Target.W, LoadFormat.PACKED, (*_DIMENSIONS, "base_b"), most=_ENTRIES),
-    PacketKind(Opcode.LOAD, Target.E, LoadFormat.PACKED, (*_DIMENSIONS, "base_epilogue"), most=_ENTRIES),
+    PacketKind(Opcode.LOAD, Target.W, fields=(*_DIMENSIONS, "base_b"), most=_ENTRIES),
+    PacketKind(Opcode.LOAD, Target.E, fields=(*_DIMENSIONS, "base_epilogue"), most=_ENTRIES),
     _conv(OutputFormat.INT32, flags=Flag.A_SUM),
     _conv(OutputFormat.INT64, flags=Flag.A_SUM),
     _conv(
@@ -234,7 +212,6 @@ _KINDS = (
         Flag.RELU | Flag.OUT_SIGNED | Flag.STOCHASTIC,
     ),
     _conv(OutputFormat.STATISTICS, ("pixels",)),
-    _conv(OutputFormat.FLOAT32, ("base_epilogue",)),
     PacketKind(
         Opcode.WGRAD,
         fields=(*_PRODUCT, "base_accumulator", "taps"),
@@ -328,7 +305,7 @@ REGISTERS: tuple[Register, ...] = (
     Register("STALL_OUT", 0x68, "r", "counter: cycles in which a result waited for the output stream"),
     Register("STALL_DRAIN", 0x70, "r", "counter: cycles in which the array waited for results to drain"),
     Register("SKIPPED", 0x78, "r", "counter: array cycles saved by skipped planes"),
-    Register("SATURATED", 0x80, "r", "counter: output codes that the epilogue clamped (or quantizer clamped)"),
+    Register("SATURATED", 0x80, "r", "counter: output codes that the epilogue clamped"),
     Register("WORDS_IN", 0x88, "r", "counter: 64-bit words taken from the input streams"),
     Register("WORDS_OUT", 0x90, "r", "counter: 64-bit words sent, trailer included"),
 )

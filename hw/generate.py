@@ -147,7 +147,6 @@ def context(design: Design) -> dict[str, Any]:
         "random_halves": _halves({name: (1 << contract.FIELD[name].width) - 1 for name in contract.RANDOM_FIELDS}),
         "code_ranges": contract.CODE_RANGES,
         "targets": _enum(contract.Target),
-        "load_formats": _enum(contract.LoadFormat),
         "output_formats": _enum(contract.OutputFormat),
         "registers": registers,
         # registers that a kernel writes when it returns; 0x00 to 0x10 belong to the control interface

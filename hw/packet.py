@@ -21,7 +21,6 @@ from hw.contract import (
     TAPS,
     Error,
     Flag,
-    LoadFormat,
     Opcode,
     OutputFormat,
     PacketKind,
@@ -139,8 +138,6 @@ class Packet:
     segment_start: int = 0
     a_planes: int = 0
     b_planes: int = 0
-    zero: int = 0
-    reciprocal: int = 0
     key: int = 0
     index: int = 0
     base_accumulator: int = 0
@@ -184,11 +181,6 @@ class Packet:
         """CONV or WGRAD."""
         return self.opcode in (Opcode.CONV, Opcode.WGRAD)
 
-    @property
-    def is_float_load(self) -> bool:
-        """A LOAD of numbers that the fabric quantizes."""
-        return self.opcode == Opcode.LOAD and self.format == LoadFormat.FLOAT32
-
     def loads(self, target: Target) -> bool:
         """Whether it is a LOAD that writes one of these buffers."""
         return self.opcode == Opcode.LOAD and bool(self.target & target)
@@ -217,8 +209,6 @@ class Packet:
             return self.rows * design.weight_words
         if self.target == Target.E:
             return self.rows * 2
-        if self.format == LoadFormat.FLOAT32:
-            return self.rows * self.groups * design.lanes * design.channels // 2
         return self.images * self.rows * self.groups * self.a_bits * design.row_words
 
     def sized(self, design: Design) -> Packet:
@@ -259,7 +249,7 @@ class Packet:
             sizes["accumulator"] = self.base_accumulator, self.entries(design)
         if conv:
             sizes["W"] = self.base_b, self.out_groups * self.groups * self.b_bits
-            if self.format in (OutputFormat.CODES, OutputFormat.FLOAT32):
+            if self.format == OutputFormat.CODES:
                 sizes["E"] = self.base_epilogue, self.out_groups * design.channels
         if self.loads(Target.W):
             sizes["W"] = self.base_b, self.rows
@@ -361,9 +351,6 @@ class Packet:
                 return f"{field} = {value:#x} must name some of the {TAPS} kernel positions and nothing else"
         if "taps" in used and not self.taps:
             return f"taps = 0x0 must name some of the {TAPS} kernel positions and nothing else"
-        for field in ("zero", "reciprocal"):
-            if getattr(self, field) >> 23 & 0xFF == 0xFF:
-                return f"{field} is NaN or infinite"
         for field, bits in (("a_planes", self.a_bits), ("b_planes", self.b_bits)):
             if 1 <= bits <= contract.MAX_BITS and getattr(self, field) >> bits:
                 return f"{field} = {getattr(self, field):#x} names planes beyond the {bits} bits"
@@ -407,7 +394,11 @@ def check_header(design: Design, words: Sequence[int]) -> tuple[Error, str]:
     halves = [(int(w) >> s) & 0xFFFFFFFF for w in words for s in (0, 32)]
     if values["check"] != (check := contract.header_check(halves)):
         return Error.BAD_CHECK, f"checksum is {values['check']:#010x}, should be {check:#010x}"
-    return Packet.of(values).check(design)
+    error, reason = Packet.of(values).check(design)
+    spare = [i for i, half in enumerate(halves) if half & ~contract.FIELD_BITS[i]]
+    if spare and (error is Error.NONE or error >= Error.BAD_FIELD):  # what is checked before BAD_FIELD comes first
+        return Error.BAD_FIELD, f"half-word {spare[0]} has bits that belong to no field"
+    return error, reason
 
 
 # -- packets by shape -----------------------------------------------------------------------------------------------
@@ -416,11 +407,10 @@ def check_header(design: Design, words: Sequence[int]) -> tuple[Error, str]:
 def load_tensor(
     design: Design, target: Target, images: int, rows: int, groups: int, bits: int, base_a: int = 0, base_g: int = 0
 ) -> Packet:
-    """A PACKED LOAD of a stack of virtual images into A, G or both; a base counts only for a buffer that is written."""
+    """A LOAD of a stack of virtual images into A, G or both; a base counts only for a buffer that is written."""
     return Packet(
         Opcode.LOAD,
         target=target,
-        format=LoadFormat.PACKED,
         rows=rows,
         groups=groups,
         out_groups=1,

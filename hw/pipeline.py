@@ -6,7 +6,6 @@ Standard library only, so that it runs on the board.
 QUEUE_SLOTS = 4
 STEP_CYCLES = 2
 ARRAY_CYCLES = 4
-QUANTIZER_CYCLES = 10
 MIX_CYCLES = 4
 
 #: what each is, for the rendered package
@@ -14,6 +13,5 @@ LENGTHS = {
     "QUEUE_SLOTS": "commands between loader and sequencer, a power of two",
     "STEP_CYCLES": "from the sequencer's decision on a step to the step's operands",
     "ARRAY_CYCLES": "from a tile's last operands to its sums",
-    "QUANTIZER_CYCLES": "from a float to its code",
     "MIX_CYCLES": "from a random index to its random word",
 }

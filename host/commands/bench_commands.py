@@ -37,7 +37,7 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     programs.add_argument(
         "--driver",
         action="store_true",
-        help="as PyTorch's layers use the driver: float32 values in, 32-bit sums and sums of the operands out",
+        help="as PyTorch's layers use the driver: codes in, 32-bit sums and sums of the operands out",
     )
     engine.add_argument("--split", action="store_true", help="the two gradients as programs of their own")
     engine.add_argument(

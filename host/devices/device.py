@@ -27,8 +27,7 @@ ERROR_MEANING: dict[Error, tuple[str, str]] = {
     Error.BAD_CHECK: ("a header's checksum is wrong", "build headers with hw.contract.pack_header; check the transfer"),
     Error.BAD_OPCODE: ("the operation does not exist", "use one of hw.contract.Opcode"),
     Error.BAD_FIELD: (
-        "a field that the operation does not use is set, or a flag, format, target, mask or quantizer "
-        "constant is not allowed",
+        "a field that the operation does not use is set, or a flag, format, target or mask is not allowed",
         "compare the header with the field table in docs/programs.md",
     ),
     Error.BAD_BITS: ("a precision is outside 1..16, or a shift outside 0..47", "split the operand or change the bits"),
@@ -42,7 +41,6 @@ ERROR_MEANING: dict[Error, tuple[str, str]] = {
         "tile the product or choose a design with more depth",
     ),
     Error.OVERFLOW: ("the result could overflow", "use INT64, fewer bits, or split the contraction"),
-    Error.BAD_DATA: ("a FLOAT32 payload holds NaN or infinity", "training has diverged: lower the learning rate"),
     Error.TRUNCATED: ("a stream ended before the END packet", "send END, and TLAST on the last word only"),
     Error.TRAILING: ("a stream goes on after the END packet", "set TLAST on the last word of both streams"),
     Error.ACCUMULATOR_RANGE: (

@@ -47,11 +47,11 @@ from host.devices.dma import (
 )
 from host.devices.library import COUNTERS, result_bound
 from host.devices.power import PowerMeter, PowerSensor
-from host.program.builder import ProgramBuilder, float_bits
+from host.program.builder import ProgramBuilder
 from hw import contract
 from hw.contract import HEADER_WORDS, REGISTER, REGISTERS, Error, Flag, Opcode, OutputFormat, Target
 from hw.design import STREAM_BITS, Design
-from hw.packet import Packet, product, read_entries
+from hw.packet import product, read_entries
 
 DMA_NAMES = ("dma_in0", "dma_in1", "dma_result")
 LENGTH_BITS = 26  #: of the DMAs' length registers, as the block design sets them
@@ -85,10 +85,7 @@ def self_test_program(design: Design) -> U64:
     rows, bits = 3, 3
     codes = rng.integers(0, 1 << bits, size=(1, rows, 1, lanes, c))
     builder.load_packed(Target.A | Target.G, codes, bits)
-    values = rng.standard_normal((rows, 1, lanes, c)).astype(np.float32)
-    random = {"key": 0x1234567, "channel_stride": 1, "row_stride": 977, "pixel_stride": 31}
-    quantizer = {"reciprocal": float_bits(3), "segment_start": 1, "flags": Flag.A_SIGNED | Flag.STOCHASTIC}
-    builder.load_float(Packet(Opcode.LOAD, target=Target.A, a_bits=4, base_a=bits, **quantizer, **random), values)
+    builder.load_packed(Target.A, rng.integers(-8, 8, size=(1, rows, 1, lanes, c)), 4, bits)
     builder.load_weights(rng.integers(-4, 4, size=(1, 1, c, contract.TAPS, c)), bits)
     shape = {"images": 1, "rows": rows, "groups": 1, "out_groups": 1, "b_bits": bits}
     signs = Flag.A_SIGNED | Flag.B_SIGNED

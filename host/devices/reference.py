@@ -153,7 +153,6 @@ class ReferenceDevice:
             try:
                 if cut:
                     used = words.size
-                    self._judge_cut(f, payload)
                     raise _StopError(Error.TRUNCATED)
                 used = end
                 self._execute(f, payload, out, counts)
@@ -173,12 +172,6 @@ class ReferenceDevice:
         }
         return Result(results, counters, error, position if error is not Error.NONE else 0)
 
-    @staticmethod
-    def _judge_cut(f: Packet, payload: U64) -> None:
-        """Look at what has come of a payload that is cut."""
-        if f.is_float_load and not np.isfinite(packing.unpack_floats(payload)).all():
-            raise _StopError(Error.BAD_DATA)
-
     def _span(self, f: Packet, buffer: str) -> slice:
         """Addresses of a buffer that a packet is about."""
         return slice(*f.ranges(self._design)[buffer])
@@ -193,7 +186,7 @@ class ReferenceDevice:
                 self._multiplier[entries] = packing.sign_extend(payload[0::2], contract.MULTIPLIER_BITS)
                 self._offset[entries] = packing.sign_extend(payload[1::2], ACCUMULATOR_BITS)
             else:
-                self._load_tensor(f, payload, counts)
+                self._load_tensor(f, payload)
         elif op == Opcode.CONV:
             self._conv(f, out, counts)
         elif op == Opcode.WGRAD:
@@ -203,31 +196,14 @@ class ReferenceDevice:
 
     # -- LOAD -------------------------------------------------------------------------------------------------------
 
-    def _load_tensor(self, f: Packet, payload: U64, counts: _Counts) -> None:
+    def _load_tensor(self, f: Packet, payload: U64) -> None:
         images, rows, planes = f.images, f.rows, f.groups * f.a_bits
-        if f.is_float_load:
-            payload = self._quantize(f, payload, counts)
         words = payload.reshape(images, rows, planes, self._design.row_words)
         for buffer, (start, end) in f.ranges(self._design).items():
             view = self._tensors[buffer][:, start:end].reshape(ROW_BANKS, images, blocks(rows), planes, -1)
             for bank in range(min(ROW_BANKS, rows)):
                 mine = words[:, bank::ROW_BANKS]
                 view[bank, :, : mine.shape[1]] = mine
-
-    def _quantize(self, f: Packet, payload: U64, counts: _Counts) -> U64:
-        d = self._design
-        rows, groups, bits = f.rows, f.groups, f.a_bits
-        values = packing.unpack_floats(payload).reshape(rows, groups, d.lanes, d.channels)
-        if not np.isfinite(values).all():
-            raise _StopError(Error.BAD_DATA)
-        constants = np.array([f.zero, f.reciprocal], dtype=np.uint32).view(np.float32)
-        key = indices = None
-        if f.has(Flag.STOCHASTIC):
-            key = f.key
-            indices = self._indices(f, f.rows, f.groups)
-        codes, clamped = numerics.quantize(values, constants[0], constants[1], bits, f.has(Flag.A_SIGNED), key, indices)
-        counts.saturated += clamped
-        return packing.pack_rows(codes[None], bits)
 
     def _indices(self, f: Packet, rows: int, groups: int, first_row: int = 0) -> npt.NDArray[np.uint32]:
         """Random index of each element of virtual rows, uint32 (rows, groups, L, C), modulo 2**32."""
@@ -298,9 +274,6 @@ class ReferenceDevice:
                 continue
             values = np.empty((i1 - i0, y1 - y0, out_groups * c + a_sum, lanes), dtype=np.int64)
             tiles = acc.transpose(0, 1, 3, 4, 2).reshape(i1 - i0, y1 - y0, out_groups * c, lanes)
-            if form == OutputFormat.FLOAT32:
-                out.append(self._floats(f, tiles, counts))
-                continue
             values[:, :, :c] = tiles[:, :, :c]
             values[:, :, c + a_sum :] = tiles[:, :, c:]
             if a_sum:
@@ -309,18 +282,8 @@ class ReferenceDevice:
         if form == OutputFormat.STATISTICS:
             out.append(statistics.words())
 
-    def _floats(self, f: Packet, acc: I64, counts: _Counts) -> U64:
-        """Affine epilogue in single precision: int64 (images, rows, out_groups*C, L) -> words in the same order."""
-        entries = self._span(f, "E")
-        scale, offset = packing.unpack_affine(self._multiplier[entries], self._offset[entries])
-        with np.errstate(over="ignore", under="ignore"):
-            product = numerics.flush(acc.astype(np.float32) * scale[:, None])
-            values = numerics.flush(product + offset[:, None]) + np.float32(0)  # makes -0 +0
-        counts.saturated += int(np.isinf(values).sum())
-        return packing.pack_floats(values)
-
     def _codes(self, f: Packet, acc: I64, counts: _Counts, first_row: int) -> U64:
-        """Integer epilogue: int64 (images, rows, L, out_groups, C) -> row words in the order of a PACKED payload.
+        """Integer epilogue: int64 (images, rows, L, out_groups, C) -> row words in the order of a LOAD's payload.
 
         Args:
             first_row: number of rows that came before, over all images; only stochastic rounding asks.

@@ -33,7 +33,7 @@ def forward_sums(lowered: Lowered, found: Results, x: Operand, weight: I64) -> S
     assert dot is not None and a_sum is not None
     if m.is_linear:
         dot, a_sum = _from_row(dot, m.batch), _from_row(a_sum, m.batch)
-    if x.codes is not None and not lowered.correlations[0].kernel.full:
+    if not lowered.correlations[0].kernel.full:
         a_sum = _window_sums(host_codes(x).sum(axis=1), m)
     return Sums(dot, a_sum, b_sum, count)
 
@@ -53,15 +53,13 @@ def input_gradient_sums(lowered: Lowered, found: Results, g: Operand, weight: I6
         dot, a_sum = _from_row(dot, m.batch), _from_row(a_sum, m.batch)
     elif s > 1:  # phases are channels
         dot = np.zeros((m.batch, m.in_channels, *m.in_hw), dtype=np.int64)
-        a_sum = np.zeros((m.batch, 1, *m.in_hw), dtype=np.int64)
-        whole = [np.flip(each, (2, 3)) if task.kernel.paired else each for each in (dot, a_sum)]
+        whole = np.flip(dot, (2, 3)) if task.kernel.paired else dot
         ys, xs = (axis_phases_back(k, s, 0 if task.kernel.paired else m.padding) for k in m.kernel)
         for p, ((py, _, _), (px, _, _)) in enumerate(itertools.product(ys, xs)):
-            view, one = (each[:, :, py::s, px::s] for each in whole)
+            view = whole[:, :, py::s, px::s]
             h, v = view.shape[2:]
             view[...] = found.dot[:, p * m.in_channels : (p + 1) * m.in_channels, :h, :v]
-            one[...] = found.a_sum[:, p : p + 1, :h, :v]
-    if g.codes is not None and not task.kernel.full:
+    if not task.kernel.full:
         a_sum = _scatter_sums(host_codes(g).sum(axis=1), m)
     return Sums(dot, a_sum, b_sum, count)
 

@@ -15,7 +15,7 @@ from host.devices.device import DEFAULT_TIMEOUT, Device
 from host.driver.assembly import forward_sums, input_gradient_sums, weight_gradient_sums
 from host.driver.layout import tensor_of
 from host.driver.session import Member, Recorder, Results, Session
-from host.grids import host_codes
+from host.grids import coded, host_codes
 from host.operands import ConvGeometry, Grid, Meter, Operand, Sums
 from hw.design import Design
 from hw.model.lowering import lower
@@ -34,8 +34,12 @@ def _one_or_all(bits: Iterable[int]) -> int | str:
 def _source(operand: Operand | None) -> Source | None:
     if operand is None:
         return None
-    grid, values = operand.grid, operand.values is not None
-    return Source(grid.bits, grid.signed, values, values and grid.key is not None)
+    return Source(operand.grid.bits, operand.grid.signed)
+
+
+def _coded(operands: dict[str, Operand]) -> dict[str, Operand]:
+    """Operands as codes but for weights, which several members may share: :class:`_Weights` has theirs."""
+    return {name: operand if name == "w" else coded(operand) for name, operand in operands.items()}
 
 
 class _Weights:
@@ -58,8 +62,7 @@ class _Weights:
 class FabricEngine:
     """Implements :class:`host.operands.Engine` on a device.
 
-    Operands given as codes travel packed; operands given as values travel as float32 and are quantized on the fabric,
-    except weights, which are quantized on the host.  ``meter.totals`` adds up the device's counters, ``PROGRAMS`` and
+    Operands travel as bit planes of codes; those given as values are quantized first, on the host.  ``meter.totals`` adds up the device's counters, ``PROGRAMS`` and
     ``PRODUCTS``; ``meter.rows`` has one row per product call.
 
     Args:
@@ -68,8 +71,8 @@ class FabricEngine:
         recorder: called with the words and the result of every program, for replay on another device.
         keep_rows: whether ``meter.rows`` is filled.
         program_words: a program is closed when its words and results pass this number.
-        skip_zero: let the fabric look for zero planes itself.  Planes of codes that the host sees to be zero are
-            skipped in any case; this adds those of values, at one cycle per address and packet.
+        skip_zero: let the fabric look for zero planes itself, at one cycle per address and packet.  Planes that the host
+            sees to be zero in a whole operand are skipped in any case; this adds those that are zero in a packet's part.
     """
 
     def __init__(
@@ -97,8 +100,8 @@ class FabricEngine:
         """Output of a convolution.  See :class:`host.operands.Sums` for shapes.
 
         Raises:
-            ValueError: shapes that do not fit the geometry, codes outside their grid.
-            ProgramError: the device refused a program, for example because values are not finite.
+            ValueError: shapes that do not fit the geometry, codes outside their grid, values that are not finite.
+            ProgramError: the device refused a program.
         """
         return self.several("forward", [(x, w, geometry)])[0]
 
@@ -136,7 +139,7 @@ class FabricEngine:
         if product not in names:
             raise ValueError(f"no product {product!r}; use one of {', '.join(names)}")
         first, second = names[product]
-        operands = [{first: a, second: b} for a, b, _ in members]
+        operands = [_coded({first: a, second: b}) for a, b, _ in members]
         geometries = [m for _, _, m in members]
         made, found = self._run(product, operands, geometries, [(a.grid, b.grid) for a, b, _ in members])
         out = []
@@ -181,7 +184,7 @@ class FabricEngine:
         Raises:
             ValueError, ProgramError: as in :meth:`forward`.
         """
-        operands = [{"x": x, "g": g, "w": w} for x, g, _ in members]
+        operands = [_coded({"x": x, "g": g, "w": w}) for x, g, _ in members]
         geometries = [m for _, _, m in members]
         made, found = self._run("backward", operands, geometries, [(g.grid, w.grid) for _, g, _ in members])
         out = []

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from host.grids import host_codes
+from host.grids import coded
 from host.operands import ConvGeometry, Engine, Grid, Operand, Sums, several
 from hw.networks import PRODUCTS
 
@@ -21,11 +21,6 @@ def _part(operand: Operand, axis: int, start: int, stop: int) -> Operand:
     assert operand.codes is not None
     one = Grid(operand.grid.bits, operand.grid.signed, np.ones((), np.float32), np.zeros((), np.float32))
     return Operand(one, codes=operand.codes[(slice(None),) * axis + (slice(start, stop),)])
-
-
-def coded(operand: Operand) -> Operand:
-    """An operand whose values, if it has them, are quantized here."""
-    return operand if operand.codes is not None else replace(operand, codes=host_codes(operand), values=None)
 
 
 def grouped(

@@ -22,7 +22,7 @@ class Tensor:
     """Images on their way into a tensor buffer.
 
     Attributes:
-        array: (N, C, H, W): codes as uint16 two's complement of ``bits`` bits, or float32 values.
+        array: (N, C, H, W): codes as uint16 two's complement of ``bits`` bits.
         grid: grid of the codes.
         planes: mask of the planes that may hold ones.
     """
@@ -30,15 +30,6 @@ class Tensor:
     array: Array
     grid: Grid
     planes: int
-
-    @property
-    def is_values(self) -> bool:
-        return self.array.dtype == np.float32
-
-    @property
-    def fill(self) -> np.float32 | np.uint16:
-        """What becomes code 0."""
-        return np.float32(self.grid.zero) if self.is_values else np.uint16(0)
 
     def arranged(self, arrangement: Arrangement) -> Tensor:
         """The tensor after all moves of an arrangement."""
@@ -58,7 +49,7 @@ class Tensor:
             # in the virtual image, and in the tensor
             spans.append((cut.start * times, cut.stop * times, kept[0] * times, kept[1] * times, shift))
         part = self.array[stack.first : stack.first + stack.count, first : first + groups * design.channels]
-        out = np.full((*part.shape[:2], window.rows, columns.size), self.fill, dtype=part.dtype)
+        out = np.zeros((*part.shape[:2], window.rows, columns.size), dtype=part.dtype)
         at: list[slice] = []
         of: list[slice] = []
         for (start, _, kept_start, kept_stop, shift), size in zip(spans, part.shape[2:], strict=True):
@@ -68,32 +59,20 @@ class Tensor:
             at.append(slice(low + shift - start, high + shift - start))
         if all(each.start < each.stop for each in of):
             out[:, :, at[0], at[1]] = part[:, :, of[0], of[1]]
-        return _side_by_side(out, self.fill, stack.region.side, groups, design)
+        return _side_by_side(out, stack.region.side, groups, design)
 
 
 def tensor_of(operand: Operand, what: str) -> Tensor:
     """An operand's tensor as LOAD packets carry it.
 
     Raises:
-        ValueError: codes outside the grid, or values on a signed grid with a zero point.
+        ValueError: codes outside the grid.
     """
     grid = operand.grid
-    if operand.values is not None:
-        values = np.ascontiguousarray(operand.values, dtype=np.float32)
-        if grid.signed and float(grid.zero):
-            raise ValueError(
-                f"the signed grid of the {what} has zero point {float(grid.zero)}; signed grids are symmetric"
-            )
-        return Tensor(values, grid, all_planes(grid.bits))
     codes = np.asarray(operand.codes)
     check_codes(codes, grid.bits, grid.signed, f"codes of the {what}")
     masked = (codes.astype(np.int64) & all_planes(grid.bits)).astype(np.uint16)
     return Tensor(masked, grid, int(np.bitwise_or.reduce(masked, axis=None)))
-
-
-def ones(shape: tuple[int, int, int, int]) -> Tensor:
-    """1-bit ones: marks real positions."""
-    return Tensor(np.ones(shape, dtype=np.uint16), Grid(1, False, np.ones((), np.float32), np.zeros((), np.float32)), 1)
 
 
 # -- arrangements: what hw.model.arrangement describes, done to arrays -----------------------------------------------
@@ -111,7 +90,7 @@ def _merged(tensor: Tensor, phases: tuple[tuple[int, int], ...], stride: int) ->
     """Phases as extra channels, phase by phase: (N, phases*C, ceil(H/stride), ceil(W/stride))."""
     n, c, h, w = tensor.array.shape
     shape = (n, len(phases), c, -(-h // stride), -(-w // stride))
-    merged = np.full(shape, tensor.fill, dtype=tensor.array.dtype)
+    merged = np.zeros(shape, dtype=tensor.array.dtype)
     for i, (y, x) in enumerate(phases):
         part = tensor.array[:, :, y::stride, x::stride]
         merged[:, i, :, : part.shape[2], : part.shape[3]] = part
@@ -150,7 +129,7 @@ def _paired(tensor: Tensor) -> Array:
     """
     n, c, h, w = tensor.array.shape
     half = -(-c // 2)
-    rows = np.full((n, half, h, 4, w), tensor.fill, dtype=tensor.array.dtype)
+    rows = np.zeros((n, half, h, 4, w), dtype=tensor.array.dtype)
     first, second = tensor.array[:, :half], tensor.array[:, half:]
     rows[:, : c - half, 1:, 0, 1:] = second[:, :, :-1, :-1]
     rows[:, : c - half, :, 1] = rows[:, : c - half, :, 2] = second
@@ -163,7 +142,7 @@ def _row_of_pixels(tensor: Tensor, lanes: int) -> Array:
     count, channels = tensor.array.shape[:2]
     width = min(lanes, count)
     rows = -(-count // width)
-    padded = np.full((rows * width, channels), tensor.fill, dtype=tensor.array.dtype)
+    padded = np.zeros((rows * width, channels), dtype=tensor.array.dtype)
     padded[:count] = tensor.array[:, :, 0, 0]
     return padded.reshape(rows, width, channels).transpose(2, 0, 1)[None]
 
@@ -174,7 +153,7 @@ def _contracted(tensor: Tensor, lanes: int) -> Array:
     width = min(lanes, inner)
     rows = min(ROW_BANKS, -(-inner // width))
     images = -(-inner // (rows * width))
-    padded = np.full((count, images * rows * width), tensor.fill, dtype=tensor.array.dtype)
+    padded = np.zeros((count, images * rows * width), dtype=tensor.array.dtype)
     padded[:, :inner] = tensor.array[:, :, 0, 0]
     return padded.reshape(count, images, rows, width).transpose(1, 0, 2, 3)
 
@@ -191,20 +170,20 @@ _MOVES: dict[str, Callable[..., Array]] = {
 }
 
 
-def _side_by_side(window: Array, fill: np.generic, side: int, groups: int, design: Design) -> Array:
+def _side_by_side(window: Array, side: int, groups: int, design: Design) -> Array:
     """Images side by side: (n, c, rows, width) -> (ceil(n/side), rows, groups, L, C)."""
     n, c, rows, width = window.shape
     count = -(-n // side)
     shape = (count * side, groups * design.channels, rows, width)
     if shape != window.shape:
-        padded = np.full(shape, fill, dtype=window.dtype)
+        padded = np.zeros(shape, dtype=window.dtype)
         padded[:n, :c] = window
         window = padded
     split = window.reshape(count, side, groups, design.channels, rows, width).transpose(0, 4, 2, 1, 5, 3)
     used = side * width
     if used == design.lanes:
         return split.reshape(count, rows, groups, used, design.channels)
-    out = np.full((count, rows, groups, design.lanes, design.channels), fill, dtype=window.dtype)
+    out = np.zeros((count, rows, groups, design.lanes, design.channels), dtype=window.dtype)
     out[:, :, :, :used] = split.reshape(count, rows, groups, used, design.channels)
     return out
 
@@ -231,14 +210,6 @@ def correlation_kernel(kernel: Kernel, weight: I64, channels: int) -> I64:
     padded = np.zeros((*(-(-n // channels) * channels for n in made.shape[:2]), *made.shape[2:]), dtype=np.int64)
     padded[: made.shape[0], : made.shape[1]] = made
     return padded
-
-
-def ones_kernel(kernel: Kernel, channels: int) -> I64:
-    """Ones that add up a tensor as :func:`correlation_kernel` would, an output channel for each of the kernel's sums."""
-    out_channels = 2 * kernel.inputs if kernel.paired else kernel.channels[0]
-    height, width = (1 + max(max(along[i][1]) for along in kernel.phases) for i in (0, 1))
-    shape = (out_channels, 1) if kernel.back else (1, kernel.channels[1])
-    return correlation_kernel(kernel, np.ones((*shape, height, width), dtype=np.int64), channels)
 
 
 def _paired_kernel(kernel: I64) -> I64:

@@ -10,12 +10,12 @@ import numpy as np
 
 from host.arrays import I64, U64, Codes
 from host.devices.device import Device, Result, check
-from host.driver.layout import Tensor, block_codes, correlation_kernel, ones, ones_kernel
+from host.driver.layout import Tensor, block_codes, correlation_kernel
 from host.program import packing
-from host.program.builder import ProgramBuilder, float_bits
+from host.program.builder import ProgramBuilder
 from hw.contract import OutputFormat
 from hw.design import Design
-from hw.model.arrangement import ONES, Arrangement, Kernel
+from hw.model.arrangement import Arrangement, Kernel
 from hw.model.lowering import lower
 from hw.model.plan import programs, steps
 from hw.model.product import Lowered, Product
@@ -43,8 +43,7 @@ class Member:
         """An operand as it is cut."""
         found = self._arranged.get(arrangement)
         if found is None:
-            marks = arrangement.operand == ONES
-            found = ones(arrangement.shape) if marks else self.tensors[arrangement.operand].arranged(arrangement)
+            found = self.tensors[arrangement.operand].arranged(arrangement)
             self._arranged[arrangement] = found
         return found
 
@@ -54,7 +53,7 @@ class Results:
 
     Attributes:
         dot: of the correlations, int64 (N, outputs, OH, OW), None if there are none.
-        a_sum: their operand sums, int64 (N, sums, OH, OW).
+        a_sum: their operand sums, int64 (N, 1, OH, OW); zero where the host adds them up.
         gradients: for each weight gradient "dot" (O, Ca, ny, nx), "a_sum" (Ca, ny, nx) and "b_sum" (O, ny, nx).
     """
 
@@ -63,7 +62,7 @@ class Results:
         self.a_sum: I64 | None = None
         for task in lowered.correlations[:1]:  # all add to the same result
             self.dot = np.zeros((task.tensor.images, task.kernel.outputs, *task.out_hw), dtype=np.int64)
-            self.a_sum = np.zeros((task.tensor.images, task.kernel.sums, *task.out_hw), dtype=np.int64)
+            self.a_sum = np.zeros((task.tensor.images, 1, *task.out_hw), dtype=np.int64)
         self.gradients: list[dict[str, I64]] = []
         for gradient in lowered.gradients:
             shapes = {
@@ -88,7 +87,7 @@ class Results:
         acc, sums = packing.unpack_conv(
             words, design, packet.images, packet.rows, packet.out_groups, wide, block.with_a_sum
         )
-        target = self.a_sum if block.ones else self.dot
+        target = self.dot
         assert target is not None and self.a_sum is not None
         start = block.outputs[0]
         self._add_results(target, acc[:, :, : target.shape[1] - start], start, step)
@@ -119,7 +118,7 @@ class Results:
         values = packing.unpack_entries(words, design, packet.rows, packet.format == OutputFormat.INT64)
         tiles, sums = packing.gradient_tiles(values, design, out_groups, groups + step.ones)
         arrays = self.gradients[piece.number]
-        target = {"dot": arrays["dot"], "a_sum": arrays["a_sum"][None], "b_sum": arrays["b_sum"][:, None]}[piece.into]
+        target = arrays["dot"]
         o, i = first_out * c, first * c
         oc, ic = min(out_groups * c, target.shape[0] - o), min(groups * c, target.shape[1] - i)
         for rank, (_, ky, kx) in enumerate(sorted(piece.piece.taps)):
@@ -193,24 +192,16 @@ class Session:
             raise TypeError(f"the driver has no data for {type(step).__name__}")
 
     def _load(self, step: Load, tensor: Tensor) -> None:
-        virtual, grid = tensor.window(step.window, self.design), tensor.grid
-        if not tensor.is_values:
-            (packet,) = step.packets
-            self._builder.add(packet, packing.pack_rows(virtual.astype(np.uint16, copy=False), grid.bits))
-            return
-        quantizer = {"zero": float_bits(grid.zero), "reciprocal": float_bits(np.float32(1) / np.float32(grid.scale))}
-        if grid.key is not None:
-            quantizer["key"] = grid.key
-        for packet, values in zip(step.packets, virtual, strict=True):
-            self._builder.add(replace(packet, **quantizer), packing.pack_floats(values))
+        (packet,) = step.packets
+        virtual = tensor.window(step.window, self.design)
+        self._builder.add(packet, packing.pack_rows(virtual.astype(np.uint16, copy=False), tensor.grid.bits))
 
     def _weights(self, block: KernelBlock, step: Weights, member: Member) -> None:
-        key = -1 if block.ones else member.product.weights, block.kernel
+        key = member.product.weights, block.kernel
         kernel = self._kernels.get(key)
         if kernel is None:
-            c = self.design.channels
             assert member.weight is not None
-            kernel = ones_kernel(block.kernel, c) if block.ones else correlation_kernel(block.kernel, member.weight, c)
+            kernel = correlation_kernel(block.kernel, member.weight, self.design.channels)
             self._kernels[key] = kernel
         codes = block_codes(block, kernel, self.design)
         (packet,) = step.packets

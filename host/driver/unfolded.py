@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from host.arrays import I64, Array
-from host.driver.grouped import coded, product_sums
+from host.driver.grouped import product_sums
+from host.grids import coded
 from host.operands import ConvGeometry, Engine, Grid, Operand, Sums, several
 from host.windows import Window
 

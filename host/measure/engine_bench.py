@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ import numpy.typing as npt
 
 from host.arrays import U64
 from host.devices.device import Device, check
-from host.program.builder import ProgramBuilder, float_bits
-from host.program.packing import pack_floats
+from host.program.builder import ProgramBuilder
 from hw import contract
-from hw.contract import TIMING_COUNTERS, Error, Flag, Opcode, OutputFormat, Target
+from hw.contract import TIMING_COUNTERS, Error, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.files import save_picture
 from hw.model.cycles import STREAMING_CYCLES, predict
@@ -87,14 +86,6 @@ def _filled(packet: Packet, rng: np.random.Generator) -> tuple[Packet, U64 | Non
     """A packet whose open header fields have values, and its payload."""
     if not packet.payload_words:
         return packet, None
-    if packet.is_float_load:  # a grid of whole numbers from zero on, or around it
-        span = 1 << packet.a_bits
-        values = rng.random(2 * packet.payload_words, np.float32) * np.float32(span - 1)
-        if packet.has(Flag.A_SIGNED):
-            values -= np.float32(span // 2)
-        return replace(packet, reciprocal=float_bits(1), key=1 if packet.has(Flag.STOCHASTIC) else 0), pack_floats(
-            values
-        )
     data = rng.integers(0, 1 << 64, packet.payload_words, dtype=np.uint64)
     if packet.loads(Target.E):  # multipliers near one, offsets of nothing: codes that are not all clamped
         data[0::2], data[1::2] = 20, 0

@@ -11,19 +11,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-from host.arrays import F32, U64, Codes
+from host.arrays import U64, Codes
 from host.numerics import check_codes
 from host.program import packing
-from hw.contract import HEADER_WORDS, TAPS, Error, LoadFormat, Opcode, Target
+from hw.contract import HEADER_WORDS, TAPS, Error, Opcode, Target
 from hw.design import Design
 from hw.packet import END, Packet, load_entries, load_tensor
-
-
-def float_bits(number: npt.ArrayLike) -> int:
-    """A number in single precision, as the header fields ``zero`` and ``reciprocal`` hold it."""
-    return int(np.asarray(number, dtype=np.float32).view(np.uint32))
 
 
 def read_program(words: U64) -> Iterator[tuple[int, Packet]]:
@@ -139,21 +133,6 @@ class ProgramBuilder:
         images, rows, groups = codes.shape[:3]
         packet = load_tensor(self.design, target, images, rows, groups, bits, base, base_g)
         self.add(packet, packing.pack_rows(codes, bits))
-
-    def load_float(self, packet: Packet, values: F32) -> None:
-        """Load float32 values that the fabric quantizes.
-
-        Args:
-            packet: target, bases, precision and quantizer; the shape is filled in.
-            values: float32 (rows, groups, L, C), finite.
-        """
-        if values.ndim != 4:
-            raise ValueError(f"values of shape {values.shape} should be (rows, groups, L, C)")
-        self._check_groups(values.shape, "(rows, groups, L, C)")
-        rows, groups = values.shape[:2]
-        shape = {"rows": rows, "groups": groups, "out_groups": 1, "images": 1}
-        packet = replace(packet, opcode=Opcode.LOAD, format=LoadFormat.FLOAT32, **shape)
-        self.add(packet, packing.pack_floats(values))
 
     def load_weights(self, codes: Codes, bits: int, base: int = 0) -> None:
         """Load weights (out_groups, groups, C out, 9 taps, C in) of ``bits`` bits at address ``base``."""

@@ -1,4 +1,4 @@
-"""Between arrays and stream words: bit planes, weights, float payloads, results.
+"""Between arrays and stream words: bit planes, weights, results.
 
 Shapes use the names of docs/programs.md: C channels per group, L pixels per virtual row, R words per row word.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from host.arrays import F32, I32, I64, U64, Codes
-from host.numerics import flush
+from host.arrays import I32, I64, U64, Codes
 from hw.contract import TAPS
 from hw.design import Design
 from hw.packet import STATISTICS_WORDS
@@ -67,20 +66,10 @@ def pack_rows(codes: Codes, bits: int) -> U64:
 
 
 def unpack_rows(words: U64, design: Design, images: int, rows: int, groups: int, bits: int, signed: bool) -> I32:
-    """Codes of row words, as a PACKED payload or a CODES result holds them: -> int32 (images, rows, groups, L, C)."""
+    """Codes of row words, as a LOAD's payload or a CODES result holds them: -> int32 (images, rows, groups, L, C)."""
     planes = words.reshape(images, rows, groups, bits, design.row_words)
     codes = unpack_planes(planes, bits, signed)
     return codes.reshape(images, rows, groups, design.lanes, design.channels)
-
-
-def pack_floats(values: F32) -> U64:
-    """FLOAT32 payload: float32 of any shape whose C order is the payload's, an even number -> uint64 (size/2,)."""
-    return np.ascontiguousarray(values, dtype="<f4").reshape(-1).view("<u8")
-
-
-def unpack_floats(words: U64) -> F32:
-    """Inverse of :func:`pack_floats`: float32 (2 * words,)."""
-    return np.ascontiguousarray(words, dtype="<u8").view("<f4")
 
 
 def pack_weights(codes: Codes, bits: int, design: Design) -> U64:
@@ -118,25 +107,6 @@ def pack_epilogue(multipliers: Codes, offsets: Codes) -> U64:
     return out.reshape(-1)
 
 
-def pack_affine(scales: F32, offsets: F32) -> U64:
-    """LOAD E payload for FLOAT32 results: single-precision scales and offsets, both (n,) -> uint64 (2n,).
-
-    An entry's 66 bits ``multiplier << 48 | offset`` hold the scale in bits 31..0 and the offset in bits 63..32.
-    """
-    bits = [np.ascontiguousarray(x, dtype=np.float32).view(np.uint32).astype(np.uint64) for x in (scales, offsets)]
-    whole = bits[1] << np.uint64(32) | bits[0]
-    return np.stack([whole >> np.uint64(48), whole & np.uint64((1 << 48) - 1)], axis=1).reshape(-1)
-
-
-def unpack_affine(multipliers: I64, offsets: I64) -> tuple[F32, F32]:
-    """Scales and offsets, float32 (n,), of epilogue entries; subnormal and non-finite ones become zero."""
-    whole = multipliers.astype(np.uint64) << np.uint64(48) | offsets.astype(np.uint64) & np.uint64((1 << 48) - 1)
-    scales, shifts = (
-        (whole >> np.uint64(shift)).astype(np.uint32).view(np.float32) for shift in (0, 32)
-    )  # the casts keep the low half
-    return tuple(np.where(np.isfinite(x), flush(x), np.float32(0)) for x in (scales, shifts))  # type: ignore[return-value]
-
-
 def sign_extend(values: U64, bits: int) -> I64:
     """The low ``bits`` bits of each word as a signed number, int64."""
     shift = 64 - bits
@@ -167,11 +137,6 @@ def unpack_conv(
     if not a_sum:
         return flat, None
     return np.concatenate([flat[:, :, :c], flat[:, :, c + 1 :]], axis=2), flat[:, :, c]
-
-
-def unpack_conv_floats(words: U64, design: Design, images: int, rows: int, out_groups: int) -> F32:
-    """Result of a FLOAT32 CONV: float32 (images, rows, out_groups*C, L)."""
-    return unpack_floats(words).reshape(images, rows, out_groups * design.channels, design.lanes)
 
 
 def pack_statistics(totals: I64, squares: list[int], low: I64, high: I64) -> U64:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from host.arrays import U64
-from host.program.builder import ProgramBuilder, float_bits
-from host.program.packing import pack_affine
+from host.program.builder import ProgramBuilder
 from hw.contract import ALL_TAPS, MAX_BITS, RANDOM_FIELDS, ROW_BANKS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.packet import (
@@ -77,7 +76,7 @@ class _Sweep:
         return {name: self.draw(0, (1 << 32) - 1) for name in RANDOM_FIELDS}
 
     def tensor_words(self, packet: Packet) -> U64:
-        """PACKED payload; now and then with planes that are zero."""
+        """A LOAD's payload; now and then with planes that are zero."""
         words, bits = self.words(packet.payload_words), packet.a_bits
         if self.draw(0, 2) == 0:
             zero = self.rng.random(bits) < 0.5
@@ -88,48 +87,18 @@ class _Sweep:
         return sum(int(flag) for flag in choices if self.draw(0, 1))
 
     def load_tensor(self, target: Target, rows: int, groups: int, images: int, bits: int) -> int:
-        """LOAD into A or G at a random base, which is returned; single images are sometimes quantized from floats."""
+        """LOAD into A or G at a random base, which is returned."""
         depth = buffer_depth(self.design, target.name or "")
         base = self.draw(0, depth - tensor_addresses(images, rows, groups, bits))
         packet = load_tensor(self.design, target, images, rows, groups, bits, base, base)
-        if images > 1 or self.draw(0, 1):
-            self.builder.add(packet, self.tensor_words(packet))
-            return base
-        count = rows * groups * self.design.lanes * self.design.channels
-        scale = np.float32(2.0 ** self.draw(-8, 8))
-        zero = np.float32(self.draw(-4, 4))
-        if self.draw(0, 1):  # codes and ties, exactly
-            values = (zero + scale * 0.5 * self.rng.integers(-2 << bits, 3 << bits, size=count)).astype(np.float32)
-        else:
-            scale *= np.float32(1 + self.rng.random())
-            zero += np.float32(self.rng.normal())
-            values = (zero + scale * (1 << bits) * (self.rng.random(count) * 1.2 - 0.1)).astype(np.float32)
-        corners = np.array([0, -0.0, 1e-40, -1e-40, 1.2e-38, 3.4e38, -3.4e38], dtype=np.float32)
-        where = self.rng.random(count) < 0.05
-        values[where] = self.rng.choice(corners, size=int(where.sum()))
-        flags = self.flags(Flag.A_SIGNED, Flag.STOCHASTIC)
-        random = self.randomness() if flags & Flag.STOCHASTIC else {}
-        packet = replace(
-            packet,
-            flags=flags,
-            segment_start=self.segments(),
-            zero=float_bits(zero),
-            reciprocal=float_bits(np.float32(1) / scale),
-            **random,
-        )
-        self.builder.load_float(packet, values.reshape(rows, groups, self.design.lanes, self.design.channels))
+        self.builder.add(packet, self.tensor_words(packet))
         return base
 
-    def affine(self, entries: int) -> U64:
-        """Epilogue entries that hold moderate scales and offsets."""
-        scale, offset = (self.rng.normal(size=(2, entries)) * 2.0 ** self.draw(-20, 20)).astype(np.float32)
-        return pack_affine(scale, offset)
-
-    def load_entries(self, target: Target, entries: int, payload: U64 | None = None) -> int:
-        """LOAD weights or epilogue entries, random ones by default, at a random base, which is returned."""
+    def load_entries(self, target: Target, entries: int) -> int:
+        """LOAD random weights or epilogue entries at a random base, which is returned."""
         base = self.draw(0, buffer_depth(self.design, target.name or "") - entries)
         packet = load_entries(self.design, target, entries, base)
-        self.builder.add(packet, self.words(packet.payload_words) if payload is None else payload)
+        self.builder.add(packet, self.words(packet.payload_words))
         return base
 
     def product(self, opcode: Opcode, shape: dict[str, int], b_bits: int) -> Packet:
@@ -164,8 +133,6 @@ class _Sweep:
             optional = (Flag.RELU, Flag.OUT_SIGNED, *((Flag.STOCHASTIC,) if self.design.rounding_lanes else ()))
         elif form == OutputFormat.STATISTICS:
             fields["pixels"] = self.draw(1, self.design.lanes)
-        elif form == OutputFormat.FLOAT32:
-            fields["base_epilogue"] = self.load_entries(Target.E, entries, self.affine(entries))
         else:
             optional = (Flag.A_SUM,)
         fields |= self.masks(packet)

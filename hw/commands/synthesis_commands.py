@@ -105,7 +105,7 @@ def figure(arguments: argparse.Namespace) -> int:
         "operand sums": ("operand_sum_unit", "dot_product_array"),
         "operand network": ("operand_network",),
         "buffers": ("buffer_a", "buffer_g", "buffer_w"),
-        "loader and quantizers": ("loader", "quantizer"),
+        "loader": ("loader",),
         "drain and epilogue": ("drain",),
         "control": ("sequencer", "command_queue", "control_registers", "fabric"),
     }

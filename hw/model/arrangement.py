@@ -11,8 +11,6 @@ from typing import Any
 from hw.contract import ROW_BANKS
 from hw.model.tiling import Piece
 
-ONES = "ones"  #: the operand that marks real positions with 1-bit ones
-
 TensorShape = tuple[int, int, int, int]
 
 
@@ -21,26 +19,21 @@ class Arrangement:
     """An operand's tensor as LOAD packets carry it.
 
     Attributes:
-        operand: "x", "g", "w" or ``ONES``.
+        operand: "x", "g" or "w".
         shape: (N, C, H, W) when all moves are done.
         moves: names and arguments of what is done to the operand's array, in order.
-        index: random index of element [0, 0, 0, 0]; only stochastic values use it.
-        strides: steps of the random index along N, C, H, W; zero where there are none.
         rows_per: rows of H under one row of the output: 4 for what STRIDE_2 reads.
     """
 
     operand: str
     shape: TensorShape
     moves: tuple[tuple[str, tuple[Any, ...]], ...] = ()
-    index: int = 0
-    strides: TensorShape = (0, 0, 0, 0)
     rows_per: int = 1
 
     @classmethod
     def whole(cls, operand: str, shape: TensorShape) -> Arrangement:
         """The operand as it is."""
-        _, c, h, w = shape
-        return cls(operand, shape, strides=(c * h * w, h * w, w, 1))
+        return cls(operand, shape)
 
     @property
     def images(self) -> int:
@@ -60,60 +53,51 @@ class Arrangement:
     def _moved(self, name: str, arguments: tuple[Any, ...], shape: TensorShape, **more: Any) -> Arrangement:
         return replace(self, moves=(*self.moves, (name, arguments)), shape=shape, **more)
 
-    def _unindexed(self, name: str, arguments: tuple[Any, ...], shape: TensorShape, **more: Any) -> Arrangement:
-        """A move after which no LOAD can say where the random indices are."""
-        return self._moved(name, arguments, shape, index=0, strides=(0, 0, 0, 0), **more)
-
     def transposed(self) -> Arrangement:
         """Axes N and C exchanged."""
         n, c, h, w = self.shape
-        sn, sc, sh, sw = self.strides
-        return self._moved("transposed", (), (c, n, h, w), strides=(sc, sn, sh, sw))
+        return self._moved("transposed", (), (c, n, h, w))
 
     def phase(self, y: int, x: int, stride: int) -> Arrangement:
         """Every ``stride``-th pixel, from row y and column x on."""
         n, c, h, w = self.shape
-        sn, sc, sh, sw = self.strides
         shape = n, c, max(0, -(-(h - y) // stride)), max(0, -(-(w - x) // stride))
-        index, strides = self.index + y * sh + x * sw, (sn, sc, sh * stride, sw * stride)
-        return self._moved("phase", (y, x, stride), shape, index=index, strides=strides)
+        return self._moved("phase", (y, x, stride), shape)
 
     def merged(self, phases: tuple[tuple[int, int], ...], stride: int) -> Arrangement:
         """Phases (row, column) as extra channels, phase by phase."""
         n, c, h, w = self.shape
         shape = n, len(phases) * c, -(-h // stride), -(-w // stride)
-        return self._unindexed("merged", (phases, stride), shape)
+        return self._moved("merged", (phases, stride), shape)
 
     def interleaved(self) -> Arrangement:
         """Even and odd columns of each row as two rows, for STRIDE_2."""
         n, c, h, w = self.shape
-        return self._unindexed("interleaved", (), (n, c, 2 * h, w // 2), rows_per=4)
+        return self._moved("interleaved", (), (n, c, 2 * h, w // 2), rows_per=4)
 
     def mirrored(self) -> Arrangement:
         """Both image axes from the far end."""
-        return self._unindexed("mirrored", (), self.shape)
+        return self._moved("mirrored", (), self.shape)
 
     def paired(self) -> Arrangement:
         """The two halves of the channels as one, for STRIDE_2."""
         n, c, h, w = self.shape
-        return self._unindexed("paired", (), (n, -(-c // 2), 4 * h, w), rows_per=4)
+        return self._moved("paired", (), (n, -(-c // 2), 4 * h, w), rows_per=4)
 
     def row_of_pixels(self, lanes: int) -> Arrangement:
         """(N, C, 1, 1) as one image of rows of ``lanes`` pixels, one pixel for each batch element."""
         count, channels = self.shape[:2]
-        n, c, _, _ = self.strides
         width = min(lanes, count)
         shape = 1, channels, -(-count // width), width
-        return self._moved("row_of_pixels", (lanes,), shape, strides=(0, c, width * n, n))
+        return self._moved("row_of_pixels", (lanes,), shape)
 
     def contracted(self, lanes: int) -> Arrangement:
         """(N, K, 1, 1) with K along pixels, rows and images and N as channels."""
         count, inner = self.shape[:2]
-        n, k, _, _ = self.strides
         width = min(lanes, inner)
         rows = min(ROW_BANKS, -(-inner // width))
         shape = -(-inner // (rows * width)), count, rows, width
-        return self._moved("contracted", (lanes,), shape, strides=(rows * width * k, n, width * k, k))
+        return self._moved("contracted", (lanes,), shape)
 
 
 #: along one axis: where a phase's part of the kernel begins, and the indices of the weight that lie there
@@ -151,15 +135,10 @@ class Kernel:
         return -(-self.channels[0] // 2) if self.paired else self.channels[0]
 
     @property
-    def sums(self) -> int:
-        """Different sums of the tensor under the kernel: one for each phase that is an output."""
-        return len(self.phases) if self.back else 1
-
-    @property
     def full(self) -> bool:
         """Whether one sum takes in every element, as the fabric's own sums of nine taps do."""
         return (
-            self.sums == 1
+            (not self.back or len(self.phases) == 1)  # one sum for each phase that is an output
             and self.size == (3, 3)
             and all((len(y), len(x)) == self.size for (_, y), (_, x) in self.phases)
         )

@@ -19,7 +19,7 @@ from hw.packet import (
     Packet,
     Range,
 )
-from hw.pipeline import ARRAY_CYCLES, MIX_CYCLES, QUANTIZER_CYCLES, QUEUE_SLOTS, STEP_CYCLES
+from hw.pipeline import ARRAY_CYCLES, MIX_CYCLES, QUEUE_SLOTS, STEP_CYCLES
 
 HEADER_CYCLES = HEADER_WORDS // 2 + 4  #: five beats and four cycles of checks
 LOAD_CYCLES = 2  #: hazard check before, step to the next packet after
@@ -85,7 +85,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
                 if meet(spans, reads) or p.loads(Target.E):
                     ready = max(ready, when)
             beats = p.payload_words // 2
-            loader = ready + beats + (QUANTIZER_CYCLES + 2 + p.a_bits if p.is_float_load else 0)
+            loader = ready + beats
             result.load += beats
             continue
         if p.opcode == Opcode.END:

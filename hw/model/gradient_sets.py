@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hw import contract
 from hw.design import Design
-from hw.model.arrangement import ONES, Arrangement
+from hw.model.arrangement import Arrangement
 from hw.model.product import Gradient, GradientPiece, GradientSet, LoweringError, Pass, Product
 from hw.model.tiling import extent, kernel_pieces, regions_of
 
@@ -19,13 +19,12 @@ def gradient_sets(
     """Sets of pieces in order, and what sums are left to the host.
 
     Pieces that look at the output gradient alike share its loads.  Where the fabric's own sums would count positions
-    that are not real, products with ones replace them, unless the host has the codes and can add them up itself.
+    that are not real, the host, which has the codes, adds them up itself.
     """
     b = gradients[0].b
     out_hw = b.hw
-    marks = Arrangement(ONES, (b.images, 1, *out_hw))
     missing: set[str] = set()
-    by_operand: list[tuple[Arrangement, dict[_View, list[GradientPiece]]]] = [(b, {}), (marks, {})]
+    views: dict[_View, list[GradientPiece]] = {}
     for number, each in enumerate(gradients):
         a, size = each.a, each.size
         for piece in kernel_pieces(each.origin, size):
@@ -33,32 +32,33 @@ def gradient_sets(
             real = all(span == (0, k) for span, k in zip((rows, columns), a.hw, strict=True))
             full = all(span == (k, k + o) for span, k, o in zip((rows, columns), piece.centre, out_hw, strict=True))
             view = piece.centre, rows, columns
-            pieces = by_operand[0][1].setdefault(view, [])
+            pieces = views.setdefault(view, [])
             pieces.append(GradientPiece(number, a, piece, a_sum=full and each.a_sum, b_sum=real and each.b_sum))
             if each.a_sum and not full:
-                if product.source(a.operand).values:
-                    by_operand[1][1].setdefault(view, []).append(GradientPiece(number, a, piece, "a_sum"))
-                else:
-                    missing.add("a_sum")
+                missing.add("a_sum")
             if each.b_sum and not real:
-                if product.source(b.operand).values:
-                    ones = Arrangement(ONES, (a.images, 1, *a.hw))
-                    pieces.append(GradientPiece(number, ones, piece, "b_sum"))
-                else:
-                    missing.add("b_sum")
-    sets: list[GradientSet] = []
-    for operand, views in by_operand:
-        for view, pieces in views.items():
-            found, left = _sets_of_view(design, product, pieces, operand, view)
-            sets += found
-            missing |= left
+                missing.add("b_sum")
+    sets = []
+    for view, pieces in views.items():
+        found = _set_of_view(design, product, pieces, b, view)
+        if len(found.regions) > 1 and any(piece.a_sum for piece in pieces):  # the fabric's would count halos twice
+            found = _without_a_sums(found)
+            missing.add("a_sum")
+        sets.append(found)
     return tuple(sets), frozenset(missing)
 
 
-def _sets_of_view(
+def _without_a_sums(found: GradientSet) -> GradientSet:
+    def left(one: Pass) -> Pass:
+        return tuple((replace(piece, a_sum=False), first, groups) for piece, first, groups in one)
+
+    return replace(found, passes=tuple(left(one) for one in found.passes))
+
+
+def _set_of_view(
     design: Design, product: Product, pieces: list[GradientPiece], b: Arrangement, view: _View
-) -> tuple[list[GradientSet], set[str]]:
-    """Sets of pieces that see an output gradient in the same place; and what sums are left to the host."""
+) -> GradientSet:
+    """The set of pieces that see the output gradient in the same place."""
     centre, rows, columns = view
     b_bits = product.source(b.operand).bits
     out_groups, passes = _gradient_passes(design, product, pieces, -(-b.channels // design.channels), b_bits)
@@ -66,20 +66,7 @@ def _sets_of_view(
     half_a, half_g = design.depth_a // 2, design.depth_g // 2
     max_rows = min(contract.LIMITS["rows"], 8 * min(half_a // widest, half_g // (out_groups * b_bits)))
     regions = regions_of(rows, columns, max_rows, design.lanes)
-    sets: list[GradientSet] = []
-    missing: set[str] = set()
-    if len(regions) > 1:  # the fabric's sums of a would count halos twice
-        doubled = [p for p in pieces if p.a_sum]
-        counted = [
-            replace(p, into="a_sum", a_sum=False, b_sum=False) for p in doubled if product.source(p.a.operand).values
-        ]
-        if counted:
-            sets, _ = _sets_of_view(design, product, counted, Arrangement(ONES, (b.images, 1, *b.hw)), view)
-        if len(counted) < len(doubled):
-            missing.add("a_sum")
-        passes = [tuple((replace(p, a_sum=False), first, groups) for p, first, groups in each) for each in passes]
-    sets.append(GradientSet(b, centre, tuple(regions), out_groups, tuple(passes)))
-    return sets, missing
+    return GradientSet(b, centre, tuple(regions), out_groups, tuple(passes))
 
 
 def _gradient_passes(

@@ -68,8 +68,6 @@ def predict_kernel(design: Design, packets: Iterable[Packet], overlap: Overlap =
             beats = writes = p.payload_words // 2
             if p.loads(Target.A | Target.G):
                 writes = p.images * p.rows * p.groups * p.a_bits
-                if p.is_float_load:
-                    beats += design.lanes + writes
             early = ahead and not p.loads(Target.E) and not meet(p.ranges(design), reads)
             loader = max(loader, started if early else engine) + beats
             late = max(0, writes - spare) if early else 0

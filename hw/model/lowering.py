@@ -27,7 +27,7 @@ from hw.networks import ConvGeometry
 from hw.packet import END
 
 
-def pairs_channel_groups(design: Design, results: int, groups: int, w_bits: int, g_bits: int, loaded_bits: int) -> bool:
+def pairs_channel_groups(design: Design, results: int, groups: int, w_bits: int, g_bits: int) -> bool:
     """Whether the input gradient of a 3x3 kernel at stride 2 takes the channel groups of the output gradient in pairs.
 
     One row of two groups then is four rows of one, and eight of nine taps have work where four had
@@ -37,11 +37,10 @@ def pairs_channel_groups(design: Design, results: int, groups: int, w_bits: int,
         results: channel groups of the result, the four phases of each pixel being channels.
         groups: channel groups of the output gradient.
         w_bits, g_bits: of weights and output gradient.
-        loaded_bits: of the output gradient as it is loaded: ``g_bits``, or 32 where the fabric quantizes it.
     """
     pairs = -(-groups // 2)
     saved = results * (groups - pairs) * w_bits * g_bits  # steps per row
-    added = 4 * pairs * loaded_bits * design.row_words // 2  # beats, next to those of the weight gradient's copy
+    added = 4 * pairs * g_bits * design.row_words // 2  # beats, next to those of the weight gradient's copy
     return saved > added
 
 
@@ -124,7 +123,7 @@ def _forward_along_pixels(design: Design, product: Product) -> Lowered:
 
 
 def _correlated_forward(design: Design, product: Product) -> Lowered:
-    m, x = product.geometry, product.source("x")
+    m = product.geometry
     tensor = Arrangement.whole("x", (m.batch, m.in_channels, *m.in_hw))
     out_hw = m.out_hw
     if m.is_linear:
@@ -132,12 +131,11 @@ def _correlated_forward(design: Design, product: Product) -> Lowered:
         out_hw = tensor.hw
     channels = m.out_channels, m.in_channels
     ys, xs = (axis_phases(k, m.stride, m.padding) for k in m.kernel)
-    # the two columns of a pair have random indices one apart, which no LOAD of interleaved rows can say
-    if _halves(m) and not x.stochastic:
+    if _halves(m):
         whole = (0, (0, 1, 2))
         kernel = Kernel(channels, False, ((whole, whole),), (3, 3))
         return Lowered(product, (Correlation(tensor.interleaved(), kernel, (-1, -1), out_hw),))
-    if m.stride > 1 and not x.stochastic:
+    if m.stride > 1:
         (y0, ny), (x0, nx) = _span(ys), _span(xs)
         phases = tuple(
             ((dy - y0, tuple(iy)), (dx - x0, tuple(ix))) for (_, dy, iy), (_, dx, ix) in itertools.product(ys, xs)
@@ -145,12 +143,9 @@ def _correlated_forward(design: Design, product: Product) -> Lowered:
         at = tuple((py, px) for (py, _, _), (px, _, _) in itertools.product(ys, xs))
         kernel = Kernel(channels, False, phases, (ny, nx))
         return Lowered(product, (Correlation(tensor.merged(at, m.stride), kernel, (y0, x0), out_hw),))
-    correlations = []
-    for (py, dy, iy), (px, dx, ix) in itertools.product(ys, xs):
-        part = tensor.phase(py, px, m.stride) if m.stride > 1 else tensor
-        kernel = Kernel(channels, False, (((0, tuple(iy)), (0, tuple(ix))),), (len(iy), len(ix)))
-        correlations.append(Correlation(part, kernel, (dy, dx), out_hw))
-    return Lowered(product, tuple(correlations))
+    ((_, dy, iy),), ((_, dx, ix),) = ys, xs
+    kernel = Kernel(channels, False, (((0, tuple(iy)), (0, tuple(ix))),), (len(iy), len(ix)))
+    return Lowered(product, (Correlation(tensor, kernel, (dy, dx), out_hw),))
 
 
 def _input_gradient(design: Design, product: Product) -> Lowered:
@@ -174,12 +169,7 @@ def _correlated_back(design: Design, product: Product) -> Lowered:
         out_hw = tensor.hw
     c, s = design.channels, m.stride
     results, groups = -(-s * s * m.in_channels // c), -(-m.out_channels // c)
-    # random indices run along rows, which no LOAD can say where rows of two groups take turns
-    paired = (
-        _halves(m)
-        and not g.stochastic
-        and pairs_channel_groups(design, results, groups, w.bits, g.bits, 32 if g.values else g.bits)
-    )
+    paired = _halves(m) and pairs_channel_groups(design, results, groups, w.bits, g.bits)
     if paired:  # seen from the far corner, windows end with their pixel, as those of the fabric's stride do
         tensor = tensor.mirrored().paired()
     # mirrored, the weight's indices are those of a layer without padding, counted from the other end
@@ -214,7 +204,7 @@ def _matrix_gradient(design: Design, product: Product, a: Arrangement, b: Arrang
 
 def _gradients(design: Design, product: Product) -> tuple[Gradient, ...]:
     """The weight gradients that a layer's is made of."""
-    m, x = product.geometry, product.source("x")
+    m = product.geometry
     a = Arrangement.whole("x", (m.batch, m.in_channels, *m.in_hw))
     b = Arrangement.whole("g", (m.batch, m.out_channels, *m.out_hw))
     if m.is_linear:
@@ -228,7 +218,7 @@ def _gradients(design: Design, product: Product) -> tuple[Gradient, ...]:
     apart = -(-m.in_channels // c) * m.kernel[0] * m.kernel[1]
     even = all(n % s == 0 for n in a.shape[2:])
     tasks = [(a.phase(y[0], x[0], s) if s > 1 else a, [(y, x)]) for y, x in phases]
-    if s > 1 and even and not x.stochastic and together < apart:
+    if s > 1 and even and together < apart:
         tasks = [(a.merged(tuple((y[0], x[0]) for y, x in phases), s), phases)]
     out = []
     for tensor, mine in tasks:

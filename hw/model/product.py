@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hw.contract import OutputFormat
-from hw.model.arrangement import ONES, Along, Arrangement, Kernel
+from hw.model.arrangement import Along, Arrangement, Kernel
 from hw.model.tiling import Piece, Region
 from hw.networks import ConvGeometry
 
@@ -16,18 +16,10 @@ class LoweringError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """How an operand reaches the fabric.
-
-    Attributes:
-        bits, signed: of its codes.
-        values: it travels as float32, which the fabric quantizes; else as packed codes.
-        stochastic: the fabric rounds it at random.
-    """
+    """The codes as which an operand reaches the fabric: their bits, and whether they are signed."""
 
     bits: int
     signed: bool = False
-    values: bool = False
-    stochastic: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ class Product:
 
     def source(self, operand: str) -> Source:
         """How an operand of an arrangement travels."""
-        source = Source(1) if operand == ONES else {"x": self.x, "w": self.w, "g": self.g}[operand]
+        source = {"x": self.x, "w": self.w, "g": self.g}[operand]
         assert source is not None, f"{self.kind} has no operand {operand}"
         return source
 
@@ -111,20 +103,18 @@ class Gradient:
 
 @dataclass(frozen=True)
 class GradientPiece:
-    """Up to 3x3 kernel positions of a weight gradient, or of the sums that come with it.
+    """Up to 3x3 kernel positions of a weight gradient.
 
     Attributes:
         number: of the gradient.
-        a: the operand in buffer A: that of the gradient, or ones.
+        a: the operand in buffer A.
         piece: the kernel positions.
-        into: what the products are: "dot", or, if one operand is ones, "a_sum" or "b_sum".
         a_sum, b_sum: whether the fabric's own sums count; ``b_sum`` takes the ONES group.
     """
 
     number: int
     a: Arrangement
     piece: Piece
-    into: str = "dot"
     a_sum: bool = False
     b_sum: bool = False
 
@@ -143,7 +133,7 @@ class GradientSet:
     """Pieces that look at an output gradient in the same place, so that they share its loads.
 
     Attributes:
-        b: the output gradient, or ones.
+        b: the output gradient.
         centre: where its pixel [0, 0] lies in a virtual image.
         regions: of the images.
         out_groups: output groups per pass.

@@ -12,7 +12,7 @@ from functools import lru_cache
 from hw import contract
 from hw.boards import PARTS
 from hw.design import BEAT_BITS, Design, memory_blocks
-from hw.tools.yosys import QUANTIZER_LANES, Area
+from hw.tools.yosys import Area
 
 
 @lru_cache(maxsize=64)
@@ -83,9 +83,8 @@ def _finish(heap: list[int]) -> list[int] | None:
 #: LUT, FF and DSP of what Yosys maps: constant, per lane, and per lane and channel
 MAPPED: dict[str, dict[str, tuple[float, float, float]]] = {
     "operand_network": {"lut": (0, 3.9, 47.98), "ff": (0, 0, 17.5), "dsp": (0, 0, 0)},
-    "quantizer": {"lut": (1577, 0, 0), "ff": (471, 0, 0), "dsp": (8, 0, 0)},
-    "loader": {"lut": (4745, 0, 0), "ff": (5354, 0, 0), "dsp": (13, 0, 0)},
-    "drain": {"lut": (2700, 349, 41.5), "ff": (1100, 258, 80.1), "dsp": (4, 2, 0)},
+    "loader": {"lut": (1589, 0, 0), "ff": (1007, 0, 0), "dsp": (10, 0, 0)},
+    "drain": {"lut": (881, 349, 41.5), "ff": (485, 258, 80.1), "dsp": (0, 2, 0)},
     "sequencer": {"lut": (1372, 0, 0), "ff": (930, 1.69, 0), "dsp": (2, 0, 0)},
     "command_queue": {"lut": (797, 0, 0), "ff": (282, 0, 0), "dsp": (0, 0, 0)},
     "control_registers": {"lut": (252, 0, 0), "ff": (40, 0, 0), "dsp": (0, 0, 0)},
@@ -134,7 +133,7 @@ def resources_by_module(design: Design) -> dict[str, Area]:
     )
     for name, kinds in MAPPED.items():
         one = {kind: round(a + b * lanes + c * lanes * channels) for kind, (a, b, c) in kinds.items()}
-        areas[name] = Area(one["lut"], one["ff"], 0.0, one["dsp"]).times(QUANTIZER_LANES if name == "quantizer" else 1)
+        areas[name] = Area(one["lut"], one["ff"], 0.0, one["dsp"])
     accumulators = channels * memory_blocks(contract.ACCUMULATOR_BITS, design.depth_accumulator)
     areas["drain"] += optional_units(design) + Area(bram36=accumulators + design.statistics_bram36)
     return areas

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hw import contract
-from hw.contract import ACCUMULATOR_LIMIT, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import ACCUMULATOR_LIMIT, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.arrangement import Arrangement
 from hw.model.product import Correlation, GradientPiece, GradientSet, Lowered, Pass
@@ -167,44 +167,11 @@ class _Schedule:
 
     def load(self, target: Target, window: StackWindow, base: int, base_g: int = 0) -> Load:
         """Load a window at a base of A, and of G if that is written."""
-        d, tensor, stack = self.design, window.tensor, window.stack
-        first, groups = window.channels
-        source, rows = self.product.source(tensor.operand), window.rows
-        if not source.values:
-            packet = load_tensor(d, target, stack.images, rows, groups, source.bits, base, base_g)
-            return Load(self.member, (packet,), window)
-        n, c, h, w = tensor.strides
-        options = {Flag.A_SIGNED: source.signed, Flag.STOCHASTIC: source.stochastic}
-        quantizer = Packet(
-            Opcode.LOAD,
-            target=target,
-            format=LoadFormat.FLOAT32,
-            rows=rows,
-            groups=groups,
-            out_groups=1,
-            images=1,
-            a_bits=source.bits,
-            flags=flags_of(options),
-            segment_start=stack.region.segment_start,
-        ).sized(d)
-        step = tensor_addresses(1, rows, groups, source.bits)
-        top, left = (
-            stack.region.rows.start * tensor.rows_per - window.shift[0],
-            stack.region.columns.start - window.shift[1],
+        bits = self.product.source(window.tensor.operand).bits
+        packet = load_tensor(
+            self.design, target, window.stack.images, window.rows, window.channels[1], bits, base, base_g
         )
-        origin = tensor.index + first * c + top * h + left * w
-        made = []
-        for i in range(stack.images):
-            fields = {
-                "base_a": base + i * step if target & Target.A else 0,
-                "base_b": base_g + i * step if target & Target.G else 0,
-            }
-            if source.stochastic:
-                index = origin + (stack.first + i * stack.region.side) * n
-                random = {"channel_stride": c, "image_stride": n, "row_stride": h, "pixel_stride": w, "index": index}
-                fields |= {name: value % (1 << 32) for name, value in random.items()}
-            made.append(replace(quantizer, **fields))
-        return Load(self.member, tuple(made), window)
+        return Load(self.member, (packet,), window)
 
     def weights(self, blocks: Sequence[KernelBlock]) -> tuple[list[int], list[Step]]:
         """Bases of blocks in W, one after the other, and the steps that load them unless they lie there already."""

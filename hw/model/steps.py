@@ -1,7 +1,6 @@
 """Steps of a program: packets, and what they carry.
 
-A step holds no data.  Header fields that depend on data are left open: zero, reciprocal and key of a quantizer are 0, and
-masks name all planes.
+A step holds no data.  Header fields that depend on data are left open: masks name all planes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ class KernelBlock:
     Attributes:
         inputs: first group of input channels, and number of groups.
         outputs: output channels (start, stop), whole groups.
-        ones: the "weights" are ones that add up the operand, one output channel for each of the kernel's sums.
         with_a_sum: the fabric sends operand sums along.
     """
 
@@ -37,7 +35,6 @@ class KernelBlock:
     outputs: tuple[int, int]
     bits: int
     signed: bool
-    ones: bool = False
     with_a_sum: bool = False
 
     def out_groups(self, design: Design) -> int:
@@ -50,19 +47,18 @@ class KernelBlock:
 
     def content(self, weights: int) -> object:
         """What decides its words; ``weights`` is the number of the product's weights."""
-        which = None if self.ones else weights
-        return which, self.kernel, self.piece.taps, self.inputs, self.outputs, self.bits
+        return weights, self.kernel, self.piece.taps, self.inputs, self.outputs, self.bits
 
 
 def blocks_of(
     design: Design, product: Product, kernel: Kernel, pieces: Sequence[Piece], inputs: GroupRange, whole: bool
 ) -> list[KernelBlock]:
-    """Blocks of a correlation's weights over a range of input groups, and the ones that add up values.
+    """Blocks of a correlation's weights over a range of input groups.
 
     Args:
         whole: results leave in the format that the product asks for.
     """
-    c, source, weight = design.channels, product.source("g" if kernel.back else "x"), product.source("w")
+    c, weight = design.channels, product.source("w")
     per_block = max(1, min(contract.LIMITS["out_groups"], design.depth_w // 2 // (inputs[1] * weight.bits)))
     if whole and product.output == OutputFormat.CODES:
         per_block = max(1, min(per_block, design.depth_epilogue // c))
@@ -79,10 +75,8 @@ def blocks_of(
                 stop += 1
             with_sums = product.sums and kernel.full and group == 0
             outputs = group * c, stop * c
-            out.append(KernelBlock(kernel, piece, inputs, outputs, weight.bits, weight.signed, False, with_sums))
+            out.append(KernelBlock(kernel, piece, inputs, outputs, weight.bits, weight.signed, with_sums))
             group = stop
-        if product.sums and source.values and not kernel.full:
-            out.append(KernelBlock(kernel, piece, inputs, (0, -(-kernel.sums // c) * c), 1, False, True))
     return out
 
 
@@ -144,7 +138,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Load(Step):
-    """A window into A or G: one packet of codes, or one of float32 for each virtual image."""
+    """A window into A, G or both."""
 
     window: StackWindow
 
@@ -163,7 +157,7 @@ class LoadEpilogue(Step):
 
 @dataclass(frozen=True)
 class Conv(Step):
-    """Results of a block on a stack, or the operand's sums."""
+    """Results of a block on a stack."""
 
     block: KernelBlock
     stack: Stack

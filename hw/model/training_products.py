@@ -27,13 +27,10 @@ class Form:
     """How a step's operands and results cross the memory.
 
     Attributes:
-        values: activations and gradients travel as float32, which the fabric quantizes, gradients at random; else as
-            codes.
         sums: operand sums are wanted, as affine grids need them.
         output: of forward product and input gradient, as in :class:`hw.model.product.Product`.
     """
 
-    values: bool = False
     sums: bool = False
     output: OutputFormat = OutputFormat.INT32
 
@@ -41,7 +38,7 @@ class Form:
 CODES = Form(output=OutputFormat.CODES)  #: codes in, codes out
 INTEGERS = Form()  #: codes in, integers out
 STATISTICS = Form(output=OutputFormat.STATISTICS)  #: codes in; of the output nothing but its channels' statistics
-TRAINING = Form(values=True, sums=True)  #: as PyTorch's layers use the driver
+TRAINING = Form(sums=True)  #: as PyTorch's layers use the driver
 
 
 def geometries(shape: ConvShape, batch: int) -> list[tuple[int, ConvGeometry]]:
@@ -76,9 +73,9 @@ def layer_products(
     """
     g_bits = bits.weight_g if bits.weight_g and kind == "weight_gradient" else bits.g
     sources = {
-        "x": Source(bits.a, False, form.values),
+        "x": Source(bits.a),
         "w": Source(bits.a if shape.kind == "attention" else bits.w, not form.sums),
-        "g": Source(g_bits, not form.sums, form.values, form.values),
+        "g": Source(g_bits, not form.sums),
     }
     x, w, g = (sources[name] if name in OPERANDS[kind] else None for name in "xwg")
     return [

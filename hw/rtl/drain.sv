@@ -4,7 +4,6 @@
 //
 //   WGRAD                      -> accumulators -> drain_jobs (READ, END) -> result_port
 //   CONV -> integers           -> lane_words ----------------------------> result_port
-//        -> float32            -> lane_words -> float_output ------------> result_port
 //        -> codes, (rounding)  -> epilogue -> code_buffer ---------------> result_port
 //        -> statistics ----------------------------------------------------> result_port
 `default_nettype none
@@ -102,13 +101,12 @@ module drain
                   && (tile_q.wgrad || (tile_q.format == FORMAT_CODES && !tile_q.stochastic && channel_q > channel_t'(1)));
   assign busy_o = full_q && !(streaming && last_channel - channel_q <= channel_t'(AHEAD));
 
-  logic lane_wgrad, lane_conv, lane_codes, lane_float, lane_statistics, lane_raw;
+  logic lane_wgrad, lane_conv, lane_codes, lane_statistics, lane_raw;
   assign lane_wgrad      = lane_valid_q && lane_tile_q.wgrad;
   assign lane_conv       = lane_valid_q && !lane_tile_q.wgrad && !fault_o;
   assign lane_codes      = lane_conv && lane_tile_q.format == FORMAT_CODES;
-  assign lane_float      = lane_conv && lane_tile_q.format == FORMAT_FLOAT32;
   assign lane_statistics = lane_conv && lane_tile_q.format == FORMAT_STATISTICS;
-  assign lane_raw        = lane_conv && !lane_codes && !lane_float && !lane_statistics;
+  assign lane_raw        = lane_conv && !lane_codes && !lane_statistics;
 
   // entry of the channel in the accumulator or epilogue memory, or its number among a packet's (statistics)
   address_t lane_entry;
@@ -117,9 +115,9 @@ module drain
   always_comb for (int unsigned p = 0; p < LANES; p++) lane_low[p] = lane_q[p][31:0];
 
   // ---- order: a unit begins only when no result is under way in another ------------------------------------------------
-  logic codes_gone, float_busy, statistics_busy;
-  logic codes_take, raw_send, float_take, statistics_done, lane_last_word;
-  assign lane_done = lane_wgrad || codes_take || ((raw_send || float_take) && lane_last_word) || statistics_done;
+  logic codes_gone, statistics_busy;
+  logic codes_take, raw_send, statistics_done, lane_last_word;
+  assign lane_done = lane_wgrad || codes_take || (raw_send && lane_last_word) || statistics_done;
 
   // ---- weight gradients, READ and END -----------------------------------------------------------------------------------
   logic          adding, add_out_of_range, read;
@@ -155,7 +153,7 @@ module drain
 
   // ---- codes: a tile starts only into a free buffer; its channels then follow without a stop, but for random numbers ----
   logic rounding_ready, buffer_free;
-  assign codes_take = lane_codes && !float_busy && !statistics_busy && (!lane_tile_q.stochastic || rounding_ready)
+  assign codes_take = lane_codes && !statistics_busy && (!lane_tile_q.stochastic || rounding_ready)
                    && (lane_channel_q != 0 || buffer_free);
 
   logic [LANES-1:0][MAX_SHIFT-1:0] rounding_error;
@@ -175,12 +173,11 @@ module drain
   channel_t               code_channel;
   tile_t                  code_tile;
   logic [LANES-1:0][15:0] code;
-  logic [6:0]             clamped;
   logic [63:0]            code_word;
   epilogue i_epilogue (
       .clk_i, .rst_i, .valid_i(codes_take), .acc_i(lane_low), .channel_i(lane_channel_q), .tile_i(lane_tile_q),
       .multiplier_i(multiplier_q), .offset_i(offset_q), .error_i(rounding_error), .valid_o(code_valid),
-      .busy_o(epilogue_busy), .channel_o(code_channel), .tile_o(code_tile), .code_o(code), .saturated_o(clamped)
+      .busy_o(epilogue_busy), .channel_o(code_channel), .tile_o(code_tile), .code_o(code), .saturated_o
   );
   code_buffer i_codes (
       .clk_i, .rst_i, .free_o(buffer_free), .begin_i(codes_take && lane_channel_q == 0), .valid_i(code_valid),
@@ -188,29 +185,20 @@ module drain
       .gone_o(codes_gone), .ready_i(port_ready), .word_o(code_word)
   );
 
-  // ---- integers and floats ------------------------------------------------------------------------------------------------
-  logic [63:0] lane_word, float_word;
-  logic        raw_valid, float_enable, float_valid;
-  logic [1:0]  float_infinite;
-  assign raw_valid    = lane_raw && codes_gone && !float_busy && !statistics_busy;
-  assign raw_send     = raw_valid && port_ready;
-  assign float_enable = !float_valid || port_ready;
-  assign float_take   = lane_float && float_enable && codes_gone && !statistics_busy;
+  // ---- integers -----------------------------------------------------------------------------------------------------------
+  logic [63:0] lane_word;
+  logic        raw_valid;
+  assign raw_valid = lane_raw && codes_gone && !statistics_busy;
+  assign raw_send  = raw_valid && port_ready;
   lane_words i_words (
-      .clk_i, .rst_i, .lane_i(lane_q), .wide_i(lane_tile_q.format == FORMAT_INT64), .next_i(raw_send || float_take),
+      .clk_i, .rst_i, .lane_i(lane_q), .wide_i(lane_tile_q.format == FORMAT_INT64), .next_i(raw_send),
       .word_o(lane_word), .last_o(lane_last_word)
   );
-  float_output i_float (
-      .clk_i, .rst_i, .enable_i(float_enable), .valid_i(float_take), .acc_i(lane_word),
-      .scale_i(offset_q[31:0]), .offset_i({multiplier_q[15:0], offset_q[47:32]}),
-      .valid_o(float_valid), .busy_o(float_busy), .word_o(float_word), .infinite_o(float_infinite)
-  );
-  assign saturated_o = clamped + (float_valid && port_ready ? 7'($countones(float_infinite)) : '0);
 
   // ---- statistics -----------------------------------------------------------------------------------------------------------
   logic        statistics_ready, statistics_valid;
   logic [63:0] statistics_word;
-  assign statistics_valid = statistics_ready && codes_gone && !float_busy;
+  assign statistics_valid = statistics_ready && codes_gone;
   statistics i_statistics (
       .clk_i, .rst_i, .valid_i(lane_statistics), .lane_i(lane_low),
       .channel_i(($clog2(MAX_OUT_GROUPS * CHANNELS))'(lane_entry)),
@@ -221,13 +209,13 @@ module drain
   );
 
   // ---- output ---------------------------------------------------------------------------------------------------------------
-  result_port #(.SOURCES(5)) i_port (
-      .clk_i, .rst_i, .valid_i({job_word_valid, statistics_valid, float_valid, raw_valid, code_word_valid}),
-      .word_i({job_word, statistics_word, float_word, lane_word, code_word}), .last_i(job_word_last),
+  result_port #(.SOURCES(4)) i_port (
+      .clk_i, .rst_i, .valid_i({job_word_valid, statistics_valid, raw_valid, code_word_valid}),
+      .word_i({job_word, statistics_word, lane_word, code_word}), .last_i(job_word_last),
       .ready_o(port_ready), .out_valid_o, .out_ready_i, .out_data_o, .out_last_o
   );
   assign idle_o = !full_q && !capture_i && !lane_valid_q && !adding && !epilogue_busy && !code_word_valid
-               && !float_busy && !statistics_busy;
+               && !statistics_busy;
 
 `ifndef SYNTHESIS
   // a tile is over only when the one before has left the shadow copy

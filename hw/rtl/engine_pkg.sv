@@ -33,10 +33,9 @@ package engine_pkg;
     logic to_w;
     logic to_e;
     logic tensor;  // LOAD to A or G
-    logic floats;  // LOAD to A or G that quantizes
   } kind_t;
 
-  function automatic kind_t kind_of(input logic [7:0] opcode, target, format);
+  function automatic kind_t kind_of(input logic [7:0] opcode, target);
     kind_of.load   = opcode == OP_LOAD;
     kind_of.conv   = opcode == OP_CONV;
     kind_of.wgrad  = opcode == OP_WGRAD;
@@ -47,7 +46,6 @@ package engine_pkg;
     kind_of.to_w   = kind_of.load && target[TARGET_W];
     kind_of.to_e   = kind_of.load && target[TARGET_E];
     kind_of.tensor = kind_of.to_a || kind_of.to_g;
-    kind_of.floats = kind_of.tensor && format == LOAD_FLOAT32;
   endfunction
 
   // The array computes one of two products: a checked command that is neither READ nor END.

@@ -72,7 +72,6 @@ module fabric
   command_t pushed, command;
   logic [16:0] a_begin, a_end, g_begin, g_end, w_begin, w_end;
   logic took, starved, hazard, loader_done, fault, drain_idle, sequencer_busy, wait_drain;
-  logic [2:0] quantizer_saturated;
 
   loader i_loader (
       .clk_i(clk), .rst_i(rst), .start_i(start), .done_o(loader_done),
@@ -84,7 +83,7 @@ module fabric
       .push_o(push), .command_o(pushed), .full_i(full),
       .a_begin_o(a_begin), .a_end_o(a_end), .g_begin_o(g_begin), .g_end_o(g_end), .w_begin_o(w_begin), .w_end_o(w_end),
       .conflict_i(conflict), .compute_idle_i(queue_empty && drain_idle && !wait_pipeline), .fault_i(fault),
-      .took_o(took), .starved_o(starved), .hazard_o(hazard), .saturated_o(quantizer_saturated)
+      .took_o(took), .starved_o(starved), .hazard_o(hazard)
   );
 
   command_queue i_queue (
@@ -188,7 +187,7 @@ module fabric
       value_q[STALL_HAZARD] <= value_q[STALL_HAZARD] + 32'(hazard);
       value_q[STALL_OUT]    <= value_q[STALL_OUT] + 32'(result_TVALID && !result_TREADY);
       value_q[STALL_DRAIN]  <= value_q[STALL_DRAIN] + 32'(wait_drain);
-      value_q[SATURATED]    <= value_q[SATURATED] + 32'(epilogue_saturated) + 32'(quantizer_saturated);
+      value_q[SATURATED]    <= value_q[SATURATED] + 32'(epilogue_saturated);
       if (skipped_valid) value_q[SKIPPED] <= value_q[SKIPPED] + skipped;
       if (took) value_q[WORDS_IN] <= value_q[WORDS_IN] + 2;
       if (result_TVALID && result_TREADY) value_q[WORDS_OUT] <= value_q[WORDS_OUT] + 1;

@@ -23,15 +23,14 @@ module header_check
 
   header_t h;
   assign h = header_i;
-  logic ones, codes, statistics, float_out, stride, product, entries, stochastic;
+  logic ones, codes, statistics, stride, product, entries, stochastic;
   assign ones       = h.flags[FLAG_ONES];
   assign codes      = kind_i.conv && h.format == FORMAT_CODES;
   assign statistics = kind_i.conv && h.format == FORMAT_STATISTICS;
-  assign float_out  = kind_i.conv && h.format == FORMAT_FLOAT32;
   assign stride     = kind_i.conv && h.flags[FLAG_STRIDE_2];
   assign product    = kind_i.conv || kind_i.wgrad;
   assign entries    = kind_i.to_w || kind_i.to_e;
-  assign stochastic = h.flags[FLAG_STOCHASTIC] && (codes || kind_i.floats);
+  assign stochastic = h.flags[FLAG_STOCHASTIC] && codes;
 
   // ---- 1: fields, in the order of their errors ------------------------------------------------------------------------
   logic [HEADER_BITS-1:0] used;  // all other bits must be zero
@@ -58,7 +57,6 @@ module header_check
   assign beyond_lanes = LANES == 32 ? '0 : 32'hFFFF_FFFF << LANES;
   always_comb begin
     bad_field = |(h & ~used);
-    if (kind_i.floats) bad_field |= h.zero[30:23] == 8'hFF || h.reciprocal[30:23] == 8'hFF;
     if (kind_i.wgrad) bad_field |= h.taps == 0;
     if (product) bad_field |= mask_bad(h.a_bits, h.a_planes) || mask_bad(h.b_bits, h.b_planes);
 
@@ -72,8 +70,8 @@ module header_check
     if (kind_i.load || product)
       bad_shape |= bad_range(h.groups, entries ? 1 : MAX_GROUPS)
                 || bad_range(h.out_groups, kind_i.load ? 1 : MAX_OUT_GROUPS)
-                || bad_range(h.images, entries || kind_i.floats ? 1 : MAX_IMAGES);
-    if (product || kind_i.floats) bad_shape |= bad_segments;
+                || bad_range(h.images, entries ? 1 : MAX_IMAGES);
+    if (product) bad_shape |= bad_segments;
     if (stride) bad_shape |= h.rows > 16'(MAX_ROWS / 4);
     if (statistics) bad_shape |= bad_range(h.pixels, LANES);
   end
@@ -134,7 +132,6 @@ module header_check
       length_q <= kind_i.to_w ? 32'(h.rows) * 32'(WEIGHT_WORDS)
                 : kind_i.to_e ? 32'(h.rows) * 32'd2
                 : !kind_i.tensor ? 32'd0
-                : kind_i.floats ? 32'(18'(rows) * 18'(groups)) << $clog2(LANES * CHANNELS / 2)
                 : 32'(29'(row_images_q) * 29'(group_planes_q)) << $clog2(ROW_WORDS);
     end
 
@@ -146,7 +143,7 @@ module header_check
     if (kind_i.to_g || kind_i.wgrad) out_of_buffer |= 32'(h.base_b) + b_need_q > DEPTH_G;
     if (kind_i.to_w || kind_i.conv) out_of_buffer |= 32'(h.base_b) + b_need_q > DEPTH_W;
     if (kind_i.to_e) out_of_buffer |= 32'(h.base_epilogue) + 32'(h.rows) > DEPTH_EPILOGUE;
-    if (codes || float_out) out_of_buffer |= 32'(h.base_epilogue) + 32'(h.out_groups) * CHANNELS > DEPTH_EPILOGUE;
+    if (codes) out_of_buffer |= 32'(h.base_epilogue) + 32'(h.out_groups) * CHANNELS > DEPTH_EPILOGUE;
     if (kind_i.wgrad || kind_i.read)
       out_of_buffer |= 32'(h.base_accumulator) + accumulator_need_q > DEPTH_ACCUMULATOR;
     overflow = product

@@ -3,8 +3,7 @@
 // A LOAD waits only for earlier commands that still read the range it overwrites, so loads run ahead of the array.
 //
 //   header -> header_check -> command
-//   payload -> packed_place ---------------------------------> buffers
-//           -> load_index -> quantizer_lanes -> corner_turn -> buffers
+//   payload -> packed_place -> buffers
 `default_nettype none
 
 module loader
@@ -53,11 +52,10 @@ module loader
     // -> counters
     output logic                      took_o,
     output logic                      starved_o,
-    output logic                      hazard_o,
-    output logic [2:0]                saturated_o
+    output logic                      hazard_o
 );
   typedef enum logic [3:0] {
-    STOP, HEADER, CHECK1, CHECK2, CHECK3, CHECK4, HAZARD, PAYLOAD, FLUSH, PUSH, NEXT, PUSH_END, SWALLOW
+    STOP, HEADER, CHECK1, CHECK2, CHECK3, CHECK4, HAZARD, PAYLOAD, PUSH, NEXT, PUSH_END, SWALLOW
   } state_t;
   state_t state_q, state_d;
 
@@ -80,7 +78,7 @@ module loader
   error_t   check_error;
   line_t    group_planes;
   address_t a_end, b_end;
-  assign kind = kind_of(h.opcode, h.target, h.format);
+  assign kind = kind_of(h.opcode, h.target);
   always_ff @(posedge clk_i) if (state_q == HEADER && beat) h_q <= {word, h_q[HEADER_BITS-1:BEAT_BITS]};
   assign h = h_q;
   header_check i_check (
@@ -89,47 +87,23 @@ module loader
       .b_end_o(b_end)
   );
 
-  // ---- payload, as it comes or quantized ------------------------------------------------------------------------------
-  logic     payload_begins, payload_beat, float_beat;
+  // ---- payload --------------------------------------------------------------------------------------------------------
+  logic     payload_begins, payload_beat;
   assign payload_begins = state_q == HAZARD;
   assign payload_beat   = state_q == PAYLOAD && beat;
-  assign float_beat     = payload_beat && kind.floats;
 
-  place_t   packed_to;
+  place_t   to;
   address_t entry;
   packed_place i_place (
       .clk_i, .start_i(payload_begins), .header_i(h), .kind_i(kind), .group_planes_i(group_planes),
-      .beat_i(payload_beat), .place_o(packed_to), .entry_o(entry)
+      .beat_i(payload_beat), .place_o(to), .entry_o(entry)
   );
 
-  index_t index;
-  load_index i_index (
-      .clk_i, .start_i(payload_begins), .header_i(h), .beat_i(float_beat), .index_o(index)
-  );
-  logic             bad_data, codes_valid, quantizing, turning;
-  logic [3:0][15:0] codes;
-  quantizer_lanes i_quantizers (
-      .clk_i, .start_i(payload_begins), .header_i(h), .beat_i(float_beat), .word_i(word), .index_i(index),
-      .bad_o(bad_data), .valid_o(codes_valid), .codes_o(codes), .saturated_o(saturated_o), .busy_o(quantizing)
-  );
-  logic   turned_write, turn_ready;
-  place_t turned_to;
-  beat_t  turned_data;
-  corner_turn i_turn (
-      .clk_i, .start_i(payload_begins), .header_i(h), .group_planes_i(group_planes), .valid_i(codes_valid),
-      .ready_o(turn_ready), .codes_i(codes), .write_o(turned_write), .place_o(turned_to), .data_o(turned_data), .busy_o(turning)
-  );
-
-  logic   packed_write, tensor_write;
-  place_t to;
-  assign packed_write = payload_beat && !kind.floats;
-  assign tensor_write = packed_write || turned_write;
-  assign to           = kind.floats ? turned_to : packed_to;
-  assign data_o       = kind.floats ? turned_data : word;
-  assign a_write_o    = kind.to_a && tensor_write;
-  assign g_write_o    = kind.to_g && tensor_write;
-  assign w_write_o    = kind.to_w && packed_write;
-  assign e_write_o    = kind.to_e && packed_write;
+  assign data_o       = word;
+  assign a_write_o    = kind.to_a && payload_beat;
+  assign g_write_o    = kind.to_g && payload_beat;
+  assign w_write_o    = kind.to_w && payload_beat;
+  assign e_write_o    = kind.to_e && payload_beat;
   assign bank_o       = to.bank;
   assign slice_o      = to.slice;
   assign a_address_o  = AW'(to.a_address);
@@ -208,13 +182,12 @@ module loader
       PAYLOAD:
         if (beat) begin
           beats_left_d = beats_left_q - 32'd1;
-          if (beats_left_q == 32'd1) state_d = kind.floats ? FLUSH : NEXT;
-          if (bad_data || |in_last_i) begin
-            error_d = bad_data ? ERR_BAD_DATA : ERR_TRUNCATED;
+          if (beats_left_q == 32'd1) state_d = NEXT;
+          if (|in_last_i) begin
+            error_d = ERR_TRUNCATED;
             state_d = PUSH_END;
           end
         end
-      FLUSH: if (!quantizing && !turning) state_d = NEXT;
       PUSH:  if (!full_i) state_d = NEXT;
       NEXT: begin
         position_d = position_q + 32'd1;
@@ -247,13 +220,11 @@ module loader
 
 `ifndef SYNTHESIS
   logic storing;  // registers that a packet starts have no reset: before the first they may hold anything
-  assign storing = state_q == PAYLOAD || state_q == FLUSH;
+  assign storing = state_q == PAYLOAD;
   // both streams are read in lockstep
   a_beat: assert property (@(posedge clk_i) disable iff (rst_i) took_o |-> &in_valid_i && &in_ready_o);
   // no push into a full queue
   a_push: assert property (@(posedge clk_i) disable iff (rst_i) push_o |-> !full_i);
-  // the corner turn has room for every code that leaves the quantizers
-  a_codes: assert property (@(posedge clk_i) disable iff (rst_i) storing && codes_valid |-> turn_ready);
   // writes stay within the ranges that the queue was asked about
   a_range_a: assert property (@(posedge clk_i) disable iff (rst_i) storing && a_write_o |-> to.a_address >= a_begin_o && to.a_address < a_end_o);
   a_range_g: assert property (@(posedge clk_i) disable iff (rst_i) storing && g_write_o |-> to.g_address >= g_begin_o && to.g_address < g_end_o);

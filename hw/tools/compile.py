@@ -31,7 +31,7 @@ from hw.generate import render
 LIBRARY_CACHE = ROOT / "build" / "cache"
 _logger = logging.getLogger(__name__)
 
-# fused multiply-add would round once where the quantizer rounds twice, so contraction is off
+# fused multiply-add would round once where the quantizers' kernels round twice, so contraction is off
 BASE_FLAGS = ("-std=c++17", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off")
 SANITIZE_FLAGS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 BIT_SERIAL = "-DFABRIC_BIT_SERIAL"  #: compile the array code that synthesis sees

@@ -31,7 +31,6 @@ from hw.tools import timing
 
 AREA_CACHE = ROOT / "build" / "cache"
 _logger = logging.getLogger(__name__)
-QUANTIZER_LANES = 4  #: lanes of the loader
 _FLOW = 3  #: raise it when the Yosys commands change, so that cached results are not used
 
 PATHS = 3  #: of each piece and net model, in reports
@@ -143,8 +142,7 @@ def pieces(design: Design) -> list[SynthesisPiece]:
         SynthesisPiece("buffer_a", "tensor_buffer", generics=(("DEPTH", design.depth_a), ("WIDTH", row_bits))),
         SynthesisPiece("buffer_g", "tensor_buffer", generics=(("DEPTH", design.depth_g), ("WIDTH", row_bits))),
         SynthesisPiece("buffer_w", "weight_buffer", generics=(("DEPTH", design.depth_w), ("WIDTH", weight_bits))),
-        SynthesisPiece("quantizer", "quantizer", QUANTIZER_LANES),
-        SynthesisPiece("loader", "loader", boxes=(("quantizer", QUANTIZER_LANES),)),
+        SynthesisPiece("loader", "loader"),
         SynthesisPiece("drain", "drain"),
         SynthesisPiece("sequencer", "sequencer"),
         SynthesisPiece("command_queue", "command_queue"),

@@ -5,22 +5,13 @@ It walks plane pairs as the hardware does, so it is slow; valid programs only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from fractions import Fraction
-
-import numpy as np
 
 from hw import contract
-from hw.contract import Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 
 M32 = (1 << 32) - 1
-F = np.float32
-
-
-def _flush(x: np.float32) -> np.float32:
-    return F(0) if abs(x) < F(2.0**-126) else x
 
 
 def _hash(h: int) -> int:
@@ -32,32 +23,6 @@ def _hash(h: int) -> int:
 def _signed(value: int, bits: int) -> int:
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value
-
-
-def affine_one(acc: int, m: int, b: int) -> int:
-    """Bits of ``float(acc) * scale + offset`` by the rules of FLOAT32, from an epilogue entry's two numbers."""
-    whole = (m & (1 << 18) - 1) << 48 | b & (1 << 48) - 1
-    scale, offset = (np.array(whole >> shift & M32, np.uint32).view(F)[()] for shift in (0, 32))
-    scale, offset = (_flush(x) if np.isfinite(x) else F(0) for x in (scale, offset))
-    with np.errstate(all="ignore"):
-        product = _flush(F(F(acc) * scale))
-        result = _flush(F(product + offset))
-    return 0 if result == 0 else int(np.array(result).view(np.uint32))
-
-
-def quantize_one(x: int, z: int, r: int, bits: int, signed: bool, u: float | None) -> tuple[int, bool]:
-    """Code of one value and whether it was clamped; x, z, r are the bits of single-precision numbers."""
-    value, zero, scale = (_flush(np.array(n, np.uint32).view(F)[()]) for n in (x, z, r))
-    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-    with np.errstate(all="ignore"):
-        t = F(0) if scale == 0 else _flush(F(_flush(F(value - zero)) * scale))
-    if np.isinf(t):
-        return (high if t > 0 else low), True
-    whole = math.floor(Fraction(float(t)) + Fraction(u or 0))  # the sum is exact
-    if u is None:
-        rest = float(t) - whole
-        whole += rest > 0.5 or (rest == 0.5 and whole % 2 == 1)
-    return min(max(whole, low), high), not low <= whole <= high
 
 
 class Direct:
@@ -118,43 +83,17 @@ class Direct:
             for k in range(f["rows"]):
                 self.e[f["base_epilogue"] + k] = (_signed(payload[2 * k], 18), _signed(payload[2 * k + 1], 48))
             return
-        words = self.floats(f, payload) if f["format"] == LoadFormat.FLOAT32 else payload
         n, at = self.d.row_words, 0
         for i in range(f["images"]):
             for y in range(f["rows"]):
                 for g in range(f["groups"]):
                     for plane in range(f["a_bits"]):
-                        row = sum(w << 64 * k for k, w in enumerate(words[at : at + n]))
+                        row = sum(w << 64 * k for k, w in enumerate(payload[at : at + n]))
                         at += n
                         for target, base in ((Target.A, f["base_a"]), (Target.G, f["base_b"])):
                             if f["target"] & target:
                                 where = self.address(base, f, f["groups"], f["a_bits"], i, y, g, plane)
                                 self.rows[target][where] = row
-
-    def floats(self, f: dict[str, int], payload: list[int]) -> list[int]:
-        c, bits = self.d.channels, f["a_bits"]
-        where = self.segment(f)
-        values = [w >> s & M32 for w in payload for s in (0, 32)]
-        out: list[int] = []
-        k = 0
-        for y in range(f["rows"]):
-            for g in range(f["groups"]):
-                planes = [0] * bits
-                for p in range(self.d.lanes):
-                    for ch in range(c):
-                        u = None
-                        if f["flags"] & Flag.STOCHASTIC:
-                            index = self.index(f, y, g * c + ch, where[p])
-                            u = (_hash(index ^ f["key"]) >> 8) / 2**24
-                        signed = bool(f["flags"] & Flag.A_SIGNED)
-                        code, clamped = quantize_one(values[k], f["zero"], f["reciprocal"], bits, signed, u)
-                        self.saturated += clamped
-                        k += 1
-                        for plane in range(bits):
-                            planes[plane] |= (code >> plane & 1) << (p * c + ch)
-                for plane in planes:
-                    out += [plane >> 64 * i & (1 << 64) - 1 for i in range(self.d.row_words)]
-        return out
 
     def index(self, f: dict[str, int], row: int, channel: int, place: tuple[int, int]) -> int:
         """Random index of an element whose pixel is (segment, position in it)."""
@@ -267,11 +206,6 @@ class Direct:
             if form == OutputFormat.STATISTICS:
                 for oc in range(c):
                     seen[og * c + oc] += acc[oc][: f["pixels"]]
-                continue
-            if form == OutputFormat.FLOAT32:
-                bits = [affine_one(v, *self.e[f["base_epilogue"] + og * c + oc]) for oc in range(c) for v in acc[oc]]
-                self.saturated += sum(b >> 23 & 0xFF == 0xFF for b in bits)
-                self.words(bits, False)
                 continue
             self.words([v for line in acc for v in line], form == OutputFormat.INT64)
             if flags & Flag.A_SUM and og == 0:

@@ -12,14 +12,13 @@ import numpy as np
 
 from host.arrays import U64
 from hw import contract
-from hw.contract import Error, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import Error, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 
 Fields = dict[str, int]
 Packet = tuple[Fields, U64]
 
 _NONE = np.zeros(0, dtype=np.uint64)
-_ONE = 0x3F800000  # 1.0 in single precision
 
 
 class Malformed(NamedTuple):
@@ -44,18 +43,14 @@ def good_packets(design: Design) -> dict[str, Packet]:
     small = {"groups": 1, "out_groups": 1, "images": 1}
     load = {"opcode": int(Opcode.LOAD)}
     product = {**tensor, "a_bits": 2, "b_bits": 2, "segment_start": 1, "a_planes": 3, "b_planes": 3}
-    floats = np.arange(2 * d.lanes * d.channels, dtype=np.float32).view(np.uint64)
     stochastic = {"key": 7, "index": 5, "channel_stride": 9, "image_stride": 3, "row_stride": 2, "pixel_stride": 1}
     packed: Fields = {**load, **tensor, "a_bits": 2}
-    real: Fields = {**packed, "format": LoadFormat.FLOAT32, "segment_start": 1, "zero": _ONE, "reciprocal": _ONE}
     conv = {**product, "opcode": Opcode.CONV}
     rounding = {**stochastic, "flags": Flag.STOCHASTIC} if d.rounding_lanes else {}
     return {
         "load_a": ({**packed, "target": Target.A}, _random(2 * 2 * d.row_words)),
         "load_g": ({**packed, "target": Target.G}, _random(2 * 2 * d.row_words)),
         "load_ag": ({**packed, "target": Target.A | Target.G}, _random(2 * 2 * d.row_words)),
-        "load_float": ({**real, "target": Target.A}, floats),
-        "load_random": ({**real, **stochastic, "flags": Flag.STOCHASTIC, "target": Target.A | Target.G}, floats),
         "load_w": ({**load, **small, "target": Target.W, "rows": 2}, _random(2 * d.weight_words)),
         "load_e": ({**load, **small, "target": Target.E, "rows": d.channels}, _random(2 * d.channels)),
         "conv": ({**conv, "format": OutputFormat.INT32}, _NONE),
@@ -66,7 +61,7 @@ def good_packets(design: Design) -> dict[str, Packet]:
             _NONE,
         ),
         "conv_statistics": ({**conv, "format": OutputFormat.STATISTICS, "pixels": 3}, _NONE),
-        "conv_float": ({**conv, "format": OutputFormat.FLOAT32, "flags": Flag.SKIP_ZERO}, _NONE),
+        "conv_skip": ({**conv, "format": OutputFormat.INT32, "flags": Flag.SKIP_ZERO}, _NONE),
         "load_tall": ({**packed, "rows": 8, "target": Target.A}, _random(8 * 2 * d.row_words)),
         "conv_stride_2": ({**conv, "flags": Flag.STRIDE_2 | Flag.A_SUM}, _NONE),
         "wgrad": ({**product, "opcode": Opcode.WGRAD, "flags": Flag.CLEAR | Flag.ONES, "taps": 0x1FF}, _NONE),
@@ -110,12 +105,9 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     add("load_a", Error.BAD_OPCODE, opcode=0, a_bits=99, pixels=1)
 
     used = {
-        "load_a": "rows groups out_groups images a_bits flags base_a target format",
-        "load_g": "rows groups out_groups images a_bits flags base_b target format",
-        "load_ag": "rows groups out_groups images a_bits flags base_a base_b target format",
-        "load_float": "rows groups out_groups images a_bits flags base_a target format segment_start zero reciprocal",
-        "load_random": "rows groups out_groups images a_bits flags base_a base_b target format segment_start zero "
-        "reciprocal key index channel_stride image_stride row_stride pixel_stride",
+        "load_a": "rows groups out_groups images a_bits base_a target",
+        "load_g": "rows groups out_groups images a_bits base_b target",
+        "load_ag": "rows groups out_groups images a_bits base_a base_b target",
         "load_w": "rows groups out_groups images base_b target",
         "load_e": "rows groups out_groups images base_epilogue target",
         "conv": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start a_planes "
@@ -127,8 +119,6 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
         + (" key index channel_stride image_stride row_stride pixel_stride" if d.rounding_lanes else ""),
         "conv_statistics": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start "
         "a_planes b_planes pixels",
-        "conv_float": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start a_planes "
-        "b_planes base_epilogue",
         "wgrad": "rows groups out_groups images a_bits b_bits flags base_a base_b segment_start a_planes b_planes "
         "base_accumulator taps",
         "read": "rows format base_accumulator",
@@ -145,12 +135,10 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     conv_flags = Flag.A_SIGNED | Flag.B_SIGNED | Flag.STRIDE_2 | Flag.SKIP_ZERO
     allowed = {
         "load_a": 0,
-        "load_float": Flag.A_SIGNED | Flag.STOCHASTIC,
         "conv": conv_flags | Flag.A_SUM,
         "conv_wide": conv_flags | Flag.A_SUM,
         "conv_codes": conv_flags | Flag.RELU | Flag.OUT_SIGNED | (Flag.STOCHASTIC if d.rounding_lanes else Flag(0)),
         "conv_statistics": conv_flags,
-        "conv_float": conv_flags,
         "wgrad": Flag.A_SIGNED | Flag.B_SIGNED | Flag.ONES | Flag.CLEAR | Flag.SKIP_ZERO,
         "read": 0,
         "end": 0,
@@ -163,9 +151,11 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     for target in (0, 5, 6, 7, 9, 12, 16, 32, 255):
         add("load_a", Error.BAD_FIELD, target=target)
     for kind, form in (
-        ("load_a", 2),
+        ("load_a", 1),
+        ("load_ag", 2),
         ("load_w", 1),
         ("load_e", 1),
+        ("conv", 4),
         ("conv", 5),
         ("read", 2),
         ("read", 3),
@@ -173,10 +163,6 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
         ("end", 1),
     ):
         add(kind, Error.BAD_FIELD, format=form)
-    for word in (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001):
-        add("load_float", Error.BAD_FIELD, zero=word)
-        add("load_float", Error.BAD_FIELD, reciprocal=word)
-    add("load_float", Error.BAD_FIELD, segment_start=1, zero=0x7FC00000, a_bits=0)
     for kind in ("conv", "wgrad"):
         add(kind, Error.BAD_FIELD, a_planes=4)
         add(kind, Error.BAD_FIELD, b_planes=0x8000)
@@ -190,7 +176,7 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     add("wgrad", Error.BAD_FIELD, taps=0, a_bits=0)
     for bits in (0, 17, 128):
         add("load_a", Error.BAD_BITS, a_bits=bits)
-        add("load_random", Error.BAD_BITS, a_bits=bits, rows=0)
+        add("load_ag", Error.BAD_BITS, a_bits=bits, rows=0)
         add("conv_codes", Error.BAD_BITS, out_bits=bits)
     add("conv_codes", Error.BAD_BITS, shift=48)
     add("conv_codes", Error.BAD_BITS, shift=255, images=0)
@@ -199,20 +185,18 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     add("conv_stride_2", Error.BAD_SHAPE, rows=1024, base_a=0xFFFF)
     for pixels in (0, d.lanes + 1, 0xFFFF):
         add("conv_statistics", Error.BAD_SHAPE, pixels=pixels)
-    for kind in ("load_a", "load_ag", "load_float", "conv", "conv_codes", "conv_statistics", "conv_float", "wgrad"):
+    for kind in ("load_a", "load_ag", "conv", "conv_codes", "conv_statistics", "wgrad"):
         for name, limit in contract.LIMITS.items():
             add(kind, Error.BAD_SHAPE, **{name: 0})
             add(kind, Error.BAD_SHAPE, **{name: limit + 1})
     add("load_a", Error.BAD_SHAPE, out_groups=2)
-    add("load_float", Error.BAD_SHAPE, out_groups=2)
-    add("load_float", Error.BAD_SHAPE, images=2)
     for kind in ("load_w", "load_e"):
         add(kind, Error.BAD_SHAPE, rows=0)
         for name in ("groups", "out_groups", "images"):
             add(kind, Error.BAD_SHAPE, **{name: 2})
             add(kind, Error.BAD_SHAPE, **{name: 0})
     add("read", Error.BAD_SHAPE, rows=0)
-    for kind in ("load_float", "conv", "conv_codes", "conv_statistics", "conv_stride_2", "wgrad"):
+    for kind in ("conv", "conv_codes", "conv_statistics", "conv_stride_2", "wgrad"):
         add(kind, Error.BAD_SHAPE, segment_start=0)
         add(kind, Error.BAD_SHAPE, segment_start=2)
         if d.lanes < 32:
@@ -232,7 +216,6 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     add("load_g", Error.OUT_OF_BUFFER, base_b=d.depth_g - 1)
     add("load_ag", Error.OUT_OF_BUFFER, base_b=d.depth_g - 1)
     add("load_ag", Error.OUT_OF_BUFFER, base_a=d.depth_a - 1)
-    add("load_float", Error.OUT_OF_BUFFER, base_a=d.depth_a - 1)
     add("load_w", Error.OUT_OF_BUFFER, base_b=d.depth_w - 1)
     add("load_e", Error.OUT_OF_BUFFER, base_epilogue=d.depth_epilogue - c + 1)
     for kind in ("conv", "wgrad"):
@@ -241,8 +224,7 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     add("conv", Error.OUT_OF_BUFFER, base_b=d.depth_w - 1)
     # one block of output rows lies under four blocks of A
     add("conv_stride_2", Error.OUT_OF_BUFFER, rows=8, base_a=d.depth_a - 4 * 2 + 1)
-    for kind in ("conv_codes", "conv_float"):
-        add(kind, Error.OUT_OF_BUFFER, base_epilogue=d.depth_epilogue - c + 1)
+    add("conv_codes", Error.OUT_OF_BUFFER, base_epilogue=d.depth_epilogue - c + 1)
     add("conv_codes", Error.OUT_OF_BUFFER, groups=64, a_bits=16, b_bits=16)  # it would overflow, too
     add("wgrad", Error.OUT_OF_BUFFER, base_b=d.depth_g - 1)
     add("wgrad", Error.OUT_OF_BUFFER, base_accumulator=d.depth_accumulator - 18 * (c + 1) + 1)
@@ -253,7 +235,7 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     add("read", Error.OUT_OF_BUFFER, rows=0xFFFF)
 
     add("conv", Error.OVERFLOW, a_bits=16, b_bits=16)
-    for kind in ("conv_codes", "conv_statistics", "conv_float"):
+    for kind in ("conv_codes", "conv_statistics"):
         add(kind, Error.OVERFLOW, a_bits=13, b_bits=13)
     tight = 31 - (d.dot_bits - 1).bit_length()  # the greatest sum of widths that INT32 takes
     add("conv", Error.OVERFLOW, a_bits=tight - 11, b_bits=12)
@@ -266,12 +248,37 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     return cases
 
 
+def _spare_cases(design: Design) -> list[Malformed]:
+    """Bits that belong to no field, under a good checksum."""
+    packets = good_packets(design)
+    end = packet_words(packets["end"])
+    out: list[Malformed] = []
+    for kind, more, error in (
+        ("load_a", {}, Error.BAD_FIELD),
+        ("conv_codes", {}, Error.BAD_FIELD),
+        ("end", {}, Error.BAD_FIELD),
+        ("wgrad", {"a_bits": 0}, Error.BAD_FIELD),
+        ("conv", {"opcode": 7}, Error.BAD_OPCODE),
+    ):
+        fields, payload = packets[kind]
+        for half, used in enumerate(contract.FIELD_BITS):
+            for bit in (0, 31):
+                if used >> bit & 1:
+                    continue
+                words = packet_words(({**fields, **more}, payload))
+                words[half // 2] ^= np.uint64(1 << 32 * (half % 2) + bit)
+                words[contract.HEADER_WORDS - 1] ^= np.uint64(1 << 32 + bit)  # the checksum is the last half-word
+                program = np.concatenate([packet_words(packets["load_a"]), words, end])
+                out.append(Malformed(f"{error.name}:{kind}:half {half} bit {bit}", *_split(program), error, 1))
+    return out
+
+
 def _split(words: U64) -> tuple[U64, U64]:
     return words[0::2].copy(), words[1::2].copy()
 
 
 def _stream_cases(design: Design) -> list[Malformed]:
-    """Streams that end too early or too late, and bad payloads."""
+    """Streams that end too early or too late."""
     packets = good_packets(design)
     out: list[Malformed] = []
     prefix = [packets["load_a"], packets["load_w"], packets["conv"]]
@@ -317,27 +324,11 @@ def _stream_cases(design: Design) -> list[Malformed]:
     ):
         out.append(Malformed(f"TRAILING:{name}", t0, t1, Error.TRAILING, 3))
 
-    bits = {"nan": 0x7FC00000, "negative nan": 0xFFC00001, "inf": 0x7F800000, "-inf": 0xFF800000}
-    for kind in ("load_float", "load_random"):
-        fields, payload = packets[kind]
-        for name, word in bits.items():
-            for element in (0, 1, 2, 3, 2 * payload.size // 2 + 1, 2 * payload.size - 1):
-                halves = payload.view(np.uint32).copy()
-                halves[element] = word
-                words = np.concatenate([head, packet_words((fields, halves.view(np.uint64))), end])
-                out.append(Malformed(f"BAD_DATA:{kind}:{name} at {element}", *_split(words), Error.BAD_DATA, 3))
-        halves = payload.view(np.uint32).copy()
-        halves[9] = bits["nan"]  # in beat 2 of the payload
-        words = np.concatenate([head, packet_words((fields, halves.view(np.uint64))), end])
-        cut(f"{kind}: cut before the NaN", words, base + 5 + 2, Error.TRUNCATED, 3)
-        cut(f"{kind}: cut at the NaN", words, base + 5 + 3, Error.BAD_DATA, 3)
-        cut(f"{kind}: cut after the NaN", words, base + 5 + 4, Error.BAD_DATA, 3)
-        cut(f"{kind}: cut at the end", words, base + 5 + payload.size // 2, Error.BAD_DATA, 3)
     return out
 
 
 def _top_planes(design: Design, images: int, rows: int) -> U64:
-    """PACKED payload of 16-bit codes that are all 2**15 in pixel-channels where channel is odd, else 0."""
+    """LOAD payload of 16-bit codes that are all 2**15 in pixel-channels where channel is odd, else 0."""
     odd = int("10" * 32, 2)  # bit = pixel * C + channel, and C is even
     words = np.zeros((images, rows, 1, 16, design.row_words), dtype=np.uint64)
     words[:, :, :, 15] = odd
@@ -372,7 +363,7 @@ def _range_cases(design: Design) -> list[Malformed]:
                 load,
                 clear,
                 packet_words((read, _NONE)),
-                packet_words(packets["load_float"]),
+                packet_words(packets["load_g"]),
                 packet_words(packets["conv"]),
                 end,
             ]
@@ -403,5 +394,5 @@ def malformed_programs(design: Design) -> list[Malformed]:
         out.append(Malformed(name, *_split(np.concatenate([*before, spoilt, end])), error, 3))
     first = packet_words(({**packets["load_a"][0], "rows": 0}, packets["load_a"][1]))
     out.append(Malformed("BAD_SHAPE:first packet", *_split(np.concatenate([first, end])), Error.BAD_SHAPE, 0))
-    out += _stream_cases(design) + _range_cases(design)
+    out += _spare_cases(design) + _stream_cases(design) + _range_cases(design)
     return list({case.name: case for case in out}.values())

@@ -12,8 +12,7 @@ import numpy as np
 
 from host.arrays import U64
 from host.program.builder import ProgramBuilder
-from host.program.packing import pack_affine
-from hw.contract import ALL_TAPS, ROW_BANKS, Flag, LoadFormat, Opcode, OutputFormat, Target
+from hw.contract import ALL_TAPS, ROW_BANKS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.packet import Packet, blocks, load_entries, read_entries, tensor_addresses
 
@@ -80,7 +79,7 @@ class _Writer:
         return {name: self.draw(0, (1 << 32) - 1) if self.chance(0.5) else self.draw(0, 300) for name in names}
 
     def tensor_words(self, images: int, rows: int, groups: int, bits: int) -> U64:
-        """PACKED payload, now and then with planes that are zero."""
+        """Payload of codes, now and then with planes that are zero."""
         words = self.words(images * rows * groups * bits * self.design.row_words)
         if self.chance(0.3):
             keep = np.array([self.chance(0.5) for _ in range(bits)])
@@ -92,10 +91,9 @@ class _Writer:
 
     # -- packets ----------------------------------------------------------------------------------------------------
 
-    def load(self, target: Target, images: int, rows: int, groups: int, bits: int, floats: bool) -> None:
+    def load(self, target: Target, images: int, rows: int, groups: int, bits: int) -> None:
         """LOAD into A, G or both, of the given shape, at random bases; now and then with rows in all banks."""
         d = self.design
-        images = 1 if floats else images
         wanted = rows
         if self.chance(0.6):  # a zero plane is zero in all eight banks, so that they must have been written
             rows = ROW_BANKS * blocks(rows)
@@ -116,45 +114,7 @@ class _Writer:
             "out_groups": 1,
             "a_bits": bits,
         }
-        if floats:
-            payload, more = self.floats(rows * groups * d.lanes * d.channels, bits)
-            packet = Packet(Opcode.LOAD, **fields, **bases, **more, format=LoadFormat.FLOAT32)
-            self.builder.add(packet, payload)
-        else:
-            self.builder.add(Packet(Opcode.LOAD, **fields, **bases), self.tensor_words(images, rows, groups, bits))
-
-    def floats(self, count: int, bits: int) -> tuple[U64, dict[str, int]]:
-        """Finite values with the corner cases mixed in, and quantizer fields."""
-        rng = self.rng
-        scale = np.float32(2.0 ** self.draw(-6, 6)) * np.float32(1 + rng.random())
-        zero = np.float32(0 if self.chance(0.3) else rng.normal())
-        if self.chance(0.3):  # exact ties
-            scale = np.float32(2.0 ** self.draw(-3, 3))
-            zero = np.float32(self.draw(-4, 4))
-            values = (rng.integers(-2, 2 << bits, size=count) * 0.5 * scale + zero).astype(np.float32)
-        else:
-            values = (zero + scale * (1 << bits) * (rng.random(count) * 1.2 - 0.1)).astype(np.float32)
-        reciprocal = np.float32(1) / scale
-        if self.chance(0.3):
-            corner = np.array(
-                [0, -0.0, 1e-40, -1e-40, 3.4e38, -3.4e38, 1.2e-38, -1.2e-38, zero, 1, -1], dtype=np.float32
-            )
-            where = rng.random(count) < 0.2
-            values[where] = rng.choice(corner, size=int(where.sum()))
-        if self.chance(0.1):
-            reciprocal = np.float32(rng.choice(np.array([0, 1e-40, 3e38, -1, 1e-30], dtype=np.float32)))
-        if self.chance(0.1):
-            zero = np.float32(rng.choice(np.array([1e-40, -3.4e38, 3.4e38, -0.0], dtype=np.float32)))
-        flags = Flag.A_SIGNED if self.chance(0.4) else Flag(0)
-        fields = {
-            "zero": int(zero.view(np.uint32)),
-            "reciprocal": int(reciprocal.view(np.uint32)),
-            "segment_start": self.segments(),
-        }
-        if self.chance(0.5):
-            flags |= Flag.STOCHASTIC
-            fields |= self.randomness()
-        return values.view(np.uint64), fields | {"flags": int(flags)}
+        self.builder.add(Packet(Opcode.LOAD, **fields, **bases), self.tensor_words(images, rows, groups, bits))
 
     def load_weights(self, rows: int) -> int:
         """LOAD W of ``rows`` words at a random base, which is returned."""
@@ -164,24 +124,11 @@ class _Writer:
         self.weights[base : base + rows] = True
         return base
 
-    def load_epilogue(self, rows: int, floats: bool) -> int:
-        """LOAD E of ``rows`` entries at a random base, which is returned; ``floats`` are scales and offsets."""
+    def load_epilogue(self, rows: int) -> int:
+        """LOAD E of ``rows`` entries at a random base, which is returned."""
         base = self.draw(0, self.design.depth_epilogue - rows)
         payload = self.words(2 * rows)
-        if floats and self.chance(0.9):
-            scale, offset = ((self.rng.normal(size=rows) * 2.0 ** self.draw(-20, 20)).astype(np.float32) for _ in "so")
-            if self.chance(0.3):
-                corner = np.array([0, -0.0, 1e-40, 3e38, -3e38, 1e-38, 1e-44, np.inf, np.nan, 1], dtype=np.float32)
-                for values in (scale, offset):
-                    where = self.rng.random(rows) < 0.5
-                    values[where] = self.rng.choice(corner, size=int(where.sum()))
-            if self.chance(0.2):
-                scale *= np.float32(2.0 ** self.draw(-100, 60))
-                offset *= np.float32(2.0 ** self.draw(-100, 60))
-            payload = pack_affine(scale, offset) | (
-                payload & np.uint64(0xFFF << 52) if self.chance(0.5) else np.uint64(0)
-            )
-        elif self.chance(0.7):  # moderate numbers, with the ignored high bits set or not
+        if self.chance(0.7):  # moderate numbers, with the ignored high bits set or not
             multiplier = self.rng.integers(-2000, 2000, size=rows).astype(np.int64).view(np.uint64)
             offset = self.rng.integers(-(1 << 20), 1 << 20, size=rows).astype(np.int64).view(np.uint64)
             payload[0::2] = multiplier if self.chance(0.5) else multiplier & np.uint64((1 << 18) - 1)
@@ -243,11 +190,11 @@ class _Writer:
         if not self.weights[base_w : base_w + needed].all():
             base_w = self.load_weights(needed)
         more: dict[str, int] = {}
-        if form in (OutputFormat.CODES, OutputFormat.FLOAT32):
+        if form == OutputFormat.CODES:
             channels = out_groups * d.channels
             base = self.draw(0, d.depth_epilogue - channels)
             if not self.epilogue[base : base + channels].all() or self.chance(0.5):
-                base = self.load_epilogue(channels, form == OutputFormat.FLOAT32)
+                base = self.load_epilogue(channels)
             more["base_epilogue"] = base
         if form == OutputFormat.CODES:
             shift = self.draw(0, 47) if self.chance(0.2) else self.draw(0, 24)
@@ -289,7 +236,7 @@ class _Writer:
         base_a, images, rows, groups, a_bits = a
         g = self.tensor(Target.G)
         if g is None or g[1:3] != (images, rows):
-            self.load(Target.G, images, rows, self.draw(1, 2), self.bits(), images == 1 and self.chance(0.5))
+            self.load(Target.G, images, rows, self.draw(1, 2), self.bits())
             g = self.loads[Target.G][-1]
         base_g, _, _, out_groups, b_bits = g
         if not self.readable(Target.G, base_g, images, rows, out_groups, b_bits):
@@ -358,7 +305,7 @@ class _Writer:
         depth = min(d.depth_a, d.depth_g)
         while tensor_addresses(images, rows, groups, bits) > depth:
             images, groups, bits = max(1, images - 1), max(1, groups - 1), max(1, bits - 1)
-        self.load(target, images, rows, groups, bits, self.chance(0.4))
+        self.load(target, images, rows, groups, bits)
 
 
 def random_program(design: Design, seed: int, packets: int = 10, max_rows: int = 12, max_bits: int = 16) -> U64:

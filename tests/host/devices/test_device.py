@@ -25,10 +25,10 @@ def test_every_error_has_a_meaning_and_a_remedy() -> None:
 
 
 def test_trailers_are_parsed_or_refused() -> None:
-    trailer = [TRAILER_MAGIC << 32 | Error.BAD_DATA, 5 << 32 | 4]
+    trailer = [TRAILER_MAGIC << 32 | Error.OVERFLOW, 5 << 32 | 4]
     result = parse_output(np.array([11, 12, *trailer], dtype=np.uint64), {})
     assert result.words.tolist() == [11, 12]
-    assert (result.error, result.position) == (Error.BAD_DATA, 4)
+    assert (result.error, result.position) == (Error.OVERFLOW, 4)
     with pytest.raises(ProgramError, match="packet 4"):
         check(result)
     with pytest.raises(DeviceError, match="not with a trailer"):

@@ -144,7 +144,7 @@ def test_without_pynq_the_error_says_what_to_install(tmp_path: Path) -> None:
 def test_long_programs_run_in_parts_with_the_same_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     device, board = opened(monkeypatch, tmp_path, length_width=16)  # 8,191 words per transfer
     reference = ReferenceDevice(DESIGN)
-    parts = [random_program(DESIGN, seed, packets=12, max_rows=8) for seed in range(6)]
+    parts = [random_program(DESIGN, seed, packets=12, max_rows=8) for seed in range(12)]
     words = np.concatenate([*(p[:-10] for p in parts), parts[0][-10:]])
     expected = reference.run(words)
     before = board.programs

@@ -16,9 +16,11 @@ from host.devices import rtl
 from host.devices.device import U64, DeviceError, Result
 from host.devices.reference import ReferenceDevice
 from host.devices.rtl import RtlDevice, rtl_sources
-from hw.contract import FUNCTIONAL_COUNTERS, Error
+from host.program.builder import ProgramBuilder
+from hw.contract import FUNCTIONAL_COUNTERS, Error, Opcode, Target
 from hw.design import Design, load_design
 from hw.generate import generate, render
+from hw.packet import load_entries, load_tensor, product
 from tests.support.malformed import Malformed, good_program, malformed_programs
 from tests.support.random_programs import random_program, random_programs
 
@@ -174,11 +176,6 @@ MUTANTS = [
     Mutant("operand_network", "(row << CHANNELS) & left_mask", "(row << CHANNELS) | left_mask"),
     Mutant("operand_network", "row & column_mask", "row | column_mask"),
     Mutant("operand_network", "step_i.row[0] ? 3'(2*ky+2) : 3'(2*ky+6)", "step_i.row[0] ? 3'(2*ky+6) : 3'(2*ky+2)"),
-    Mutant("quantizer", "!stochastic_i && fixed6_q[24]", "!stochastic_i && !fixed6_q[24]"),
-    Mutant("quantizer", "mix0 ^ (mix0 >> 16)", "mix0 ^ (mix0 << 16)"),
-    Mutant("quantizer", "stochastic_i && !t[31]", "stochastic_i && t[31]"),
-    Mutant("fp32_add", "greater[31] != lesser[31]", "greater[31] == lesser[31]"),
-    Mutant("fp32_multiply", "a_i[31] ^ b_i[31]", "a_i[31] | b_i[31]"),
     Mutant("accumulators", "lane_i[c] + lane_i[CHANNELS+c]", "lane_i[c] - lane_i[CHANNELS+c]"),
     Mutant("epilogue", "coarse >> tile3_q.shift[3:0]", "coarse >> tile3_q.shift[2:0]"),
     Mutant("epilogue", "tile1_q.relu && v[VW-1]", "tile1_q.relu || v[VW-1]"),
@@ -190,12 +187,7 @@ MUTANTS = [
     ),
     Mutant("statistics", "{{3{y[31]}}, y[31:17]}", "{3'd0, y[31:17]}"),
     Mutant("statistics", "read_q.least < total.least", "read_q.least > total.least"),
-    Mutant("float_output", "infinite_q[ADD-1]", "infinite_q[0]"),
-    Mutant("fp32_from_int", "8'd158 - 8'(leading_q)", "8'd158 + 8'(leading_q)"),
     Mutant("accumulators", "sum[ACC_BITS] != sum[ACC_BITS-1]", "sum[ACC_BITS] == sum[ACC_BITS-1]"),
-    Mutant(
-        "quantizer_lanes", "index_i + header_i.channel_stride * 32'(k)", "index_i - header_i.channel_stride * 32'(k)"
-    ),
     Mutant("header_check", "h.segment_start & beyond_lanes", "h.segment_start | beyond_lanes"),
     Mutant("loader", "(state_q == PUSH || state_q == PUSH_END) && !full_i", "state_q == PUSH || state_q == PUSH_END"),
     Mutant("command_queue", "b0 < e1 && b1 < e0", "b0 < e1 && b1 > e0"),
@@ -235,6 +227,25 @@ def breakable_sources(folder: Path) -> list[Path]:
     return [*sources, chooser]
 
 
+def overwriting_program() -> U64:
+    """Long products, and behind each of them a load into what it reads."""
+    rng, builder = np.random.default_rng(1), ProgramBuilder(SMALL)
+    rows = bits = 8
+
+    def load(target: Target) -> None:
+        tensor = target != Target.W
+        packet = load_tensor(SMALL, target, 1, rows, 1, bits) if tensor else load_entries(SMALL, target, bits)
+        builder.add(packet, rng.integers(0, 1 << 64, packet.payload_words, dtype=np.uint64))
+
+    load(Target.A | Target.G)
+    load(Target.W)
+    for target in (Target.A, Target.W, Target.G, Target.A):
+        opcode = Opcode.WGRAD if target == Target.G else Opcode.CONV
+        builder.add(product(opcode, images=1, rows=rows, groups=1, out_groups=1, a_bits=bits, b_bits=bits))
+        load(target)
+    return builder.words()
+
+
 class Breakable:
     """The device with a chosen mutant, and programs that look for it."""
 
@@ -242,7 +253,7 @@ class Breakable:
         self.sources = breakable_sources(folder)
         reference = ReferenceDevice(SMALL)
         self.programs: list[tuple[U64, Result]] = []
-        for words in [good_program(SMALL), *random_programs(SMALL, 40, max_bits=8)]:
+        for words in [good_program(SMALL), *random_programs(SMALL, 40, max_bits=8), overwriting_program()]:
             self.programs.append((words, reference.run(words)))
         self.refusals: list[Malformed] = malformed_programs(SMALL)[::40]
 

@@ -94,7 +94,7 @@ class Coverage:
         )
 
     def operand(self, shape: tuple[int, ...], bits: int, is_weight: bool) -> Operand:
-        """Codes, extreme codes, or values that the fabric quantizes, with and without stochastic rounding."""
+        """Codes, extreme codes, or values that the engine quantizes, with and without stochastic rounding."""
         rng = self.rng
         values = not is_weight and rng.random() < 0.4
         key = int(rng.integers(0, 1 << 32)) if values and rng.random() < 0.5 else None

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.arrays import I64
-from host.devices.device import ProgramError, Result, open_device
+from host.devices.device import Result, open_device
 from host.driver.fabric_engine import FabricEngine
 from host.exact_engine import ExactEngine
 from host.grids import host_codes
 from host.operands import ConvGeometry, Grid, Operand, Sums
 from host.program.builder import read_program
-from hw.contract import Error, Flag, Opcode, Target
+from hw.contract import Flag, Opcode, Target
 from hw.design import load_design
 from hw.networks import PRODUCTS
 from hw.packet import Packet
@@ -186,17 +186,18 @@ def test_recorder_replays_and_meter_adds_up() -> None:
         assert again.counters == result.counters
 
 
-def test_values_that_are_not_finite_are_reported_with_their_place() -> None:
+def test_values_that_are_not_finite_are_refused_before_anything_is_sent() -> None:
     m = ConvGeometry(1, 1, 1, (3, 3), (3, 3), 1, 1)
     x = np.zeros((1, 1, 3, 3), dtype=np.float32)
     w = Operand(make_grid(2, False), codes=np.ones((1, 1, 3, 3), dtype=np.int64))
-    engine = FabricEngine(DEVICES["sim-small"])
+    engine, packets = recording("sim-small")
     good = engine.forward(Operand(make_grid(3, False), values=x), w, m)
+    count = len(packets)
     bad = x.copy()
     bad[0, 0, 1, 1] = np.nan
-    with pytest.raises(ProgramError, match=r"BAD_DATA .* packet \d+ of forward") as caught:
+    with pytest.raises(ValueError, match="NaN or infinity"):
         engine.forward(Operand(make_grid(3, False), values=bad), w, m)
-    assert caught.value.error is Error.BAD_DATA
+    assert len(packets) == count
     again = engine.forward(Operand(make_grid(3, False), values=x), w, m)
     assert np.array_equal(again.dot, good.dot)
     with pytest.raises(ValueError, match="geometry asks for"):
@@ -238,28 +239,31 @@ def test_fused_backward_equals_its_parts(kernel, stride, hw, sizes, bits, option
             assert np.array_equal(np.broadcast_to(getattr(mine, name), real.dot.shape), getattr(real, name)), name
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 2), (1, 3)])
-def test_fused_backward_sends_the_gradient_once(kernel: int, stride: int) -> None:
+# where the input gradient does not take channel groups in pairs, which the weight gradient cannot read
+@pytest.mark.parametrize(
+    ("kernel", "stride", "design"), [(3, 1, "sim-small"), (3, 2, "zc706"), (1, 2, "sim-small"), (1, 3, "sim-small")]
+)
+def test_fused_backward_sends_the_gradient_once(kernel: int, stride: int, design: str) -> None:
     m = ConvGeometry(32, 16, 16, (8, 8), (kernel, kernel), stride, kernel // 2)
     rng = np.random.default_rng(3)
-    x = make_operand(rng, shapes("forward", m)[0], make_grid(4, False), True, False)
-    g = make_operand(rng, shapes("input_gradient", m)[0], make_grid(4, False, 5), True, False)
-    w = make_operand(rng, shapes("forward", m)[1], make_grid(4, True), False, False)
-    fused, apart = FabricEngine(DEVICES["sim-small"]), FabricEngine(DEVICES["sim-small"])
+    x = make_operand(rng, shapes("forward", m)[0], make_grid(8, False), True, False)
+    g = make_operand(rng, shapes("input_gradient", m)[0], make_grid(8, False, 5), True, False)
+    w = make_operand(rng, shapes("forward", m)[1], make_grid(8, True), False, False)
+    fused, apart = FabricEngine(DEVICES[design]), FabricEngine(DEVICES[design])
     fused.backward(x, g, w, m)
     apart.input_gradient(g, w, m)
     apart.weight_gradient(x, g, m)
     assert [row["product"] for row in fused.meter.rows] == ["backward"]
     assert fused.meter.totals["PROGRAMS"] == 1
     saved = apart.meter.totals["WORDS_IN"] - fused.meter.totals["WORDS_IN"]
-    assert saved > 0.9 * g.values.size / 2  # type: ignore[union-attr]
+    assert saved > 0.9 * g.values.size * 8 / 64  # type: ignore[union-attr]
     assert fused.meter.totals["WORDS_OUT"] < apart.meter.totals["WORDS_OUT"]
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_same_sums_as_the_software_model(stride: int, stochastic: bool) -> None:
-    """Both quantize on their own: the fabric as it loads, the model with PyTorch."""
+    """Whatever the rounding."""
     m = ConvGeometry(6, 10, 12, (8, 8), (3, 3), stride, 1)
     rng = np.random.default_rng(8)
     grid = affine_grid(torch.from_numpy(rng.normal(size=50).astype(np.float32)), 5, key=77 if stochastic else None)
@@ -303,7 +307,7 @@ def test_three_by_three_at_stride_two_runs_at_full_rate(hw: tuple[int, int], kin
         compare(engine, "forward", x, w, m)
         convs = [p for p in packets if p.opcode == Opcode.CONV]
         native = [bool(p.flags & Flag.STRIDE_2 and p.flags & Flag.A_SUM) for p in convs]
-        assert all(native) if kind != "stochastic" else not any(native)
+        assert all(native)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -327,23 +331,21 @@ def test_strided_input_gradients_match_pytorch(hw, sizes, bits, options, design,
 
 
 @pytest.mark.parametrize(("channels", "pairs"), [(8, 0), (9, 1), (16, 1), (17, 2), (40, 3)])
-@pytest.mark.parametrize("kind", ["codes", "values"])
+@pytest.mark.parametrize("kind", ["codes", "values", "stochastic"])
 def test_strided_input_gradients_contract_two_groups_at_once(channels: int, pairs: int, kind: str) -> None:
-    """Against the same product with random rounding, whose indices no LOAD of a doubled row can say."""
     m = ConvGeometry(5, 16, channels, (8, 8), (3, 3), 2, 1)
     rng = np.random.default_rng(4)
     g_shape, w_shape = shapes("input_gradient", m)
     w = make_operand(rng, w_shape, make_grid(8, True), False, False)
     groups = -(-channels // SMALL.channels)
-    for key, contracted in ((None, pairs or groups), (7, groups)):
-        engine, packets = recording("sim-small")
-        g = make_operand(rng, g_shape, make_grid(8, True, key), key is not None or kind == "values", False)
-        compare(engine, "input_gradient", g, w, m)
-        convs = [p for p in packets if p.opcode == Opcode.CONV and p.b_bits == 8]
-        assert all(bool(p.flags & Flag.STRIDE_2) == (key is None and pairs > 0) for p in convs)
-        # 8 phases' groups of results in 4 rows, for each stack of images side by side
-        steps = sum(p.images * p.rows * p.out_groups * p.groups for p in convs)
-        assert steps == 2 * 4 * 8 * contracted
+    engine, packets = recording("sim-small")
+    g = make_operand(rng, g_shape, make_grid(8, True, 7 if kind == "stochastic" else None), kind != "codes", False)
+    compare(engine, "input_gradient", g, w, m)
+    convs = [p for p in packets if p.opcode == Opcode.CONV]
+    assert all(bool(p.flags & Flag.STRIDE_2) == (pairs > 0) for p in convs)
+    # 8 phases' groups of results in 4 rows, for each stack of images side by side
+    steps = sum(p.images * p.rows * p.out_groups * p.groups for p in convs)
+    assert steps == 2 * 4 * 8 * (pairs or groups)
 
 
 def test_strided_input_gradients_keep_their_loads_where_the_array_saves_less() -> None:
@@ -389,7 +391,7 @@ def test_phases_of_a_strided_layer_share_the_loads_of_the_gradient() -> None:
     engine, packets = recording("sim-small")
     compare(engine, "weight_gradient", x, g, m)
     words = sum(p.payload_words for p in packets if p.opcode == Opcode.LOAD and p.target == Target.G)
-    assert words == 6 * SMALL.lanes * SMALL.channels // 2  # one virtual row image of both samples, as float32
+    assert words == 6 * 3 * SMALL.row_words  # one virtual row image of both samples
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -427,7 +429,7 @@ def test_long_matrix_products_contract_along_pixels(sizes: tuple[int, int, int],
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_planes_that_are_zero_are_skipped(product: str, stride: int) -> None:
-    """Codes by the host's masks; values when the fabric is asked to look."""
+    """By the host's masks, and when the fabric is asked to look."""
     m = ConvGeometry(4, 10, 12, (8, 8), (3, 3), stride, 1)
     rng = np.random.default_rng(2)
     a_shape, b_shape = shapes(product, m)
@@ -446,9 +448,8 @@ def test_planes_that_are_zero_are_skipped(product: str, stride: int) -> None:
         skipped[name] = engine.meter.totals["SKIPPED"]
         asked = [bool(p.flags & Flag.SKIP_ZERO) for p in packets if p.opcode in (Opcode.CONV, Opcode.WGRAD)]
         assert all(asked) if options else not any(asked)
-    assert skipped["values"] == 0
-    assert skipped["codes"] > 0
-    assert skipped["asked"] > 0
+    assert skipped["values"] == skipped["codes"] > 0
+    assert skipped["asked"] >= skipped["codes"]
 
 
 @pytest.mark.parametrize(("kernel", "stride", "hw"), [(3, 1, (8, 8)), (3, 2, (8, 8)), (1, 2, (7, 5)), (1, 1, (1, 1))])

@@ -96,12 +96,10 @@ def test_gradients_of_a_strided_layer_take_turns(shape: ConvShape) -> None:
     st.tuples(st.integers(1, 128), st.integers(1, 64), st.integers(1, 64)), st.tuples(*[st.integers(1, 8)] * 3),
     st.booleans(), st.sampled_from(["sim-small", "zc706"]),
 )  # fmt: skip
-def test_strided_gradients_take_turns_where_that_is_no_slower(kernel, hw, sizes, bits, values, name) -> None:  # type: ignore[no-untyped-def]
+def test_strided_gradients_take_turns_where_that_is_no_slower(kernel, hw, sizes, bits, sums, name) -> None:  # type: ignore[no-untyped-def]
     design, (k, stride, padding) = load_design(name), kernel
-    x, w, g = (Source(n, values and i != 1, values and i != 1) for i, n in enumerate(bits))
-    lowered = lower(
-        design, Product("backward", ConvGeometry(*sizes, hw, (k, k), stride, padding), x, w, g, sums=values)
-    )
+    x, w, g = (Source(n) for n in bits)
+    lowered = lower(design, Product("backward", ConvGeometry(*sizes, hw, (k, k), stride, padding), x, w, g, sums=sums))
 
     def cycles(one: Lowered) -> int:
         return predict(design, [*(p for step in steps_of(design, [one]) for p in step.packets), END]).cycles

@@ -47,24 +47,6 @@ def unit(name: str, *sources: str, **parameters: int) -> Path:
     return build_simulation(name, [RTL_SOURCES / f"{s}.sv" for s in (*sources, name)], parameters=parameters)
 
 
-@pytest.mark.parametrize("operation", ["add", "multiply", "from_int"])
-def test_float_units(operation: str) -> None:
-    top = f"fp32_{operation}"
-    outcomes = run_bench(unit(top), top, "tests.hw.rtl.bench_float", {"BENCH_OPERATION": operation})
-    check(outcomes, 2)
-
-
-def test_quantizer() -> None:
-    build = unit("quantizer", "fp32_add", "fp32_multiply")
-    check(run_bench(build, "quantizer", "tests.hw.rtl.bench_quantizer"), 4)
-
-
-@pytest.mark.slow
-def test_quantizer_at_length() -> None:
-    build = unit("quantizer", "fp32_add", "fp32_multiply")
-    check(run_bench(build, "quantizer", "tests.hw.rtl.bench_quantizer", {"BENCH_VECTORS": "10000"}), 4)
-
-
 @pytest.mark.parametrize("bits", [72, pytest.param(144, marks=pytest.mark.slow)])
 def test_dot_product_unit(bits: int) -> None:
     build = unit("dot_product_unit", BITS=bits)
