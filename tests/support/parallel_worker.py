@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sw_model.data.text import TokenSet
-from sw_model.nn import gated_convolution, layers
+from sw_model.nn import gated_convolution, layers, quantized_product
 from sw_model.nn.gates import GatedNetwork
 from sw_model.nn.parallel import ALONE, Ranks, Shard, processes
 from sw_model.quantize import kernels
@@ -116,7 +116,7 @@ class Noted:
         self.gradients: list[Tensor] = []
         self.choices: list[Tensor] = []
         self._case, self._on = case, True
-        self._plain = layers.quantize_and_keep, layers.Run.gradient_values, gated_convolution.fake_quantize_groups
+        self._plain = quantized_product.quantize_and_keep, layers.Run.gradient_values, gated_convolution.fake_quantize_groups
         self._choose = GatedNetwork._choose
 
     def stop(self) -> None:
@@ -154,12 +154,12 @@ class Noted:
             self._note(self.choices, own)
             return own
 
-        layers.quantize_and_keep, layers.Run.gradient_values = note_codes, note_gradients  # type: ignore[method-assign, assignment]
+        quantized_product.quantize_and_keep, layers.Run.gradient_values = note_codes, note_gradients  # type: ignore[method-assign, assignment]
         gated_convolution.fake_quantize_groups, GatedNetwork._choose = note_groups, choose  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
-        layers.quantize_and_keep, layers.Run.gradient_values, gated_convolution.fake_quantize_groups = self._plain  # type: ignore[method-assign]
+        quantized_product.quantize_and_keep, layers.Run.gradient_values, gated_convolution.fake_quantize_groups = self._plain  # type: ignore[method-assign]
         GatedNetwork._choose = self._choose  # type: ignore[method-assign]
 
     def _note(self, place: list[Tensor], x: Tensor) -> None:
