@@ -32,13 +32,15 @@ def dot_product(bits: int, ones: bool, dsp: bool, accumulator: int = contract.AC
         heap[1] = heap[0]
     lut = 0 if ones else 2 * heap[0]
     ff = 0
-    first = True
+    stage = 0
+    register = 2 if ones else 1  # stages before the register
     while True:
-        plan = None if first else _finish(heap)
+        plan = _finish(heap) if stage else None
         counters = [(n + 2) // 7 for n in heap] if plan is None else [int(p == 2) for p in plan]
         adders = [0] * columns if plan is None else [int(p == 1) for p in plan]
         # outputs that leave a slice unregistered need a third LUT
-        lut += sum(counters) * (2 if first else 3) + sum(adders)
+        stage += 1
+        lut += sum(counters) * (2 if stage == register else 3) + sum(adders)
         after = [0] * (columns + 2)
         for c, n in enumerate(heap):
             used = 3 if adders[c] else min(7 * counters[c], n)
@@ -46,9 +48,8 @@ def dot_product(bits: int, ones: bool, dsp: bool, accumulator: int = contract.AC
             after[c + 1] += counters[c] + adders[c]
             after[c + 2] += counters[c]
         heap = after[:columns]
-        if first:
+        if stage == register:
             ff = sum(heap)
-        first = False
         if plan is not None:
             break
     lut += columns

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The recursive compute unit: L x C dot products of K bits with Horner accumulators, and one column of operand sums.
-// A step given with its operands in one cycle is in acc_o three cycles later.
+// A step is given in the cycle before its operands, whose sum is in acc_o three cycles after them.
+//
+// Every step drives some 25,000 pins.  Each lane of units has registers of its own for its controls, and each unit one for
+// the sign, which enters its sum at fifty places; all are kept, though equal.
 `default_nettype none
 
 module dot_product_array
@@ -14,14 +17,29 @@ module dot_product_array
     output logic [LANES-1:0][CHANNELS-1:0][ACC_BITS-1:0]       acc_o,
     output logic [LANES-1:0][ACC_BITS-1:0]                     sum_o
 );
-  step_t step1_q, step2_q;
-  always_ff @(posedge clk_i) begin
-    step1_q <= step_i;
-    step2_q <= step1_q;
-  end
+  typedef struct packed {
+    logic valid;
+    logic first;
+    logic shift;
+  } control_t;
 
   for (genvar p = 0; p < LANES; p++) begin : gen_lane
+    (* keep = "true" *) control_t count_q, sign_q, add_q;  // with the operands, one cycle later, two
+    (* keep = "true" *) logic     sum_valid_q, negative_q, sum_negative_q;
+    logic sum_sign_q;
+    always_ff @(posedge clk_i) begin
+      count_q        <= '{valid: step_i.valid, first: step_i.first, shift: step_i.shift};
+      sign_q         <= count_q;
+      add_q          <= sign_q;
+      sum_valid_q    <= step_i.sum_valid;
+      negative_q     <= step_i.negative;
+      sum_negative_q <= step_i.sum_negative;
+      sum_sign_q     <= sum_negative_q;
+    end
+
     for (genvar c = 0; c < CHANNELS; c++) begin : gen_channel
+      (* keep = "true" *) logic unit_sign_q;
+      always_ff @(posedge clk_i) unit_sign_q <= negative_q;
       dot_product_unit #(
           .BITS(DOT_BITS),
           .ACC (ACC_BITS),
@@ -30,12 +48,12 @@ module dot_product_array
           .clk_i,
           .a_i       (a_i[p]),
           .b_i       (b_i[p/CHANNELS][c]),
-          .count_i   (step_i.valid),
-          .sign_i    (step1_q.valid),
-          .negative_i(step1_q.negative),
-          .valid_i   (step2_q.valid),
-          .first_i   (step2_q.first),
-          .shift_i   (step2_q.shift),
+          .count_i   (count_q.valid),
+          .sign_i    (sign_q.valid),
+          .negative_i(unit_sign_q),
+          .valid_i   (add_q.valid),
+          .first_i   (add_q.first),
+          .shift_i   (add_q.shift),
           .acc_o     (acc_o[p][c])
       );
     end
@@ -48,13 +66,13 @@ module dot_product_array
     ) i_sum (
         .clk_i,
         .a_i       (a_i[p]),
-        .b_i       ({DOT_BITS{step_i.sum_valid}}),
-        .count_i   (step_i.valid),
-        .sign_i    (step1_q.valid),
-        .negative_i(step1_q.sum_negative),
-        .valid_i   (step2_q.valid),
-        .first_i   (step2_q.first),
-        .shift_i   (step2_q.shift),
+        .b_i       ({DOT_BITS{sum_valid_q}}),
+        .count_i   (count_q.valid),
+        .sign_i    (sign_q.valid),
+        .negative_i(sum_sign_q),
+        .valid_i   (add_q.valid),
+        .first_i   (add_q.first),
+        .shift_i   (add_q.shift),
         .acc_o     (sum_o[p])
     );
   end

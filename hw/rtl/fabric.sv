@@ -100,7 +100,7 @@ module fabric
   logic [16:0] flag_address;
   logic flag_a, flag_g;
   logic [31:0] skipped;
-  step_t step, array_step_q;
+  step_t step, next_step;
   tile_t tile;
   command_t job;
   // the tile travels beside its last step: operands, count, sign, accumulate
@@ -111,7 +111,7 @@ module fabric
       .clk_i(clk), .rst_i(rst), .command_valid_i(command_valid), .command_i(command), .retire_o(retire),
       .read_o(read), .a_address_o(a_read_address), .g_address_o(g_read_address), .w_address_o(w_read_address),
       .flag_address_o(flag_address), .flag_a_i(flag_a), .flag_g_i(flag_g),
-      .step_o(step), .tile_o(tile), .drain_busy_i(drain_busy), .drain_capture_i(last_q[ARRAY_CYCLES-1]),
+      .next_step_o(next_step), .step_o(step), .tile_o(tile), .drain_busy_i(drain_busy), .drain_capture_i(last_q[ARRAY_CYCLES-1]),
       .job_valid_o(job_valid), .job_o(job),
       .job_done_i(job_done), .drain_idle_i(drain_idle && !wait_pipeline), .fault_i(fault), .busy_o(sequencer_busy),
       .wait_drain_o(wait_drain), .skipped_valid_o(skipped_valid), .skipped_o(skipped)
@@ -137,23 +137,19 @@ module fabric
   logic [LANES-1:0][DOT_BITS-1:0]          operand_a;
   logic [1:0][CHANNELS-1:0][DOT_BITS-1:0]  operand_b;
   operand_network i_operands (
-      .clk_i(clk), .step_i(step), .a_rows_i(a_rows), .g_rows_i(g_rows), .weights_i(weights), .a_o(operand_a), .b_o(operand_b)
+      .clk_i(clk), .step_i(next_step), .a_rows_i(a_rows), .g_rows_i(g_rows), .weights_i(weights), .a_o(operand_a), .b_o(operand_b)
   );
   logic [LANES-1:0][CHANNELS-1:0][ACC_BITS-1:0] acc;
   logic [LANES-1:0][ACC_BITS-1:0] sum;
   dot_product_array i_array (
-      .clk_i(clk), .step_i(array_step_q), .a_i(operand_a), .b_i(operand_b), .acc_o(acc), .sum_o(sum)
+      .clk_i(clk), .step_i(step), .a_i(operand_a), .b_i(operand_b), .acc_o(acc), .sum_o(sum)
   );
 
   assign wait_pipeline = |last_q || (step.valid && step.last) || read;
   always_ff @(posedge clk) begin
-    array_step_q <= step;
     tile_q <= {tile_q[ARRAY_CYCLES-2:0], tile};
     last_q <= {last_q[ARRAY_CYCLES-2:0], step.valid && step.last};
-    if (rst || fault) begin
-      array_step_q.valid <= 1'b0;
-      last_q <= '0;
-    end
+    if (rst || fault) last_q <= '0;
   end
 
   // ---- results ---------------------------------------------------------------------------------------------------------

@@ -15,21 +15,24 @@ module operand_network
     localparam int unsigned HALF_ROWS = 4
 ) (
     input  wire                                         clk_i,
-    input  wire step_t                                  step_i,
+    input  wire step_t                                  step_i,     // a cycle before its rows and weights
     input  wire  [7:0][ROW-1:0]                         a_rows_i,
     input  wire  [7:0][ROW-1:0]                         g_rows_i,
     input  wire  [CHANNELS*DOT_BITS-1:0]                weights_i,
     output logic [LANES-1:0][DOT_BITS-1:0]              a_o,
     output logic [1:0][CHANNELS-1:0][DOT_BITS-1:0]      b_o
 );
+  step_t step_q;
+  always_ff @(posedge clk_i) step_q <= step_i;
+
   // neighbours of a pixel that lie in its own image
   logic [LANES-1:0] left_ok, right_ok, column_ok;
   logic [ROW-1:0]   left_mask, right_mask, column_mask;
   always_comb begin
-    left_ok  = ~step_i.segment_start;
-    right_ok = ~(step_i.segment_start >> 1);
+    left_ok  = ~step_q.segment_start;
+    right_ok = ~(step_q.segment_start >> 1);
     right_ok[LANES-1] = 1'b0;
-    column_ok = step_i.dx == 2'd0 ? left_ok : step_i.dx == 2'd2 ? right_ok : '1;
+    column_ok = step_q.dx == 2'd0 ? left_ok : step_q.dx == 2'd2 ? right_ok : '1;
     for (int unsigned p = 0; p < LANES; p++) begin
       left_mask[p*CHANNELS+:CHANNELS]   = {CHANNELS{left_ok[p]}};
       right_mask[p*CHANNELS+:CHANNELS]  = {CHANNELS{right_ok[p]}};
@@ -42,13 +45,13 @@ module operand_network
   localparam logic [1:0] LEFT = 2'd0, SAME = 2'd1, RIGHT = 2'd2, ONE = 2'd3;
   localparam logic [1:0] BELOW = 2'd0, FACING = 2'd1, WEIGHTS = 2'd3;
   logic [1:0] column;
-  assign column = step_i.ones ? ONE : step_i.dx;
+  assign column = step_q.ones ? ONE : step_q.dx;
 
   logic [LANES-1:0][DOT_BITS-1:0]         a_d, a_q;
   logic [1:0][CHANNELS-1:0][DOT_BITS-1:0] b_d, b_q;
   logic [ROW-1:0]                         row, middle_row, left_row, right_row;
   logic [2:0]                             first_bank;  // of the row above, under stride 2 its odd columns
-  assign first_bank = step_i.stride ? {step_i.row[0], 2'b11} + 3'd4 : step_i.row + 3'd7;
+  assign first_bank = step_q.stride ? {step_q.row[0], 2'b11} + 3'd4 : step_q.row + 3'd7;
 
   always_comb begin
     a_d = '0;
@@ -56,7 +59,7 @@ module operand_network
     middle_row = '0;
     left_row = '0;
     right_row = '0;
-    if (step_i.wgrad) begin
+    if (step_q.wgrad) begin
       for (int unsigned bank = 0; bank < 8; bank++) begin
         unique case (column)
           LEFT:    row = a_rows_i[bank] << CHANNELS;
@@ -64,20 +67,20 @@ module operand_network
           RIGHT:   row = a_rows_i[bank] >> CHANNELS;
           default: row = '1;
         endcase
-        row = row & column_mask & {ROW{step_i.bank_valid[bank]}};
+        row = row & column_mask & {ROW{step_q.bank_valid[bank]}};
         for (int unsigned p = 0; p < LANES; p++)
           for (int unsigned c = 0; c < CHANNELS; c++)
             a_d[(bank / HALF_ROWS) * CHANNELS + c][(bank % HALF_ROWS) * LANES + p] = row[p*CHANNELS+c];
       end
     end else begin
       for (int unsigned ky = 0; ky < 3; ky++) begin
-        row = a_rows_i[first_bank+3'(step_i.stride ? 2*ky : ky)] & {ROW{step_i.row_valid[ky]}};
+        row = a_rows_i[first_bank+3'(step_q.stride ? 2*ky : ky)] & {ROW{step_q.row_valid[ky]}};
         // under stride 2 the even columns lie one bank before the odd ones, in one of two even banks
         middle_row = row;
-        if (step_i.stride)
-          middle_row = a_rows_i[step_i.row[0] ? 3'(2*ky+2) : 3'(2*ky+6)] & {ROW{step_i.row_valid[ky]}};
+        if (step_q.stride)
+          middle_row = a_rows_i[step_q.row[0] ? 3'(2*ky+2) : 3'(2*ky+6)] & {ROW{step_q.row_valid[ky]}};
         left_row  = (row << CHANNELS) & left_mask;
-        right_row = step_i.stride ? row : (row >> CHANNELS) & right_mask;
+        right_row = step_q.stride ? row : (row >> CHANNELS) & right_mask;
         for (int unsigned p = 0; p < LANES; p++)
           a_d[p][3*ky*CHANNELS+:3*CHANNELS] = {
             right_row[p*CHANNELS+:CHANNELS], middle_row[p*CHANNELS+:CHANNELS], left_row[p*CHANNELS+:CHANNELS]
@@ -89,7 +92,7 @@ module operand_network
   // weights, or for each bank the one that faces it under the tap's row
   logic [1:0]     source;
   logic [ROW-1:0] facing_row;
-  assign source = step_i.wgrad ? step_i.dy : WEIGHTS;
+  assign source = step_q.wgrad ? step_q.dy : WEIGHTS;
   always_comb begin
     b_d = '0;
     facing_row = '0;
@@ -110,9 +113,9 @@ module operand_network
   end
 
   always_ff @(posedge clk_i)
-    if (step_i.valid) begin
-      a_q <= step_i.bubble ? '0 : a_d;
-      b_q <= step_i.zero_b ? '0 : b_d;
+    if (step_q.valid) begin
+      a_q <= step_q.bubble ? '0 : a_d;
+      b_q <= step_q.zero_b ? '0 : b_d;
     end
 
   assign a_o = a_q;

@@ -27,7 +27,8 @@ module sequencer
     output logic [16:0]           flag_address_o,
     input  wire                   flag_a_i,
     input  wire                   flag_g_i,
-    // array step, with the buffers' data; the tile that the step belongs to
+    // array step, with the buffers' addresses and with their data; the tile that the step belongs to
+    output step_t                 next_step_o,
     output step_t                 step_o,
     output tile_t                 tile_o,
     // the drain holds a tile: the next one must not end yet; it has just taken one
@@ -231,6 +232,7 @@ module sequencer
   assign a_address_o = a_address_q;
   assign g_address_o = g_address_q;
   assign w_address_o = w_address_q;
+  assign next_step_o = step_q[STEP_CYCLES-2];
   assign step_o      = step_q[STEP_CYCLES-1];
   assign tile_o      = tile_q[STEP_CYCLES-1];
 

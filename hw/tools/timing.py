@@ -191,27 +191,12 @@ def _lut(graph: _Graph, cell: Cell) -> None:
             graph.through(inputs, outputs, graph.cells.lut, "LUT")
 
 
-def _depends(init: int, pin: int, fixed: dict[int, int], lower: bool) -> bool:
-    """Whether an output of a LUT6_2 depends on an input, given the inputs that are constant."""
-    for word in range(64):
-        if word >> pin & 1 or any(word >> i & 1 != value for i, value in fixed.items()):
-            continue
-        other = word | 1 << pin
-        mask = 31 if lower else 63
-        if init >> (word & mask) & 1 != init >> (other & mask) & 1:
-            return True
-    return False
-
-
 def _double_lut(graph: _Graph, cell: Cell) -> None:
-    """A LUT6_2, without the ways that its function makes false."""
-    init = _number(cell, "INIT")
-    bits = {i: cell["connections"][f"I{i}"][0] for i in range(6)}
-    fixed = {i: int(bit) for i, bit in bits.items() if bit in ("0", "1")}
-    for pin, lower, delay in (("O6", False, graph.cells.lut), ("O5", True, graph.cells.lut_lower)):
-        for i in range(6):
-            if i not in fixed and _depends(init, i, fixed, lower):
-                graph.through(_nets(cell, f"I{i}"), _nets(cell, pin), delay, "LUT")
+    """A LUT6_2: I5 picks O6 and does not lead to O5.  All other ways count, for timers do not read the INIT."""
+    for i in range(6):
+        graph.through(_nets(cell, f"I{i}"), _nets(cell, "O6"), graph.cells.lut, "LUT")
+        if i < 5:
+            graph.through(_nets(cell, f"I{i}"), _nets(cell, "O5"), graph.cells.lut_lower, "LUT")
 
 
 def _mux(graph: _Graph, cell: Cell) -> None:
@@ -294,7 +279,8 @@ def _box(graph: _Graph, cell: Cell) -> None:
     for _, nets in _pins(cell, "output"):
         graph.start(nets, graph.cells.register_out)
     for pin, nets in _pins(cell, "input"):
-        graph.end(nets, graph.cells.register_setup, pin)
+        if "clk" not in pin:
+            graph.end(nets, graph.cells.register_setup, pin)
 
 
 #: by the beginning of a primitive's name, the first that fits

@@ -31,12 +31,12 @@ from hw.tools import timing
 
 AREA_CACHE = ROOT / "build" / "cache"
 _logger = logging.getLogger(__name__)
-_FLOW = 3  #: raise it when the Yosys commands change, so that cached results are not used
+_FLOW = 5  #: raise it when the Yosys commands change, so that cached results are not used
 
 PATHS = 3  #: of each piece and net model, in reports
 
 #: primitives that the sources in rtl/xc7 instantiate
-XC7_PRIMITIVES = ("LUT6", "LUT6_2", "CARRY4", "DSP48E1")
+XC7_PRIMITIVES = ("LUT4", "LUT5", "LUT6", "LUT6_2", "CARRY4", "DSP48E1")
 
 #: LUTs of a cell: logic, and LUTs used as memory or shift registers
 LUTS = {
@@ -275,6 +275,8 @@ def _work(job: dict[str, Any]) -> None:
     for name, parameters in job["boxes"].items():  # a box has no parameters as far as Yosys knows
         if parameters:
             run(f"setparam {' '.join(f'-unset {p}' for p in parameters)} t:{name}")
+    # registers that the sources keep stay apart, as in Vivado; Yosys itself keeps only the names of what they drive
+    run("setattr -set keep 1 a:keep %ci1 t:$*ff* %i")
     # no pads: the fabric is a block inside the programmable logic
     run(f"synth_xilinx -family xc7 -flatten -noiopad -noclkbuf -top {job['top']}")
     run(f"tee -q -o {job['result']} stat -json")
@@ -320,6 +322,7 @@ def synthesize(
     modules = {name.removeprefix("\\"): module for name, module in statistics.items()}
     top = next(name for name in modules if name.split("$")[0] == piece.module)
     cells = _own_cells(piece, modules[top]["num_cells_by_type"])
+    _join_pairs(cells, netlist[top])
     done = Synthesis(
         piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells, _timing(netlist[top], grade)
     )
@@ -393,6 +396,14 @@ def _own_cells(piece: SynthesisPiece, counted: dict[str, Any]) -> dict[str, int]
     if dict(found) != wanted:
         raise SynthesisError(f"{piece.name} has instances {dict(found)} instead of {wanted}; correct pieces()")
     return cells
+
+
+def _join_pairs(cells: dict[str, int], module: dict[str, Any]) -> None:
+    """Counts two LUTs that the sources pair with HLUTNM as the one that they share."""
+    paired = Counter(cell["type"] for cell in module["cells"].values() if "HLUTNM" in cell["attributes"])
+    for name, n in paired.items():
+        cells[name] -= n
+    cells["LUT6_2"] = cells.get("LUT6_2", 0) + -(-sum(paired.values()) // 2)  # one may have lost the other
 
 
 def _timing(module: dict[str, Any], grade: str) -> dict[str, list[dict[str, Any]]]:

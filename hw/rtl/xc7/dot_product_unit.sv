@@ -3,7 +3,8 @@
 //
 // Three products are counted in two LUT6 (sum and carry of a full adder whose inputs are ANDs).  The resulting bit heap
 // shrinks by 7:3 counters, then by full adders until no column is higher than three; a ternary adder on the carry
-// chain ends it.  The register between count and sign lies after the first counters, which halves the longest path.
+// chain ends it.  The register between count and sign lies after the first counters, or after the second where counters
+// take the operand as it comes (ONES), which halves the longest path.
 // Subtraction costs nothing: the last adder inverts its inputs (-s = ~s + 1, the one arrives as carry input), and the
 // accumulator of a DSP48E1 forms P + C, P + P + C or C from one operand C.
 `default_nettype none
@@ -106,6 +107,7 @@ module dot_product_unit #(
     count_stages++;
   endfunction
   localparam int unsigned STAGES = count_stages();
+  localparam int unsigned REGISTERED = ONES && STAGES > 2 ? 2 : 1;  // stage that begins with the register
 
   // ---- products, counted in threes -----------------------------------------------------------------------------------
   // inputs in pairs: bit 2k of the index is one factor, bit 2k+1 the other
@@ -154,11 +156,11 @@ module dot_product_unit #(
     wire [COUNT-1:0][HIGH-1:0] in, out, carry1, carry2;
     if (s == 0) begin : gen_in
       assign in = heap;
-    end else if (s == 1) begin : gen_register
+    end else if (s == REGISTERED) begin : gen_register
       // only bits below a column's height exist
       logic [COUNT-1:0][HIGH-1:0] heap_q;
       always_ff @(posedge clk_i)
-        if (count_i) heap_q <= ONES && !b_i[0] ? '0 : gen_stage[0].out;
+        if (count_i) heap_q <= ONES && !b_i[0] ? '0 : gen_stage[s-1].out;
       assign in = heap_q;
     end else begin : gen_in
       assign in = gen_stage[s-1].out;
@@ -174,7 +176,7 @@ module dot_product_unit #(
         // a counter of five or six bits: the rest of its inputs are zero, not bits that are left over
         wire [6:0] taken = bits[7*k+:7] & 7'((1 << (32'(U[c]) - 7 * k < 7 ? 32'(U[c]) - 7 * k : 7)) - 1);
         counter_7_3 #(
-            .CAPPED(s != 0)
+            .CAPPED(s + 1 != REGISTERED)
         ) i_counter (
             .x_i    (taken),
             .count_o({carry2[c][k], carry1[c][k], out[c][k]})
@@ -202,23 +204,15 @@ module dot_product_unit #(
   end
 
   // ---- last addition, inverted to subtract -----------------------------------------------------------------------------
-  // I0..I2: the column, I3: negative, I4: carry of the column below.  O6: sum, O5: carry.  Three inverted numbers add up
-  // to the inverse of the sum when two is added: once at either carry input.
-  function automatic logic [63:0] last_init();
-    for (int unsigned k = 0; k < 64; k++)
-      last_init[k] = k < 32 ? ($countones(3'(k)) >= 2) ^ k[3] : ^5'(k);
-  endfunction
-
+  // Three inverted numbers add up to the inverse of the sum when two is added: once at either carry input.
   localparam int unsigned CHAINS = (COUNT + 3) / 4;
   wire [4*CHAINS-1:0] term, propagate, carry_out;
   wire [4*CHAINS:0]   save;
   assign save[0] = negative_i;
   for (genvar c = 0; c < 4 * CHAINS; c++) begin : gen_last
     if (c < COUNT) begin : gen_bit
-      wire [2:0] column = gen_stage[STAGES-1].out[c][2:0];
-      LUT6_2 #(.INIT(last_init())) i_last (
-          .O6(propagate[c]), .O5(save[c+1]),
-          .I0(column[0]), .I1(column[1]), .I2(column[2]), .I3(negative_i), .I4(save[c]), .I5(1'b1)
+      save_adder i_last (
+          .x_i(gen_stage[STAGES-1].out[c][2:0]), .negative_i, .saved_i(save[c]), .sum_o(propagate[c]), .saved_o(save[c+1])
       );
     end else begin : gen_none
       assign propagate[c] = 1'b0;

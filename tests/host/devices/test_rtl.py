@@ -175,7 +175,7 @@ MUTANTS = [
     Mutant("sequencer", "row_q != 0", "row_q == 0"),
     Mutant("operand_network", "(row << CHANNELS) & left_mask", "(row << CHANNELS) | left_mask"),
     Mutant("operand_network", "row & column_mask", "row | column_mask"),
-    Mutant("operand_network", "step_i.row[0] ? 3'(2*ky+2) : 3'(2*ky+6)", "step_i.row[0] ? 3'(2*ky+6) : 3'(2*ky+2)"),
+    Mutant("operand_network", "step_q.row[0] ? 3'(2*ky+2) : 3'(2*ky+6)", "step_q.row[0] ? 3'(2*ky+6) : 3'(2*ky+2)"),
     Mutant("accumulators", "lane_i[c] + lane_i[CHANNELS+c]", "lane_i[c] - lane_i[CHANNELS+c]"),
     Mutant("epilogue", "coarse >> tile3_q.shift[3:0]", "coarse >> tile3_q.shift[2:0]"),
     Mutant("epilogue", "tile1_q.relu && v[VW-1]", "tile1_q.relu || v[VW-1]"),

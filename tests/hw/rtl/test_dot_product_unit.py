@@ -100,7 +100,7 @@ def build(folder: Path, bits: int, ones: bool, dsp: bool, unit: str | None = Non
     files = {
         "reference.sv": re.sub(r"\bdot_product_unit\b", "dot_product_reference", reference),
         "unit.sv": unit or (RTL / "xc7" / "dot_product_unit.sv").read_text(),
-        "counter_7_3.sv": (RTL / "xc7" / "counter_7_3.sv").read_text(),
+        **{name: (RTL / "xc7" / name).read_text() for name in ("counter_7_3.sv", "save_adder.sv")},
         "primitives.v": primitive_models(XC7_PRIMITIVES),
         "bench.sv": BENCH,
         "driver.cpp": DRIVER,

@@ -80,5 +80,5 @@ def test_lint_sees_a_fault(tmp_path: Path) -> None:
     folder = generate(load_design("sim-small"), tmp_path)
     array = folder / "rtl" / "dot_product_array.sv"
     text = array.read_text()
-    array.write_text(text.replace("step_t step1_q, step2_q;", "step_t step1_q, step2_q;\n  logic forgotten;"))
+    array.write_text(text.replace("logic sum_sign_q;", "logic sum_sign_q;\n    logic forgotten;"))
     assert any("forgotten" in line for line in lint(rtl_sources(folder)))
