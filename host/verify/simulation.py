@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +19,8 @@ from xml.etree import ElementTree
 from host.devices.device import DeviceError
 from host.devices.rtl import rtl_sources, verilator_environment
 from hw.design import ROOT, Design
-from hw.generate import generate
+from hw.files import cache_folder
+from hw.generate import generated
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ def require_cocotb() -> None:
         import cocotb_tools.runner  # noqa: F401
         import cocotbext.axi  # noqa: F401
     except ModuleNotFoundError as e:
-        raise DeviceError(f"co-simulation needs {e.name}: pip install -e '.[dev]' in {sys.prefix}") from e
+        raise DeviceError(f"co-simulation needs {e.name}: pip install 'fractrain-fabric[sim]' in {sys.prefix}") from e
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def _runner() -> Any:
 def build_simulation(
     top: str, sources: Sequence[Path], name: str | None = None, parameters: Mapping[str, int] | None = None
 ) -> Path:
-    """Folder with the simulator of ``top``; unchanged sources are taken from ``build/cache``.
+    """Folder with the simulator of ``top``; unchanged sources are taken from the cache.
 
     Args:
         top: module to simulate.
@@ -88,16 +90,18 @@ def build_simulation(
         DeviceError: a tool is missing, or Verilator refuses the sources.
     """
     require_cocotb()
-    for place in (ROOT, Path(sys.prefix)):
+    for place in {Path(sys.prefix), cache_folder(), *(source.parent for source in sources)}:
         if " " in str(place):
             raise DeviceError(
                 f"cocotb's makefiles cannot hold the name {place}, because make ends a name at a blank; move it to a folder "
                 "without, or use --device rtl and fractrain bench, which can"
             )
     digest = hashlib.sha256(repr((top, BUILD_ARGS, MAKE_FLAGS, sorted((parameters or {}).items()))).encode())
+    # the simulator finds cocotb and Python in this environment
+    digest.update(repr((sys.prefix, sys.version, *map(version, ("cocotb", "verilator")))).encode())
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    folder = ROOT / "build" / "cache" / f"cocotb-{name or top}-{digest.hexdigest()[:16]}"
+    folder = cache_folder() / f"cocotb-{name or top}-{digest.hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be building the same
@@ -132,7 +136,7 @@ def build_fabric(design: Design, sources: Sequence[Path] | None = None) -> Path:
         DeviceError: see :func:`build_simulation`.
     """
     if sources is None:
-        sources = rtl_sources(generate(design, ROOT / "build" / design.name))
+        sources = rtl_sources(generated(design))
     return build_simulation("fabric", sources, f"fabric-{design.name}")
 
 

@@ -6,11 +6,12 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hw.boards import PARTS
 from hw.commands import options
-from hw.design import ROOT, load_design
+from hw.design import load_design
 from hw.files import save_picture, write_atomically
 
 
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.accumulators:
         design = replace(design, accumulators=arguments.accumulators)
     pieces = yosys.chosen_pieces(design, arguments.module)
-    folder = generate(design, arguments.out or options.usable_folder(ROOT / "build" / design.name))
+    folder = generate(design, arguments.out or options.usable_folder(Path("build") / design.name))
     results, flat, grade = [], None, PARTS[design.part].grade
     for piece in pieces:
         print(f"synthesising {piece.name} ...", file=sys.stderr, flush=True)
@@ -151,13 +152,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.set_defaults(run=run)
     parser = subparsers.add_parser("area", help="figure of saved synthesis results")
-    measurements = ROOT / "docs" / "measurements"
+    parser.add_argument("results", nargs="+", type=options.input_file, help="results of fractrain synth --save")
     parser.add_argument(
-        "results", nargs="*", type=options.input_file,
-        default=[measurements / "synth-pynq-z2.json", measurements / "synth-zc706.json"],
-        help="results of fractrain synth --save",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", type=options.picture_file, default=measurements / "area.svg", help="picture to write (SVG or PNG)"
+        "--out", type=options.picture_file, default=Path("area.svg"), help="picture to write (SVG or PNG)"
     )
     parser.set_defaults(run=figure)

@@ -27,7 +27,7 @@ from hw.boards import PARTS
 from hw.cost.count import mean_work as layer_work
 from hw.cost.fabric import BATCH, STEPS, FabricMachine, bandwidth, training_step
 from hw.cost.training_schedule import TrainingSchedule
-from hw.design import ROOT, Design, DesignError, load_design
+from hw.design import DESIGNS, ROOT, Design, DesignError, load_design
 from hw.files import write_atomically
 from hw.model.resources import resources
 from hw.networks import Bits, ConvShape
@@ -192,7 +192,7 @@ def _fits(design: Design, fabrics: int, request: SearchRequest) -> bool:
 
 def committed(part: str) -> list[Design]:
     """Designs in ``configs/designs`` for a part."""
-    designs = (load_design(path) for path in sorted((ROOT / "configs" / "designs").glob("*.toml")))
+    designs = (load_design(path) for path in sorted(DESIGNS.glob("*.toml")))
     return [design for design in designs if design.part == part]
 
 

@@ -16,6 +16,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hw.contract import FUNCTIONAL_COUNTERS
-from hw.design import ROOT, Design
+from hw.design import Design
+from hw.files import cache_folder
 from hw.generate import render
 
-LIBRARY_CACHE = ROOT / "build" / "cache"
 _logger = logging.getLogger(__name__)
 
 # fused multiply-add would round once where the quantizers' kernels round twice, so contraction is off
@@ -65,7 +66,7 @@ def compiler() -> tuple[str, ...]:
 
 
 @functools.cache
-def _machine(command: tuple[str, ...]) -> str:
+def machine(command: tuple[str, ...]) -> str:
     """What -march=native means here, so that a library is not run on a lesser processor."""
     version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
     options = subprocess.run([*command, "-march=native", "-Q", "--help=target"], capture_output=True, text=True).stdout
@@ -90,7 +91,10 @@ def ap_types() -> Path:
     except importlib.metadata.PackageNotFoundError:
         folder = Path()
     if not (folder / "ap_int.h").is_file():
-        raise CompileError("ap_int.h and hls_stream.h are missing: `make setup` installs hls4ml, which brings them")
+        raise CompileError(
+            f"ap_int.h and hls_stream.h are missing: pip install 'fractrain-fabric[sim]' in {sys.prefix} brings them, with "
+            "hls4ml"
+        )
     return folder
 
 
@@ -100,7 +104,7 @@ def hls_files(design: Design) -> dict[str, str]:
 
 
 def build(files: dict[str, str], sources: Sequence[str], flags: Sequence[str], name: str, shared: bool = False) -> Path:
-    """Compile C++ texts into ``build/cache``.
+    """Compile C++ texts into the cache, see :func:`hw.files.cache_folder`.
 
     Args:
         files: file name -> text; files that are neither sources nor headers are left out.
@@ -111,17 +115,18 @@ def build(files: dict[str, str], sources: Sequence[str], flags: Sequence[str], n
 
     Raises:
         CompileError: no compiler, or it refuses the code (its messages are included).
+        OSError: the cache cannot be written.
     """
     cxx = compiler()
     used = {key: text for key, text in files.items() if key in sources or key.endswith(".h")}
-    digest = hashlib.sha256(repr((_machine(cxx), list(sources), list(flags), shared)).encode())
+    digest = hashlib.sha256(repr((machine(cxx), list(sources), list(flags), shared)).encode())
     digest.update(repr(sorted(used.items())).encode())
-    result = LIBRARY_CACHE / f"{name}-{digest.hexdigest()[:16]}{'.so' if shared else ''}"
+    cache = cache_folder()
+    result = cache / f"{name}-{digest.hexdigest()[:16]}{'.so' if shared else ''}"
     if result.exists():
         _logger.debug("%s is built already", result)
         return result
-    LIBRARY_CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=LIBRARY_CACHE) as work:
+    with tempfile.TemporaryDirectory(dir=cache) as work:
         for key, text in used.items():
             (Path(work) / key).write_text(text, encoding="utf-8")
         kind = ["-fPIC", "-shared"] if shared else []

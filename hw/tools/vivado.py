@@ -336,9 +336,10 @@ def overlay_files(design: Design, flow: Flow, with_driver: bool = True) -> dict[
 def _driver_files() -> dict[str, str]:
     """Modules that the board imports: the driver, its runtime and the contract."""
     files = {"fractrain.py": (ROOT / "fractrain.py").read_text(encoding="utf-8")}
-    hardware = ("__init__", "commands/__init__", "commands/options", "boards", "contract", "design", "files", "networks",
-                "packet", "pipeline", "model/__init__", "model/arrangement", "model/cycles", "model/gradient_sets",
-                "model/lowering", "model/plan", "model/product", "model/schedule", "model/steps", "model/tiling")  # fmt: skip
+    hardware = ("__init__", "commands/__init__", "commands/completion", "commands/options", "boards", "contract", "design",
+                "files", "networks", "packet", "pipeline", "model/__init__", "model/arrangement", "model/cycles",
+                "model/gradient_sets", "model/lowering", "model/plan", "model/product", "model/schedule", "model/steps",
+                "model/tiling")  # fmt: skip
     for path in [*sorted((ROOT / "host").rglob("*.py")), *(ROOT / "hw" / f"{name}.py" for name in hardware)]:
         files[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
     return files

@@ -25,14 +25,12 @@ from typing import Any
 
 from hw import contract
 from hw.design import ROOT, Design
-from hw.files import write_atomically
+from hw.files import cache_folder, write_atomically
 from hw.generate import compile_order
 from hw.tools import timing
 
-AREA_CACHE = ROOT / "build" / "cache"
 _logger = logging.getLogger(__name__)
 _FLOW = 5  #: raise it when the Yosys commands change, so that cached results are not used
-
 PATHS = 3  #: of each piece and net model, in reports
 
 #: primitives that the sources in rtl/xc7 instantiate
@@ -185,7 +183,7 @@ def _cells_file() -> Path:
     try:
         import pyosys
     except ImportError as e:
-        raise SynthesisError("pyosys is not installed: pip install pyosys (see pyproject.toml for the version)") from e
+        raise SynthesisError("pyosys is not installed: pip install 'fractrain-fabric[sim]'") from e
     return Path(str(pyosys.__file__)).parent / "share" / "xilinx" / "cells_sim.v"
 
 
@@ -292,7 +290,7 @@ def synthesize(
     grade: str = "-2",
     seconds: float = 3600,
     memory_mib: int = 16384,
-    cache: Path | None = AREA_CACHE,
+    keep: bool = True,
 ) -> Synthesis:
     """Area of one piece of a generated design, and the estimate of its timing.
 
@@ -302,12 +300,12 @@ def synthesize(
         grade: speed grade of the part, a key of :data:`hw.tools.timing.GRADES`.
         seconds: most time that Yosys may take.
         memory_mib: most memory that Yosys may take, in MiB.
-        cache: folder of earlier results, found by the contents of the sources.
+        keep: take an earlier result of the same sources from the cache, and leave this one there.
 
     Raises:
         SynthesisError: Yosys is missing, refused the sources, or needed more time or memory.
     """
-    kept = cache / f"synth-{piece.name}-{cache_key(piece, folder, grade)}.json" if cache else None
+    kept = cache_folder() / f"synth-{piece.name}-{cache_key(piece, folder, grade)}.json" if keep else None
     if kept and kept.exists():
         return Synthesis(**json.loads(kept.read_text(encoding="utf-8")))
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from host.operands import Grid
-from hw.files import replaced
+from hw.files import cache_folder, replaced
 from hw.tools.compile import CompileError, compiler
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -34,11 +34,6 @@ _THREADING: tuple[tuple[str, ...], ...] = (("-fopenmp",), ())
 ROW_GRID = np.dtype(
     [("zero", "f4"), ("reciprocal", "f4"), ("scale", "f4"), ("top", "f4"), ("key", "u4"), ("first", "u4")]
 )
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fractrain"
 
 
 @functools.lru_cache(maxsize=1)
@@ -53,9 +48,7 @@ def library() -> Any:
         return None
     tag = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, _THREADING, platform.machine())).encode()).hexdigest()
     try:
-        folder = _cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"fused-{tag[:16]}.so"
+        target = cache_folder() / f"fused-{tag[:16]}.so"
         if not target.exists():
             _compile(command, target)
         kernels = ctypes.CDLL(str(target))

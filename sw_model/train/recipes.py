@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hw.design import ROOT
+from hw.design import DATA
 
-RECIPES = ROOT / "configs" / "recipes"
+RECIPES = DATA / "configs" / "recipes"
 
 
 def find_recipe(name_or_path: str) -> Path:

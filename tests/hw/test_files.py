@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hw.files import LOCK, FolderInUseError, locked, read_text, remove_scratch, replaced, write_atomically
+from hw.files import LOCK, FolderInUseError, cache_folder, locked, read_text, remove_scratch, replaced, write_atomically
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
@@ -129,3 +129,19 @@ def test_folder_is_free_after_use_in_one_process(tmp_path: Path) -> None:
             pass
         with pytest.raises(ZeroDivisionError), locked(tmp_path):
             _ = 1 / (sys.maxsize - sys.maxsize)
+
+
+def test_the_cache_is_where_the_user_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    assert cache_folder() == tmp_path / "there" / "fractrain" and cache_folder().is_dir()
+    for unset in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert cache_folder() == tmp_path / ".cache" / "fractrain" and cache_folder().is_dir()
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"set XDG_CACHE_HOME to a folder.*file/fractrain"):
+        cache_folder()

@@ -17,7 +17,7 @@ import hw.generate as generator
 from fractrain import main
 from hw import contract, pipeline
 from hw.design import ROOT, Design, DesignError, load_design
-from hw.generate import GenerateError, context, generate, render
+from hw.generate import GenerateError, context, generate, generated, render
 
 DESIGNS = [load_design(name) for name in ("sim-small", "pynq-z2", "zc706", "zcu104")]
 
@@ -126,10 +126,19 @@ def test_files_that_a_design_no_longer_has_are_removed_and_others_kept(tmp_path:
     assert own.exists() and not stale.exists()
 
 
+def test_designs_of_one_name_have_folders_of_their_own_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, other = generated(DESIGNS[0]), generated(replace(DESIGNS[0], depth_epilogue=DESIGNS[0].depth_epilogue // 2))
+    assert first != other and generated(DESIGNS[0]) == first
+    for name, text in render(DESIGNS[0]).items():
+        assert (first / name).read_text(encoding="utf-8") == text
+
+
 def test_an_unknown_name_in_a_template_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bad.txt.j2").write_text("{{ design.nonsense }}")
     monkeypatch.setattr(generator, "HLS_TEMPLATES", tmp_path)
-    monkeypatch.setattr(generator, "ROOT", tmp_path)
     with pytest.raises(GenerateError, match=r"bad\.txt\.j2.*nonsense"):
         render(DESIGNS[0])
 

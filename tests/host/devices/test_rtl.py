@@ -312,7 +312,7 @@ def test_a_build_below_a_folder_with_a_blank(tmp_path: Path, monkeypatch: pytest
     (place / "tool").symlink_to(rtl.verilator_root().parent)
     (place / "sim").symlink_to(rtl.HARNESS.parent)
     found = rtl.verilator_root().name
-    monkeypatch.setattr(rtl, "ROOT", place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     monkeypatch.setattr(rtl, "verilator_root", lambda: place / "tool" / found)
     library = rtl.build_rtl(SMALL, rtl_sources(place), harness=place / "sim" / rtl.HARNESS.name)
     assert library.is_relative_to(place) and library.is_file()

@@ -68,7 +68,7 @@ def test_missing_cocotb_is_named_with_the_remedy(
     monkeypatch.setitem(sys.modules, "cocotb_tools.runner", None)
     assert main(["cosim", "--programs", "1"]) == 1
     error = capsys.readouterr().err
-    assert "cocotb_tools" in error and "pip install -e '.[dev]'" in error
+    assert "cocotb_tools" in error and "pip install 'fractrain-fabric[sim]'" in error
 
 
 @pytest.mark.slow

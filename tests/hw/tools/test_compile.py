@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
 import stat
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +30,7 @@ def wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_cxx_may_hold_a_wrapper_and_options(wrapper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiler() == (str(wrapper), "g++")
-    monkeypatch.setattr(tool, "LIBRARY_CACHE", tmp_path / "a cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a cache"))
     library = tool.build({"one.cpp": 'extern "C" int one() { return 1; }\n'}, ["one.cpp"], [], "one", shared=True)
     assert library.is_file()
     assert "used" in wrapper.with_name("log").read_text(encoding="utf-8")
@@ -57,3 +62,22 @@ def test_without_cxx_it_is_gxx(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("", " "):
         monkeypatch.setenv("CXX", value)
         assert Path(compiler()[0]).name == "g++"
+
+
+def _build(start: Any, place: str) -> None:
+    os.environ["XDG_CACHE_HOME"] = place
+    start.wait()
+    library = tool.build({"two.cpp": 'extern "C" int two() { return 2; }\n'}, ["two.cpp"], [], "two", shared=True)
+    sys.exit(0 if ctypes.CDLL(str(library)).two() == 2 else 1)
+
+
+def test_two_processes_may_build_the_same_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(2)
+    builders = [context.Process(target=_build, args=(start, str(tmp_path))) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join(60)
+    assert [builder.exitcode for builder in builders] == [0, 0]
+    assert len(list((tmp_path / "fractrain").iterdir())) == 1, "the library, and no scratch files"

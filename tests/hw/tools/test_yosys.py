@@ -51,7 +51,7 @@ def test_headers_declare_ports_and_parameters_only() -> None:
 
 
 def test_unit_in_primitives_meets_its_area(folder: Path) -> None:
-    area = synthesize(piece("dot_product_unit"), folder, cache=None).area()
+    area = synthesize(piece("dot_product_unit"), folder, keep=False).area()
     assert area.dsp == 1 and area.lut / SMALL.dot_bits <= 1.30
 
 
@@ -61,17 +61,17 @@ def test_boxes_are_left_out_and_counted(folder: Path) -> None:
     array = piece("dot_product_array")
     assert synthesize(array, folder).area().lut < 10
     with pytest.raises(SynthesisError, match="instances"):
-        synthesize(replace(array, boxes=(("dot_product_unit", 1),)), folder, cache=None)
+        synthesize(replace(array, boxes=(("dot_product_unit", 1),)), folder, keep=False)
 
 
 def test_a_broken_source_and_a_deadline_are_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SynthesisError, match="did not end within"):
-        synthesize(piece("sequencer"), folder, seconds=0.2, cache=None)
+        synthesize(piece("sequencer"), folder, seconds=0.2, keep=False)
     broken = generate(SMALL, tmp_path)
     source = broken / "rtl" / "control_registers.sv"
     source.write_text(source.read_text().replace("always_ff", "always_fff", 1))
     with pytest.raises(SynthesisError, match="control_registers"):
-        synthesize(piece("control_registers"), broken, cache=None)
+        synthesize(piece("control_registers"), broken, keep=False)
 
 
 @pytest.mark.parametrize(
