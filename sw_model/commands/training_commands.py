@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def _register_train(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--resume",
         type=options.run_folder,
         metavar="RUN",
-        help="continue the run in this folder: its settings, its device",
+        help="continue the run in this folder: its settings, its device; with --epochs, for longer than it was to be",
     )
     train.add_argument(
         "--accelerator",
@@ -148,11 +149,15 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         if arguments.recipe is not None:
             return TrainConfig.from_recipe(arguments.recipe, **overrides)
         return TrainConfig.from_mapping({**DIGITS_DEFAULTS, **overrides})
+    longer = overrides.pop("epochs", None)
     if overrides or arguments.recipe or arguments.out:
-        raise ConfigError("--resume takes the settings of the run; leave out every other setting")
+        raise ConfigError("--resume takes the settings of the run; leave out every other setting but --epochs")
     if not (run / CONFIG).is_file():
         raise ConfigError(f"{run} holds no run to resume: it has no {CONFIG}; name the --out of a training")
-    return TrainConfig.from_recipe(run / CONFIG)
+    config = TrainConfig.from_recipe(run / CONFIG)
+    if longer is not None and longer < config.epochs:
+        raise ConfigError(f"--epochs {longer}: {run} has {config.epochs}; a run can be made longer, not shorter")
+    return config if longer is None else replace(config, epochs=longer)
 
 
 def run_train(arguments: argparse.Namespace) -> int:

@@ -37,12 +37,12 @@ from sw_model.data.images import (
     normalised,
     path_of,
 )
+from sw_model.data.inputs import ImageInputs, centre
 from sw_model.data.sources import DataError, open_source
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AREA = (0.08, 1.0)  #: of the random crop, as a share of the image
 RATIO = (3 / 4, 4 / 3)  #: width to height of the random crop
-TEST_SCALE = 256 / 224  #: shorter side of a test image, before its centre is cropped, to the side of the crop
 AHEAD = 2  #: batches that are decoded while another is trained on
 
 
@@ -121,6 +121,10 @@ class FolderSet:
         names = (os.fsdecode(name) for name in files)
         labels = self.train_labels, self.test_labels
         return Identity.of(len(self.train_labels), len(self.test_labels), self.classes, (*names, sizes, *labels))
+
+    def inputs(self) -> ImageInputs:
+        """What a network for these images takes."""
+        return ImageInputs(self.image_shape, self.classes, IMAGENET_MEAN, IMAGENET_STD, cropped=True)
 
     def train_steps(self, batch: int) -> int:
         """Batches per epoch; the last one may be smaller."""
@@ -215,15 +219,6 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, 
     h = min(height, max(1, round(width / RATIO[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def centre(image: Image.Image, size: int) -> Image.Image:
-    """The central ``size`` x ``size`` pixels of an image whose shorter side is resized to ``TEST_SCALE`` times that."""
-    scale = round(size * TEST_SCALE) / min(image.size)
-    w, h = (max(size, round(n * scale)) for n in image.size)
-    left, top = (w - size) // 2, (h - size) // 2
-    resized = image.resize((w, h), Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + size, top + size))
 
 
 def open_images(source: str, cache: Path | None = None) -> ImageSet | FolderSet:

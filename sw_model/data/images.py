@@ -20,6 +20,7 @@ from host.training import batches
 from hw.files import replaced
 from sw_model.data.class_folders import TEST, ClassFolders, class_folders, read_image, roots
 from sw_model.data.identity import Identity
+from sw_model.data.inputs import ImageInputs
 from sw_model.data.sources import DataError, FileSource, open_source
 
 DECODING = 2  #: counts changes of what is made of an image, which a cache must not outlive
@@ -169,6 +170,10 @@ class ImageSet:
         """What these images are."""
         arrays = self.train_images, self.train_labels, self.test_images, self.test_labels
         return Identity.of(len(self.train_labels), len(self.test_labels), self.classes, arrays)
+
+    def inputs(self) -> ImageInputs:
+        """What a network for these images takes."""
+        return ImageInputs(self.image_shape, self.classes, self.mean, self.std)
 
     def _normalise(self, images: np.ndarray) -> Tensor:
         return normalised(images, self.full_scale, self.mean, self.std)

@@ -78,6 +78,9 @@ class TokenSet:
         contents: list[np.ndarray | str] = [self.train_tokens, self.test_tokens, *self.vocabulary]
         return Identity.of(len(self.train_tokens), len(self.test_tokens), (), contents)
 
+    def inputs(self) -> None:
+        """A network for text takes no images."""
+
     def train_steps(self, batch: int) -> int:
         """Batches per epoch; the last one may be smaller."""
         return -(-self.train_count // batch)

@@ -196,6 +196,11 @@ class GatedNetwork(nn.Module):
         """
         return {f"base.blocks.{block}": self.factors[row] / 100 for block, row in enumerate(choices)}
 
+    def gated_layers(self) -> set[QConv2d]:
+        """The layers whose bits gates choose."""
+        blocks = self.base.block_list()
+        return {layer for block in blocks for layer in _modules(block, QConv2d) if self._gates(layer)}
+
     def _gates(self, layer: QConv2d) -> bool:
         return layer.groups == 1 and layer not in self._ungated
 

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from sw_model.nn.precision import Run
 
 _aten = torch.ops.aten
 
@@ -168,3 +171,8 @@ class Reproducible(TorchDispatchMode):
         if func in (_aten.add.Tensor, _aten.add_.Tensor):
             return _sum_of_two(func, args, kwargs)
         return func(*args, **kwargs)
+
+
+def arithmetic(run: Run) -> AbstractContextManager[Any]:
+    """Where products are exact, so is everything around them: such a run is the same on any machine and as a job."""
+    return nullcontext() if run.engine is None else Reproducible()

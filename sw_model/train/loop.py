@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from sw_model.nn.gates import gated_loss
 from sw_model.nn.layers import attach, quantized_layers, set_precision
 from sw_model.nn.parallel import ALONE, Ranks, Shard, share_statistics
 from sw_model.nn.precision import Precision, Run
-from sw_model.nn.reproducible import Reproducible
+from sw_model.nn.reproducible import arithmetic
 from sw_model.nn.transformer import QMatmul
 from sw_model.quantize.affine import straight_through
 from sw_model.train.accelerator import choose_accelerator, move, on
@@ -127,10 +127,12 @@ class _Training:
         return Precision(*self.schedule.widths(self.epoch, step, self.steps))
 
     def state_dict(self) -> dict[str, Any]:
+        inputs = self.task.data.inputs()
         return {
             "config": self.config.to_toml(),
             "device": self.device.record(),
             "data": None if self.data is None else self.data.record(),
+            "inputs": None if inputs is None else inputs.record(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -143,8 +145,8 @@ class _Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        trained = asdict(TrainConfig.from_toml(state["config"], "of the checkpoint"))
-        if names := sorted(name for name, value in asdict(self.config).items() if value != trained[name]):
+        trained = TrainConfig.from_toml(state["config"], "of the checkpoint")
+        if names := self.config.other_than(trained):
             raise ConfigError(
                 f"the checkpoint was written with other values of {', '.join(names)}; resume with the run folder's "
                 "config.toml as the recipe, or choose another folder"
@@ -241,11 +243,6 @@ def _optimizer(config: TrainConfig, parameters: Iterator[nn.Parameter]) -> torch
     )
 
 
-def _arithmetic(run: Run) -> AbstractContextManager[Any]:
-    """Where products are exact, so is everything around them: such a run is the same on any machine and as a job."""
-    return nullcontext() if run.engine is None else Reproducible()
-
-
 @contextmanager
 def _without_cost(cost: CostMeter) -> Iterator[None]:
     cost.paused = True
@@ -313,7 +310,7 @@ class _Loop:
             state.batch_size(),
         )
         state.run.engine = self.engines.of(now)
-        with _arithmetic(state.run):
+        with arithmetic(state.run):
             loss = state.train_step(x, y, precision)
         state.step += 1
         state.stage_step += 1
@@ -328,7 +325,7 @@ class _Loop:
         if (state.epoch + 1) % config.eval_every and state.epoch + 1 != config.epochs:
             return None
         state.run.engine = self.engines.evaluation
-        with _without_cost(state.cost), _arithmetic(state.run):
+        with _without_cost(state.cost), arithmetic(state.run):
             return evaluate(state.model, state.task, config.eval_batch or config.batch, state.ranks)
 
     def _report(self, tested: float | None, precision: Precision, started: float) -> None:
@@ -422,7 +419,8 @@ def train(  # noqa: PLR0913 - what a program may ask of a training
         data: data set, if not the one that ``config.data`` names.
         resume: continue from the run folder's checkpoint, on the device that the run began on; the rest of the run is
             bit for bit what it would have been (with another number of threads, which brings a warning, up to the last
-            bits of float32 sums).
+            bits of float32 sums).  ``config`` may have more epochs: learning rate and cyclic precision then go on where
+            they would be in a training of that length.
         progress: draw a progress bar.
         ranks: the processes that train together, each calling this function; only the first writes files.
         stop_after: stop, with a checkpoint, once this many steps are done in total.

@@ -347,6 +347,12 @@ class TrainConfig:
             )
         return make_schedule(vars(self), PUBLISHED_DECAYS if has_defect(self.mode, "eps-decay") else None)
 
+    def other_than(self, trained: TrainConfig) -> list[str]:
+        """Names of the settings that keep this recipe from going on with a run of another one; it may be longer."""
+        before = asdict(trained)
+        names = sorted(name for name, value in asdict(self).items() if value != before[name])
+        return [name for name in names if name != "epochs" or self.epochs < trained.epochs]
+
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> TrainConfig:
         """A configuration from plain values (a parsed recipe), types checked, unknown names refused."""

@@ -20,6 +20,7 @@ from hw.networks import TRANSFORMERS
 from sw_model.data.identity import Identity
 from sw_model.data.image_folders import FolderSet, open_images
 from sw_model.data.images import WHOLE, BatchPart, ImageSet
+from sw_model.data.inputs import ImageInputs
 from sw_model.data.text import TokenSet, load_text
 from sw_model.nn.gates import way_of
 from sw_model.nn.models import build_model
@@ -38,6 +39,8 @@ class Samples(Protocol):
     def train_count(self) -> int: ...
 
     def identity(self) -> Identity: ...
+
+    def inputs(self) -> ImageInputs | None: ...
 
     def train_steps(self, batch: int) -> int: ...
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sw_model.data.image_folders import IMAGENET_MEAN, IMAGENET_STD, FolderSet, centre, open_images, random_box
+from sw_model.data.image_folders import IMAGENET_MEAN, IMAGENET_STD, FolderSet, open_images, random_box
 from sw_model.data.images import BatchPart, DataError, ImageSet, load_data
+from sw_model.data.inputs import centre
 from sw_model.export.aten_graph import ExportError
 from sw_model.export.training_job import export_job
 from sw_model.train.loop import train

@@ -253,7 +253,7 @@ def test_command_line_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["counters"]["PRODUCTS"] > 0
     assert command("--resume", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["finished"]
-    assert command("--resume", out, "--epochs", "2") == 2
+    assert command("--resume", out, "--seed", "2") == 2
     assert "leave out" in capsys.readouterr().err
     assert command("--bits", "8", "--out", str(tmp_path / "no")) == 2
     assert command("--data", str(tmp_path / "none"), "--out", str(tmp_path / "no")) == 2

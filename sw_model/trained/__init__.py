@@ -1,0 +1,1 @@
+"""Trained networks in use: predictions, and files for other programs."""
