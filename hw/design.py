@@ -18,8 +18,8 @@ from hw.files import TomlError, parse_toml, read_text
 ROOT = Path(__file__).resolve().parent.parent  #: folder of the packages: the checkout, or where pip has installed them
 _INSTALLED = Path(__file__).resolve().parent / "data"
 #: folder of ``configs`` and ``hls_templates``: beside the packages in a checkout, inside this one in a wheel
-DATA = _INSTALLED if _INSTALLED.is_dir() else ROOT
-DESIGNS = DATA / "configs" / "designs"  #: TOML files of named designs
+PACKAGE_DATA = _INSTALLED if _INSTALLED.is_dir() else ROOT
+DESIGNS = PACKAGE_DATA / "configs" / "designs"  #: TOML files of named designs
 STREAM_BITS = 64
 BEAT_BITS = 2 * STREAM_BITS  #: the two input streams are read in lockstep: even words on the first, odd on the second
 

@@ -18,11 +18,11 @@ from typing import Any
 import jinja2
 
 from hw import contract, pipeline
-from hw.design import BEAT_BITS, DATA, ROOT, STREAM_BITS, Design
+from hw.design import BEAT_BITS, PACKAGE_DATA, ROOT, STREAM_BITS, Design
 from hw.files import cache_folder, write_atomically
 from hw.packet import used_bits
 
-HLS_TEMPLATES = DATA / "hls_templates"
+HLS_TEMPLATES = PACKAGE_DATA / "hls_templates"
 RTL_SOURCES = ROOT / "hw" / "rtl"
 DOC_TEMPLATES = ROOT / "hw" / "reports"
 MANIFEST = "manifest.json"

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hw.design import DATA, DESIGNS
+from hw.design import DESIGNS, PACKAGE_DATA
 
-_RECIPES = DATA / "configs" / "recipes"
+_RECIPES = PACKAGE_DATA / "configs" / "recipes"
 
 
 def _names(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from sw_model.commands.training_commands import recipe
 from sw_model.train.engines import DESIGN, DEVICES, open_engine
 
 #: options that change settings of the recipe
-SETTINGS = ("data", "epochs", "batch", "seed", "train_limit", "test_limit")
+JOB_SETTINGS = ("data", "epochs", "batch", "seed", "train_limit", "test_limit")
 NETWORK_FILES = (".safetensors", ".onnx")
 
 
@@ -64,7 +64,7 @@ def _register_export(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``fractrain export``."""
-    overrides = {n: getattr(arguments, n) for n in SETTINGS if getattr(arguments, n) is not None}
+    overrides = {n: getattr(arguments, n) for n in JOB_SETTINGS if getattr(arguments, n) is not None}
     if arguments.trained is not None:
         return _export_network(arguments.trained, arguments.out, overrides)
     from sw_model.export.training_job import export_job

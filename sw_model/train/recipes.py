@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hw.design import DATA
+from hw.design import PACKAGE_DATA
 
-RECIPES = DATA / "configs" / "recipes"
+RECIPES = PACKAGE_DATA / "configs" / "recipes"
 
 
 def find_recipe(name_or_path: str) -> Path:

@@ -14,7 +14,7 @@ from sw_model.trained.trained_network import TrainedNetwork
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ImagePrediction:
     """What the network takes an image for.
 
     Attributes:
@@ -50,7 +50,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 def predict(
     network: TrainedNetwork, files: Sequence[Path], *, top: int = 1, batch: int = 64, engine: Engine | None = None
-) -> Iterator[Prediction]:
+) -> Iterator[ImagePrediction]:
     """Predictions for image files, in order.
 
     Args:
@@ -73,4 +73,4 @@ def predict(
         likely = logits.double().softmax(1).topk(min(top, logits.shape[1]), 1)
         for file, shares, classes in zip(chosen, likely.values.tolist(), likely.indices.tolist(), strict=True):
             named = zip((inputs.classes[c] for c in classes), shares, strict=True)
-            yield Prediction(file, tuple(named))
+            yield ImagePrediction(file, tuple(named))
