@@ -29,7 +29,7 @@ INTERFACE = {
 }
 __all__ = ["main", *INTERFACE]
 
-#: modules that offer ``register(subparsers)`` or ``register_bench(kinds)``; none of them imports anything heavy before its command runs
+#: modules that offer ``register(subparsers)``, ``register_bench(kinds)`` or ``register_report(kinds)``; none of them imports anything heavy before its command runs
 ROOMS = (
     "hw.commands.generate_commands",
     "hw.commands.synthesis_commands",
@@ -87,7 +87,9 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     bench = subparsers.add_parser("bench", help="measure the engine, training speed or quantizers")
-    kinds = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
+    benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
+    report = subparsers.add_parser("report", help="pages about runs, rooflines, recomputed tables of the paper")
+    reports = report.add_subparsers(dest="kind", required=True, metavar="WHAT")
     for room in ROOMS:
         try:
             module = importlib.import_module(room)
@@ -95,10 +97,9 @@ def build_parser() -> Parser:
             if e.name is not None and e.name.split(".")[0] in ("hw", "host", "sw_model", "torch"):
                 continue
             raise
-        if hasattr(module, "register"):
-            module.register(subparsers)
-        if hasattr(module, "register_bench"):
-            module.register_bench(kinds)
+        for register, parsers in (("register", subparsers), ("register_bench", benches), ("register_report", reports)):
+            if hasattr(module, register):
+                getattr(module, register)(parsers)
     return parser
 
 

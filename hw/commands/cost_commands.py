@@ -161,7 +161,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Add ``cost`` and ``report`` to the command line."""
+    """Add ``cost`` to the command line."""
     parser = subparsers.add_parser(
         "cost",
         help="operations, cycles, traffic, energy and latency of a training",
@@ -194,8 +194,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=run_cost)
 
-    report = subparsers.add_parser("report", help="recomputed tables of the paper, and rooflines")
-    kinds = report.add_subparsers(dest="kind", required=True, metavar="WHAT")
+
+def register_report(kinds: argparse._SubParsersAction[Any]) -> None:
+    """Add ``report paper`` and ``report roofline`` to the command line."""
     paper = kinds.add_parser(
         "paper", help="every published cost beside its recomputation, as CSV, Markdown and figures"
     )

@@ -59,6 +59,20 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     compare.set_defaults(run=run_compare)
 
 
+def register_report(kinds: argparse._SubParsersAction[Any]) -> None:
+    """Adds ``report run`` to the command line."""
+    report = kinds.add_parser(
+        "run",
+        help="a run, or several side by side, as one HTML page",
+        description="Curves, the precision of every layer over time, cost and cycles, on one page without other files.",
+    )
+    report.add_argument(
+        "runs", nargs="+", type=options.run_folder, metavar="RUN", help="run folders, the baseline first"
+    )
+    report.add_argument("--out", type=options.output_file, help="page to write (default: RUN/report.html of the first)")
+    report.set_defaults(run=run_report)
+
+
 def _register_train(subparsers: argparse._SubParsersAction[Any]) -> None:
     train = subparsers.add_parser(
         "train",
@@ -225,6 +239,16 @@ def run_compare(arguments: argparse.Namespace) -> int:
             f"{row['cc_full_saved']:.1f} %",
         )
     console().print(shown)
+    return 0
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """``fractrain report run``."""
+    from sw_model.studies.run_report import write_report
+
+    out = arguments.out or arguments.runs[0] / "report.html"
+    write_report(arguments.runs, out)
+    print(out)
     return 0
 
 

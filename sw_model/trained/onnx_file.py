@@ -139,7 +139,9 @@ class _Layer(nn.Module):
         else:
             self.register_buffer("codes", torch.from_numpy(grids.codes))
             self.register_buffer("scale", torch.from_numpy(grids.weight.scale))
-            self.register_buffer("point", torch.zeros(len(grids.weight.scale), dtype=torch.from_numpy(grids.codes).dtype))
+            self.register_buffer(
+                "point", torch.zeros(len(grids.weight.scale), dtype=torch.from_numpy(grids.codes).dtype)
+            )
             shape = (-1, *[1] * (layer.weight.ndim - 1))
             self.register_buffer("zero", torch.from_numpy(grids.weight.zero).reshape(shape))
         self.bias = getattr(layer, "bias", None)
