@@ -26,6 +26,13 @@ INTERFACE = {
     "Conversion": "sw_model.convert.conversion",
     "UnsupportedError": "sw_model.convert.conversion",
     "convert": "sw_model.convert.conversion",
+    "conversion_of": "sw_model.convert.conversion",
+    "PrecisionScheduler": "sw_model.convert.own_loop",
+    "static": "sw_model.convert.own_loop",
+    "pfq": "sw_model.convert.own_loop",
+    "cyclic": "sw_model.convert.own_loop",
+    "manual": "sw_model.convert.own_loop",
+    "open_engine": "sw_model.train.engines",
 }
 __all__ = ["main", *INTERFACE]
 

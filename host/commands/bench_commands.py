@@ -79,10 +79,10 @@ def run_kernel(arguments: argparse.Namespace) -> int:
 
     from hw.console import console
     from hw.design import load_design
+    from hw.layer_tables import layers_of
     from hw.model.kernel_cycles import Overlap, kernel_training_cycles
-    from hw.networks import network
 
-    design, shapes = load_design(arguments.design), network(arguments.model)
+    design, shapes = load_design(arguments.design), layers_of(arguments.model)
     rows: list[dict[str, Any]] = []
     for bits in arguments.bits:
         forms = {f.name.lower(): kernel_training_cycles(design, shapes, bits, arguments.batch, f) for f in Overlap}
@@ -120,10 +120,11 @@ def run_engine(arguments: argparse.Namespace) -> int:
     from hw.console import Progress
     from hw.design import load_design
     from hw.generate import rtl_digest
-    from hw.networks import ConvShape, network
+    from hw.layer_tables import layers_of
+    from hw.networks import ConvShape
 
     design = load_design(arguments.design)
-    shapes = network(arguments.model)
+    shapes = layers_of(arguments.model)
     outputs = ["codes", "int32"] if arguments.output == "both" else [arguments.output]
     outputs = ["driver"] if arguments.driver else outputs
     if arguments.driver and arguments.split:

@@ -15,10 +15,10 @@ def run(arguments: argparse.Namespace) -> int:
     from host.measure.saif import fitting_layer, record
     from hw.console import Progress
     from hw.design import load_design
-    from hw.networks import network
+    from hw.layer_tables import layers_of
 
     design, bits = load_design(arguments.design), arguments.bits
-    shape = fitting_layer(design, network(arguments.model), bits, arguments.layer)
+    shape = fitting_layer(design, layers_of(arguments.model), bits, arguments.layer)
     with Progress(f"switching activity of {shape.name} on {design.name}"):
         done = record(design, shape, bits, arguments.out, arguments.images, arguments.seed)
     if arguments.json:

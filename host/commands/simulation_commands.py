@@ -18,10 +18,10 @@ def run(arguments: argparse.Namespace) -> int:
     from host.measure.simulation_speed import simulation_speed
     from hw.console import Progress
     from hw.design import load_design
-    from hw.networks import network
+    from hw.layer_tables import layers_of
 
     design, bits = load_design(arguments.design), arguments.bits
-    shape = fitting_layer(design, network(arguments.model), bits, arguments.layer)
+    shape = fitting_layer(design, layers_of(arguments.model), bits, arguments.layer)
     with Progress(f"bench simulation of {design.name}") as progress:
         progress.doing("building the simulator")
         device = RtlDevice(design)

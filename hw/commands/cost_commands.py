@@ -115,7 +115,7 @@ def run_roofline(arguments: argparse.Namespace) -> int:
     from hw.cost.roofline_figures import write_roofline, write_run
     from hw.cost.tables import our_machine
     from hw.cost.training import read_training
-    from hw.networks import network
+    from hw.layer_tables import layers_of
 
     widths, arguments.bits = arguments.bits, None
     training = None if widths else read_training(request(arguments))
@@ -130,7 +130,7 @@ def run_roofline(arguments: argparse.Namespace) -> int:
     else:
         if arguments.model is None:
             raise ValueError("no network to draw; give --model")
-        shapes = network(arguments.model, arguments.classes)
+        shapes = layers_of(arguments.model, arguments.classes)
         files = write_roofline(machine, arguments.model, shapes, widths, arguments.out, arguments.memory)
     note_memory(arguments.memory)
     for file in files:
@@ -142,7 +142,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     """Add the options that ``cost`` and ``explore`` share: network and widths."""
     from hw.networks import MODELS
 
-    parser.add_argument("--model", help=f"one of {', '.join(MODELS)} (default: the one that a run has trained)")
+    parser.add_argument("--model", help=f"one of {', '.join(MODELS)}, or a table of layers (.json, see fractrain layers; default: the one that a run has trained)")
     widths = parser.add_mutually_exclusive_group(required=True)
     widths.add_argument(
         "--bits", type=options.bits, metavar="W/A/G",
@@ -217,7 +217,7 @@ def _register_roofline(kinds: argparse._SubParsersAction[Any]) -> None:
         "by what it waits for, from the cycle model. Pictures, and CSV with the same figures.",
     )
     roofline.add_argument("--design", dest="machine", default="zc706", help="a design's name or file")
-    roofline.add_argument("--model", help=f"one of {', '.join(MODELS)} (default: the one that a run has trained)")
+    roofline.add_argument("--model", help=f"one of {', '.join(MODELS)}, or a table of layers (.json, see fractrain layers; default: the one that a run has trained)")
     drawn = roofline.add_mutually_exclusive_group(required=True)
     drawn.add_argument(
         "--bits", type=options.bits, nargs="+", metavar="W/A/G", help="widths of weights, activations, gradients"

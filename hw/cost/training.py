@@ -16,7 +16,8 @@ from hw.cost.training_schedule import (
     parse_schedule,
     static,
 )
-from hw.networks import Bits, ConvShape, canonical, network
+from hw.layer_tables import layers_of
+from hw.networks import Bits, ConvShape, canonical
 
 SINGLE_SAMPLE = ("cc", "bitfusion")  #: machines that are not ours, costed sample by sample
 EPOCHS = 64_000 * 128 / 50_000  #: the paper's CIFAR recipe
@@ -152,7 +153,7 @@ def _network(
         raise ValueError(f"no network to cost; give --model{run}")
     if trained and canonical(model) == canonical(trained.model):
         return model, replace(trained, classes=request.classes or trained.classes).shapes(), trained
-    return model, network(model, request.classes), None
+    return model, layers_of(model, request.classes), None
 
 
 def _schedule(request: CostRequest, imagenet: bool) -> TrainingSchedule:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from operator import index
 from pathlib import Path
 
+from hw.layer_tables import shape_of
 from hw.networks import Bits, ConvShape, network
 
 SKIP = Bits(0, 0, 0)  #: of samples that skip a layer, which costs nothing
@@ -31,6 +32,7 @@ class Trained:
         model, classes, width, image: see ``hw.networks.network``; ``image`` is the shape of any sample.
         samples: of an epoch: images, or sequences of a text.
         batch: samples per step.
+        layers: of a network that ``hw.networks`` does not have.
     """
 
     model: str
@@ -39,12 +41,13 @@ class Trained:
     image: tuple[int, ...]
     samples: int
     batch: int
+    layers: tuple[ConvShape, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("classes", "width", "samples", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of a run is {getattr(self, name)}; it is at least 1")
-        if len(self.image) not in (1, 3) or min(self.image) < 1:
+        if (len(self.image) not in (1, 3) and not self.layers) or min(self.image, default=1) < 1:
             raise ValueError(f"image of a run is {list(self.image)}; it is [channels, height, width], or [tokens]")
 
     def shapes(self) -> list[ConvShape]:
@@ -53,7 +56,7 @@ class Trained:
         Raises:
             ValueError: one that ``hw.networks`` does not know.
         """
-        return network(self.model, self.classes, width=self.width, image=self.image)
+        return list(self.layers) or network(self.model, self.classes, width=self.width, image=self.image)
 
 
 def cp_percent(bits: Bits) -> float:
@@ -305,7 +308,8 @@ def load_schedule(path: Path) -> TrainingSchedule:
         {"name": "...", "gated": false, "gate_macs": 0,
          "stages": [{"epochs": 2, "options": mixture, "layers": {layer: mixture}, "ran": {layer: mixture}}],
          "fixed": {kind: widths}, "uncounted": [layer, ...],
-         "trained": {"model", "classes", "width", "image": [channels, height, width] or [tokens], "samples", "batch"}}
+         "trained": {"model", "classes", "width", "image": [channels, height, width] or [tokens], "samples", "batch",
+                     "layers": [of a network that hw.networks does not have, see hw.layer_tables, ...]}}
 
     A mixture is ``[[share, widths], ...]`` over the samples of the stage; its shares sum to one, in ``ran`` also to more,
     of a layer that ran several times for a sample.  Widths are ``[w, a, g]``, or with a fourth
@@ -356,7 +360,8 @@ def load_schedule(path: Path) -> TrainingSchedule:
         if row := data.get("trained"):
             image = tuple(index(n) for n in row["image"])
             counts = {name: index(row[name]) for name in ("classes", "width", "samples", "batch")}
-            trained = Trained(str(row["model"]), image=image, **counts)
+            layers = tuple(shape_of(layer) for layer in row.get("layers", ()))
+            trained = Trained(str(row["model"]), image=image, layers=layers, **counts)
         name, uncounted = str(data.get("name", folder.name)), frozenset(map(str, data.get("uncounted", ())))
         gate_macs = index(data.get("gate_macs", 0))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hw.layer_tables import save_table
 from sw_model.convert.calls import HOST, Quantized, quantized_class
 from sw_model.convert.observe import Example, Seen, observe
+from sw_model.convert.shapes import Traced, trace
 from sw_model.convert.sites import Site, sites_of
 from sw_model.nn.layers import QLayer, attach, set_precision
 from sw_model.nn.precision import Precision, Run
@@ -27,12 +30,18 @@ class Conversion:
     Attributes:
         quantized: names of the layers whose products are quantized.
         kept: names of the layers that were to stay in float32.
-        unsupported: module -> why it stays in float32.
+        unsupported: module -> why it stays in float32; such products are in no cost.
+        traced: layers, multiply-accumulates and sizes, as the example batch met them.
     """
 
     quantized: tuple[str, ...]
     kept: tuple[str, ...]
     unsupported: dict[str, tuple[str, ...]]
+    traced: Traced
+
+    def save_layers(self, path: Path | str, model: str = "network") -> None:
+        """Write the table of the layers that ``fractrain cost --model`` and ``explore`` take, a ``.json`` file."""
+        save_table(Path(path), model, self.traced.shapes)
 
     def __str__(self) -> str:
         lines = [f"{name}: quantized" for name in self.quantized]
@@ -93,7 +102,9 @@ def convert(
     if precision is not None:
         set_precision(model, precision)
     unsupported = {path: tuple(found.refused) for path, found in seen.items() if found.refused}
-    return Conversion(tuple(quantized), tuple(left), unsupported)
+    conversion = Conversion(tuple(quantized), tuple(left), unsupported, trace(model, example))
+    model.__dict__["conversion"] = conversion
+    return conversion
 
 
 def as_precision(bits: str | Sequence[int] | Precision) -> Precision:
@@ -181,21 +192,13 @@ def _layers(module: nn.Module) -> list[Site]:
     return [layer for site in module.products for layer in sites_of(site)]  # type: ignore[union-attr,misc]
 
 
-def is_converted(model: nn.Module) -> bool:
-    """Whether :func:`convert` has been here."""
-    return any(isinstance(module, Quantized) for module in model.modules())
-
-
-def first_tensor(example: Example) -> Tensor:
-    """The first tensor of an example, whose leading axis runs over samples.
+def conversion_of(model: nn.Module) -> Conversion:
+    """What :func:`convert` has made of a network.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it has not been converted.
     """
-    values = (
-        example.values() if isinstance(example, dict) else example if isinstance(example, tuple | list) else [example]
-    )
-    for value in values:
-        if isinstance(value, Tensor):
-            return value
-    raise ValueError("the example holds no tensor; give a batch as the network takes it")
+    found: Conversion | None = model.__dict__.get("conversion")
+    if found is None:
+        raise ValueError(f"{type(model).__name__} has not been converted; call fractrain.convert(model, example) first")
+    return found

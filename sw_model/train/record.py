@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hw.cost.training_schedule import SKIP, Trained
+from hw.layer_tables import CALL, row_of
 from hw.networks import Bits
 from sw_model.nn.cost_meter import GATES
 from sw_model.nn.layers import DEPTHWISE
@@ -120,6 +121,10 @@ class RunSchedule:
                 chosen = self._chosen.setdefault(name, Counter())
                 chosen.update({bits: count for bits, count in zip(on_offer, counts, strict=True) if count})
 
+    def set_samples(self, samples: int) -> None:
+        """Says how many samples an epoch has, where nothing knew before its end."""
+        self.trained = replace(self.trained, samples=samples)
+
     def finish_epoch(self) -> None:
         """Closes an epoch; one like that before it makes that one longer."""
         self._stages = self._with_open_epoch()
@@ -160,13 +165,23 @@ class RunSchedule:
         head = {
             "gated": self.gated,
             "gate_macs": self.gate_macs,
-            "trained": asdict(self.trained),
+            "trained": {**asdict(self.trained), "layers": [row_of(shape) for shape in self.trained.layers]},
             "fixed": {},
             # The published code's cost is that of the gated blocks.
             "uncounted": [name for name in self._macs if name not in gated] if self.gated else [],
         }
-        stages = ",\n  ".join(json.dumps(stage) for stage in self._with_open_epoch())
+        stages = ",\n  ".join(json.dumps(self._by_row(stage)) for stage in self._with_open_epoch())
         return json.dumps(head)[:-1] + f',\n "stages": [\n  {stages}\n]}}\n'
+
+    def _by_row(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """A stage whose layers are those of the table: every call of a layer that has several has what the layer has."""
+        rows: dict[str, list[str]] = {}
+        for shape in self.trained.layers:
+            rows.setdefault(shape.name.split(CALL)[0], []).append(shape.name)
+        return stage | {
+            part: {row: mixture for name, mixture in stage[part].items() for row in rows.get(name, [name])}
+            for part in ("layers", "ran")
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers; the inside of a step is not part of it."""

@@ -22,7 +22,7 @@ from sw_model.nn.layers import quantized_layers
 from sw_model.nn.precision import Run
 from sw_model.train.engines import open_engine
 from tests.support.both_paths import BothPaths, train_a_step
-from tests.support.networks_of_others import NETWORKS, Tied, TwoInputs, UNet
+from tests.support.networks_of_others import NETWORKS, LstmClassifier, Tied, TwoInputs, UNet
 
 IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
@@ -180,6 +180,16 @@ def test_products_without_a_quantized_form_are_refused_by_name_and_nothing_chang
     found = fractrain.convert(model, x, bits="2/2/2", keep=["0"])
     assert set(found.unsupported) == {"0"} and found.kept == ("0.inner",)
     assert torch.allclose(model(x), function(F.linear(x, model[0].inner.weight, model[0].inner.bias)), atol=1e-5)
+
+
+def test_recurrent_layers_are_refused_by_name() -> None:
+    x = torch.randn(2, 5, 3)
+    with pytest.raises(fractrain.UnsupportedError, match="lstm \\(LSTM\\)"):
+        fractrain.convert(LstmClassifier(), x)
+    model = LstmClassifier()
+    found = fractrain.convert(model, x, keep=["lstm"], bits="6/6/6")
+    assert found.quantized == ("head",) and set(found.unsupported) == {"lstm"}
+    assert math.isfinite(train_a_step(model, x))
 
 
 def test_wrong_uses_are_refused() -> None:
