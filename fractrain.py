@@ -52,6 +52,7 @@ ROOMS = (
     "sw_model.commands.training_commands",
     "sw_model.commands.study_commands",
     "sw_model.commands.export_commands",
+    "sw_model.commands.layers_commands",
     "sw_model.commands.demo_commands",
 )
 

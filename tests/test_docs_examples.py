@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+import fractrain
 from tests.support.networks_of_others import torchvision_models
 
 ROOT = Path(__file__).parents[1]
 
 
-def examples(page: str) -> str:
-    """Python blocks of a page, each at its line, so that an error names it."""
+def examples(page: str, language: str = "python") -> str:
+    """Blocks of a page in a language, each at its line, so that an error names it."""
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
     code, kept = False, []
     for line in lines:
         if line.startswith("```"):
-            code = line == "```python"
+            code = line == f"```{language}"
             kept.append("")
         else:
             kept.append(line if code else "")
@@ -38,3 +40,32 @@ def test_examples_of_own_networks(
     assert [row[2] for row in told] == ["4/4/6", "6/6/8", "8/8/8", "8/8/8"]
     assert float(told[0][1]) < float(told[3][1]) < 6.25
     assert (tmp_path / "runs/own/schedule.json").is_file() and (tmp_path / "resnet18.json").is_file()
+
+
+MINE = """
+import torch
+
+def images():
+    sets = []
+    for count in (32, 8):
+        numbers = torch.Generator().manual_seed(count)
+        data = torch.utils.data.TensorDataset(
+            torch.randn(count, 3, 32, 32, generator=numbers), torch.randint(10, (count,), generator=numbers)
+        )
+        data.classes = [str(n) for n in range(10)]
+        sets.append(data)
+    return sets
+"""
+
+
+def test_the_recipe_of_own_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torchvision_models()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(examples("docs/own-networks.md", "toml"), encoding="utf-8")
+    assert fractrain.main(["train", "--recipe", "mine.toml", "--out", "runs/mine", "--json"]) == 0
+    history = json.loads(capsys.readouterr().out)["history"]
+    assert [row["bits"] for row in history] == ["3/3/6", "4/4/6", "6/6/8", "8/8/8"]
+    assert fractrain.main(["cost", "--schedule", "runs/mine", "--machine", "zc706"]) == 0

@@ -88,11 +88,14 @@ def _register_train(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     train.add_argument("--design", help=f"design of the fabric (default: {DESIGN})")
     train.add_argument(
-        "--data", help="'digits', or a path: CIFAR-10/100, class folders (or a zip of them), ImageNet, WikiText"
+        "--data",
+        help="'digits', a path (CIFAR-10/100, class folders or a zip of them, ImageNet, WikiText), or FILE.py:FUNCTION",
     )
     train.add_argument("--init", help="start from the weights of this run folder or checkpoint")
     train.add_argument(
-        "--model", help="resnet-8, resnet-38, resnet-74, ..., resnet-18, resnet-34, mobilenetv2, transformer-base"
+        "--model",
+        help="resnet-8, resnet-38, resnet-74, ..., resnet-18, resnet-34, mobilenetv2, transformer-base; timm:NAME, "
+        "torchvision:NAME, FILE.py:FUNCTION",
     )
     train.add_argument("--width", type=options.positive, help="channels of the first group of a CIFAR ResNet")
     train.add_argument("--epochs", type=options.positive, help="length of training")

@@ -11,6 +11,7 @@ from torch import nn
 from host.board.job_archive import write_job
 from host.board.job_settings import RECIPE
 from sw_model.data.images import ImageSet
+from sw_model.data.own_data import OwnData
 from sw_model.export.aten_graph import ExportError, lower_step
 from sw_model.nn.layers import DEPTHWISE, QLayer, quantized_layers
 from sw_model.nn.precision import Run
@@ -82,6 +83,8 @@ def export_job(config: TrainConfig, path: Path, data: ImageSet | None = None) ->
     task = open_task(config, data)
     if not isinstance(task, Classification):
         raise ExportError(f"model {config.model} reads text, for which jobs have no form; use a network for images")
+    if isinstance(task.data, OwnData):
+        raise ExportError(f"a job holds its images, and data = {config.data!r} prepares its own; give images in class folders")
     if not isinstance(task.data, ImageSet):
         raise ExportError(
             f"a job holds its images, and those of {task.data.root} are decoded as training goes; give images of equal size "

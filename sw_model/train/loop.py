@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from host.operands import Engine
 from host.training.precision_schedule import Pfq, learning_rate
 from hw.console import Progress
+from sw_model.convert.references import is_reference
 from sw_model.data.identity import Identity
 from sw_model.data.image_folders import FolderSet
 from sw_model.data.images import ImageSet
@@ -88,7 +89,8 @@ class _Training:
         counted = {n: count for n, count in macs.items() if self.gated is None or n.startswith(f"{GATED}blocks.")}
         self.cost = CostMeter(counted, depthwise, attention)
         gate_macs = 0 if self.gated is None else sum(self.gated.gate_macs())
-        self.record = RunSchedule(task.trained(config), macs, depthwise, self.gated is not None, gate_macs)
+        layers = base.__dict__["conversion"].traced.shapes if is_reference(config.model) else ()
+        self.record = RunSchedule(task.trained(config, layers), macs, depthwise, self.gated is not None, gate_macs)
         self.accelerator = torch.device(device.accelerator)
         move(self.model, self.accelerator)
         self.run = attach(

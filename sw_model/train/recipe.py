@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from host.training.precision_schedule import PUBLISHED_DECAYS, SCHEDULE_DEFECTS, PrecisionSchedule, make_schedule
 from hw.files import TomlError, parse_toml, read_text
 from hw.networks import spelled
+from sw_model.convert.references import is_reference
 from sw_model.data.images import SUBSETS
 from sw_model.nn.gates import GATE_DEFECTS
 from sw_model.nn.precision import LAYER_DEFECTS, Precision, has_defect
@@ -69,7 +70,8 @@ class TrainConfig:
     # -- data
 
     #: "digits" or a path, see :func:`sw_model.data.image_folders.open_images` and, for language models,
-    #: :func:`sw_model.data.text.load_text`
+    #: :func:`sw_model.data.text.load_text`; or "FILE.py:FUNCTION", which returns a training and a test set, see
+    #: :class:`sw_model.data.own_data.OwnData`
     data: str = "digits"
     #: images (or sequences) to train on; 0: all
     train_limit: int = 0
@@ -83,8 +85,11 @@ class TrainConfig:
     #: run folder or checkpoint whose weights training starts from ("": random ones), see
     #: :func:`sw_model.train.pretrained.load_pretrained`; a relative path starts at the working directory
     init: str = ""
-    #: see :func:`sw_model.nn.models.build_model`, or a language model of :data:`hw.networks.TRANSFORMERS`
+    #: see :func:`sw_model.nn.models.build_model`, or a language model of :data:`hw.networks.TRANSFORMERS`; or a network of
+    #: others: "timm:NAME", "torchvision:NAME" or "FILE.py:FUNCTION", see :func:`sw_model.convert.references.build_referenced`
     model: str = "resnet-8"
+    #: networks of others: modules that stay in float32, see :func:`sw_model.convert.conversion.convert`
+    keep: tuple[str, ...] = ()
     #: channels of the first stage of a ResNet for small images
     width: int = 8
     #: language models: words per sequence
@@ -204,7 +209,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
-        object.__setattr__(self, "model", spelled(self.model))
+        if not is_reference(self.model):
+            object.__setattr__(self, "model", spelled(self.model))
+        self._check_reference()
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
@@ -292,6 +299,17 @@ class TrainConfig:
             )
         if "norm-per-option" in named and "masked-noise" not in named:
             raise ConfigError("mode: 'norm-per-option' comes with computing every option, so with 'masked-noise' too")
+
+    def _check_reference(self) -> None:
+        """Refuses what networks of others do not have, and what only they have."""
+        if not is_reference(self.model):
+            if self.keep:
+                raise ConfigError(f"keep = {list(self.keep)} belongs to networks of others; model {self.model!r} has quantize_stem "
+                                  "and quantize_head")  # fmt: skip
+            return
+        for name, only in (("norm", "batch"), ("quantizer", "affine")):
+            if getattr(self, name) != only:
+                raise ConfigError(f"{name} = {getattr(self, name)!r} changes networks of ours; use {only!r} with {self.model!r}")
 
     def _check_quantizer(self) -> None:
         """Refuses what a quantizer cannot be combined with."""

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hw.cost.training_schedule import Trained
-from hw.networks import TRANSFORMERS
+from hw.networks import TRANSFORMERS, ConvShape
+from sw_model.convert.conversion import convert
+from sw_model.convert.references import build_referenced, function_of, is_reference
 from sw_model.data.identity import Identity
 from sw_model.data.image_folders import FolderSet, open_images
 from sw_model.data.images import WHOLE, BatchPart, ImageSet
 from sw_model.data.inputs import ImageInputs
+from sw_model.data.own_data import OwnData, own_data
 from sw_model.data.text import TokenSet, load_text
 from sw_model.nn.gates import way_of
 from sw_model.nn.models import build_model
@@ -68,8 +71,8 @@ class Task(Protocol):
         """A freshly initialised network."""
         ...
 
-    def trained(self, config: TrainConfig) -> Trained:
-        """The run as ``hw.networks`` describes it."""
+    def trained(self, config: TrainConfig, layers: tuple[ConvShape, ...] = ()) -> Trained:
+        """The run as ``hw.networks`` describes it, or, of a network of others, with its layers."""
         ...
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -94,23 +97,40 @@ def smallest_batch(data: Samples, batch: int) -> int:
 class Classification:
     """One label per image."""
 
-    data: ImageSet | FolderSet
+    data: ImageSet | FolderSet | OwnData
     metric: Metric = ACCURACY
 
     def example(self) -> Tensor:
         return torch.zeros(1, *self.data.image_shape)
 
     def build(self, config: TrainConfig) -> nn.Module:
+        if is_reference(config.model):
+            return self._referenced(config)
+        if len(self.data.image_shape) != 3:
+            raise ConfigError(f"model {config.model!r} takes images, not inputs of shape {self.data.image_shape}")
+        channels, height, width = self.data.image_shape
         model = build_model(
             config.model,
             len(self.data.classes),
-            self.data.image_shape,
+            (channels, height, width),
             width=config.width,
             quantize_stem=config.quantize_stem,
             quantize_head=config.quantize_head,
             norm=config.norm,
             seed=config.seed,
         )
+        self._check_smallest_batch(model, config)
+        return model
+
+    def _referenced(self, config: TrainConfig) -> nn.Module:
+        """A network of others, converted."""
+        shape = self.data.image_shape
+        model = build_referenced(config.model, len(self.data.classes), shape, config.seed)
+        found = convert(model, torch.zeros(2, *shape), keep=config.keep)
+        names = found.quantized
+        kept = set() if config.quantize_stem else set(names[:1])
+        kept |= set() if config.quantize_head else set(names[-1:])
+        model.keep_full = set(found.kept) | kept  # type: ignore[assignment]
         self._check_smallest_batch(model, config)
         return model
 
@@ -146,12 +166,12 @@ class Classification:
         model.train()
         for hook in hooks:
             hook.remove()
-        return min(counts)
+        return min(counts, default=max(LEAST_VALUES.values()))
 
-    def trained(self, config: TrainConfig) -> Trained:
+    def trained(self, config: TrainConfig, layers: tuple[ConvShape, ...] = ()) -> Trained:
         data = self.data
         classes, count = len(data.classes), data.train_count
-        return Trained(config.model, classes, config.width, data.image_shape, count, config.batch)
+        return Trained(config.model, classes, config.width, data.image_shape, count, config.batch, layers)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target)
@@ -183,7 +203,7 @@ class LanguageModelling:
             seed=config.seed,
         )
 
-    def trained(self, config: TrainConfig) -> Trained:
+    def trained(self, config: TrainConfig, layers: tuple[ConvShape, ...] = ()) -> Trained:
         data, width = self.data, TRANSFORMERS[config.model].width
         words = len(data.vocabulary)
         return Trained(config.model, words, width, (data.context,), data.train_count, config.batch)
@@ -196,7 +216,7 @@ class LanguageModelling:
 
 
 def open_task(
-    config: TrainConfig, data: ImageSet | FolderSet | TokenSet | None = None, cache: Path | None = None
+    config: TrainConfig, data: ImageSet | FolderSet | TokenSet | OwnData | None = None, cache: Path | None = None
 ) -> Task:
     """The task of a recipe on its data (or on ``data``), limited and augmented as it says.
 
@@ -204,7 +224,9 @@ def open_task(
         ConfigError, DataError: if the model does not suit the data, or the data is unusable.
     """
 
-    text = config.model.startswith("transformer")
+    text = config.model.startswith("transformer") and not is_reference(config.model)
+    if data is None and is_reference(config.data):
+        data = own_data(function_of(config.data), config.data)
     if data is None:
         data = load_text(config.data, config.context, config.vocabulary) if text else open_images(config.data, cache)
     if isinstance(data, TokenSet):
@@ -214,6 +236,10 @@ def open_task(
             raise ConfigError(f"model {config.model!r} takes images, not text; use transformer-small or -base")
     elif text:
         raise ConfigError(f"model {config.model!r} takes text, not images")
+    elif isinstance(data, OwnData):
+        for name, only in (("subset", "all"), ("augment", True)):
+            if getattr(config, name) != only:
+                raise ConfigError(f"{name} = {getattr(config, name)!r}: data sets of your own divide and augment themselves")
     else:
         data = data.subset(config.subset)
     data = data.limited(config.train_limit, config.test_limit)
@@ -226,7 +252,7 @@ def open_task(
         warnings.warn(
             "the data has one class only: there is nothing to tell apart, accuracy means nothing", stacklevel=2
         )
-    if not config.augment:
+    if not config.augment and not isinstance(data, OwnData):
         data = data.unaugmented()
     return LanguageModelling(data) if isinstance(data, TokenSet) else Classification(data)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from host.operands import Grid
+from sw_model.convert.references import is_reference
 from sw_model.nn.gates import GatedNetwork
 from sw_model.nn.layers import QConv2d, QLayer, QLinear, quantized_layers
 from sw_model.quantize.affine import affine_grid, grid_from_range, quantize
@@ -33,12 +34,17 @@ def layer_grids(network: TrainedNetwork) -> dict[str, LayerGrids]:
     """The grids of all layers with weights, by name.
 
     Raises:
-        ConfigError: a method's quantizers, which have no affine grids.
+        ConfigError: a method's quantizers, which have no affine grids; a network of others.
     """
     if network.config.quantizer != "affine":
         raise ConfigError(
             f"quantizer {network.config.quantizer!r} has grids of its own, which only training knows; export runs of "
             "quantizer 'affine'"
+        )
+    if is_reference(network.config.model):
+        raise ConfigError(
+            f"{network.config.model} is a network of others, whose weights lie where its modules have them; there is no export "
+            "of its grids: load the checkpoint's state into the network"
         )
     layers = quantized_layers(network.model)
     return {name: _grids(network, layer) for name, layer in layers if isinstance(layer, QConv2d | QLinear)}

@@ -66,7 +66,9 @@ def predict(
     """
     inputs = network.inputs
     if inputs is None:
-        raise ConfigError(f"{network.config.model} is a language model: it takes text, and predicts no images")
+        raise ConfigError(
+            f"{network.config.model} takes text, or what a data set of your own prepares: it predicts no image files"
+        )
     for first in range(0, len(files), batch):
         chosen = files[first : first + batch]
         logits = network.logits(inputs.tensor([inputs.pixels(file) for file in chosen]), engine)
