@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DESIGN ?= sim-small
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow generate csim cosim synth bench train lint clean
+.PHONY: help setup demo test test-slow generate csim cosim synth bench train docs lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ bench: $(STAMP)  ## measure cycles of ResNet-38's products on the RTL, and the a
 
 train: $(STAMP)  ## train on handwritten digits, products on the simulated fabric
 	$(BIN)/fractrain train --device rtl --data digits
+
+docs: $(STAMP)  ## build the pages as a site, build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(STAMP)  ## ruff and mypy only
 	$(BIN)/ruff check .
