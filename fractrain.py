@@ -32,6 +32,7 @@ INTERFACE = {
     "pfq": "sw_model.convert.own_loop",
     "cyclic": "sw_model.convert.own_loop",
     "manual": "sw_model.convert.own_loop",
+    "dfq": "sw_model.convert.own_gates",
     "open_engine": "sw_model.train.engines",
 }
 __all__ = ["main", *INTERFACE]

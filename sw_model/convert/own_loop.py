@@ -15,6 +15,7 @@ from host.training.precision_schedule import Cyclic, Indicator, Manual, Pfq, Sta
 from hw.cost.training_schedule import RECORD, Trained
 from hw.files import write_atomically
 from sw_model.convert.conversion import as_precision, conversion_of
+from sw_model.convert.own_gates import GateSchedule, OwnGates
 from sw_model.convert.sites import MatmulSite
 from sw_model.nn.cost_meter import CostMeter
 from sw_model.nn.layers import QLayer, quantized_layers, set_precision
@@ -24,7 +25,7 @@ from sw_model.quantize.limits import refusal
 from sw_model.train.record import RunSchedule
 
 BitsLike = str | Sequence[int] | Precision
-AnySchedule = Static | Pfq | Cyclic | Manual
+AnySchedule = Static | Pfq | Cyclic | Manual | GateSchedule
 
 
 def _widths(bits: BitsLike) -> tuple[int, ...]:
@@ -77,7 +78,9 @@ class PrecisionScheduler:
 
     Args:
         model: converted, see :func:`sw_model.convert.conversion.convert`; not a wrapper around it.
-        schedule: of :func:`static`, :func:`pfq`, :func:`cyclic` or :func:`manual`.
+        schedule: of :func:`static`, :func:`pfq`, :func:`cyclic`, :func:`manual` or
+            :func:`sw_model.convert.own_gates.dfq`, whose gates are then the model's child ``gates``: make the optimizer after
+            this, and go backward from ``with_cost(loss)``.
         steps: of the whole training, which a cyclic schedule has to know.
         samples: of an epoch, for the record; by default those of the first epoch.
         engine: computes quantized products as integers, see :func:`sw_model.train.engines.open_engine`; None takes the
@@ -88,7 +91,7 @@ class PrecisionScheduler:
     Attributes:
         cost: the meter: ``cost.cp`` in percent of float32, ``cost.paper`` and ``cost.full_total`` in float32
             multiply-accumulates.
-        schedule: as given.
+        schedule: as given; of gates, what advances their target.
 
     Raises:
         ValueError: a model that is not converted, or precisions that the engine does not compute.
@@ -106,14 +109,15 @@ class PrecisionScheduler:
         name: str = "",
     ) -> None:
         self.conversion = conversion_of(model)
-        self.model, self.schedule, self.steps = model, schedule, steps
+        self.model, self.steps = model, steps
+        self.schedule = schedule.pfq if isinstance(schedule, GateSchedule) else schedule
         if isinstance(schedule, Cyclic) and steps < 1:
             raise ValueError(
                 "a cyclic schedule swings over the whole training; give PrecisionScheduler its number of steps"
             )
         layers = dict(quantized_layers(model))
         self.run = next(iter(layers.values())).run
-        _check_engine(engine, schedule, layers, self.run)
+        _check_engine(engine, self.schedule, layers, self.run)
         several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
         self._processes = distributed.get_world_size() if several else 1
         self.run.engine = engine
@@ -121,11 +125,24 @@ class PrecisionScheduler:
         traced = self.conversion.traced
         depthwise = frozenset(name for name, layer in layers.items() if layer.depthwise)
         attention = frozenset(name for name, layer in layers.items() if isinstance(layer, MatmulSite))
-        self.cost = CostMeter(dict(traced.macs), depthwise & traced.macs.keys(), attention & traced.macs.keys())
+        self.gates: OwnGates | None = None
+        counted = dict(traced.macs)
+        if isinstance(schedule, GateSchedule):
+            if why := refusal("gates", self.run):
+                raise ValueError(why)
+            self.gates = OwnGates(model, schedule, traced.inputs, traced.macs, self.run)
+            counted = {
+                name: counted[name] for row in self.gates.layers for name in row
+            }  # as published: that of the blocks
+        self.cost = CostMeter(counted, depthwise & counted.keys(), attention & counted.keys())
         trained = Trained(
             name or type(model).__name__, traced.outputs, 1, traced.sample or (1,), max(samples, 1), 1, traced.shapes
         )
-        self.record = RunSchedule(trained, traced.macs, self.cost.depthwise)
+        gate_macs = 0 if self.gates is None else sum(self.gates.gate_macs())
+        blocks = [] if self.gates is None else self.gates.layers
+        self.record = RunSchedule(
+            trained, traced.macs, depthwise & traced.macs.keys(), self.gates is not None, gate_macs, blocks
+        )
         self._samples = samples
         self.run.on_product = self._on_product
         self.epoch, self.global_step, self.seen = 0, 0, 0
@@ -157,6 +174,10 @@ class PrecisionScheduler:
             self.cost.on_product(layer, product, macs, a, b)
             self.record.on_product(layer, product, macs, a, b)
 
+    def with_cost(self, loss: Tensor) -> Tensor:
+        """The loss to go backward from: with gates, and the cost of their choices; else as it is."""
+        return loss if self.gates is None else self.gates.with_cost(loss)
+
     def step(self, loss: Tensor | float | None = None) -> None:
         """Closes a step: counts its cost, and sets the precision of the next one.
 
@@ -171,8 +192,13 @@ class PrecisionScheduler:
                 "no batch has gone through the model in training since the last step; call step() after it"
             )
         precision = self.bits
-        self.cost.step(precision, self._images)
-        self.record.step(precision, self._images)
+        if self.gates is None:
+            self.cost.step(precision, self._images)
+            self.record.step(precision, self._images)
+        else:
+            choices = self.gates.take_choices()
+            self.cost.step_gated(self.gates.shares(choices), precision)
+            self.record.step(precision, self._images, self.gates.options, choices)
         if loss is not None:
             self._loss_sum += float(loss.detach() if isinstance(loss, Tensor) else loss) * self._images
             self._counted += self._images
@@ -238,6 +264,7 @@ class PrecisionScheduler:
 
 def _precisions(schedule: AnySchedule) -> list[Precision]:
     """Every precision of a schedule; of a cyclic one, whose widths swing, the lowest."""
+    assert not isinstance(schedule, GateSchedule)
     if isinstance(schedule, Pfq):
         return [Precision(*stage) for stage in schedule.stages]
     if isinstance(schedule, Manual):

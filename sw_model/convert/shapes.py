@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +28,14 @@ class Traced:
         macs: multiply-accumulates per sample and product, by layer, all its calls together.
         sample: shape of a sample of the first input.
         outputs: numbers of the result per sample.
+        inputs: shape of the first tensor that came into each module, by path, batch included.
     """
 
     shapes: tuple[ConvShape, ...]
     macs: dict[str, int]
     sample: tuple[int, ...]
     outputs: int
+    inputs: dict[str, tuple[int, ...]]
 
 
 def _shape(name: str, layer: Any, batch: int) -> ConvShape:
@@ -106,8 +109,17 @@ def trace(model: nn.Module, example: Example) -> Traced:
     def count(name: str, product: str, amount: int, a: int, b: int) -> None:
         macs[name] = macs.get(name, 0) + amount
 
+    inputs: dict[str, tuple[int, ...]] = {}
+
+    def enter(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        for value in args:
+            if isinstance(value, Tensor) and value.ndim > 1:
+                inputs.setdefault(path, tuple(value.shape))
+                return
+
     before = [(layer, layer.run.on_product, layer.precision) for layer in layers]
     hooks = [layer.register_forward_hook(note) for layer in layers]
+    hooks += [m.register_forward_pre_hook(partial(enter, path)) for path, m in model.named_modules()]
     try:
         with torch.no_grad(), unchanged(model):
             for layer in layers:
@@ -120,7 +132,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
             layer.run.on_product, layer.precision = on_product, precision
     whole = {name: max(1, round(amount / len(first))) for name, amount in macs.items()}
     outputs = result.numel() // len(first) if isinstance(result, Tensor) else 1
-    return Traced(_kinds(list(note.shapes.values())), whole, tuple(first.shape[1:]), max(outputs, 1))
+    return Traced(_kinds(list(note.shapes.values())), whole, tuple(first.shape[1:]), max(outputs, 1), inputs)
 
 
 def _kinds(shapes: list[ConvShape]) -> tuple[ConvShape, ...]:

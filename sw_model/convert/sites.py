@@ -8,6 +8,7 @@ dicts see nothing new but the ranges.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,9 @@ from torch.nn import functional as F
 
 from host.operands import ConvGeometry
 from host.windows import Pair, Window
+from sw_model.nn.gated_convolution import dispatch_product
 from sw_model.nn.layers import QLayer
+from sw_model.nn.precision import Precision
 from sw_model.nn.transformer import QMatmul
 
 
@@ -34,7 +37,8 @@ class Site(QLayer):
 
     Attributes:
         called: its name in reports, cost and record.
-        geometry: of the last product.
+        geometry, groups: of the last product.
+        choice: mask and options of the gate that governs it now, see :func:`sw_model.nn.gated_convolution.dispatch_product`.
     """
 
     def __init__(self, called: str) -> None:
@@ -42,6 +46,8 @@ class Site(QLayer):
         self.called = self.name = called
         self.depthwise = False
         self.geometry: ConvGeometry | Window | None = None
+        self.groups = 1
+        self.choice: tuple[Tensor, Sequence[Precision]] | None = None
         self._at = -1
 
     def _multiply(self, x: Tensor, weight: Tensor, window: Window, groups: int) -> Tensor:
@@ -55,7 +61,14 @@ class Site(QLayer):
         self._at = self.run.step
         geometry = window.plain or window
         self.geometry, self.groups = geometry, groups
+        if self.choice is not None and isinstance(geometry, ConvGeometry) and groups == 1:
+            return dispatch_product(self, x, weight, geometry, *self.choice)
         return self._product(x, weight, geometry, groups)
+
+    @property
+    def gateable(self) -> bool:
+        """Whether a gate may choose its bits, by its last product."""
+        return isinstance(self.geometry, ConvGeometry) and self.groups == 1
 
     def extra_repr(self) -> str:
         return f"{self.called}, precision={self.precision}"

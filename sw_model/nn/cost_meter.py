@@ -113,7 +113,7 @@ class CostMeter:
         """
         own = step_factor(DEPTHWISE if precision.quantized else precision)
         for prefix, share in shares.items():
-            inside = {name: count for name, count in self.macs.items() if name.startswith(prefix + ".")}
+            inside = {name: n for name, n in self.macs.items() if name == prefix or name.startswith(prefix + ".")}
             if not inside:
                 raise ValueError(f"no layer's name starts with {prefix!r}")
             fixed = sum(count for name, count in inside.items() if name in self.depthwise)

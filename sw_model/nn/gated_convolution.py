@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from host.operands import ConvGeometry, Grid, backward_mixed, several
 from sw_model.nn.convolution import convolve, gradients
-from sw_model.nn.layers import QConv2d, batch_extremes
+from sw_model.nn.layers import QConv2d, QLayer, batch_extremes
 from sw_model.nn.parallel import ALONE, Shard
 from sw_model.nn.precision import Precision
 from sw_model.nn.quantized_product import tensor_operand, weight_operand
@@ -30,6 +31,7 @@ class _Dispatch:
     """One call of a gated layer.
 
     Attributes:
+        shape: of the convolution.
         members: samples here by option; options that none has are left out.
         before: samples of each option in earlier parts of the batch.
         shard: this process's part of the batch, if several share it.
@@ -37,7 +39,8 @@ class _Dispatch:
         key: of the random numbers.
     """
 
-    layer: QConv2d
+    layer: QLayer
+    shape: ConvGeometry
     options: Sequence[Precision]
     members: list[tuple[int, Tensor]]
     before: list[int]
@@ -47,10 +50,8 @@ class _Dispatch:
     key: int
     grids: dict[int, Grid] = field(default_factory=dict)
 
-    def geometry(self, batch: int, in_hw: tuple[int, int]) -> ConvGeometry:
-        layer = self.layer
-        kernel = (layer.kernel_size, layer.kernel_size)
-        return ConvGeometry(batch, layer.in_channels, layer.out_channels, in_hw, kernel, layer.stride, layer.padding)
+    def geometry(self, batch: int) -> ConvGeometry:
+        return replace(self.shape, batch=batch)
 
     def activation_grid(self, option: int) -> Grid:
         grid = self.grids.get(option)
@@ -82,13 +83,12 @@ class _DispatchedConvolution(torch.autograd.Function):
             ctx.save_for_backward(x, weight)
             xq = call.mixed_input(x)
             wq = affine_values(weight, bits, axis=0, mode=layer.run.scale_mode)
-            return convolve(xq, wq, layer.stride, layer.padding)
+            return convolve(xq, wq, call.shape.stride, call.shape.padding)
         ctx.save_for_backward(x, weight)
         w = weight_operand(weight, bits, 0)
-        shape = call.geometry(len(x), (x.shape[2], x.shape[3])).out_hw
-        y = torch.empty(len(x), layer.out_channels, *shape)
+        y = torch.empty(len(x), call.shape.out_channels, *call.shape.out_hw)
         members = [
-            (tensor_operand(x[index], call.activation_grid(k)), w, call.geometry(len(index), (x.shape[2], x.shape[3])))
+            (tensor_operand(x[index], call.activation_grid(k)), w, call.geometry(len(index)))
             for k, index in call.members
         ]
         for (a, _, _), (_, index), sums in zip(members, call.members, several(engine, "forward", members), strict=True):
@@ -117,7 +117,7 @@ class _DispatchedConvolution(torch.autograd.Function):
             need = (need_x or need_mask, need_w)
             wq = affine_values(weight, bits, axis=layer.run.input_gradient_axis, mode=mode) if need[0] else weight
             xq = call.mixed_input(x) if need_w else x
-            dx, dw = gradients(xq, wq, gq, layer.stride, layer.padding, of=need)
+            dx, dw = gradients(xq, wq, gq, call.shape.stride, call.shape.padding, of=need)
         else:
             w = weight_operand(weight, bits, 1)
             if need_x or need_mask:
@@ -127,7 +127,7 @@ class _DispatchedConvolution(torch.autograd.Function):
                 (
                     tensor_operand(x[index], call.activation_grid(k)),
                     tensor_operand(grad[index], gradient_grid(k)),
-                    call.geometry(len(index), (x.shape[2], x.shape[3])),
+                    call.geometry(len(index)),
                 )
                 for k, index in call.members
             ]
@@ -150,19 +150,37 @@ class _DispatchedConvolution(torch.autograd.Function):
 
 
 def dispatch(layer: QConv2d, x: Tensor, mask: Tensor, options: Sequence[Precision]) -> Tensor:
-    """A convolution in which sample ``n`` has the precision ``options[argmax mask[n]]``.
+    """A layer's convolution in which sample ``n`` has the precision ``options[argmax mask[n]]``.
 
     Args:
         layer: dense convolution; its own ``precision`` is ignored, its run, ranges and weight are used.
         x: float32 (N, C, H, W).
-        mask: float32 (N, P), one-hot rows with a straight-through gradient; no row may choose a skip option here.
-        options: P precisions that share their weight bits; (0, 0) activation and gradient mean skip.
+        mask, options: see :func:`dispatch_product`.
 
     Raises:
         ValueError: if the layer is depthwise, a sample skips, or weight bits differ.
     """
     if layer.groups != 1:
         raise ValueError(f"layer {layer.name} is depthwise; gates choose bits of dense convolutions only")
+    return dispatch_product(layer, x, layer.weight, layer.geometry(x), mask, options)
+
+
+def dispatch_product(
+    layer: QLayer, x: Tensor, weight: Tensor, geometry: ConvGeometry, mask: Tensor, options: Sequence[Precision]
+) -> Tensor:
+    """A convolution in which sample ``n`` has the precision ``options[argmax mask[n]]``.
+
+    Args:
+        layer: whose run, ranges and keys are used.
+        x: float32 (N, C, H, W).
+        weight: float32 (O, C, kh, kw).
+        geometry: of the convolution.
+        mask: float32 (N, P), one-hot rows with a straight-through gradient; no row may choose a skip option here.
+        options: P precisions that share their weight bits; (0, 0) activation and gradient mean skip.
+
+    Raises:
+        ValueError: if a sample skips, or weight bits differ.
+    """
     if len({p.weight for p in options}) != 1:
         raise ValueError(f"options {[str(p) for p in options]} must share their weight bits")
     choice, shard = mask.detach().argmax(1), layer.run.shard
@@ -172,18 +190,17 @@ def dispatch(layer: QConv2d, x: Tensor, mask: Tensor, options: Sequence[Precisio
     members = [(k, torch.nonzero(choice == k)[:, 0]) for k, part in enumerate(parts) if part.count]
     low, span = layer.activation_range(x.detach())
     before = [part.before for part in parts]
-    call = _Dispatch(layer, options, members, before, shard, low, span, layer.gradient_key())
-    out_h, out_w = call.geometry(1, (x.shape[2], x.shape[3])).out_hw
+    call = _Dispatch(layer, geometry, options, members, before, shard, low, span, layer.gradient_key())
     for k, part in enumerate(parts):
         if not part.total:
             continue
-        macs = part.total * layer.weight.numel() * out_h * out_w
+        macs = part.total * weight.numel() * math.prod(geometry.out_hw)
         w, a, g, last = options[k].widths
         layer.report("forward", macs, a, w)
         if layer.training and torch.is_grad_enabled():
             layer.report("input_gradient", macs, g, w)
             layer.report("weight_gradient", macs, a, last)
-    result: Tensor = _DispatchedConvolution.apply(x, layer.weight, mask, call)
+    result: Tensor = _DispatchedConvolution.apply(x, weight, mask, call)
     return result
 
 

@@ -221,11 +221,12 @@ class QConv2d(QLayer):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"layer {self.name} takes (N, {self.in_channels}, H, W), not {tuple(x.shape)}")
-        kernel = (self.kernel_size, self.kernel_size)
-        geometry = ConvGeometry(
-            x.shape[0], self.in_channels, self.out_channels, (x.shape[2], x.shape[3]), kernel, self.stride, self.padding
-        )
-        return self._product(x, self.weight, geometry, self.groups)
+        return self._product(x, self.weight, self.geometry(x), self.groups)
+
+    def geometry(self, x: Tensor) -> ConvGeometry:
+        """Shape of the convolution of an input (N, C, H, W)."""
+        size, kernel = (x.shape[2], x.shape[3]), (self.kernel_size, self.kernel_size)
+        return ConvGeometry(len(x), self.in_channels, self.out_channels, size, kernel, self.stride, self.padding)
 
     def extra_repr(self) -> str:
         return (

@@ -43,6 +43,7 @@ class RunSchedule:
         depthwise: names of depthwise layers, which have a precision of their own.
         gated: whether gates choose the precision of the blocks.
         gate_macs: multiply-accumulates per image and product of all gates, which run in float32.
+        blocks: names of the layers that each gate governs; by default of the layers of ``blocks.N``.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class RunSchedule:
         depthwise: Iterable[str] = (),
         gated: bool = False,
         gate_macs: int = 0,
+        blocks: Sequence[Sequence[str]] = (),
     ) -> None:
         self.trained, self.gated, self.gate_macs = trained, gated, gate_macs
         self._macs = {layer.removeprefix(GATED): count for layer, count in macs.items()}
         self._depthwise = {layer.removeprefix(GATED) for layer in depthwise}
-        self._blocks: dict[int, list[str]] = {}
+        self._blocks: dict[int, list[str]] = {number: list(names) for number, names in enumerate(blocks)}
         for name in self._macs:
-            if gated and name.startswith("blocks."):
+            if gated and not blocks and name.startswith("blocks."):
                 self._blocks.setdefault(int(name.split(".")[1]), []).append(name)
         self._open: dict[str, tuple[int, int, int, int]] = {}
         self._stages: list[dict[str, Any]] = []
