@@ -69,3 +69,19 @@ def test_the_recipe_of_own_networks(
     history = json.loads(capsys.readouterr().out)["history"]
     assert [row["bits"] for row in history] == ["3/3/6", "4/4/6", "6/6/8", "8/8/8"]
     assert fractrain.main(["cost", "--schedule", "runs/mine", "--machine", "zc706"]) == 0
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads((ROOT / "docs/own-network.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, object] = {}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "outputs are not kept"
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    told = re.findall(r"epoch \d: (\S+) bits, test accuracy ([\d.]+) %", capsys.readouterr().out)
+    assert [bits for bits, _ in told][:2] == ["3/3/6", "3/3/6"] and told[-1][0] == "8/8/8"
+    assert float(told[-1][1]) > 80

@@ -65,8 +65,13 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
 
-def use(folder: Path, place: Path) -> None:
-    """Generates, checks and trains with the package of the environment ``folder``, read-only, from an empty ``place``."""
+def use(folder: Path, place: Path, *devices: str) -> None:
+    """Generates, checks and trains with the package of the environment ``folder``, read-only, from an empty ``place``.
+
+    Args:
+        folder, place: see above.
+        devices: to take a training step on.
+    """
     packages = next((folder / "lib").glob("python*/site-packages"))
     rooms = [packages / room for room in ("hw", "host", "sw_model")]
     for path in (path for room in rooms for path in [room, *room.rglob("*")]):
@@ -87,8 +92,9 @@ def use(folder: Path, place: Path) -> None:
     command("generate --design sim-small --out design")
     assert (work / "design" / "rtl" / "fabric.sv").is_file() and (work / "design" / "hls" / "fabric.cpp").is_file()
     assert "0 mismatches" in command("csim --design sim-small --path native")
-    command(f"{STEP} --out run")
-    assert (work / "run" / "checkpoint.pt").is_file()
+    for device in devices:
+        command(f"{STEP} --device {device} --out {device}")
+        assert (work / device / "checkpoint.pt").is_file()
     assert {name: kept for room in rooms for name, kept in state(room).items()} == before
     assert list((place / "home" / ".cache" / "fractrain").glob("csim-*")), "compiled code is in the user's cache"
 
@@ -105,10 +111,10 @@ def test_the_wheel_holds_the_packages_and_their_data(wheel: Path, sources: Path)
 
 
 def test_the_wheel_works_from_another_folder(installed: Path, tmp_path: Path) -> None:
-    use(installed, tmp_path)
+    use(installed, tmp_path, "fast")
 
 
 @pytest.mark.slow
 def test_the_wheel_brings_what_it_needs(wheel: Path, tmp_path: Path) -> None:
     environment(tmp_path / "fresh", f"fractrain-fabric[sim] @ {wheel.as_uri()}")
-    use(tmp_path / "fresh", tmp_path)
+    use(tmp_path / "fresh", tmp_path, "fast", "rtl")
