@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from sw_model.convert.composite import CELLS, CellSite, Heads, MultiheadSite, RecurrentSite
 from sw_model.convert.sites import AttentionSite, Convolution2d, ConvolutionSite, LinearSite, MatmulSite, TransposedSite
 
 HOST = "float32 on the host"  #: what runs instead of a quantized product
@@ -43,6 +44,11 @@ class Plan:
     word: str
     run: Callable[[Any], Any]
     depthwise: bool = False
+
+    @property
+    def type(self) -> Any:
+        """Class of the site."""
+        return getattr(self.kind, "func", self.kind)
 
     def site(self, called: str) -> nn.Module:
         """A new site of that name."""
@@ -137,6 +143,60 @@ def _attention(
     )
 
 
+def _multihead(  # noqa: PLR0913 - those of PyTorch's function
+    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool, dropout_p: float,
+    out_proj_weight: Tensor, out_proj_bias: Tensor | None, training: bool = True, key_padding_mask: Tensor | None = None,
+    need_weights: bool = True, attn_mask: Tensor | None = None, use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None, k_proj_weight: Tensor | None = None, v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None, static_v: Tensor | None = None, average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> Plan:  # fmt: skip
+    if any(x is not None for x in (bias_k, bias_v, static_k, static_v)) or add_zero_attn:
+        raise Unsupported("attention with keys of its own (add_bias_kv, add_zero_attn, static keys)")
+    separate = q_proj_weight, k_proj_weight, v_proj_weight
+    weights: Any = separate if use_separate_proj_weight or in_proj_weight is None else in_proj_weight.chunk(3)
+    biases: Any = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+    heads = Heads(
+        num_heads, (query, key, value), tuple(weights), tuple(biases), (out_proj_weight, out_proj_bias),
+        key_padding_mask, attn_mask, is_causal, dropout_p if training else 0.0,
+    )  # fmt: skip
+    return Plan(
+        MultiheadSite, "attention", lambda site: site(heads, wanted=need_weights, averaged=average_attn_weights)
+    )
+
+
+def _recurrent(cell: str, input: Tensor, *rest: Any) -> Plan:
+    """A layer: input, state(s), weights, whether there are biases, levels, dropout, training, both ways, batch first."""
+    if isinstance(rest[0], Tensor) and rest[0].dtype == torch.int64:
+        raise Unsupported("a recurrent layer over a packed sequence; give sequences of one length")
+    hx, flat, bias, levels, dropout, training, both, first = rest
+    state = hx if isinstance(hx, tuple | list) else (hx,)
+    each, directions = (4 if bias else 2), 2 if both else 1
+    if len(flat) != each * levels * directions:
+        raise Unsupported("a recurrent layer that projects its state (proj_size)")
+    weights = [(*flat[at : at + each], None, None)[:4] for at in range(0, len(flat), each)]
+
+    def run(site: Any) -> Any:
+        x = input.transpose(0, 1) if first else input
+        y, *last = site(cell, x, tuple(state), weights, dropout if training else 0.0)
+        return (y.transpose(0, 1) if first else y), *last
+
+    return Plan(partial(RecurrentSite, levels=levels, directions=directions), cell, run)
+
+
+def _cell(
+    cell: str, input: Tensor, hx: Any, w: Tensor, u: Tensor, b: Tensor | None = None, c: Tensor | None = None
+) -> Plan:
+    state = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+
+    def run(site: Any) -> Any:
+        found = site(cell, input, state, (w, u, b, c))
+        return found if len(found) > 1 else found[0]
+
+    return Plan(CellSite, cell, run)
+
+
 #: function -> its plan, by the arguments of the call
 RULES: dict[Any, Callable[..., Plan]] = {
     **dict.fromkeys((F.conv2d, torch.conv2d, F.conv1d, torch.conv1d), _convolution),
@@ -148,6 +208,9 @@ RULES: dict[Any, Callable[..., Plan]] = {
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _baddbmm),
     F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multihead,
+    **{getattr(torch, cell): partial(_recurrent, cell) for cell in CELLS},
+    **{getattr(torch, f"{cell}_cell"): partial(_cell, cell) for cell in CELLS},
 }
 #: names that methods and functions have for the same argument
 _ALIASES = {"tensor2": "other", "mat2": "other", "self": "input"}
@@ -218,7 +281,7 @@ class Quantized:
         """
         index = frame.count
         frame.count += 1
-        if index >= len(self.products) or type(self.products[index]) is not plan.kind:
+        if index >= len(self.products) or type(self.products[index]) is not plan.type:
             raise RuntimeError(
                 f"product {index + 1} of {type(self).__name__} was not seen with the example batch; convert the network "
                 "with an example, and in a mode, that takes the same way through it"

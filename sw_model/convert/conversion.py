@@ -97,6 +97,9 @@ def convert(
         module.products = nn.ModuleList([] if found.refused else _sites(path, found))
         names = [site.called for site in _layers(module)]
         (left if keeps else quantized).extend(names)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # without this, its evaluation in one call passes its layers by
     model.keep_full = set(left)  # type: ignore[assignment]
     attach(model, run or Run())
     if precision is not None:

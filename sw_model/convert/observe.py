@@ -122,7 +122,7 @@ class _Watch(TorchFunctionMode):
         if not call.plans:
             return
         found = self.seen.setdefault(path, Seen())
-        kinds = [[plan.kind for plan in plans] for plans in (found.plans, call.plans)]
+        kinds = [[plan.type for plan in plans] for plans in (found.plans, call.plans)]
         if len(kinds[0]) > len(kinds[1]):
             kinds.reverse()
         if kinds[0] != kinds[1][: len(kinds[0])]:

@@ -106,6 +106,19 @@ class LstmClassifier(nn.Module):
         return y
 
 
+class Encoder(nn.Module):
+    """PyTorch's own layer of a Transformer, over a sequence (N, T, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.layer(x)[:, 0])
+        return y
+
+
 def _vgg(models: Any) -> nn.Module:
     """VGG-11 with a classifier for small images; the original's has a hundred million weights."""
     model: nn.Module = models.vgg11_bn(num_classes=10)
@@ -128,5 +141,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "convnext_atto": (lambda: timm_model("convnext_atto", num_classes=10), _images),
     "U-Net": (UNet, _images),
     "two inputs": (TwoInputs, lambda: (_images(), torch.ones(2, 4))),
+    "LSTM classifier": (LstmClassifier, lambda: _images()[:, 0, :5, :3]),
+    "Transformer layer": (Encoder, lambda: _images()[:, 0, :5, :8]),
     "tied weights": (Tied, lambda: torch.arange(12).reshape(3, 4)),
 }  # fmt: skip

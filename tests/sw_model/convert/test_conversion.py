@@ -22,7 +22,7 @@ from sw_model.nn.layers import quantized_layers
 from sw_model.nn.precision import Run
 from sw_model.train.engines import open_engine
 from tests.support.both_paths import BothPaths, train_a_step
-from tests.support.networks_of_others import NETWORKS, LstmClassifier, Tied, TwoInputs, UNet
+from tests.support.networks_of_others import NETWORKS, Encoder, Tied, TwoInputs, UNet
 
 IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
@@ -84,6 +84,71 @@ def test_what_stays_in_float32_is_exact() -> None:
     x = torch.randn(3, 8)
     assert torch.allclose(model.head(x), F.linear(x, model.embedding.weight), atol=1e-5)
     assert not torch.allclose(model.mix(x), F.linear(x, model.mix.weight, model.mix.bias), atol=1e-2)
+
+
+RECURRENT = [
+    nn.LSTM(3, 4, num_layers=2, bidirectional=True), nn.LSTM(3, 4, bias=False, batch_first=True), nn.GRU(3, 4, num_layers=2),
+    nn.RNN(3, 4, bidirectional=True), nn.RNN(3, 4, nonlinearity="relu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", RECURRENT, ids=str)
+def test_recurrent_layers_compute_what_pytorch_s_do(layer: nn.Module) -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = copy.deepcopy(layer)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.layer(x)
+
+    x, model = torch.randn(5, 2, 3), Whole()
+    wanted = layer(x)
+    fractrain.convert(model, x)
+    for ours, theirs in zip(
+        torch.utils._pytree.tree_leaves(model(x)), torch.utils._pytree.tree_leaves(wanted), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    assert torch.allclose(model.layer(x[:, 0])[0], layer(x[:, 0])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell(3, 4), nn.GRUCell(3, 4), nn.RNNCell(3, 4)], ids=str)
+def test_cells_compute_what_pytorch_s_do(cell: nn.Module) -> None:
+    model, x = nn.Sequential(copy.deepcopy(cell)), torch.randn(2, 3)
+    fractrain.convert(model, x)
+    for ours, theirs in zip(
+        torch.utils._pytree.tree_leaves(model(x)), torch.utils._pytree.tree_leaves(cell(x)), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", ["", "bool", "float", "heads", "padding", "causal"])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"kdim": 6, "vdim": 5}, {"bias": False}])
+def test_multi_head_attention_computes_what_pytorch_s_does(options: dict[str, Any], masked: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(8, 2, **options)
+    q = torch.randn(3, 3, 8)
+    k, v = torch.randn(3, 3, options.get("kdim", 8)), torch.randn(3, 3, options.get("vdim", 8))
+    causal = torch.ones(3, 3, dtype=torch.bool).triu(1)
+    named = {
+        "": {}, "bool": {"attn_mask": causal}, "float": {"attn_mask": torch.randn(3, 3)},
+        "heads": {"attn_mask": torch.randn(6, 3, 3), "average_attn_weights": False},
+        "padding": {"key_padding_mask": torch.tensor([[False, False, True]] * 3)},
+        "causal": {"attn_mask": causal, "is_causal": True, "need_weights": False},
+    }[masked]  # fmt: skip
+    wanted = layer(q, k, v, **named)
+    fractrain.convert(layer, {"query": q, "key": k, "value": v, **named})
+    for ours, theirs in zip(layer(q, k, v, **named), wanted, strict=True):
+        assert (ours is None and theirs is None) or torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_evaluation_of_pytorch_s_transformer_is_quantized_too() -> None:
+    model, x = Encoder(), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        exact = model.eval()(x)
+        fractrain.convert(model, x, bits="2/2/2")
+        model.train()(x)
+        assert not torch.allclose(model.eval()(x), exact, atol=1e-2)
 
 
 # -- every argument of a convolution -------------------------------------------------------------------------------------
@@ -182,14 +247,20 @@ def test_products_without_a_quantized_form_are_refused_by_name_and_nothing_chang
     assert torch.allclose(model(x), function(F.linear(x, model[0].inner.weight, model[0].inner.bias)), atol=1e-5)
 
 
-def test_recurrent_layers_are_refused_by_name() -> None:
+def test_recurrent_layers_over_packed_sequences_are_refused() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_sequence([x[0], x[1, :3]])
+            _, (state, _) = self.lstm(packed)
+            return state[-1]
+
     x = torch.randn(2, 5, 3)
-    with pytest.raises(fractrain.UnsupportedError, match="lstm \\(LSTM\\)"):
-        fractrain.convert(LstmClassifier(), x)
-    model = LstmClassifier()
-    found = fractrain.convert(model, x, keep=["lstm"], bits="6/6/6")
-    assert found.quantized == ("head",) and set(found.unsupported) == {"lstm"}
-    assert math.isfinite(train_a_step(model, x))
+    with pytest.raises(fractrain.UnsupportedError, match=r"lstm \(LSTM\): torch\.lstm: .* packed"):
+        fractrain.convert(Packed(), x)
 
 
 def test_wrong_uses_are_refused() -> None:

