@@ -9,6 +9,7 @@ in a process of its own: a crash, or a design that outgrows the memory or the ti
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import re
@@ -179,12 +180,14 @@ class Synthesis:
 
 
 def _cells_file() -> Path:
-    """Yosys' models of the primitives."""
-    try:
-        import pyosys
-    except ImportError as e:
-        raise SynthesisError("pyosys is not installed: pip install 'fractrain-fabric[sim]'") from e
-    return Path(str(pyosys.__file__)).parent / "share" / "xilinx" / "cells_sim.v"
+    """Yosys' models of the primitives.
+
+    The package is found, not loaded: it has the extension modules that are loaded after it share all their symbols.
+    """
+    package = importlib.util.find_spec("pyosys")
+    if package is None or package.origin is None:
+        raise SynthesisError("pyosys is not installed: pip install 'fractrain-fabric[sim]'")
+    return Path(package.origin).parent / "share" / "xilinx" / "cells_sim.v"
 
 
 def _primitives(names: tuple[str, ...]) -> dict[str, re.Match[str]]:

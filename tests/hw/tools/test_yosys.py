@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,16 @@ from hw.tools.yosys import (
 
 MEASUREMENTS = ROOT / "docs" / "measurements"
 SMALL = load_design("sim-small")
+
+
+def test_yosys_files_are_found_without_loading_it() -> None:
+    """Loading it makes all extension modules after it share their symbols, by which Matplotlib's fonts broke."""
+    code = (
+        "import sys; before = sys.getdlopenflags(); from hw.tools.yosys import primitive_headers; primitive_headers();"
+        "print(sys.getdlopenflags() == before, 'pyosys' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 @pytest.fixture(scope="module")
