@@ -32,6 +32,13 @@ class Convolution2d(NamedTuple):
     groups: int
 
 
+def _count_call(layer: Any) -> None:
+    """Tells calls of a layer in one training step apart, by which its gradients are rounded; others have no gradients."""
+    if layer.training and torch.is_grad_enabled():
+        layer.call_index = 0 if layer._at != layer.run.step else layer.call_index + 1
+        layer._at = layer.run.step
+
+
 class Site(QLayer):
     """A quantized product of a module.
 
@@ -57,8 +64,7 @@ class Site(QLayer):
                 f"layer {self.name} multiplies {x.dtype} and {weight.dtype}; quantizers take float32: leave out autocast "
                 "and half()"
             )
-        self.call_index = 0 if self._at != self.run.step else self.call_index + 1
-        self._at = self.run.step
+        _count_call(self)
         geometry = window.plain or window
         self.geometry, self.groups = geometry, groups
         if self.choice is not None and isinstance(geometry, ConvGeometry) and groups == 1:
@@ -128,8 +134,7 @@ class MatmulSite(QMatmul):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         left, right = (x.expand(*lead, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b))
-        self.call_index = 0 if self._at != self.run.step else self.call_index + 1
-        self._at = self.run.step
+        _count_call(self)
         return super().forward(left, right.transpose(1, 2)).reshape(*lead, a.shape[-2], b.shape[-1])
 
     def extra_repr(self) -> str:

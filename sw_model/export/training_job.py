@@ -137,7 +137,7 @@ def _graphs(model: nn.Module, data: ImageSet, batch: int, eval_batch: int) -> di
 
 def _state(model: nn.Module) -> dict[str, np.ndarray]:
     """Parameters and statistics; a layer's activation range and counters of batches are the runtime's own."""
-    layers = [name for name, _ in quantized_layers(model)]
+    layers = [name for name, module in model.named_modules() if isinstance(module, QLayer)]
     owned = {f"{name}.{leaf}" for name in layers for leaf in ("running_low", "running_span", "batches")}
     return {
         name: tensor.detach().numpy()

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import fractrain
+from host.board.job import load_job
+from host.board.runtime import run_job
 from host.exact_engine import ExactEngine
+from sw_model.export.training_job import export_job
 from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
@@ -32,6 +35,21 @@ def ready(classes, image):
     model = network(classes, image)
     model(torch.zeros(2, *image))
     return model
+
+
+class Plain(nn.Module):
+    def __init__(self, classes, image):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(image[0], 4, 3, 1, 1, bias=False), nn.Conv2d(4, 4, 3, 2, 1, bias=False)
+        self.norm1, self.norm2, self.head = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Linear(4, classes)
+
+    def forward(self, x):
+        x = self.norm2(self.two(self.norm1(self.one(x)).relu())).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def plain(classes, image):
+    return Plain(classes, image)
 
 
 class Noise(Dataset):
@@ -103,10 +121,18 @@ def test_libraries_are_taken_by_name(tmp_path: Path) -> None:
     assert fractrain.main(["layers", "torchvision:resnet18", "--input", "3,32,32", "--out", str(table)]) == 0
 
 
+def test_the_job_of_a_network_of_others_trains_to_the_same_bits(own: Path, tmp_path: Path) -> None:
+    settings = {"data": "digits", "train_limit": 32, "test_limit": 8, "epochs": 2, "batch": 16, "model": f"{own}:plain"}
+    recipe = config(own, **settings, quantize_head=True)
+    export_job(recipe, tmp_path / "job.zip")
+    board = run_job(load_job(tmp_path / "job.zip"), ExactEngine(), None)
+    assert [row["loss"] for row in board.history] == [row["loss"] for row in train(recipe, ExactEngine()).history]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model": "{own}:nothing"}, "has no function 'nothing'; it has network, ready, data, no_classes"),
+        ({"model": "{own}:nothing"}, "has no function 'nothing'; it has network, ready, plain, data, no_classes"),
         ({"model": "elsewhere.py:network"}, "no file"),
         ({"model": "{own}:data"}, "no torch.nn.Module"),
         ({"model": "timm:no_such_network"}, "no model"),
