@@ -16,6 +16,7 @@ from hw.cost.training_schedule import RECORD, Trained
 from hw.files import write_atomically
 from sw_model.convert.conversion import as_precision, conversion_of
 from sw_model.convert.own_gates import GateSchedule, OwnGates
+from sw_model.convert.shapes import check_fits
 from sw_model.convert.sites import MatmulSite
 from sw_model.nn.cost_meter import CostMeter
 from sw_model.nn.layers import QLayer, quantized_layers, set_precision
@@ -123,6 +124,10 @@ class PrecisionScheduler:
         self.run.engine = engine
         self.run.seed = derive_key(seed, distributed.get_rank()) if several else seed
         traced = self.conversion.traced
+        if design := getattr(engine, "design", None):
+            options = schedule.options if isinstance(schedule, GateSchedule) else ()
+            kept: set[str] = getattr(model, "keep_full", set())
+            check_fits(design, traced.shapes, [*_precisions(self.schedule), *options], kept)
         depthwise = frozenset(name for name, layer in layers.items() if layer.depthwise)
         attention = frozenset(name for name, layer in layers.items() if isinstance(layer, MatmulSite))
         self.gates: OwnGates | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from host.operands import ConvGeometry
+from hw.design import Design
 from hw.layer_tables import CALL
-from hw.networks import ConvShape
+from hw.model.lowering import lower
+from hw.model.product import LoweringError
+from hw.model.training_products import TRAINING, layer_products
+from hw.networks import PRODUCTS, Bits, ConvShape
 from sw_model.convert.observe import Example, run_example, unchanged
 from sw_model.convert.sites import MatmulSite, Site
-from sw_model.nn.layers import quantized_layers
-from sw_model.nn.precision import FULL
+from sw_model.nn.layers import DEPTHWISE, quantized_layers
+from sw_model.nn.precision import FULL, Precision
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,38 @@ def trace(model: nn.Module, example: Example) -> Traced:
     whole = {name: max(1, round(amount / len(first))) for name, amount in macs.items()}
     outputs = result.numel() // len(first) if isinstance(result, Tensor) else 1
     return Traced(_kinds(list(note.shapes.values())), whole, tuple(first.shape[1:]), max(outputs, 1), inputs)
+
+
+def check_fits(
+    design: Design, shapes: Iterable[ConvShape], precisions: Iterable[Precision], kept: Container[str]
+) -> None:
+    """Refuses layers that a design cannot hold however they are cut, before anything is trained.
+
+    Args:
+        design: of the fabric.
+        shapes: layers of the network.
+        precisions: that a schedule gives to them.
+        kept: names of layers that stay in float32.
+
+    Raises:
+        ValueError: a layer, its product and what of the design is too small.
+    """
+    widths = {tuple(p.widths) for p in precisions if p.quantized}
+    for shape in shapes:
+        if shape.name.split(CALL)[0] in kept:
+            continue
+        own = {tuple(DEPTHWISE.widths)} if shape.kind == "depthwise" and widths else widths
+        for w, a, g, last in own:
+            bits = Bits(w, a, g, 0 if last == g else last)
+            for kind in PRODUCTS:
+                for _, product in layer_products(shape, bits, 2, kind, TRAINING):
+                    try:
+                        lower(design, product)
+                    except LoweringError as error:
+                        raise ValueError(
+                            f"layer {shape.name}, {kind}, at {bits}: {error}; or name the layer in keep, which leaves it in "
+                            "float32 on the host"
+                        ) from error
 
 
 def _kinds(shapes: list[ConvShape]) -> tuple[ConvShape, ...]:

@@ -24,6 +24,7 @@ from host.operands import Engine
 from host.training.precision_schedule import Pfq, learning_rate
 from hw.console import Progress
 from sw_model.convert.references import is_reference
+from sw_model.convert.shapes import check_fits
 from sw_model.data.identity import Identity
 from sw_model.data.image_folders import FolderSet
 from sw_model.data.images import ImageSet
@@ -90,6 +91,8 @@ class _Training:
         self.cost = CostMeter(counted, depthwise, attention)
         gate_macs = 0 if self.gated is None else sum(self.gated.gate_macs())
         layers = base.__dict__["conversion"].traced.shapes if is_reference(config.model) else ()
+        if layers and device.design is not None:
+            check_fits(device.design, layers, config.precisions(), getattr(base, "keep_full", set()))
         self.record = RunSchedule(task.trained(config, layers), macs, depthwise, self.gated is not None, gate_macs)
         self.accelerator = torch.device(device.accelerator)
         move(self.model, self.accelerator)

@@ -93,7 +93,10 @@ def build_network(config: TrainConfig, task: Task, *, pretrained: bool = True) -
     if config.schedule != "dfq":
         return model, None
     if not isinstance(model, Backbone):
-        raise ConfigError(f"gates govern networks of residual blocks, not {config.model}")
+        raise ConfigError(
+            f"gates govern networks of residual blocks of ours, not {config.model}; in a loop of your own, fractrain.dfq names "
+            "the blocks of any network"
+        )
     options = [(option[0], option[1]) for option in config.options]
     choice: Choice = "sample" if config.gate == "sample" else "argmax"
     with torch.random.fork_rng(devices=[]):

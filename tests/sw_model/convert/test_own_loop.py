@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import fractrain
 from host.exact_engine import ExactEngine
 from hw.cost.count import computational_cost
 from hw.cost.training_schedule import load_schedule
+from hw.design import load_design
 from hw.layer_tables import load_table
+from sw_model.convert.conversion import as_precision
+from sw_model.convert.shapes import check_fits
 from sw_model.nn.layers import quantized_layers
 from tests.support.networks_of_others import NETWORKS, UNet
 
@@ -138,6 +142,15 @@ def test_wrong_uses_are_refused_before_training() -> None:
         training.step()
     with pytest.raises(ValueError, match="follows the training loss"):
         training.end_epoch()
+
+
+def test_a_layer_that_a_design_cannot_hold_is_refused_by_name() -> None:
+    small = replace(load_design("sim-small"), depth_a=16)
+    traced = fractrain.conversion_of(converted()).traced
+    with pytest.raises(ValueError, match=r"layer down\.0, forward.* raise depth_a; or name the layer in keep"):
+        check_fits(small, traced.shapes, [as_precision("16/16/16")], set())
+    check_fits(small, traced.shapes, [as_precision("2/2/2")], set())
+    check_fits(small, traced.shapes, [as_precision("16/16/16")], {shape.name for shape in traced.shapes})
 
 
 def test_the_interface_needs_no_pytorch_until_it_is_used() -> None:
