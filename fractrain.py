@@ -33,6 +33,7 @@ INTERFACE = {
     "cyclic": "sw_model.convert.own_loop",
     "manual": "sw_model.convert.own_loop",
     "dfq": "sw_model.convert.own_gates",
+    "import_library": "sw_model.convert.references",
     "open_engine": "sw_model.train.engines",
 }
 __all__ = ["main", *INTERFACE]

@@ -84,9 +84,25 @@ def build_referenced(reference: str, classes: int, image: tuple[int, ...], seed:
     return model
 
 
-def _library(name: str) -> Any:
+def import_library(name: str) -> Any:
+    """``timm`` or ``torchvision``, for their networks.
+
+    PyPI's builds of torchvision are made for PyTorch with CUDA.  Beside PyTorch's build for the CPU their compiled operators
+    do not load, and the import ends at the names of two of them, which no network needs; those are declared then.
+
+    Raises:
+        ValueError: it is not installed, or does not load for another reason.
+    """
     try:
-        return importlib.import_module(name)
+        try:
+            return importlib.import_module(name)
+        except RuntimeError as error:
+            if "torchvision::" not in str(error) or _DECLARED:
+                raise
+            _DECLARED.append(torch.library.Library("torchvision", "FRAGMENT"))
+            for operator in ("nms", "qnms"):
+                _DECLARED[0].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"{name} is not installed ({error}); pip install 'fractrain-fabric[models]'") from error
     except RuntimeError as error:
@@ -95,8 +111,12 @@ def _library(name: str) -> Any:
         ) from error
 
 
+#: torchvision's operators that had to be declared
+_DECLARED: list[Any] = []
+
+
 def _timm(name: str, classes: int, image: tuple[int, ...]) -> Any:
-    timm = _library("timm")
+    timm = import_library("timm")
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
         raise ValueError(f"timm has no model {name!r}; near are {near}")
@@ -108,7 +128,7 @@ def _timm(name: str, classes: int, image: tuple[int, ...]) -> Any:
 
 
 def _torchvision(name: str, classes: int) -> Any:
-    models = _library("torchvision").models
+    models = import_library("torchvision").models
     if name not in models.list_models():
         raise ValueError(f"torchvision has no model {name!r}; see torchvision.models.list_models()")
     return models.get_model(name, weights=None, num_classes=classes)

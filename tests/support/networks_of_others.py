@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -10,36 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_KEPT: list[Any] = []
+from sw_model.convert.references import import_library
 
 
 def torchvision_models() -> Any:
-    """``torchvision.models``.
-
-    PyPI's builds of torchvision are made for PyTorch with CUDA; beside the CPU's their compiled operators do not load, and
-    the import fails for two names, which no model needs.
-    """
-    if not _KEPT:
-        try:
-            import torchvision
-        except RuntimeError:
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            for name in ("nms", "qnms"):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _KEPT.append(library)
-        except ImportError:
-            pytest.skip("torchvision is not installed; make setup installs it")
-        import torchvision
-
-        _KEPT.append(torchvision)
-    return _KEPT[-1].models
+    """``torchvision.models``."""
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed; make setup installs it")
+    return import_library("torchvision").models
 
 
 def timm_model(name: str, **options: Any) -> nn.Module:
     """A network of timm with random weights."""
     torchvision_models()
-    timm = pytest.importorskip("timm")
-    model: nn.Module = timm.create_model(name, **options)
+    model: nn.Module = import_library("timm").create_model(name, **options)
     return model
 
 

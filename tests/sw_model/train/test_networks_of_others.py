@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import fractrain
 from host.board.job import load_job
 from host.board.runtime import run_job
 from host.exact_engine import ExactEngine
+from hw.layer_tables import layers_of
+from hw.networks import ConvShape, network
 from sw_model.export.training_job import export_job
 from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
 from tests.support.networks_of_others import torchvision_models
 
-OWN = '''
+OWN = """
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -72,7 +76,7 @@ def data():
 
 def no_classes():
     return [(torch.zeros(3, 9, 9), 0)], [(torch.zeros(3, 9, 9), 0)]
-'''
+"""
 
 
 @pytest.fixture
@@ -90,7 +94,9 @@ def config(own: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**values | changes)
 
 
-def test_a_recipe_trains_networks_and_data_of_others(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_trains_networks_and_data_of_others(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = train(config(own), out=tmp_path / "run")
     assert result.finished and result.test_accuracy == 1.0 and result.images == 3 * 14
     record = json.loads((tmp_path / "run/schedule.json").read_text())
@@ -127,6 +133,18 @@ def test_the_job_of_a_network_of_others_trains_to_the_same_bits(own: Path, tmp_p
     export_job(recipe, tmp_path / "job.zip")
     board = run_job(load_job(tmp_path / "job.zip"), ExactEngine(), None)
     assert [row["loss"] for row in board.history] == [row["loss"] for row in train(recipe, ExactEngine()).history]
+
+
+def test_a_traced_network_has_the_layers_of_its_description(tmp_path: Path) -> None:
+    torchvision_models()
+    table = tmp_path / "vision.json"
+    assert fractrain.main(["layers", "torchvision:resnet18", "--out", str(table)]) == 0
+
+    def sizes(shapes: Sequence[ConvShape]) -> list[dict[str, Any]]:
+        return sorted((asdict(replace(s, name="", kind="conv")) for s in shapes), key=str)
+
+    assert sizes(layers_of(str(table))) == sizes(network("resnet18"))
+    assert [s.kind for s in layers_of(str(table))][:: len(network("resnet18")) - 1] == ["stem", "fc"]
 
 
 @pytest.mark.parametrize(
