@@ -129,7 +129,7 @@ def test_page_fits_a_phone_and_a_screen(width: int, text: str, tmp_path: Path) -
     (tmp_path / "page.html").write_text(text.replace("</body>", probe), encoding="utf-8")
     words = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},800", "--dump-dom",
              f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]  # fmt: skip
-    dom = subprocess.run(words, capture_output=True, text=True, timeout=120).stdout
+    dom = subprocess.run(words, capture_output=True, text=True, timeout=300).stdout
     found = re.search(r"<title>(\d+) (\d+)</title>", dom)
     assert found is not None, dom[:500]
     assert int(found[2]) <= int(found[1]) <= width + 120, "the page is wider than the window"
