@@ -19,11 +19,11 @@ from hw.packet import (
     Packet,
     Range,
 )
-from hw.pipeline import ARRAY_CYCLES, CHECK_CYCLES, MIX_CYCLES, QUEUE_SLOTS, STEP_CYCLES
+from hw.pipeline import ARRAY_CYCLES, MIX_CYCLES, QUEUE_SLOTS, STEP_CYCLES
 
-HEADER_CYCLES = HEADER_WORDS // 2 + CHECK_CYCLES  #: five beats and the checks
+HEADER_CYCLES = HEADER_WORDS // 2 + 4  #: five beats and four cycles of checks
 LOAD_CYCLES = 2  #: hazard check before, step to the next packet after
-SETUP_CYCLES = 8  #: from the head of the queue to the first step
+SETUP_CYCLES = 5  #: from the head of the queue to the first step
 TILE_CYCLES = STEP_CYCLES + ARRAY_CYCLES + 2  #: from a tile's last step to its first value in the drain
 DRAIN_CYCLES = 1  #: from the last value to permission for the next tile to end
 STREAMING_CYCLES = {Opcode.WGRAD: 0, Opcode.CONV: 3}  #: the same when the rest of a tile is sure to leave in time
@@ -97,7 +97,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         sent = p.result_words(design)
         if p.opcode == Opcode.READ:
             start = max(loader, sequencer, drain, output)
-            output = sequencer = start + 4 + 2 * p.rows + sent
+            output = sequencer = start + 3 + 2 * p.rows + sent
             result.store += sent
             retired.append((sequencer, {}))
             continue
@@ -107,6 +107,8 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         whole, *extra = p.tiles()
         tiles, compute, steps = sum(t.number for t in (whole, *extra)), p.steps(), whole.steps
         of_ones, steps_of_ones = (extra[0].number, extra[0].steps) if extra else (0, 0)
+        # cycles between groups, where the precision may change
+        turns = (p.groups + 1) * p.out_groups - 1 if extra else 0
         drained = _drained(design, p)
         start += flag_cycles(p, reads)
         at_the_end = p.opcode == Opcode.CONV and p.format == OutputFormat.STATISTICS  # all results
@@ -119,7 +121,7 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         tile = max(steps, drained + gap, 0 if at_the_end else sent / tiles)
         first_end = max(start + steps, drain)
         rest = (tiles - 1 - of_ones) * tile + of_ones * max(steps_of_ones, drained + gap)
-        end = max(first_end + rest, start + compute)
+        end = max(first_end + rest, start + compute + turns)
         # results lag: the stream may still be sending earlier results
         values = min(drained, design.channels)
         if at_the_end:
