@@ -48,6 +48,7 @@ ROOMS = (
     "host.commands.csim_commands",
     "host.commands.cosim_commands",
     "host.commands.bench_commands",
+    "host.commands.step_commands",
     "host.commands.saif_commands",
     "host.commands.simulation_commands",
     "host.commands.board_commands",

@@ -13,19 +13,21 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from host.arrays import I64, U32, U64, Array
+from host.arrays import I64, U32, U64, Array, Codes
 from host.numerics import code_limits, fmix32
+from hw.contract import (
+    ENTRY_WORDS,
+    GF_POLYNOMIAL,
+    MULTIPLIER_BITS,
+    OFFSET_BITS,
+    OPERAND_SHIFT,
+    VALUE_BITS,
+    VALUE_OFFSET_BITS,
+)
 
 Bools = npt.NDArray[np.bool_]
 
-INNER_BITS = 18  #: of x, w, and of the factors m, n, o, l
-BIAS_BITS = 48  #: of b
-OFFSET_BITS = 40  #: of c
-UNIT = 512  #: what o and l are multiplied by beside the code of a side element
-
-#: x^16 + x^12 + x^3 + x + 1, without its leading term: the field of the rounding's random numbers
-POLYNOMIAL = 0x100B
-RANDOM_BITS = 16
+RANDOM_BITS = 16  #: of the random number of an element
 
 
 class EpilogueError(ValueError):
@@ -56,7 +58,7 @@ class Entries:
         for field in fields(self):
             values = np.asarray(getattr(self, field.name), dtype=np.int64)
             object.__setattr__(self, field.name, values)
-            bits = {"b": BIAS_BITS, "c": OFFSET_BITS}.get(field.name, INNER_BITS)
+            bits = {"b": OFFSET_BITS, "c": VALUE_OFFSET_BITS}.get(field.name, MULTIPLIER_BITS)
             low, high = code_limits(bits, True)
             if values.size and (int(values.min()) < low or int(values.max()) > high):
                 raise EpilogueError(
@@ -73,19 +75,19 @@ class Entries:
     def from_words(cls, words: U64) -> Entries:
         """From words as LOAD brings them: uint64 (channels, 4)."""
         first, second, third = (words[:, i].astype(np.uint64) for i in range(3))
-        m, o, n = (_signed(first >> np.uint64(INNER_BITS * i), INNER_BITS) for i in range(3))
+        m, o, n = (_signed(first >> np.uint64(MULTIPLIER_BITS * i), MULTIPLIER_BITS) for i in range(3))
         return cls(
-            m, o, n, _signed(third >> np.uint64(OFFSET_BITS), INNER_BITS), _signed(second, BIAS_BITS),
-            _signed(third, OFFSET_BITS),
+            m, o, n, _signed(third >> np.uint64(VALUE_OFFSET_BITS), MULTIPLIER_BITS), _signed(second, OFFSET_BITS),
+            _signed(third, VALUE_OFFSET_BITS),
         )  # fmt: skip
 
     def words(self) -> U64:
         """As LOAD brings them, the unused bits zero: uint64 (channels, 4)."""
-        m, o, n, side = (_field(v, INNER_BITS) for v in (self.m, self.o, self.n, self.l))
-        words = np.zeros((len(m), 4), np.uint64)
-        words[:, 0] = m | o << np.uint64(INNER_BITS) | n << np.uint64(2 * INNER_BITS)
-        words[:, 1] = _field(self.b, BIAS_BITS)
-        words[:, 2] = _field(self.c, OFFSET_BITS) | side << np.uint64(OFFSET_BITS)
+        m, o, n, side = (_field(v, MULTIPLIER_BITS) for v in (self.m, self.o, self.n, self.l))
+        words = np.zeros((len(m), ENTRY_WORDS), np.uint64)
+        words[:, 0] = m | o << np.uint64(MULTIPLIER_BITS) | n << np.uint64(2 * MULTIPLIER_BITS)
+        words[:, 1] = _field(self.b, OFFSET_BITS)
+        words[:, 2] = _field(self.c, VALUE_OFFSET_BITS) | side << np.uint64(VALUE_OFFSET_BITS)
         return words
 
     def along(self, axis: int, ndim: int) -> Entries:
@@ -163,13 +165,13 @@ def rshift(values: I64, shift: int) -> I64:
     return values + (1 << shift >> 1) >> shift
 
 
-def saturate(values: I64, bits: int = INNER_BITS, signed: bool = True) -> I64:
+def saturate(values: I64, bits: int = VALUE_BITS, signed: bool = True) -> I64:
     """The nearest numbers that ``bits`` bits hold."""
     return np.clip(values, *code_limits(bits, signed))
 
 
 def inner(
-    acc: I64, entries: Entries, shift: int, *, added: I64 | None = None, mask: Array | None = None
+    acc: I64, entries: Entries, shift: int, *, added: Codes | None = None, mask: Array | None = None
 ) -> tuple[I64, int]:
     """x of every element: ``sat18(rshift(acc*m + b + 512*q*o, shift))``, and how many saturated.
 
@@ -181,7 +183,7 @@ def inner(
     """
     p = acc.astype(np.int64) * entries.m + entries.b
     if added is not None:
-        p = p + UNIT * added.astype(np.int64) * entries.o
+        p = p + (added.astype(np.int64) * entries.o << OPERAND_SHIFT)
     if mask is not None:
         p = np.where(mask, p, 0)
     exact = rshift(p, shift)
@@ -189,7 +191,7 @@ def inner(
     return x, int(np.count_nonzero(x != exact))
 
 
-def value(x: I64, entries: Entries, value_shift: int, *, side: I64 | None = None, relu: bool = False) -> I64:
+def value(x: I64, entries: Entries, value_shift: int, *, side: Codes | None = None, relu: bool = False) -> I64:
     """w of every element: ``sat18(rshift(x*n + c + 512*k*l, value_shift))``, its positive part with ``relu``.
 
     Args:
@@ -198,7 +200,7 @@ def value(x: I64, entries: Entries, value_shift: int, *, side: I64 | None = None
     """
     v = x * entries.n + entries.c
     if side is not None:
-        v = v + UNIT * side.astype(np.int64) * entries.l
+        v = v + (side.astype(np.int64) * entries.l << OPERAND_SHIFT)
     w = saturate(rshift(v, value_shift))
     return np.maximum(w, 0) if relu else w
 
@@ -219,9 +221,9 @@ def finish(
     entries: Entries,
     settings: Epilogue,
     *,
-    side: I64 | None = None,
+    side: Codes | None = None,
     mask: Array | None = None,
-    added: I64 | None = None,
+    added: Codes | None = None,
     random: U32 | None = None,
 ) -> Outputs:
     """All that a packet of format CODES makes of its sums.
@@ -247,7 +249,7 @@ def finish(
     return Outputs(a, k, w > 0 if settings.keep_mask else None, s, w, saturated + clamped)
 
 
-def moments(x: I64, factor: I64 | None = None, *, axis: int = 1) -> Moments:
+def moments(x: I64, factor: Codes | None = None, *, axis: int = 1) -> Moments:
     """Moments of every index of ``axis``.
 
     Args:
@@ -262,7 +264,7 @@ def moments(x: I64, factor: I64 | None = None, *, axis: int = 1) -> Moments:
 def times_alpha(values: U32) -> U32:
     """``alpha * values`` in GF(2**16)."""
     one, top = np.uint32(1), np.uint32(RANDOM_BITS - 1)
-    return values << one & np.uint32(0xFFFF) ^ (values >> top) * np.uint32(POLYNOMIAL)
+    return values << one ^ (values >> top) * np.uint32(GF_POLYNOMIAL)
 
 
 def power_of_alpha(exponent: int) -> int:
@@ -281,7 +283,7 @@ def field_product(a: int, b: int) -> int:
     while b:
         if b & 1:
             result ^= a
-        a, b = a << 1 & 0xFFFF ^ (a >> 15) * POLYNOMIAL, b >> 1
+        a, b = a << 1 ^ (a >> 15) * GF_POLYNOMIAL, b >> 1
     return result
 
 

@@ -14,7 +14,7 @@ VERSION = 4  #: of packets, registers and what the fabric makes of them: devices
 MAGIC = 0xF7AC
 TRAILER_MAGIC = 0xF7AC0E0D
 CHECK_SEED = 0x5EEDF7AC
-HEADER_WORDS = 10  #: 64-bit words in a packet header; 32-bit half-word h[2i] is the low half of word i
+HEADER_WORDS = 12  #: 64-bit words in a packet header; 32-bit half-word h[2i] is the low half of word i
 HEADER_HALVES = 2 * HEADER_WORDS
 ROW_BANKS = 8  #: image rows held side by side in a tensor buffer; row y lives in bank y mod 8
 TAPS = 9  #: kernel positions of the array, tap = 3 * ky + kx
@@ -24,10 +24,22 @@ MAX_ENTRIES = 65535  #: greatest ``rows`` of LOAD W, LOAD E and READ: whatever 1
 ACCUMULATOR_BITS = 48
 ACCUMULATOR_LIMIT = 1 << (ACCUMULATOR_BITS - 1)  #: sums of this magnitude and beyond do not fit an accumulator
 INT32_LIMIT = 1 << 31  #: likewise a 32-bit result
-MULTIPLIER_BITS = 18  #: signed width of an epilogue multiplier
-MAX_SHIFT = 47
-SUM_BITS = 54  #: signed sum of a channel's results over a packet: 64 * 1024 * 32 values of 32 bits
-SQUARE_BITS = 84  #: unsigned sum of their squares
+
+# the epilogue: an entry's numbers, what its values may be, and how codes leave
+ENTRY_WORDS = 4  #: 64-bit words of an epilogue entry
+MULTIPLIER_BITS = 18  #: signed width of an entry's four multipliers: m, o, n, l
+OFFSET_BITS = 48  #: signed width of its offset b
+VALUE_OFFSET_BITS = 40  #: signed width of its offset c
+OPERAND_SHIFT = 9  #: elements of SIDE and ADDED count 2**9 times their multiplier
+VALUE_BITS = 18  #: signed width of the values x and w
+MAX_SHIFT = 47  #: of ``shift`` and ``value_shift``
+MAX_SIDE_BITS = 8  #: widest element of SIDE and ADDED, widest code of the sections KEEP and WIDE
+MAX_CODE_SHIFT = 16  #: of ``out_shift``, ``keep_shift`` and ``wide_shift``
+SECTION_PLANES = 25  #: most planes that a tile of CODES sends
+MOMENT_WORDS = 3  #: 64-bit words of a channel's moments
+SUM_BITS = 39  #: signed sum of a channel's values over a packet: 64 * 1024 * 32 values of 18 bits
+PRODUCT_BITS = 57  #: signed sum of as many products of two values
+GF_POLYNOMIAL = 0x1100B  #: x^16 + x^12 + x^3 + x + 1 of GF(2^16), in which the random numbers of a segment are made
 
 
 class Opcode(IntEnum):
@@ -44,9 +56,9 @@ class Target(IntFlag):
     """Buffers that a LOAD writes."""
 
     A = 1  #: first operand (activations, or output gradient of an input-gradient product), at ``base_a``
-    G = 2  #: output gradient of a weight-gradient product, at ``base_b``
+    G = 2  #: output gradient of a weight-gradient product, or a CONV's operands SIDE and ADDED, at ``base_b``
     W = 4  #: weights, at ``base_b``
-    E = 8  #: epilogue multipliers and offsets, at ``base_epilogue``
+    E = 8  #: epilogue entries, at ``base_epilogue``
 
 
 class OutputFormat(IntEnum):
@@ -54,8 +66,8 @@ class OutputFormat(IntEnum):
 
     INT32 = 0
     INT64 = 1
-    CODES = 2  #: packed bit planes after the integer epilogue, in the layout that LOAD takes
-    STATISTICS = 3  #: sum, sum of squares, minimum and maximum of every output channel instead of the output
+    CODES = 2  #: sections of packed bit planes after the integer epilogue, in the layout that LOAD takes
+    MOMENTS = 3  #: sum, sum of products, minimum and maximum of every output channel instead of the output
 
 
 class Flag(IntFlag):
@@ -71,6 +83,11 @@ class Flag(IntFlag):
     OUT_SIGNED = 128  #: CONV CODES: two's complement codes
     STRIDE_2 = 256  #: CONV: output pixels step by two; rows of A hold the even and the odd columns in turn
     SKIP_ZERO = 512  #: CONV, WGRAD: planes of A (and G) that are zero in the buffer are skipped as well
+    SIDE_SIGNED = 1024  #: CONV CODES/MOMENTS: elements of SIDE are two's complement
+    MASKED = 2048  #: CONV CODES/MOMENTS: SIDE has a mask plane on top; where it is 0 the element's sum becomes zero
+    KEEP_MASK = 4096  #: CONV CODES: send the mask of the positive values too
+    CROSS = 8192  #: CONV MOMENTS: products with the elements of SIDE instead of squares
+    RECORDS = 16384  #: CONV CODES: the moments of the values follow the codes
 
 
 class Error(IntEnum):
@@ -81,7 +98,7 @@ class Error(IntEnum):
     BAD_CHECK = 2  #: header checksum
     BAD_OPCODE = 3
     BAD_FIELD = 4  #: flag, format, target or reserved bit that the operation does not have
-    BAD_BITS = 5  #: precision outside 1..16, or a shift outside 0..47
+    BAD_BITS = 5  #: precision or shift outside its range, or more than 25 planes of codes
     BAD_SHAPE = 6  #: dimension zero or beyond its limit
     BAD_LENGTH = 7  #: payload length differs from what the shape needs
     OUT_OF_BUFFER = 8  #: address range beyond the end of a buffer
@@ -124,17 +141,29 @@ FIELDS: tuple[Field, ...] = (
     Field("segment_start", 7, 0, 32, "bit p set: an image's row starts at pixel p of the virtual row"),
     Field("a_planes", 8, 0, 16, "bit i set: plane i of the first operand is computed, else skipped as zero"),
     Field("b_planes", 8, 16, 16, "bit j set: plane j of the second operand is computed, else skipped as zero"),
+    Field("side_bits", 9, 0, 8, "bits of an element of SIDE, 0: none; its mask plane comes on top"),
+    Field("added_bits", 9, 8, 8, "bits of an element of ADDED, 0: none"),
+    Field("keep_bits", 9, 16, 8, "bits of a code of the section KEEP, 0: none"),
+    Field("wide_bits", 9, 24, 8, "bits of a code of the section WIDE, 0: none"),
+    Field("value_shift", 10, 0, 8, "right shift from products of x to the value w"),
+    Field("out_shift", 10, 8, 8, "right shift from the value w to the code"),
+    Field("keep_shift", 10, 16, 8, "right shift from x to a code of KEEP"),
+    Field("wide_shift", 10, 24, 8, "right shift from the value w to a code of WIDE"),
     Field("key", 11, 0, 32, "key of the stochastic rounding"),
-    Field("index", 12, 0, 32, "random index of the element at row 0, pixel 0, channel 0"),
+    Field("index", 12, 0, 32, "random index of the segment at row 0, channel 0, segment 0"),
     Field("base_accumulator", 13, 0, 16, "first entry in the accumulator memory"),
     Field("base_epilogue", 13, 16, 16, "first entry in the epilogue memory"),
     Field("channel_stride", 14, 0, 32, "random index step to the next channel"),
     Field("image_stride", 15, 0, 32, "random index step to the next segment of the virtual row"),
     Field("row_stride", 16, 0, 32, "random index step to the next row"),
-    Field("pixel_stride", 17, 0, 32, "random index step to the next pixel of a segment"),
+    Field("valid", 17, 0, 32, "bit p set: pixel p of a virtual row counts in the moments"),
     Field("taps", 18, 0, 16, "bit 3*ky + kx set: WGRAD computes this kernel position"),
-    Field("pixels", 18, 16, 16, "pixels of a virtual row that count in STATISTICS"),
-    Field("check", 19, 0, 32, "exclusive or of 0x5EEDF7AC and all other half-words"),
+    Field("factor", 18, 16, 16, "2 to the power of a segment's first pixel in GF(2^16)"),
+    Field("base_side", 19, 0, 16, "first address of SIDE in buffer G"),
+    Field("base_added", 19, 16, 16, "first address of ADDED in buffer G"),
+    Field("first_row", 20, 0, 16, "first row that counts in the moments"),
+    Field("last_row", 20, 16, 16, "row behind the last that counts in the moments"),
+    Field("check", 23, 0, 32, "exclusive or of 0x5EEDF7AC and all other half-words"),
 )
 FIELD = {f.name: f for f in FIELDS}
 
@@ -145,10 +174,24 @@ FIELD_BITS = tuple(sum((1 << f.width) - 1 << f.lsb for f in FIELDS if f.half == 
 LIMITS = {"rows": 1024, "groups": 64, "out_groups": 64, "images": 64}
 
 #: least and greatest value of a precision or shift, wherever the field is in use; outside it is BAD_BITS
-CODE_RANGES = {"a_bits": (1, MAX_BITS), "b_bits": (1, MAX_BITS), "out_bits": (1, MAX_BITS), "shift": (0, MAX_SHIFT)}
+CODE_RANGES = {
+    "a_bits": (1, MAX_BITS),
+    "b_bits": (1, MAX_BITS),
+    "out_bits": (1, MAX_BITS),
+    "shift": (0, MAX_SHIFT),
+    "value_shift": (0, MAX_SHIFT),
+    **dict.fromkeys(("side_bits", "added_bits", "keep_bits", "wide_bits"), (0, MAX_SIDE_BITS)),
+    **dict.fromkeys(("out_shift", "keep_shift", "wide_shift"), (0, MAX_CODE_SHIFT)),
+}
 
-#: fields in use beside a kind's own wherever the flag STOCHASTIC is set
-RANDOM_FIELDS = ("key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride")
+#: fields that say which rows and pixels count in the moments
+MOMENT_FIELDS = ("valid", "first_row", "last_row")
+
+#: fields in use beside a kind's own wherever a flag is set
+FLAG_FIELDS: dict[Flag, tuple[str, ...]] = {
+    Flag.STOCHASTIC: ("key", "index", "channel_stride", "image_stride", "row_stride", "factor"),
+    Flag.RECORDS: MOMENT_FIELDS,
+}
 
 #: fields in use in every packet
 COMMON_FIELDS = ("magic", "version", "opcode", "payload_words", "check")
@@ -164,8 +207,8 @@ class PacketKind:
 
     Attributes:
         opcode, target, format: values of these fields, which name the kind.
-        fields: in use, beside ``COMMON_FIELDS``, ``flags`` if there are any, and ``RANDOM_FIELDS`` with STOCHASTIC.
-        flags: that a packet may carry; STOCHASTIC on a CONV only where the design has rounding lanes.
+        fields: in use, beside ``COMMON_FIELDS``, ``flags`` if there are any, and the ``FLAG_FIELDS`` of those set.
+        flags: that a packet may carry; STOCHASTIC only in a design with ``rounding``.
         most: greatest value of each dimension, the least is 1; outside it is BAD_SHAPE.
     """
 
@@ -187,7 +230,10 @@ class PacketKind:
 
 _DIMENSIONS = ("rows", "groups", "out_groups", "images")
 _PRODUCT = (*_DIMENSIONS, "a_bits", "b_bits", "base_a", "base_b", "segment_start", "a_planes", "b_planes")
+_EPILOGUE = ("base_epilogue", "shift", "side_bits", "added_bits", "base_side", "base_added")
+_SECTIONS = ("out_bits", "out_shift", "keep_bits", "keep_shift", "wide_bits", "wide_shift")
 _SIGNS = Flag.A_SIGNED | Flag.B_SIGNED
+_SIDE = Flag.SIDE_SIGNED | Flag.MASKED
 _TENSOR_BASES = {Target.A: ("base_a",), Target.G: ("base_b",), Target.A | Target.G: ("base_a", "base_b")}
 _ENTRIES = {"rows": MAX_ENTRIES, "groups": 1, "out_groups": 1, "images": 1}
 
@@ -208,10 +254,10 @@ _KINDS = (
     _conv(OutputFormat.INT64, flags=Flag.A_SUM),
     _conv(
         OutputFormat.CODES,
-        ("out_bits", "shift", "base_epilogue"),
-        Flag.RELU | Flag.OUT_SIGNED | Flag.STOCHASTIC,
+        (*_EPILOGUE, "value_shift", *_SECTIONS),
+        _SIDE | Flag.RELU | Flag.OUT_SIGNED | Flag.STOCHASTIC | Flag.KEEP_MASK | Flag.RECORDS,
     ),
-    _conv(OutputFormat.STATISTICS, ("pixels",)),
+    _conv(OutputFormat.MOMENTS, (*_EPILOGUE, *MOMENT_FIELDS), _SIDE | Flag.CROSS),
     PacketKind(
         Opcode.WGRAD,
         fields=(*_PRODUCT, "base_accumulator", "taps"),
@@ -288,7 +334,7 @@ REGISTERS: tuple[Register, ...] = (
         "CONTRACT",
         0x28,
         "r",
-        "contract version, bits 7..0; channels per group, bits 15..8; bits of a stream, bits 31..16",
+        "contract version, bits 7..0; channels per group, 15..8; bits of a stream, 23..16; output streams, 31..24",
     ),
     Register("ERROR", 0x30, "r", "error code of the last program"),
     Register("POSITION", 0x38, "r", "index of the packet that stopped the last program"),
@@ -305,7 +351,7 @@ REGISTERS: tuple[Register, ...] = (
     Register("STALL_OUT", 0x68, "r", "counter: cycles in which a result waited for the output stream"),
     Register("STALL_DRAIN", 0x70, "r", "counter: cycles in which the array waited for results to drain"),
     Register("SKIPPED", 0x78, "r", "counter: array cycles saved by skipped planes"),
-    Register("SATURATED", 0x80, "r", "counter: output codes that the epilogue clamped"),
+    Register("SATURATED", 0x80, "r", "counter: values x and output codes that the epilogue clamped"),
     Register("WORDS_IN", 0x88, "r", "counter: 64-bit words taken from the input streams"),
     Register("WORDS_OUT", 0x90, "r", "counter: 64-bit words sent, trailer included"),
 )

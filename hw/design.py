@@ -56,8 +56,10 @@ class Design:
         depth_accumulator: entries of the weight gradient's accumulator memory (one entry holds C sums).
         depth_epilogue: output channels whose epilogue parameters fit.
         accumulators: "dsp" or "lut", where the array accumulates.
-        rounding_lanes: random words that the epilogue makes per cycle for stochastic rounding; 0 leaves the unit out.
-        statistics_lanes: pixels whose statistics the epilogue takes together, in two cycles.
+        epilogue_lanes: pixels that the epilogue and the moments take per cycle; a channel of a tile takes
+            ``lanes / epilogue_lanes`` cycles.
+        rounding: whether there is a unit for stochastic rounding.
+        output_streams: 1, or 2 for results on two streams in lockstep, as programs come.
     """
 
     name: str
@@ -70,8 +72,9 @@ class Design:
     depth_accumulator: int
     depth_epilogue: int
     accumulators: str = "dsp"
-    rounding_lanes: int = 0
-    statistics_lanes: int = 4
+    epilogue_lanes: int = 4
+    rounding: bool = False
+    output_streams: int = 1
 
     def __post_init__(self) -> None:
         def refuse(what: str, remedy: str) -> None:
@@ -97,10 +100,10 @@ class Design:
                 f"{self.units} DSP accumulators do not fit the {PARTS[self.part].dsp} DSPs of {self.part}",
                 'use fewer channels or a larger part; accumulators = "lut" takes about 46 LUTs more for each instead',
             )
-        if self.rounding_lanes not in (0, 1, 2, 4, 8):
-            refuse(f"rounding_lanes = {self.rounding_lanes}", "use 0, 1, 2, 4 or 8")
-        if self.statistics_lanes not in (4, 8, 16, 32) or self.statistics_lanes > self.lanes:
-            refuse(f"statistics_lanes = {self.statistics_lanes}", f"use 4, 8, 16 or 32, and at most {self.lanes}")
+        if self.epilogue_lanes not in (4, 8, 16, 32) or self.epilogue_lanes > self.lanes:
+            refuse(f"epilogue_lanes = {self.epilogue_lanes}", f"use 4, 8, 16 or 32, and at most {self.lanes}")
+        if self.output_streams not in (1, 2):
+            refuse(f"output_streams = {self.output_streams}", "use 1 or 2")
         if not 10 <= self.clock_mhz <= 500:
             refuse(f"clock_mhz = {self.clock_mhz}", "use 10 to 500")
         if self.bram36 > PARTS[self.part].bram36:
@@ -149,14 +152,19 @@ class Design:
             + weight_bits // BEAT_BITS * memory_blocks(BEAT_BITS, self.depth_w)
             + (memory_blocks(weight_bits % BEAT_BITS, self.depth_w) if weight_bits % BEAT_BITS else 0)
             + self.channels * memory_blocks(contract.ACCUMULATOR_BITS, self.depth_accumulator)
-            + self.statistics_bram36
+            + self.moments_bram36
         )
 
     @property
-    def statistics_bram36(self) -> int:
-        """BRAM36 of a packet's statistics: sum, sum of squares, minimum and maximum of every output channel."""
-        bits = contract.SUM_BITS + contract.SQUARE_BITS + 2 * 32
+    def moments_bram36(self) -> int:
+        """BRAM36 of a packet's moments: sum, sum of products, minimum and maximum of every output channel."""
+        bits = contract.SUM_BITS + contract.PRODUCT_BITS + 2 * contract.VALUE_BITS
         return memory_blocks(bits, contract.LIMITS["out_groups"] * self.channels)
+
+    @property
+    def contract_register(self) -> int:
+        """What the register CONTRACT reads: version, channels, bits of a stream, output streams."""
+        return contract.VERSION | self.channels << 8 | STREAM_BITS << 16 | self.output_streams << 24
 
     @property
     def hash64(self) -> int:
@@ -190,7 +198,7 @@ def load_design(name_or_path: str | Path) -> Design:
     if missing := [k for k in known_keys if k not in data and known_keys[k].default is MISSING]:
         raise DesignError(f"{path.name}: key {missing[0]!r} is missing")
     for key, value in data.items():
-        wanted = {"str": str, "int": int, "float": (int, float)}[str(known_keys[key].type)]
-        if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
+        wanted = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}[str(known_keys[key].type)]
+        if type(value) not in wanted:  # True is an int to isinstance
             raise DesignError(f"{path.name}: {key} = {value!r} should be of type {known_keys[key].type}")
     return Design(**data)

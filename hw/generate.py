@@ -45,8 +45,9 @@ def parameters(design: Design) -> list[dict[str, Any]]:
         ("DEPTH_ACCUMULATOR", design.depth_accumulator, "entries of the accumulator memory, C sums each"),
         ("DEPTH_EPILOGUE", design.depth_epilogue, "entries of the epilogue memory"),
         ("DSP_ACCUMULATORS", int(design.accumulators == "dsp"), "1: the array accumulates in DSP slices"),
-        ("ROUNDING_LANES", design.rounding_lanes, "random words of the stochastic epilogue per cycle, 0: none"),
-        ("STATISTICS_LANES", design.statistics_lanes, "pixels whose statistics are taken together"),
+        ("EPILOGUE_LANES", design.epilogue_lanes, "pixels that epilogue and moments take per cycle"),
+        ("ROUNDING", int(design.rounding), "1: there is a unit for stochastic rounding"),
+        ("OUTPUT_STREAMS", design.output_streams, "streams on which results leave"),
         ("ROW_BITS", design.lanes * design.channels, "bits of a row word"),
         ("WEIGHT_BITS", design.channels * design.dot_bits, "bits of a weight word, padding left out"),
         ("ROW_WORDS", design.row_words, "R, 64-bit words of a row word"),
@@ -57,10 +58,20 @@ def parameters(design: Design) -> list[dict[str, Any]]:
         ("TAPS", contract.TAPS, "kernel positions, tap = 3*ky + kx"),
         ("MAX_BITS", contract.MAX_BITS, "widest code"),
         ("ACC_BITS", contract.ACCUMULATOR_BITS, "signed bits of an accumulator"),
-        ("MULTIPLIER_BITS", contract.MULTIPLIER_BITS, "signed bits of an epilogue multiplier"),
-        ("MAX_SHIFT", contract.MAX_SHIFT, "longest right shift of the epilogue"),
-        ("SUM_BITS", contract.SUM_BITS, "signed bits of a channel's sum in STATISTICS"),
-        ("SQUARE_BITS", contract.SQUARE_BITS, "bits of a channel's sum of squares in STATISTICS"),
+        ("ENTRY_WORDS", contract.ENTRY_WORDS, "64-bit words of an epilogue entry"),
+        ("MULTIPLIER_BITS", contract.MULTIPLIER_BITS, "signed bits of an epilogue entry's multipliers m, o, n, l"),
+        ("OFFSET_BITS", contract.OFFSET_BITS, "signed bits of an epilogue entry's offset b"),
+        ("VALUE_OFFSET_BITS", contract.VALUE_OFFSET_BITS, "signed bits of an epilogue entry's offset c"),
+        ("OPERAND_SHIFT", contract.OPERAND_SHIFT, "left shift of products with SIDE and ADDED"),
+        ("VALUE_BITS", contract.VALUE_BITS, "signed bits of the epilogue's values x and w"),
+        ("MAX_SHIFT", contract.MAX_SHIFT, "greatest shift and value_shift"),
+        ("MAX_SIDE_BITS", contract.MAX_SIDE_BITS, "most bits of SIDE, ADDED, KEEP and WIDE"),
+        ("MAX_CODE_SHIFT", contract.MAX_CODE_SHIFT, "greatest out_shift, keep_shift and wide_shift"),
+        ("SECTION_PLANES", contract.SECTION_PLANES, "most planes that a tile of CODES sends"),
+        ("MOMENT_WORDS", contract.MOMENT_WORDS, "64-bit words of a channel's moments"),
+        ("SUM_BITS", contract.SUM_BITS, "signed bits of a channel's sum in the moments"),
+        ("PRODUCT_BITS", contract.PRODUCT_BITS, "signed bits of a channel's sum of products in the moments"),
+        ("GF_POLYNOMIAL", contract.GF_POLYNOMIAL, "of GF(2^16), in which random numbers are made"),
         ("MAX_ROWS", contract.LIMITS["rows"], "most rows of a virtual image"),
         ("MAX_GROUPS", contract.LIMITS["groups"], "most channel groups of the first operand"),
         ("MAX_OUT_GROUPS", contract.LIMITS["out_groups"], "most channel groups of the output"),
@@ -92,7 +103,7 @@ def _packets(design: Design) -> list[dict[str, Any]]:
             "halves": _halves(used),
         }
         for kind in contract.PACKETS.values()
-        for used in [used_bits(design, kind, random=False)]
+        for used in [used_bits(design, kind, contract.Flag(0))]
     ]
 
 
@@ -103,6 +114,14 @@ def _halves(bits: Mapping[str, int]) -> list[int]:
         field = contract.FIELD[name]
         halves[field.half] |= mask << field.lsb
     return halves
+
+
+def _flag_fields() -> list[dict[str, Any]]:
+    """Fields that a packet uses beside its kind's own where it has a flag: the flag's name, fields and their bits."""
+    return [
+        {"flag": flag.name, "fields": names, "halves": _halves({n: (1 << contract.FIELD[n].width) - 1 for n in names})}
+        for flag, names in contract.FLAG_FIELDS.items()
+    ]
 
 
 def _struct_members(fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -125,11 +144,10 @@ def _struct_members(fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def context(design: Design) -> dict[str, Any]:
     """Names that every template sees."""
     fields = [{**asdict(f), "bit": 32 * f.half + f.lsb} for f in contract.FIELDS]
-    version = contract.VERSION | design.channels << 8 | STREAM_BITS << 16
     constants = {
         "HASH_LO": design.hash64 & 0xFFFFFFFF,
         "HASH_HI": design.hash64 >> 32,
-        "CONTRACT": version,
+        "CONTRACT": design.contract_register,
     }
     registers = [{**asdict(r), "index": r.offset // 8, "constant": constants.get(r.name)} for r in contract.REGISTERS]
     return {
@@ -143,8 +161,7 @@ def context(design: Design) -> dict[str, Any]:
         "flags": _enum(contract.Flag),
         "pipeline": [{"name": n, "value": getattr(pipeline, n), "doc": doc} for n, doc in pipeline.LENGTHS.items()],
         "packets": _packets(design),
-        "random_fields": contract.RANDOM_FIELDS,
-        "random_halves": _halves({name: (1 << contract.FIELD[name].width) - 1 for name in contract.RANDOM_FIELDS}),
+        "flag_fields": _flag_fields(),
         "code_ranges": contract.CODE_RANGES,
         "targets": _enum(contract.Target),
         "output_formats": _enum(contract.OutputFormat),
@@ -252,12 +269,12 @@ def manifest(design: Design, files: dict[str, str]) -> dict[str, Any]:
         },
         "contract_version": contract.VERSION,
         "design_hash": f"{design.hash64:016x}",
-        "streams": {"in": [STREAM_BITS, STREAM_BITS], "result": [STREAM_BITS]},
+        "streams": {"in": [STREAM_BITS, STREAM_BITS], "out": [STREAM_BITS] * design.output_streams},
         "ports": {
             "s_axi_control": {"data": 32, "address": 8},
             "in0": {"tdata": STREAM_BITS, "tlast": 1},
             "in1": {"tdata": STREAM_BITS, "tlast": 1},
-            "result": {"tdata": STREAM_BITS, "tlast": 1},
+            **{f"out{i}": {"tdata": STREAM_BITS, "tlast": 1} for i in range(design.output_streams)},
         },
         "registers": {r.name: r.offset for r in contract.REGISTERS},
         "files": hashes,

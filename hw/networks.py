@@ -349,29 +349,6 @@ MOBILENETV2 = Layout(
 )
 
 
-def resnet_cifar(
-    depth: int, classes: int = 10, width: int = 16, image: tuple[int, int, int] = (3, 32, 32)
-) -> list[ConvShape]:
-    """Layers of a ResNet for small images; see :func:`cifar_resnet_layout` and :meth:`Layout.shapes`."""
-    return cifar_resnet_layout(depth, width).shapes(classes, image)
-
-
-def resnet_imagenet(depth: int, classes: int = 1000, size: int = 224) -> list[ConvShape]:
-    """Layers of ResNet-18 or ResNet-34 for square images of ``size`` pixels, a multiple of 32.
-
-    Raises:
-        ValueError: unknown depth, or a size that the five halvings do not divide.
-    """
-    if size % 32:
-        raise ValueError(f"an image of {size} pixels does not halve five times; use a multiple of 32")
-    return imagenet_resnet_layout(depth).shapes(classes, (3, size, size))
-
-
-def mobilenetv2_cifar(classes: int = 10, size: tuple[int, int] = (32, 32)) -> list[ConvShape]:
-    """Layers of :data:`MOBILENETV2` for images of ``size`` pixels."""
-    return MOBILENETV2.shapes(classes, (3, *size))
-
-
 class TransformerLayout(NamedTuple):
     """Sizes of a Transformer: width of its activations, layers, heads of attention, hidden units of a layer."""
 
@@ -474,26 +451,42 @@ def network(
         ValueError: unknown model, or a width or an image that the model does not take.
     """
     key = canonical(model)
-    digits = key.removeprefix("resnet")
-    imagenet = key in ("resnet18", "resnet34")
     layouts = {name.replace("-", ""): sizes for name, sizes in TRANSFORMERS.items()}
     layout = layouts.get("transformerbase" if key == "transformer" else key)
-    if image is not None and len(image) != (3 if layout is None else 1):
-        wanted = "images: (channels, height, width)" if layout is None else "text: (tokens,)"
-        raise ValueError(f"{model} takes {wanted}, not {image}")
     if layout is not None:
+        if image is not None and len(image) != 1:
+            raise ValueError(f"{model} takes text: (tokens,), not {image}")
         (tokens,) = image or (512,)
         return transformer_lm(layout.layers, layout.width, layout.heads, layout.hidden, tokens, classes or None)
+    found, size = image_layout(model, width=width, image=image)
+    return found.shapes(classes or (1000 if found.pooled else 10), size)
+
+
+def image_layout(
+    model: str, *, width: int | None = None, image: tuple[int, ...] | None = None
+) -> tuple[Layout, tuple[int, int, int]]:
+    """Layout of a network for images, and channels, height and width of its input; arguments as of :func:`network`.
+
+    Raises:
+        ValueError: as of :func:`network`, and a model for text.
+    """
+    key = canonical(model)
+    digits = key.removeprefix("resnet")
+    imagenet = key in ("resnet18", "resnet34")
+    if image is not None and len(image) != 3:
+        raise ValueError(f"{model} takes images: (channels, height, width), not {image}")
+    side = 224 if imagenet else 32
+    channels, height, across = image or (3, side, side)
+    size = channels, height, across
     if key.startswith("resnet") and digits.isdigit() and not imagenet:
         check_basic_blocks(int(digits))
-        channels, *size = image or (3, 32, 32)
-        return resnet_cifar(int(digits), classes or 10, width or 16, (channels, size[0], size[1]))
+        return cifar_resnet_layout(int(digits), width or 16), size
     if not imagenet and key != "mobilenetv2":
         raise ValueError(f"model {model!r} is unknown; use one of {', '.join(MODELS)}")
-    side = 224 if imagenet else 32
-    channels, *size = image or (3, side, side)
-    if channels != 3 or (imagenet and size[0] != size[1]):
+    if channels != 3 or (imagenet and height != across):
         raise ValueError(f"{model} takes {'square ' if imagenet else ''}images of 3 channels, not {image}")
-    if imagenet:
-        return resnet_imagenet(int(digits), classes or 1000, size[0])
-    return mobilenetv2_cifar(classes or 10, (size[0], size[1]))
+    if not imagenet:
+        return MOBILENETV2, size
+    if height % 32:
+        raise ValueError(f"an image of {height} pixels does not halve five times; use a multiple of 32")
+    return imagenet_resnet_layout(int(digits)), size

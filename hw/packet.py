@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, reduce
+from operator import or_
 
 from hw import contract
 from hw.contract import (
     ACCUMULATOR_LIMIT,
     ALL_TAPS,
+    ENTRY_WORDS,
+    FLAG_FIELDS,
     INT32_LIMIT,
+    MOMENT_WORDS,
     PACKETS,
     ROW_BANKS,
+    SECTION_PLANES,
     TAPS,
     Error,
     Flag,
@@ -27,12 +31,16 @@ from hw.contract import (
     Target,
 )
 from hw.design import Design
+from hw.tiles import Tiles, steps_of_tile
 
-STATISTICS_WORDS = 4  #: words that STATISTICS sends for an output channel
-
+_FLAGS_WITH_FIELDS = reduce(or_, FLAG_FIELDS)
 _ENVELOPE = ("magic", "version", "check")  #: header fields that every packet has alike
 
 Range = tuple[int, int]  #: first address, address behind the last
+
+
+def _from(base: int, size: int) -> Range:
+    return base, base + size
 
 
 def blocks(rows: int) -> int:
@@ -60,55 +68,23 @@ def sums_format(bound: int) -> OutputFormat:
     return OutputFormat.INT32 if bound < INT32_LIMIT else OutputFormat.INT64
 
 
-@lru_cache(maxsize=1 << 12)
-def _steps_of_tile(a_planes: int, b_planes: int, a_bits: int, b_bits: int, inner: int, sums: bool) -> int:
-    """Array steps of one tile: computed plane pairs times their inner length, one step for an empty diagonal.
-
-    Args:
-        sums: operand sums are taken along, so pairs with plane 0 of b are computed even if b's mask lacks it.
-    """
-    steps = 0
-    for diagonal in range(a_bits + b_bits - 1):
-        pairs = sum(
-            bool(a_planes >> i & 1 and (b_planes >> (diagonal - i) & 1 or (sums and i == diagonal)))
-            for i in range(max(0, diagonal - b_bits + 1), min(diagonal, a_bits - 1) + 1)
-        )
-        steps += pairs * inner or 1
-    return steps
-
-
-class Tiles(NamedTuple):
-    """Tiles of a product that take equally long.
-
-    Attributes:
-        number: how many.
-        steps: array steps of each, planes skipped.
-        most: array steps of each if no plane were skipped.
-    """
-
-    number: int
-    steps: int
-    most: int
-
-
 def buffer_depth(design: Design, buffer: str) -> int:
     """Addresses of buffer A, G, W, E or "accumulator"."""
     return int(getattr(design, f"depth_{'epilogue' if buffer == 'E' else buffer.lower()}"))
 
 
 @lru_cache(maxsize=1 << 10)
-def used_bits(design: Design, kind: PacketKind, random: bool) -> dict[str, int]:
+def used_bits(design: Design, kind: PacketKind, flags_set: Flag) -> dict[str, int]:
     """Bits of each header field that a packet may set, by field; fields that are not named must be zero.
 
     Args:
-        random: the packet has the flag STOCHASTIC.
+        flags_set: which of the flags that bring fields with them, the keys of ``FLAG_FIELDS``, the packet has.
     """
     flags = kind.flags
-    if kind.opcode == Opcode.CONV and not design.rounding_lanes:
+    if not design.rounding:
         flags &= ~Flag.STOCHASTIC
     names = [*contract.COMMON_FIELDS, "target", "format", *kind.fields]
-    if random and flags & Flag.STOCHASTIC:
-        names += contract.RANDOM_FIELDS
+    names += [name for flag, fields in FLAG_FIELDS.items() if flag & flags & flags_set for name in fields]
     used = {name: (1 << contract.FIELD[name].width) - 1 for name in names}
     return {**used, "flags": int(flags), **({"taps": ALL_TAPS} if "taps" in used else {})}
 
@@ -138,6 +114,14 @@ class Packet:
     segment_start: int = 0
     a_planes: int = 0
     b_planes: int = 0
+    side_bits: int = 0
+    added_bits: int = 0
+    keep_bits: int = 0
+    wide_bits: int = 0
+    value_shift: int = 0
+    out_shift: int = 0
+    keep_shift: int = 0
+    wide_shift: int = 0
     key: int = 0
     index: int = 0
     base_accumulator: int = 0
@@ -145,9 +129,13 @@ class Packet:
     channel_stride: int = 0
     image_stride: int = 0
     row_stride: int = 0
-    pixel_stride: int = 0
+    valid: int = 0
     taps: int = 0
-    pixels: int = 0
+    factor: int = 0
+    base_side: int = 0
+    base_added: int = 0
+    first_row: int = 0
+    last_row: int = 0
 
     # -- words ------------------------------------------------------------------------------------------------------
 
@@ -181,6 +169,16 @@ class Packet:
         """CONV or WGRAD."""
         return self.opcode in (Opcode.CONV, Opcode.WGRAD)
 
+    @property
+    def has_epilogue(self) -> bool:
+        """A CONV whose sums go through the epilogue: CODES or MOMENTS."""
+        return self.opcode == Opcode.CONV and self.format in (OutputFormat.CODES, OutputFormat.MOMENTS)
+
+    @property
+    def has_moments(self) -> bool:
+        """A CONV that sends moments behind its last tile: MOMENTS, or CODES with RECORDS."""
+        return self.has_epilogue and (self.format == OutputFormat.MOMENTS or self.has(Flag.RECORDS))
+
     def loads(self, target: Target) -> bool:
         """Whether it is a LOAD that writes one of these buffers."""
         return self.opcode == Opcode.LOAD and bool(self.target & target)
@@ -197,6 +195,18 @@ class Packet:
         return 4 * self.rows if self.opcode == Opcode.CONV and self.has(Flag.STRIDE_2) else self.rows
 
     @property
+    def side_planes(self) -> int:
+        """Planes of the operand SIDE of an epilogue, its mask plane on top included; 0 if there is none."""
+        return self.side_bits + self.has(Flag.MASKED) if self.has_epilogue else 0
+
+    @property
+    def section_planes(self) -> int:
+        """Planes that each tile of CODES sends, all sections together; 0 in any other format."""
+        if not self.has_epilogue or self.format != OutputFormat.CODES:
+            return 0
+        return self.out_bits + self.keep_bits + self.has(Flag.KEEP_MASK) + self.wide_bits
+
+    @property
     def tap_count(self) -> int:
         """Kernel positions that a WGRAD computes."""
         return self.taps.bit_count()
@@ -208,7 +218,7 @@ class Packet:
         if self.target == Target.W:
             return self.rows * design.weight_words
         if self.target == Target.E:
-            return self.rows * 2
+            return self.rows * ENTRY_WORDS
         return self.images * self.rows * self.groups * self.a_bits * design.row_words
 
     def sized(self, design: Design) -> Packet:
@@ -221,12 +231,11 @@ class Packet:
         if self.opcode == Opcode.READ:
             values = self.rows * design.channels
         elif self.opcode == Opcode.CONV:
-            rows = self.images * self.rows
-            if self.format == OutputFormat.CODES:
-                return rows * self.out_groups * self.out_bits * design.row_words
-            if self.format == OutputFormat.STATISTICS:
-                return self.out_groups * design.channels * STATISTICS_WORDS
-            values = rows * design.lanes * (self.out_groups * design.channels + self.has(Flag.A_SUM))
+            rows, channels = self.images * self.rows, self.out_groups * design.channels
+            if self.has_epilogue:
+                codes = rows * self.out_groups * self.section_planes * design.row_words
+                return codes + (channels * MOMENT_WORDS if self.has_moments else 0)
+            values = rows * design.lanes * (channels + self.has(Flag.A_SUM))
         return values if self.format == OutputFormat.INT64 else values // 2
 
     def entries(self, design: Design) -> int:
@@ -235,29 +244,45 @@ class Packet:
             return self.rows
         return self.out_groups * (self.groups + self.has(Flag.ONES)) * self.tap_count * (design.channels + 1)
 
-    def ranges(self, design: Design) -> dict[str, Range]:
-        """Addresses that it writes (LOAD), or reads and accumulates in, by buffer: A, G, W, E, "accumulator"."""
+    def side_range(self) -> Range:
+        """Addresses in G of the operand SIDE of an epilogue, mask plane included."""
+        return _from(self.base_side, tensor_addresses(self.images, self.rows, self.out_groups, self.side_planes))
+
+    def added_range(self) -> Range:
+        """Addresses in G of the operand ADDED of an epilogue."""
+        bits = self.added_bits if self.has_epilogue else 0
+        return _from(self.base_added, tensor_addresses(self.images, self.rows, self.out_groups, bits))
+
+    def ranges(self, design: Design) -> dict[str, tuple[Range, ...]]:
+        """Addresses that it writes (LOAD), or reads and accumulates in, by buffer: A, G, W, E, "accumulator".
+
+        A CONV may read two tensors in G, SIDE and ADDED; otherwise a buffer has one range.
+        """
         conv, wgrad = self.opcode == Opcode.CONV, self.opcode == Opcode.WGRAD
         stack = tensor_addresses(self.images, self.virtual_rows, self.groups, self.a_bits)
-        sizes: dict[str, tuple[int, int]] = {}
+        spans: dict[str, tuple[Range, ...]] = {}
         if conv or wgrad or self.loads(Target.A):
-            sizes["A"] = self.base_a, stack
+            spans["A"] = (_from(self.base_a, stack),)
         if self.loads(Target.G):
-            sizes["G"] = self.base_b, stack
+            spans["G"] = (_from(self.base_b, stack),)
         if wgrad:
-            sizes["G"] = self.base_b, tensor_addresses(self.images, self.rows, self.out_groups, self.b_bits)
-            sizes["accumulator"] = self.base_accumulator, self.entries(design)
+            gradient = tensor_addresses(self.images, self.rows, self.out_groups, self.b_bits)
+            spans["G"] = (_from(self.base_b, gradient),)
+        if wgrad or self.opcode == Opcode.READ:
+            spans["accumulator"] = (_from(self.base_accumulator, self.entries(design)),)
         if conv:
-            sizes["W"] = self.base_b, self.out_groups * self.groups * self.b_bits
-            if self.format == OutputFormat.CODES:
-                sizes["E"] = self.base_epilogue, self.out_groups * design.channels
+            spans["W"] = (_from(self.base_b, self.out_groups * self.groups * self.b_bits),)
+        if self.has_epilogue:
+            spans["E"] = (_from(self.base_epilogue, self.out_groups * design.channels),)
+        operands = [self.side_range()] if self.side_planes else []
+        operands += [self.added_range()] if self.has_epilogue and self.added_bits else []
+        if operands:
+            spans["G"] = tuple(operands)
         if self.loads(Target.W):
-            sizes["W"] = self.base_b, self.rows
+            spans["W"] = (_from(self.base_b, self.rows),)
         if self.loads(Target.E):
-            sizes["E"] = self.base_epilogue, self.rows
-        if self.opcode == Opcode.READ:
-            sizes["accumulator"] = self.base_accumulator, self.entries(design)
-        return {buffer: (base, base + size) for buffer, (base, size) in sizes.items()}
+            spans["E"] = (_from(self.base_epilogue, self.rows),)
+        return spans
 
     # -- work of the array ------------------------------------------------------------------------------------------
 
@@ -265,16 +290,16 @@ class Packet:
         """Tiles of a product, those alike together; with ONES the extra group's come last."""
         planes = self.a_planes, self.b_planes, self.a_bits, self.b_bits
         if self.opcode == Opcode.CONV:
-            steps = _steps_of_tile(*planes, self.groups, self.has(Flag.A_SUM))
+            steps = steps_of_tile(*planes, self.groups, self.has(Flag.A_SUM))
             count = self.images * self.rows * self.out_groups
             return [Tiles(count, steps, self.groups * self.a_bits * self.b_bits)]
         if self.opcode != Opcode.WGRAD:
             return []
         inner = self.images * blocks(self.rows)
         count = self.tap_count * self.out_groups
-        tiles = [Tiles(self.groups * count, _steps_of_tile(*planes, inner, True), inner * self.a_bits * self.b_bits)]
+        tiles = [Tiles(self.groups * count, steps_of_tile(*planes, inner, True), inner * self.a_bits * self.b_bits)]
         if self.has(Flag.ONES):
-            steps = _steps_of_tile(1, self.b_planes, 1, self.b_bits, inner, True)
+            steps = steps_of_tile(1, self.b_planes, 1, self.b_bits, inner, True)
             tiles.append(Tiles(count, steps, inner * self.b_bits))
         return tiles
 
@@ -314,17 +339,18 @@ class Packet:
             return Error.BAD_FIELD, self._unknown()
         if fault := self._field_fault(design, kind):
             return Error.BAD_FIELD, fault
-        for name, (least, most) in contract.CODE_RANGES.items():
-            if name in kind.fields and not least <= getattr(self, name) <= most:
-                return Error.BAD_BITS, f"{name} is {getattr(self, name)}, outside {least}..{most}"
+        if fault := self._bits_fault(kind):
+            return Error.BAD_BITS, fault
         if fault := self._shape_fault(design, kind):
             return Error.BAD_SHAPE, fault
         if self.payload_words != (needed := self.payload_needed(design)):
             return Error.BAD_LENGTH, f"payload_words is {self.payload_words}, the shape needs {needed}"
-        for buffer, (base, end) in self.ranges(design).items():
-            if end > (depth := buffer_depth(design, buffer)):
-                reason = f"buffer {buffer} has {depth} addresses, the packet needs {base} + {end - base}"
-                return Error.OUT_OF_BUFFER, reason
+        for buffer, spans in self.ranges(design).items():
+            depth = buffer_depth(design, buffer)
+            for base, end in spans:
+                if end > depth:
+                    reason = f"buffer {buffer} has {depth} addresses, the packet needs {base} + {end - base}"
+                    return Error.OUT_OF_BUFFER, reason
         if self.overflows(design):
             return Error.OVERFLOW, self._overflow()
         return Error.NONE, ""
@@ -341,7 +367,7 @@ class Packet:
     def _field_fault(self, design: Design, kind: PacketKind) -> str:
         """Reason for BAD_FIELD in a packet of a known kind, or nothing."""
         name = kind.opcode.name
-        used = used_bits(design, kind, self.has(Flag.STOCHASTIC))
+        used = used_bits(design, kind, Flag(self.flags) & _FLAGS_WITH_FIELDS)
         for field, value in vars(self).items():
             if extra := value & ~used.get(field, 0):
                 if field == "flags":
@@ -351,9 +377,22 @@ class Packet:
                 return f"{field} = {value:#x} must name some of the {TAPS} kernel positions and nothing else"
         if "taps" in used and not self.taps:
             return f"taps = 0x0 must name some of the {TAPS} kernel positions and nothing else"
+        if "factor" in used and not self.factor:
+            return "factor is 0, which makes the random numbers of a segment's pixels equal; it is a power of 2 in GF(2^16)"
+        if self.has(Flag.CROSS) and not self.side_bits:
+            return "CROSS multiplies with the elements of SIDE, and side_bits is 0"
         for field, bits in (("a_planes", self.a_bits), ("b_planes", self.b_bits)):
             if 1 <= bits <= contract.MAX_BITS and getattr(self, field) >> bits:
                 return f"{field} = {getattr(self, field):#x} names planes beyond the {bits} bits"
+        return ""
+
+    def _bits_fault(self, kind: PacketKind) -> str:
+        """Reason for BAD_BITS, or nothing."""
+        for name, (least, most) in contract.CODE_RANGES.items():
+            if name in kind.fields and not least <= getattr(self, name) <= most:
+                return f"{name} is {getattr(self, name)}, outside {least}..{most}"
+        if (planes := self.section_planes) > SECTION_PLANES:
+            return f"a tile would send {planes} planes of codes, more than {SECTION_PLANES}: lower out_bits, keep_bits or wide_bits"
         return ""
 
     def _shape_fault(self, design: Design, kind: PacketKind) -> str:
@@ -363,8 +402,13 @@ class Packet:
                 return f"{name} is {value} and must be 1 here" if most == 1 else f"{name} is {value}, outside 1..{most}"
         if self.virtual_rows > kind.most.get("rows", 0):
             return f"rows is {self.rows}, and STRIDE_2 takes at most {kind.most['rows'] // 4}"
-        if "pixels" in kind.fields and not 1 <= self.pixels <= design.lanes:
-            return f"pixels is {self.pixels}, outside 1..{design.lanes}"
+        if self.has_moments:
+            if not self.valid or self.valid >> design.lanes:
+                return f"valid = {self.valid:#x} must name some of the {design.lanes} pixels and nothing else"
+            if not self.first_row < self.last_row <= self.rows:
+                return (
+                    f"first_row {self.first_row} and last_row {self.last_row} name no rows of the {self.rows} there are"
+                )
         if "segment_start" in kind.fields and (not self.segment_start & 1 or self.segment_start >> design.lanes):
             return (
                 f"segment_start = {self.segment_start:#x}: bit 0 must be set and bits from {design.lanes} upwards clear"
@@ -386,7 +430,7 @@ def check_header(design: Design, words: Sequence[int]) -> tuple[Error, str]:
 
     Args:
         design: whose buffers and lanes count.
-        words: the 10 words of the header.
+        words: the header's ``HEADER_WORDS`` words.
     """
     values = contract.unpack_header(words)
     if values["magic"] != contract.MAGIC or values["version"] != contract.VERSION:
@@ -428,11 +472,15 @@ def load_entries(design: Design, target: Target, rows: int, base: int = 0) -> Pa
 
 
 def product(opcode: Opcode, **values: int) -> Packet:
-    """A CONV or WGRAD; unless given, all planes and taps are computed, and a virtual row is one segment."""
+    """A CONV or WGRAD; unless given, all planes and taps are computed, and a virtual row is one segment.
+
+    Moments, where there are any, are of ``valid`` and all rows unless given.
+    """
     masks = {"a_planes": all_planes(values["a_bits"]), "b_planes": all_planes(values["b_bits"]), "segment_start": 1}
     if opcode == Opcode.WGRAD:
         masks["taps"] = ALL_TAPS
-    return Packet(opcode, **{**masks, **values})
+    packet = Packet(opcode, **{**masks, **values})
+    return replace(packet, last_row=packet.rows) if packet.has_moments and not packet.last_row else packet
 
 
 def read_entries(entries: int, base: int = 0, form: OutputFormat = OutputFormat.INT64) -> Packet:

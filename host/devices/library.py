@@ -23,8 +23,8 @@ from host.devices.device import (
     program_words,
     split_streams,
 )
-from hw.contract import HEADER_WORDS, REGISTER, REGISTERS, VERSION, Error, Opcode
-from hw.design import STREAM_BITS, Design
+from hw.contract import HEADER_WORDS, REGISTER, REGISTERS, Error, Opcode
+from hw.design import Design
 from hw.packet import Packet, check_header
 
 REGISTER_SLOTS = max(r.offset for r in REGISTERS) // 8 + 1
@@ -167,7 +167,7 @@ class LibraryDevice:
     def _check_identity(self) -> None:
         """The registers must tell the design that this device was opened with."""
         found = self._register("HASH_LO") | self._register("HASH_HI") << 32
-        contract_value = VERSION | self._design.channels << 8 | STREAM_BITS << 16
+        contract_value = self._design.contract_register
         if found != self._design.hash64 or self._register("CONTRACT") != contract_value:
             raise DeviceError(
                 f"{self._kind}: registers tell design {found:016x}, contract {self._register('CONTRACT'):#x}; design "

@@ -246,7 +246,7 @@ class PynqDevice:
         """Hash, contract version, channels and stream width as the hardware tells them."""
         found = self._register("HASH_LO") | self._register("HASH_HI") << 32
         value = self._register("CONTRACT")
-        expected = contract.VERSION | self._design.channels << 8 | STREAM_BITS << 16
+        expected = self._design.contract_register
         if found in (0, (1 << 64) - 1):
             raise DeviceError(
                 f"the fabric's hash register reads {found:#x}: no clock, a held reset or a wrong address; load the "

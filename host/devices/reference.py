@@ -8,19 +8,19 @@ sums of integers are exact in any order, and the header checks keep every sum be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from host import numerics
-from host.arrays import I64, U64, Array
+from host import epilogue
+from host.arrays import I64, U32, U64, Array
 from host.devices.device import DEFAULT_TIMEOUT, DeviceInfo, HasWords, Result, program_words, split_streams
 from host.program import packing
 from hw import contract
 from hw.contract import (
-    ACCUMULATOR_BITS,
     ACCUMULATOR_LIMIT,
     INT32_LIMIT,
     ROW_BANKS,
@@ -32,7 +32,7 @@ from hw.contract import (
     Target,
 )
 from hw.design import Design
-from hw.packet import Packet, blocks, buffer_depth, check_header
+from hw.packet import Packet, Range, blocks, buffer_depth, check_header
 
 _CHUNK = 1 << 22  #: elements of an unfolded operand that are held at a time
 _MASK32 = 0xFFFFFFFF
@@ -99,8 +99,7 @@ class ReferenceDevice:
             buffer: np.zeros((ROW_BANKS, buffer_depth(d, buffer), d.row_words), dtype=np.uint64) for buffer in "AG"
         }
         self._w = np.zeros((d.depth_w, d.weight_words), dtype=np.uint64)
-        self._multiplier = np.zeros(d.depth_epilogue, dtype=np.int64)
-        self._offset = np.zeros(d.depth_epilogue, dtype=np.int64)
+        self._entries = np.zeros((d.depth_epilogue, contract.ENTRY_WORDS), dtype=np.uint64)
         self._accumulator = np.zeros((d.depth_accumulator, d.channels), dtype=np.int64)
 
     @property
@@ -174,7 +173,8 @@ class ReferenceDevice:
 
     def _span(self, f: Packet, buffer: str) -> slice:
         """Addresses of a buffer that a packet is about."""
-        return slice(*f.ranges(self._design)[buffer])
+        (span,) = f.ranges(self._design)[buffer]
+        return slice(*span)
 
     def _execute(self, f: Packet, payload: U64, out: list[U64], counts: _Counts) -> None:
         op = f.opcode
@@ -182,9 +182,7 @@ class ReferenceDevice:
             if f.target == Target.W:
                 self._w[self._span(f, "W")] = payload.reshape(f.rows, -1)
             elif f.target == Target.E:
-                entries = self._span(f, "E")
-                self._multiplier[entries] = packing.sign_extend(payload[0::2], contract.MULTIPLIER_BITS)
-                self._offset[entries] = packing.sign_extend(payload[1::2], ACCUMULATOR_BITS)
+                self._entries[self._span(f, "E")] = payload.reshape(f.rows, -1)
             else:
                 self._load_tensor(f, payload)
         elif op == Opcode.CONV:
@@ -199,27 +197,11 @@ class ReferenceDevice:
     def _load_tensor(self, f: Packet, payload: U64) -> None:
         images, rows, planes = f.images, f.rows, f.groups * f.a_bits
         words = payload.reshape(images, rows, planes, self._design.row_words)
-        for buffer, (start, end) in f.ranges(self._design).items():
-            view = self._tensors[buffer][:, start:end].reshape(ROW_BANKS, images, blocks(rows), planes, -1)
+        for buffer in f.ranges(self._design):
+            view = self._tensors[buffer][:, self._span(f, buffer)].reshape(ROW_BANKS, images, blocks(rows), planes, -1)
             for bank in range(min(ROW_BANKS, rows)):
                 mine = words[:, bank::ROW_BANKS]
                 view[bank, :, : mine.shape[1]] = mine
-
-    def _indices(self, f: Packet, rows: int, groups: int, first_row: int = 0) -> npt.NDArray[np.uint32]:
-        """Random index of each element of virtual rows, uint32 (rows, groups, L, C), modulo 2**32."""
-        d = self._design
-        first, _ = _segment_edges(f.segment_start, d.lanes)
-        segment = np.cumsum(first) - 1
-        lanes = np.arange(d.lanes)
-        x = lanes - np.maximum.accumulate(np.where(first, lanes, 0))
-
-        def steps(counter: npt.NDArray[np.integer], stride: str) -> npt.NDArray[np.uint32]:
-            return counter.astype(np.uint32) * np.uint32(getattr(f, stride))
-
-        pixel = steps(segment, "image_stride") + steps(x, "pixel_stride")
-        channel = steps(np.arange(groups * d.channels), "channel_stride").reshape(groups, 1, d.channels)
-        row = steps(np.arange(first_row, first_row + rows), "row_stride") + np.uint32(f.index)
-        return row[:, None, None, None] + channel[None] + pixel[None, None, :, None]
 
     # -- operands ---------------------------------------------------------------------------------------------------
 
@@ -236,14 +218,23 @@ class ReferenceDevice:
         else:
             rows, groups, bits, signed, mask = f.rows, f.out_groups, f.b_bits, Flag.B_SIGNED, f.b_planes
         memory = self._tensors[buffer][:, self._span(f, buffer)]
-        words = memory.reshape(ROW_BANKS, f.images, blocks(rows), groups, bits, d.row_words)
         walked = mask
         if f.has(Flag.SKIP_ZERO):
-            walked &= sum(1 << plane for plane in range(bits) if words[:, :, :, :, plane].any())
-        words = words.transpose(1, 2, 0, 3, 4, 5).reshape(f.images, -1, groups, bits, d.row_words)[:, :rows]
-        codes = packing.unpack_planes(words, bits, f.has(signed), mask)
-        codes = codes.reshape(f.images, rows, groups, d.lanes, d.channels).transpose(0, 1, 3, 2, 4)
-        return np.ascontiguousarray(codes).reshape(f.images, rows, d.lanes, groups * d.channels), walked
+            words = memory.reshape(-1, bits, d.row_words)
+            walked &= sum(1 << plane for plane in range(bits) if words[:, plane].any())
+        codes = self._codes(memory, (f.images, rows, groups), bits, f.has(signed), mask)
+        return codes.reshape(f.images, rows, d.lanes, groups * d.channels), walked
+
+    def _codes(
+        self, memory: U64, shape: tuple[int, int, int], bits: int, signed: bool, mask: int | None = None
+    ) -> npt.NDArray[np.int32]:
+        """Codes of a tensor of ``shape`` (images, rows, groups) in a buffer: int32 (images, rows, L, groups, C)."""
+        d, (images, rows, groups) = self._design, shape
+        words = memory.reshape(ROW_BANKS, images, blocks(rows), groups, bits, d.row_words)
+        words = words.transpose(1, 2, 0, 3, 4, 5).reshape(images, -1, groups, bits, d.row_words)[:, :rows]
+        codes = packing.unpack_planes(words, bits, signed, mask)
+        codes = codes.reshape(images, rows, groups, d.lanes, d.channels).transpose(0, 1, 3, 2, 4)
+        return np.ascontiguousarray(codes)
 
     # -- CONV -------------------------------------------------------------------------------------------------------
 
@@ -260,17 +251,14 @@ class ReferenceDevice:
         dtype: type[np.floating[Any]] = np.float32 if bound < 1 << 24 else np.float64
         weights = matrix.astype(dtype)
         counts.skipped += replace(f, a_planes=a_planes).skipped()
-        statistics = _Statistics(out_groups * c)
+        stage = self._epilogue(f, counts) if f.has_epilogue else None
         for i0, i1, y0, y1 in _chunks(images, rows, lanes * matrix.shape[0]):
             look = _columns_stride_2 if f.has(Flag.STRIDE_2) else _columns
             columns = look(a, i0, i1, y0, y1, f.segment_start, dtype)
             flat = columns.reshape(-1, matrix.shape[0])
             acc = (flat @ weights).astype(np.int64).reshape(i1 - i0, y1 - y0, lanes, out_groups, c)
-            if form == OutputFormat.CODES:
-                out.append(self._codes(f, acc, counts, i0 * rows + y0))
-                continue
-            if form == OutputFormat.STATISTICS:
-                statistics.add(acc[:, :, : f.pixels].reshape(-1, out_groups * c))
+            if stage is not None:
+                out.append(stage.take(acc, i0, y0))
                 continue
             values = np.empty((i1 - i0, y1 - y0, out_groups * c + a_sum, lanes), dtype=np.int64)
             tiles = acc.transpose(0, 1, 3, 4, 2).reshape(i1 - i0, y1 - y0, out_groups * c, lanes)
@@ -279,32 +267,22 @@ class ReferenceDevice:
             if a_sum:
                 values[:, :, c] = flat.sum(axis=1).reshape(i1 - i0, y1 - y0, lanes)
             out.append(packing.pack_integers(values, form == OutputFormat.INT64))
-        if form == OutputFormat.STATISTICS:
-            out.append(statistics.words())
+        if stage is not None:
+            out.append(stage.moments())
 
-    def _codes(self, f: Packet, acc: I64, counts: _Counts, first_row: int) -> U64:
-        """Integer epilogue: int64 (images, rows, L, out_groups, C) -> row words in the order of a LOAD's payload.
+    def _epilogue(self, f: Packet, counts: _Counts) -> _EpilogueStage:
+        """The epilogue of a packet with its entries and operands."""
+        shape = f.images, f.rows, f.out_groups
+        memory = self._tensors["G"]
 
-        Args:
-            first_row: number of rows that came before, over all images; only stochastic rounding asks.
-        """
-        c, out_groups, shift = self._design.channels, f.out_groups, f.shift
-        entries = self._span(f, "E")
-        v = acc * self._multiplier[entries].reshape(out_groups, c) + self._offset[entries].reshape(out_groups, c)
-        if f.has(Flag.RELU):
-            v = np.maximum(v, 0)
-        if f.has(Flag.STOCHASTIC):
-            images, rows = acc.shape[:2]
-            indices = self._indices(f, images * rows, out_groups, first_row).transpose(0, 2, 1, 3)
-            noise = numerics.fmix32(indices ^ np.uint32(f.key)).astype(np.int64)
-            noise = noise >> (32 - shift) if shift < 32 else noise << (shift - 32)
-            v = (v + noise.reshape(v.shape)) >> shift
-        else:
-            v = (v + (1 << shift >> 1)) >> shift
-        low, high = numerics.code_limits(f.out_bits, f.has(Flag.OUT_SIGNED))
-        q = np.clip(v, low, high)
-        counts.saturated += int(np.count_nonzero(q != v))
-        return packing.pack_rows(q.transpose(0, 1, 3, 2, 4), f.out_bits)
+        def operand(span: Range, planes: int, signed: bool) -> I64 | None:
+            if not planes:
+                return None
+            return self._codes(memory[:, slice(*span)], shape, planes, signed).astype(np.int64)
+
+        side = operand(f.side_range(), f.side_planes, False)
+        added = operand(f.added_range(), f.added_bits, True)
+        return _EpilogueStage(f, self._design, counts, self._entries[self._span(f, "E")], side, added)
 
     # -- WGRAD and READ ---------------------------------------------------------------------------------------------
 
@@ -356,27 +334,102 @@ class ReferenceDevice:
             raise _StopError(Error.ACCUMULATOR_RANGE)
 
 
-class _Statistics:
-    """Sum, sum of squares and extremes of integers below 2**31, per channel."""
+class _EpilogueStage:
+    """What a packet makes of its sums in CODES and MOMENTS.  Arrays of elements: int64 (images, rows, L, out_groups, C).
 
-    def __init__(self, channels: int) -> None:
-        self._total = np.zeros(channels, dtype=np.int64)
-        self._squares = [0] * channels
-        self._low = np.full(channels, np.iinfo(np.int64).max)
-        self._high = np.full(channels, np.iinfo(np.int64).min)
+    Args:
+        entries: words of the packet's epilogue entries.
+        side: codes of SIDE, unsigned, with the mask plane on top.
+        added: elements of ADDED.
+    """
 
-    def add(self, values: I64) -> None:
-        """Take in int64 (n, channels)."""
-        self._total += values.sum(axis=0)
-        square = values * values
-        high, low = (square >> 32).sum(axis=0), (square & _MASK32).sum(axis=0)  # their sums fit 64 bits
-        self._squares = [s + (int(h) << 32) + int(x) for s, h, x in zip(self._squares, high, low, strict=True)]
-        self._low = np.minimum(self._low, values.min(axis=0))
-        self._high = np.maximum(self._high, values.max(axis=0))
+    def __init__(
+        self, packet: Packet, design: Design, counts: _Counts, entries: U64, side: I64 | None, added: I64 | None
+    ) -> None:
+        f = self._packet = packet
+        self._lanes, self._counts, self._added = design.lanes, counts, added
+        flat = epilogue.Entries.from_words(entries)
+        shape = f.out_groups, design.channels
+        self._entries = epilogue.Entries(*(getattr(flat, field.name).reshape(shape) for field in fields(flat)))
+        self._mask = side >> f.side_bits if side is not None and f.has(Flag.MASKED) else None
+        self._side = side & (1 << f.side_bits) - 1 if side is not None and f.side_bits else None
+        if self._side is not None and f.has(Flag.SIDE_SIGNED):
+            self._side -= self._side >> f.side_bits - 1 << f.side_bits
+        self._settings = epilogue.Epilogue(
+            shift=f.shift,
+            value_shift=f.value_shift,
+            relu=f.has(Flag.RELU),
+            out_bits=f.out_bits,
+            out_shift=f.out_shift,
+            out_signed=f.has(Flag.OUT_SIGNED),
+            keep_bits=f.keep_bits,
+            keep_shift=f.keep_shift,
+            keep_mask=f.has(Flag.KEEP_MASK),
+            wide_bits=f.wide_bits,
+            wide_shift=f.wide_shift,
+            stochastic=f.has(Flag.STOCHASTIC),
+        )
+        self._moments: list[epilogue.Moments] = []  # of parts of the packet
 
-    def words(self) -> U64:
-        """Result words."""
-        return packing.pack_statistics(self._total, self._squares, self._low, self._high)
+    def take(self, acc: I64, i0: int, y0: int) -> U64:
+        """Words that leave with the tiles of some sums, which begin with row ``y0`` of image ``i0``."""
+        f = self._packet
+        part = slice(i0, i0 + acc.shape[0]), slice(y0, y0 + acc.shape[1])
+        k, mask, q = (None if x is None else x[part] for x in (self._side, self._mask, self._added))
+        if f.format == OutputFormat.MOMENTS:
+            x, saturated = epilogue.inner(acc, self._entries, f.shift, added=q, mask=mask)
+            self._counts.saturated += saturated
+            self._count(x, k if f.has(Flag.CROSS) and k is not None else x, y0)
+            return np.zeros(0, dtype=np.uint64)
+        random = self._random(acc.shape, i0 * f.rows + y0) if f.has(Flag.STOCHASTIC) else None
+        done = epilogue.finish(acc, self._entries, self._settings, side=k, mask=mask, added=q, random=random)
+        self._counts.saturated += done.saturated
+        if f.has_moments:
+            self._count(done.w, done.w, y0)
+        order = 0, 1, 3, 2, 4  # (images, rows, out_groups, L, C)
+        sections = packing.Sections(
+            done.a.transpose(order),
+            keep=None if done.k is None else done.k.transpose(order),
+            mask=None if done.mask is None else done.mask.transpose(order),
+            wide=None if done.s is None else done.s.transpose(order),
+        )
+        return packing.pack_sections(sections, f)
+
+    def moments(self) -> U64:
+        """Words that follow the last tile."""
+        if not self._moments:
+            return np.zeros(0, dtype=np.uint64)
+        total, products, least, greatest = (np.stack(parts) for parts in zip(*self._moments, strict=True))
+        whole = epilogue.Moments(total.sum(0), products.sum(0), least.min(0), greatest.max(0))
+        return packing.pack_moments(whole)
+
+    def _count(self, values: I64, factors: I64, y0: int) -> None:
+        """Take in the values and factors that count, of rows from ``y0`` on."""
+        f = self._packet
+        rows = slice(max(0, f.first_row - y0), max(0, f.last_row - y0))
+        lanes = [lane for lane in range(self._lanes) if f.valid >> lane & 1]
+        v, other = (x[:, rows][:, :, lanes].reshape(-1, f.out_groups * x.shape[-1]) for x in (values, factors))
+        if v.size:
+            self._moments.append(epilogue.moments(v, other))
+
+    def _random(self, shape: tuple[int, ...], row: int) -> U32:
+        """Random numbers of elements whose rows begin with ``row``, counted over all images."""
+        f, (images, rows, lanes, out_groups, channels) = self._packet, shape
+        first, _ = _segment_edges(f.segment_start, lanes)
+        edges = [*np.flatnonzero(first), lanes]
+
+        def steps(begin: int, count: int, stride: int) -> U32:
+            return np.arange(begin, begin + count, dtype=np.uint32) * np.uint32(stride)
+
+        indices = (
+            steps(row, images * rows, f.row_stride)[:, None, None]
+            + steps(0, len(edges) - 1, f.image_stride)[:, None]
+            + steps(0, out_groups * channels, f.channel_stride)
+            + np.uint32(f.index)
+        )
+        numbers = epilogue.random_rows(indices, f.key, int(np.diff(edges).max()), f.factor)
+        spans = [numbers[:, i, :, : end - begin] for i, (begin, end) in enumerate(itertools.pairwise(edges))]
+        return np.concatenate(spans, axis=-1).transpose(0, 2, 1).reshape(shape)
 
 
 def _chunks(images: int, rows: int, per_row: int) -> list[tuple[int, int, int, int]]:

@@ -64,10 +64,22 @@ def input_gradient_sums(lowered: Lowered, found: Results, g: Operand, weight: I6
     return Sums(dot, a_sum, b_sum, count)
 
 
+def weight_gradient(lowered: Lowered, found: Results) -> I64:
+    """Gradient of the weights without operand sums: int64 (O, I, kh, kw)."""
+    m = lowered.product.geometry
+    dot = np.zeros((m.out_channels, m.in_channels, *m.kernel), dtype=np.int64)
+    first = 1 if lowered.along_pixels else 0  # the gradient before it is that of the input
+    for gradient, arrays in zip(lowered.gradients[first:], found.gradients[first:], strict=True):
+        for p, ((y0, ys), (x0, xs)) in enumerate(gradient.phases):
+            channels = slice(p * m.in_channels, (p + 1) * m.in_channels)
+            for (j, ky), (i, kx) in itertools.product(enumerate(ys), enumerate(xs)):
+                dot[:, :, ky, kx] = arrays["dot"][:, channels, y0 + j, x0 + i]
+    return dot
+
+
 def weight_gradient_sums(lowered: Lowered, found: Results, x: Operand, g: Operand) -> Sums:
     """Gradient of the weights."""
     m = lowered.product.geometry
-    dot = np.zeros((m.out_channels, m.in_channels, *m.kernel), dtype=np.int64)
     a_sum = np.zeros((1, m.in_channels, *m.kernel), dtype=np.int64)
     b_sum = np.zeros((m.out_channels, 1, *m.kernel), dtype=np.int64)
     first = 1 if lowered.along_pixels else 0  # the gradient before it is that of the input
@@ -75,7 +87,6 @@ def weight_gradient_sums(lowered: Lowered, found: Results, x: Operand, g: Operan
         for p, ((y0, ys), (x0, xs)) in enumerate(gradient.phases):
             channels = slice(p * m.in_channels, (p + 1) * m.in_channels)
             for (j, ky), (i, kx) in itertools.product(enumerate(ys), enumerate(xs)):
-                dot[:, :, ky, kx] = arrays["dot"][:, channels, y0 + j, x0 + i]
                 a_sum[0, :, ky, kx] = arrays["a_sum"][channels, y0 + j, x0 + i]
                 b_sum[:, 0, ky, kx] = arrays["b_sum"][:, y0 + j, x0 + i]
     if "a_sum" in lowered.host_sums:
@@ -84,7 +95,7 @@ def weight_gradient_sums(lowered: Lowered, found: Results, x: Operand, g: Operan
         b_sum = _element_sums(host_codes(g).sum(axis=0), m, 0)[:, None]
     valid_y, valid_x = valid_taps(m)
     count = m.batch * np.outer(valid_y.sum(axis=1), valid_x.sum(axis=1))[None, None]
-    return Sums(dot, a_sum, b_sum, count)
+    return Sums(weight_gradient(lowered, found), a_sum, b_sum, count)
 
 
 def _along_pixels(found: Results) -> tuple[I64, I64]:

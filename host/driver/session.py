@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from host.arrays import I64, U64, Codes
+from host.arrays import I64, U64, Array
 from host.devices.device import Device, Result, check
 from host.driver.layout import Tensor, block_codes, correlation_kernel
 from host.program import packing
@@ -19,7 +19,8 @@ from hw.model.arrangement import Arrangement, Kernel
 from hw.model.lowering import lower
 from hw.model.plan import programs, steps
 from hw.model.product import Lowered, Product
-from hw.model.steps import Conv, KernelBlock, Load, Read, Step, Weights, Wgrad
+from hw.model.steps import Conv, KernelBlock, Load, LoadEpilogue, Read, Step, Weights, Wgrad
+from hw.packet import Packet
 
 Recorder = Callable[[U64, Result], None]
 
@@ -46,6 +47,18 @@ class Member:
             found = self.tensors[arrangement.operand].arranged(arrangement)
             self._arranged[arrangement] = found
         return found
+
+    def results(self, lowered: Lowered) -> Results:
+        """Where the results go."""
+        return Results(lowered)
+
+    def filled(self, packet: Packet) -> Packet:
+        """A CONV whose fields that depend on data, beside its masks, have values."""
+        return packet
+
+    def entries(self, step: LoadEpilogue, design: Design) -> U64:
+        """Words of the epilogue's parameters."""
+        raise TypeError(f"{self.product.kind}: a product of integers has no parameters of an epilogue")
 
 
 class Results:
@@ -95,7 +108,7 @@ class Results:
             self._add_results(self.a_sum, sums[:, :, None], 0, step)
 
     @staticmethod
-    def _add_results(target: I64, results: Codes, channel: int, step: Conv) -> None:
+    def _add_results(target: Array, results: Array, channel: int, step: Conv) -> None:
         """Add results (images, rows, channels, L) to ``target`` (N, C, OH, OW) from ``channel`` on."""
         stack, (cy, cx) = step.stack, step.block.piece.centre
         t = stack.region
@@ -164,7 +177,7 @@ class Session:
             ProgramError: the fabric refused a program.
         """
         self._members = members
-        self._results = [Results(lower(self.design, member.product)) for member in members]
+        self._results = [member.results(lower(self.design, member.product)) for member in members]
         for program in _programs(self.design, tuple(member.product for member in members), self._limit):
             for step in program:
                 self._send(step, members[step.member])
@@ -184,8 +197,11 @@ class Session:
         elif isinstance(step, Conv):
             (packet,) = step.packets
             b_planes = self._planes[step.block.content(member.product.weights)]
-            span = self._builder.add(replace(packet, a_planes=member.tensor(step.tensor).planes, b_planes=b_planes))
-            self._awaiting.append((span, step))
+            packet = replace(packet, a_planes=member.tensor(step.task.tensor).planes, b_planes=b_planes)
+            packet = member.filled(packet)
+            self._awaiting.append((self._builder.add(packet), step))
+        elif isinstance(step, LoadEpilogue):
+            self._builder.add(step.packets[0], member.entries(step, self.design))
         elif isinstance(step, Read):
             self._awaiting.append((self._builder.add(step.packets[0]), step))
         else:

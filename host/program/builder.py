@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from host.arrays import U64, Codes
+from host.epilogue import Entries
 from host.numerics import check_codes
 from host.program import packing
 from hw.contract import HEADER_WORDS, TAPS, Error, Opcode, Target
@@ -143,10 +144,10 @@ class ProgramBuilder:
         payload = packing.pack_weights(codes, bits, self.design)
         self.add(load_entries(self.design, Target.W, payload.shape[0], base), payload.reshape(-1))
 
-    def load_epilogue(self, multipliers: Codes, offsets: Codes, base: int = 0) -> None:
-        """Load epilogue parameters, both (n,), one pair per output channel, at entry ``base``."""
-        payload = packing.pack_epilogue(multipliers, offsets)
-        self.add(load_entries(self.design, Target.E, multipliers.size, base), payload)
+    def load_epilogue(self, entries: Entries, base: int = 0) -> None:
+        """Load epilogue entries, one per output channel, at entry ``base``."""
+        payload = entries.words()
+        self.add(load_entries(self.design, Target.E, payload.shape[0], base), payload.reshape(-1))
 
     def end(self) -> Program:
         """Close the program."""

@@ -5,13 +5,16 @@ Shapes use the names of docs/programs.md: C channels per group, L pixels per vir
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
 from host.arrays import I32, I64, U64, Codes
-from hw.contract import TAPS
+from host.epilogue import Moments
+from hw.contract import MOMENT_WORDS, TAPS, Flag
 from hw.design import Design
-from hw.packet import STATISTICS_WORDS
+from hw.packet import Packet
 
 # -- bit planes -----------------------------------------------------------------------------------------------------
 
@@ -91,28 +94,6 @@ def unpack_weights(
     return codes.reshape(out_groups, groups, c, TAPS, c)
 
 
-def pack_epilogue(multipliers: Codes, offsets: Codes) -> U64:
-    """LOAD E payload: signed 18-bit multipliers and signed 48-bit offsets, both (n,) -> uint64 (2n,).
-
-    Raises:
-        ValueError: a number that does not fit.
-    """
-    for name, values, bits in (("multiplier", multipliers, 18), ("offset", offsets, 48)):
-        limit = 1 << (bits - 1)
-        if values.size and (int(values.min()) < -limit or int(values.max()) >= limit):
-            raise ValueError(f"an epilogue {name} exceeds {bits} signed bits; lower the scale or raise the shift")
-    out = np.empty((multipliers.size, 2), dtype=np.uint64)
-    out[:, 0] = multipliers.astype(np.int64).view(np.uint64)
-    out[:, 1] = offsets.astype(np.int64).view(np.uint64)
-    return out.reshape(-1)
-
-
-def sign_extend(values: U64, bits: int) -> I64:
-    """The low ``bits`` bits of each word as a signed number, int64."""
-    shift = 64 - bits
-    return (values << np.uint64(shift)).view(np.int64) >> np.int64(shift)
-
-
 # -- results --------------------------------------------------------------------------------------------------------
 
 
@@ -139,22 +120,113 @@ def unpack_conv(
     return np.concatenate([flat[:, :, :c], flat[:, :, c + 1 :]], axis=2), flat[:, :, c]
 
 
-def pack_statistics(totals: I64, squares: list[int], low: I64, high: I64) -> U64:
-    """Result words of STATISTICS: per channel sum, sum of squares (any size below 2**128), least and greatest."""
-    out = np.empty((totals.size, STATISTICS_WORDS), dtype=np.uint64)
-    out[:, 0] = totals.view(np.uint64)
-    out[:, 1] = [s & 0xFFFFFFFFFFFFFFFF for s in squares]
-    out[:, 2] = [s >> 64 for s in squares]
-    out[:, 3] = (high << 32 | low & 0xFFFFFFFF).view(np.uint64)
+class SectionWords(NamedTuple):
+    """Results of a CODES packet as words, uint64 (words,); each section in the order of a LOAD's payload.
+
+    Attributes:
+        out: of the section OUT, ``out_bits`` planes.
+        side: of KEEP with the mask on top, what a later packet loads as SIDE; empty without.
+        wide: of the section WIDE; empty without.
+        moments: with RECORDS; empty without.
+    """
+
+    out: U64
+    side: U64
+    wide: U64
+    moments: U64
+
+
+class Sections(NamedTuple):
+    """Results of a CODES packet as arrays (images, rows, out_groups, L, C); None where the packet has none.
+
+    Attributes:
+        out, keep, wide: codes of the sections, integers.
+        mask: of the positive values, bool.
+        moments: of each output channel.
+    """
+
+    out: Codes
+    keep: Codes | None = None
+    mask: npt.NDArray[np.bool_] | None = None
+    wide: Codes | None = None
+    moments: Moments | None = None
+
+
+def split_sections(words: U64, design: Design, packet: Packet) -> SectionWords:
+    """Sections of a CODES packet's results.
+
+    Args:
+        words: uint64 (packet.result_words(design),).
+
+    Raises:
+        ValueError: another number of words.
+    """
+    if words.size != (wanted := packet.result_words(design)):
+        raise ValueError(f"the packet sends {wanted} words, not {words.size}; pass the range that the builder returned")
+    moments = packet.out_groups * design.channels * MOMENT_WORDS if packet.has_moments else 0
+    tiles = packet.images * packet.rows * packet.out_groups
+    planes = words[: words.size - moments].reshape(tiles, packet.section_planes, design.row_words)
+    side = packet.out_bits + packet.keep_bits + packet.has(Flag.KEEP_MASK)
+    return SectionWords(
+        out=planes[:, : packet.out_bits].reshape(-1),
+        side=planes[:, packet.out_bits : side].reshape(-1),
+        wide=planes[:, side:].reshape(-1),
+        moments=words[words.size - moments :],
+    )
+
+
+def unpack_sections(words: U64, design: Design, packet: Packet) -> Sections:
+    """Results of a CODES packet as arrays; see :func:`split_sections`."""
+    parts = split_sections(words, design, packet)
+    shape = design, packet.images, packet.rows, packet.out_groups
+    signed, keep, masked = packet.has(Flag.OUT_SIGNED), packet.keep_bits, packet.has(Flag.KEEP_MASK)
+    side = unpack_rows(parts.side, *shape, keep + masked, False) if keep + masked else None
+    return Sections(
+        out=unpack_rows(parts.out, *shape, packet.out_bits, signed),
+        keep=_signed(side, keep) if side is not None and keep else None,
+        mask=side >> keep == 1 if side is not None and masked else None,
+        wide=unpack_rows(parts.wide, *shape, packet.wide_bits, signed) if packet.wide_bits else None,
+        moments=unpack_moments(parts.moments) if packet.has_moments else None,
+    )
+
+
+def _signed(codes: I32, bits: int) -> I32:
+    """The low ``bits`` bits of codes as two's complement."""
+    return codes << 32 - bits >> 32 - bits
+
+
+def pack_sections(sections: Sections, packet: Packet) -> U64:
+    """Result words of a CODES packet, inverse of :func:`unpack_sections`."""
+    planes = [_tile_planes(sections.out, packet.out_bits)]
+    if sections.keep is not None:
+        planes.append(_tile_planes(sections.keep, packet.keep_bits))
+    if sections.mask is not None:
+        planes.append(_tile_planes(sections.mask, 1))
+    if sections.wide is not None:
+        planes.append(_tile_planes(sections.wide, packet.wide_bits))
+    words = np.concatenate(planes, axis=-2).reshape(-1)
+    return words if sections.moments is None else np.concatenate([words, pack_moments(sections.moments)])
+
+
+def _tile_planes(codes: Codes | npt.NDArray[np.bool_], bits: int) -> U64:
+    """Planes (images, rows, groups, bits, R) of codes (images, rows, groups, L, C)."""
+    return pack_planes(codes.reshape(*codes.shape[:3], -1).astype(np.int64), bits)
+
+
+def pack_moments(moments: Moments) -> U64:
+    """Result words of moments, three for each channel."""
+    out = np.empty((moments.total.size, MOMENT_WORDS), dtype=np.uint64)
+    out[:, 0] = moments.total.view(np.uint64)
+    out[:, 1] = moments.products.view(np.uint64)
+    out[:, 2] = (moments.greatest << 32 | moments.least & 0xFFFFFFFF).view(np.uint64)
     return out.reshape(-1)
 
 
-def unpack_statistics(words: U64) -> tuple[I64, list[int], I64, I64]:
-    """Inverse of :func:`pack_statistics`: sum, sum of squares (Python integers), least, greatest; each per channel."""
-    table = words.reshape(-1, STATISTICS_WORDS)
-    squares = [int(low) | int(high) << 64 for low, high in zip(table[:, 1], table[:, 2], strict=True)]
-    extremes = np.ascontiguousarray(table[:, 3]).view("<i4").astype(np.int64).reshape(-1, 2)
-    return table[:, 0].copy().view(np.int64), squares, extremes[:, 0], extremes[:, 1]
+def unpack_moments(words: U64) -> Moments:
+    """Inverse of :func:`pack_moments`: int64 (channels,) each."""
+    table = np.ascontiguousarray(words.reshape(-1, MOMENT_WORDS)).view(np.int64)
+    extremes = np.ascontiguousarray(table[:, 2]).view("<i4").astype(np.int64).reshape(-1, 2)
+    return Moments(table[:, 0].copy(), table[:, 1].copy(), extremes[:, 0], extremes[:, 1])
 
 
 def unpack_entries(words: U64, design: Design, entries: int, wide: bool) -> I64:

@@ -23,8 +23,8 @@ from host.program.builder import read_program
 from host.verify.stimuli import precision_sweep
 from host.verify.testbench import IDLE, START, TB, differences
 from hw import contract
-from hw.contract import FIELDS, HEADER_WORDS, VERSION, Error, Flag, Opcode, OutputFormat
-from hw.design import STREAM_BITS, Design, load_design
+from hw.contract import FIELDS, HEADER_WORDS, Error, Flag, Opcode, OutputFormat
+from hw.design import Design, load_design
 
 #: chances of a pause on in0, in1 and the result
 PACES = ((0.0, 0.0, 0.0), (0.5, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.7), (0.3, 0.4, 0.3))
@@ -130,7 +130,7 @@ async def every_precision(dut: Any) -> None:
     await tb.cycle_reset()
     identity = await tb.read("HASH_LO") | await tb.read("HASH_HI") << 32
     assert identity == design.hash64, f"the fabric says it is design {identity:016x}"
-    assert await tb.read("CONTRACT") == VERSION | design.channels << 8 | STREAM_BITS << 16
+    assert await tb.read("CONTRACT") == design.contract_register
     reference = ReferenceDevice(design)
     coverage: Counter[SweepPoint] = Counter()
     for k, (name, words) in enumerate(sweep()):

@@ -10,10 +10,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from host.arrays import U64
+from host.epilogue import Entries
 from host.program.builder import ProgramBuilder
-from hw.contract import ALL_TAPS, MAX_BITS, RANDOM_FIELDS, ROW_BANKS, Flag, Opcode, OutputFormat, Target
+from hw.contract import (
+    ALL_TAPS,
+    ENTRY_WORDS,
+    FLAG_FIELDS,
+    MAX_BITS,
+    MAX_SHIFT,
+    MAX_SIDE_BITS,
+    MULTIPLIER_BITS,
+    OFFSET_BITS,
+    ROW_BANKS,
+    SECTION_PLANES,
+    VALUE_BITS,
+    VALUE_OFFSET_BITS,
+    Flag,
+    Opcode,
+    OutputFormat,
+    Target,
+)
 from hw.design import Design
 from hw.packet import (
     Packet,
@@ -41,6 +60,73 @@ class Stimulus:
     name: str
     words: U64
     points: frozenset[PrecisionPoint]
+
+
+def _shift(rng: np.random.Generator, typical: int, most: int) -> int:
+    """A shift about the one that brings values into their range, now and then any other."""
+    if rng.random() < 0.15:
+        return int(rng.integers(0, most + 1))
+    return min(max(0, typical + int(rng.integers(-4, 4))), most)
+
+
+def draw_epilogue(rng: np.random.Generator, design: Design, packet: Packet) -> Packet:
+    """A CONV of format CODES or MOMENTS with an epilogue of random widths, shifts, flags, rows and pixels.
+
+    Its bases stay; ``packet.side_planes`` and ``added_bits`` say which operands it now reads.
+    """
+
+    def draw(low: int, high: int) -> int:
+        return int(rng.integers(low, high + 1))
+
+    codes = packet.format == OutputFormat.CODES
+    widths = {name: draw(1, MAX_SIDE_BITS) if draw(0, 1) else 0 for name in ("side_bits", "added_bits")}
+    flags = [Flag.SIDE_SIGNED, Flag.MASKED]
+    fields = {"shift": _shift(rng, packet.sum_bound(design).bit_length() - 4, MAX_SHIFT), **widths}
+    if codes:
+        keep, wide = (draw(1, MAX_SIDE_BITS) if draw(0, 1) else 0 for _ in range(2))
+        out = draw(1, min(MAX_BITS, SECTION_PLANES - keep - wide - 1))
+        fields |= {"out_bits": out, "keep_bits": keep, "wide_bits": wide}
+        fields["value_shift"] = _shift(rng, MULTIPLIER_BITS - 3, MAX_SHIFT)
+        for name, bits in (("out_shift", out), ("keep_shift", keep), ("wide_shift", wide)):
+            fields[name] = _shift(rng, VALUE_BITS - 1 - bits, 16)
+        flags += [Flag.RELU, Flag.OUT_SIGNED, Flag.KEEP_MASK, Flag.RECORDS]
+        flags += [Flag.STOCHASTIC] if design.rounding else []
+    elif widths["side_bits"]:
+        flags.append(Flag.CROSS)
+    chosen = Flag(packet.flags)
+    for flag in flags:
+        chosen |= flag if draw(0, 1) else Flag(0)
+    if chosen & Flag.STOCHASTIC:
+        highest = (1 << 32) - 1 if draw(0, 1) else 300
+        fields |= {name: draw(0, highest) for name in FLAG_FIELDS[Flag.STOCHASTIC]}
+        fields["factor"] = draw(1, (1 << 16) - 1)
+    packet = replace(packet, **fields, flags=int(chosen))
+    if not packet.has_moments:
+        return packet
+    first, whole = draw(0, packet.rows - 1), draw(0, 1)
+    return replace(
+        packet,
+        valid=(1 << design.lanes) - 1 if whole else draw(1, (1 << design.lanes) - 1),
+        first_row=0 if whole else first,
+        last_row=packet.rows if whole else draw(first + 1, packet.rows),
+    )
+
+
+def draw_entries(rng: np.random.Generator, packet: Packet, channels: int) -> U64:
+    """Payload of epilogue entries: mostly of a size that suits the packet's shifts, now and then of any; junk in unused bits."""
+    words = rng.integers(0, 1 << 64, size=(channels, ENTRY_WORDS), dtype=np.uint64)
+    if rng.random() < 0.2:
+        return words.reshape(-1)
+
+    def signed(bits: int) -> npt.NDArray[np.int64]:
+        return rng.integers(-(1 << bits - 1), 1 << bits - 1, size=channels)
+
+    multipliers = {name: signed(MULTIPLIER_BITS if rng.random() < 0.6 else 8) for name in "monl"}
+    offset = signed(min(OFFSET_BITS, packet.shift + VALUE_BITS - 1))
+    value_offset = signed(min(VALUE_OFFSET_BITS, packet.value_shift + VALUE_BITS - 1))
+    wanted = Entries.of(channels, **multipliers, b=offset, c=value_offset).words()
+    used = Entries.of(channels, m=-1, o=-1, n=-1, l=-1, b=-1, c=-1).words()
+    return (wanted | words & ~used).reshape(-1)
 
 
 class _Sweep:
@@ -71,10 +157,6 @@ class _Sweep:
         full = (1 << bits) - 1
         return full if self.draw(0, 1) else self.draw(0, full)
 
-    def randomness(self) -> dict[str, int]:
-        """Fields of stochastic rounding."""
-        return {name: self.draw(0, (1 << 32) - 1) for name in RANDOM_FIELDS}
-
     def tensor_words(self, packet: Packet) -> U64:
         """A LOAD's payload; now and then with planes that are zero."""
         words, bits = self.words(packet.payload_words), packet.a_bits
@@ -94,12 +176,24 @@ class _Sweep:
         self.builder.add(packet, self.tensor_words(packet))
         return base
 
-    def load_entries(self, target: Target, entries: int) -> int:
-        """LOAD random weights or epilogue entries at a random base, which is returned."""
+    def load_entries(self, target: Target, payload: U64, words_each: int) -> int:
+        """LOAD weights or epilogue entries at a random base, which is returned."""
+        entries = payload.size // words_each
         base = self.draw(0, buffer_depth(self.design, target.name or "") - entries)
-        packet = load_entries(self.design, target, entries, base)
-        self.builder.add(packet, self.words(packet.payload_words))
+        self.builder.add(load_entries(self.design, target, entries, base), payload)
         return base
+
+    def with_epilogue(self, packet: Packet) -> Packet:
+        """A CONV of CODES or MOMENTS with an epilogue whose entries and operands are loaded."""
+        packet = draw_epilogue(self.rng, self.design, packet)
+        entries = draw_entries(self.rng, packet, packet.out_groups * self.design.channels)
+        shape = packet.rows, packet.out_groups, packet.images
+        packet = replace(packet, base_epilogue=self.load_entries(Target.E, entries, ENTRY_WORDS))
+        if packet.side_planes:
+            packet = replace(packet, base_side=self.load_tensor(Target.G, *shape, packet.side_planes))
+        if packet.added_bits:  # it may overwrite some of SIDE
+            packet = replace(packet, base_added=self.load_tensor(Target.G, *shape, packet.added_bits))
+        return packet
 
     def product(self, opcode: Opcode, shape: dict[str, int], b_bits: int) -> Packet:
         """A product of the tensor in A, one group of output channels; planes and segments are drawn later."""
@@ -118,32 +212,20 @@ class _Sweep:
         if replace(packet, format=OutputFormat.INT64).overflows(self.design):
             return
         out_groups = self.draw(1, 2)
-        fields = {"base_a": base_a, "base_b": self.load_entries(Target.W, out_groups * groups * b_bits)}
+        weights = self.words(out_groups * groups * b_bits * self.design.weight_words)
+        fields = {"base_a": base_a, "base_b": self.load_entries(Target.W, weights, self.design.weight_words)}
         form = OutputFormat(self.draw(0, len(OutputFormat) - 1))
         if packet.overflows(self.design):  # as INT32, and so in any other format
             form = OutputFormat.INT64
-        optional: tuple[Flag, ...] = ()
-        entries = out_groups * self.design.channels
-        if form == OutputFormat.CODES:
-            fields |= {
-                "base_epilogue": self.load_entries(Target.E, entries),
-                "out_bits": self.draw(1, MAX_BITS),
-                "shift": self.draw(0, 47),
-            }
-            optional = (Flag.RELU, Flag.OUT_SIGNED, *((Flag.STOCHASTIC,) if self.design.rounding_lanes else ()))
-        elif form == OutputFormat.STATISTICS:
-            fields["pixels"] = self.draw(1, self.design.lanes)
-        else:
-            optional = (Flag.A_SUM,)
+        optional: tuple[Flag, ...] = () if replace(packet, format=form).has_epilogue else (Flag.A_SUM,)
         fields |= self.masks(packet)
         if shape["rows"] % 4 == 0 and self.draw(0, 1):
             optional += (Flag.STRIDE_2,)
         flags = self.flags(Flag.A_SIGNED, Flag.B_SIGNED, *optional) | self.skip_zero(shape)
         if flags & Flag.STRIDE_2:
             fields["rows"] = shape["rows"] // 4
-        if flags & Flag.STOCHASTIC:
-            fields |= self.randomness()
-        self.builder.add(replace(packet, **fields, flags=flags, format=form, out_groups=out_groups))
+        packet = replace(packet, **fields, flags=flags, format=form, out_groups=out_groups)
+        self.builder.add(self.with_epilogue(packet) if packet.has_epilogue else packet)
         self.points.add(("CONV", self.a_bits, b_bits))
 
     def skip_zero(self, shape: dict[str, int]) -> int:

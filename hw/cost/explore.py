@@ -218,7 +218,7 @@ def candidates(request: SearchRequest) -> list[tuple[Design, int]]:
     short = request.part[:7]
     kinds = itertools.product(CHANNELS, ("dsp", "lut"), itertools.product(*DEPTHS.values()))
     for channels, accumulators, depths in kinds:
-        sizes = dict(zip(DEPTHS, depths, strict=True))
+        sizes: dict[str, Any] = dict(zip(DEPTHS, depths, strict=True))
         for clock in clocks:
             name = "-".join([short, f"c{channels}", accumulators, *map(str, depths), f"{clock:g}"])
             try:
@@ -229,7 +229,7 @@ def candidates(request: SearchRequest) -> list[tuple[Design, int]]:
                     channels,
                     depth_epilogue=EPILOGUE,
                     accumulators=accumulators,
-                    statistics_lanes=channels,
+                    epilogue_lanes=channels,
                     **sizes,
                 )
             except DesignError as error:

@@ -27,7 +27,7 @@ from hw.design import Design
 from hw.model.cycles import predict
 from hw.model.product import LoweringError, Product
 from hw.model.resources import resources
-from hw.model.training_products import CODES, INTEGERS, STATISTICS, Form, layer_products, program
+from hw.model.training_products import CODES, INTEGERS, MOMENTS, Form, layer_products, program
 from hw.networks import PRODUCTS, Bits, ConvShape
 from hw.packet import Packet
 
@@ -257,7 +257,7 @@ def _counts(
 @lru_cache(maxsize=1 << 14)
 def _statistics_counts(design: Design, shape: ConvShape, bits: Bits, batch: int) -> _Work:
     """Counts of a pass over a whole batch that leaves nothing but the statistics of the output."""
-    return _layer(design, shape, bits, batch, "forward", STATISTICS)
+    return _layer(design, shape, bits, batch, "forward", MOMENTS)
 
 
 @lru_cache(maxsize=4096)

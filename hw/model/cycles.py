@@ -19,7 +19,7 @@ from hw.packet import (
     Packet,
     Range,
 )
-from hw.pipeline import ARRAY_CYCLES, MIX_CYCLES, QUEUE_SLOTS, STEP_CYCLES
+from hw.pipeline import ARRAY_CYCLES, QUEUE_SLOTS, STEP_CYCLES
 
 HEADER_CYCLES = HEADER_WORDS // 2 + 4  #: five beats and four cycles of checks
 LOAD_CYCLES = 2  #: hazard check before, step to the next packet after
@@ -27,8 +27,6 @@ SETUP_CYCLES = 5  #: from the head of the queue to the first step
 TILE_CYCLES = STEP_CYCLES + ARRAY_CYCLES + 2  #: from a tile's last step to its first value in the drain
 DRAIN_CYCLES = 1  #: from the last value to permission for the next tile to end
 STREAMING_CYCLES = {Opcode.WGRAD: 0, Opcode.CONV: 3}  #: the same when the rest of a tile is sure to leave in time
-STATISTICS_CYCLES = 2  #: per channel, tile and as many pixels as statistics are taken of together
-ROUNDING_CYCLES = MIX_CYCLES + 2  #: per channel and tile of stochastic codes, beside those that make the random words
 OUTPUT_CYCLES = 6  #: from a tile's last value to its first word
 TRAILER_CYCLES = 8
 
@@ -50,17 +48,18 @@ class Prediction:
     store: int = 0
 
 
-Ranges = dict[str, Range]  #: of addresses, by buffer
+Ranges = dict[str, tuple[Range, ...]]  #: of addresses, by buffer
 
 
 def meet(x: Ranges, y: Ranges) -> bool:
     """Whether two packets have an address in common."""
-    return any(b in y and y[b][0] < end and first < y[b][1] for b, (first, end) in x.items())
+    return any(p[0] < q[1] and q[0] < p[1] for buffer in x.keys() & y.keys() for p in x[buffer] for q in y[buffer])
 
 
 def flag_cycles(packet: Packet, reads: Ranges) -> int:
     """Cycles in which a product looks for planes that are zero: one per address of its tensors."""
-    return sum(reads[b][1] - reads[b][0] for b in "AG" if b in reads) if packet.has(Flag.SKIP_ZERO) else 0
+    searched = "AG" if packet.opcode == Opcode.WGRAD else "A"
+    return sum(end - first for b in searched for first, end in reads[b]) if packet.has(Flag.SKIP_ZERO) else 0
 
 
 def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
@@ -111,8 +110,8 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
         turns = (p.groups + 1) * p.out_groups - 1 if extra else 0
         drained = _drained(design, p)
         start += flag_cycles(p, reads)
-        at_the_end = p.opcode == Opcode.CONV and p.format == OutputFormat.STATISTICS  # all results
-        if at_the_end or p.has(Flag.STOCHASTIC):
+        at_the_end = p.opcode == Opcode.CONV and p.format == OutputFormat.MOMENTS  # all results
+        if at_the_end:
             gap = 0
         elif p.opcode == Opcode.WGRAD or p.format == OutputFormat.CODES:
             gap = STREAMING_CYCLES[Opcode(p.opcode)]
@@ -143,9 +142,7 @@ def _drained(design: Design, p: Packet) -> int:
     c, lanes = design.channels, design.lanes
     if p.opcode == Opcode.WGRAD:
         return c + 1
-    if p.format == OutputFormat.CODES:
-        return c * (lanes // design.rounding_lanes + ROUNDING_CYCLES if p.has(Flag.STOCHASTIC) else 1)
-    if p.format == OutputFormat.STATISTICS:
-        return STATISTICS_CYCLES * lanes // design.statistics_lanes * c
+    if p.has_epilogue:
+        return c * lanes // design.epilogue_lanes
     per_channel = lanes if p.format == OutputFormat.INT64 else lanes // 2
     return per_channel * (c - 1)  # the last channel leaves while the next tile comes

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum
 
-from hw.contract import HEADER_WORDS, Flag, Opcode, OutputFormat, Target
+from hw.contract import HEADER_WORDS, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.cycles import Prediction, Ranges, flag_cycles, meet
 from hw.model.training_products import layer_products, program
@@ -35,8 +35,7 @@ def output_cycles(design: Design, p: Packet) -> int:
     if p.opcode == Opcode.WGRAD:
         return 2 * (c + 1)
     if p.format == OutputFormat.CODES:
-        draws = 2 * c * max(1, c // design.rounding_lanes) if p.has(Flag.STOCHASTIC) else 0
-        return 2 * c + p.out_bits * design.row_words + draws
+        return 2 * c + p.section_planes * design.row_words
     return 2 * c * (c if p.format == OutputFormat.INT64 else c // 2)
 
 
@@ -89,7 +88,7 @@ def predict_kernel(design: Design, packets: Iterable[Packet], overlap: Overlap =
             result.compute += p.steps()
             engine, output = handed, left[-1]
             spare = round(engine - begun)
-            if op == Opcode.CONV and p.format == OutputFormat.STATISTICS:
+            if op == Opcode.CONV and p.format == OutputFormat.MOMENTS:
                 output += p.result_words(design)
         elif op == Opcode.READ:
             output = max(output, engine) + p.result_words(design)

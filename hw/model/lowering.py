@@ -63,7 +63,7 @@ def _cycles(design: Design, lowered: Lowered) -> int:
 
 def _is_quicker_along_pixels(design: Design, product: Product) -> bool:
     """Whether the cycle model says that a matrix product takes less as a weight gradient than as a correlation."""
-    if not product.geometry.is_linear:
+    if not product.geometry.is_linear or not (product.behind is None or product.behind.plain):
         return False
 
     forward = product.kind == "forward"
@@ -125,16 +125,15 @@ def _forward_along_pixels(design: Design, product: Product) -> Lowered:
 def _correlated_forward(design: Design, product: Product) -> Lowered:
     m = product.geometry
     tensor = Arrangement.whole("x", (m.batch, m.in_channels, *m.in_hw))
-    out_hw = m.out_hw
+    result = Arrangement.whole("result", (m.batch, m.out_channels, *m.out_hw))
     if m.is_linear:
-        tensor = tensor.row_of_pixels(design.lanes)
-        out_hw = tensor.hw
+        tensor, result = tensor.row_of_pixels(design.lanes), result.row_of_pixels(design.lanes)
     channels = m.out_channels, m.in_channels
     ys, xs = (axis_phases(k, m.stride, m.padding) for k in m.kernel)
     if _halves(m):
         whole = (0, (0, 1, 2))
         kernel = Kernel(channels, False, ((whole, whole),), (3, 3))
-        return Lowered(product, (Correlation(tensor.interleaved(), kernel, (-1, -1), out_hw),))
+        return Lowered(product, (Correlation(tensor.interleaved(), kernel, (-1, -1), result),))
     if m.stride > 1:
         (y0, ny), (x0, nx) = _span(ys), _span(xs)
         phases = tuple(
@@ -142,10 +141,10 @@ def _correlated_forward(design: Design, product: Product) -> Lowered:
         )
         at = tuple((py, px) for (py, _, _), (px, _, _) in itertools.product(ys, xs))
         kernel = Kernel(channels, False, phases, (ny, nx))
-        return Lowered(product, (Correlation(tensor.merged(at, m.stride), kernel, (y0, x0), out_hw),))
+        return Lowered(product, (Correlation(tensor.merged(at, m.stride), kernel, (y0, x0), result),))
     ((_, dy, iy),), ((_, dx, ix),) = ys, xs
     kernel = Kernel(channels, False, (((0, tuple(iy)), (0, tuple(ix))),), (len(iy), len(ix)))
-    return Lowered(product, (Correlation(tensor, kernel, (dy, dx), out_hw),))
+    return Lowered(product, (Correlation(tensor, kernel, (dy, dx), result),))
 
 
 def _input_gradient(design: Design, product: Product) -> Lowered:
@@ -163,15 +162,14 @@ def _input_gradient_along_pixels(design: Design, product: Product) -> Lowered:
 def _correlated_back(design: Design, product: Product) -> Lowered:
     m, g, w = product.geometry, product.source("g"), product.source("w")
     tensor = Arrangement.whole("g", (m.batch, m.out_channels, *m.out_hw))
-    out_hw = -(-m.in_hw[0] // m.stride), -(-m.in_hw[1] // m.stride)
+    result = Arrangement.whole("result", (m.batch, m.in_channels, *m.in_hw))
     if m.is_linear:
-        tensor = tensor.row_of_pixels(design.lanes)
-        out_hw = tensor.hw
+        tensor, result = tensor.row_of_pixels(design.lanes), result.row_of_pixels(design.lanes)
     c, s = design.channels, m.stride
     results, groups = -(-s * s * m.in_channels // c), -(-m.out_channels // c)
     paired = _halves(m) and pairs_channel_groups(design, results, groups, w.bits, g.bits)
     if paired:  # seen from the far corner, windows end with their pixel, as those of the fabric's stride do
-        tensor = tensor.mirrored().paired()
+        tensor, result = tensor.mirrored().paired(), result.mirrored()
     # mirrored, the weight's indices are those of a layer without padding, counted from the other end
     ys, xs = (axis_phases_back(k, s, 0 if paired else m.padding) for k in m.kernel)
     if paired:
@@ -181,8 +179,10 @@ def _correlated_back(design: Design, product: Product) -> Lowered:
     phases = tuple(
         ((dy - y0, tuple(iy)), (dx - x0, tuple(ix))) for (_, dy, iy), (_, dx, ix) in itertools.product(ys, xs)
     )
+    if s > 1:
+        result = result.merged(tuple((py, px) for (py, _, _), (px, _, _) in itertools.product(ys, xs)), s)
     kernel = Kernel((m.out_channels, m.in_channels), True, phases, (3, 3) if paired else (ny, nx), paired)
-    return Lowered(product, (Correlation(tensor, kernel, (-1, -1) if paired else (y0, x0), out_hw),))
+    return Lowered(product, (Correlation(tensor, kernel, (-1, -1) if paired else (y0, x0), result),))
 
 
 def _matrix_gradient(design: Design, product: Product, a: Arrangement, b: Arrangement) -> Lowered:

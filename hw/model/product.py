@@ -23,6 +23,59 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Behind:
+    """What the epilogue makes of a product's sums, without its parameters; terms as in docs/programs.md, CONV.
+
+    Attributes:
+        form: CODES or MOMENTS.
+        side, side_signed: bits of the elements of SIDE, 0: none.
+        masked: SIDE has a mask plane on top, which the sums pass.
+        added: bits of the elements of ADDED, 0: none.
+        cross: moments with the elements of SIDE instead of squares.
+        records: moments of the results follow their codes.
+        out, out_signed, relu: of the codes A.
+        keep, keep_mask: of the codes K, and whether the mask comes on top.
+        wide: bits of the codes S, 0: none.
+        stochastic: A and K are rounded at random.
+    """
+
+    form: OutputFormat
+    side: int = 0
+    side_signed: bool = False
+    masked: bool = False
+    added: int = 0
+    cross: bool = False
+    records: bool = False
+    out: int = 0
+    out_signed: bool = False
+    relu: bool = False
+    keep: int = 0
+    keep_mask: bool = False
+    wide: int = 0
+    stochastic: bool = False
+
+    @property
+    def moments(self) -> bool:
+        """Whether moments per channel leave."""
+        return self.form == OutputFormat.MOMENTS or self.records
+
+    @property
+    def plain(self) -> bool:
+        """Whether each result is a code A of its own sum alone, so that it may leave as an integer where sums are partial."""
+        return self == Behind(OutputFormat.CODES, out=self.out, out_signed=self.out_signed, relu=self.relu)
+
+    @property
+    def side_planes(self) -> int:
+        """Planes of SIDE, mask plane included."""
+        return self.side + self.masked
+
+    @property
+    def operands(self) -> dict[str, int]:
+        """Planes of the tensors that the epilogue reads, by operand."""
+        return {name: n for name, n in (("side", self.side_planes), ("added", self.added)) if n}
+
+
+@dataclass(frozen=True)
 class Product:
     """One product of training, without its data.
 
@@ -31,8 +84,8 @@ class Product:
         geometry: of the convolution.
         x, w, g: activations, weights and output gradient, as far as the product takes them.
         sums: operand sums are wanted too, as affine grids need them.
-        output: INT32 for integer sums (INT64 where 32 bits could be too few); CODES or STATISTICS for results that need
-            no partial sums, which are integers in any case, as weight gradients are.
+        behind: what the epilogue makes of the sums of an output or input gradient; None: they leave as integers, as weight
+            gradients and partial sums do in any case.
         skip_zero: the fabric looks for zero planes itself.
         batches: of this size, whose weight gradient is summed before it is read, which decides how many bits it takes.
         weights: products of one program with the same number and the same grid have the same weights.
@@ -47,17 +100,21 @@ class Product:
     w: Source | None = None
     g: Source | None = None
     sums: bool = True
-    output: OutputFormat = OutputFormat.INT32
+    behind: Behind | None = None
     skip_zero: bool = False
     batches: int = 1
     weights: int = 0
 
     def __post_init__(self) -> None:
-        if self.sums and self.output != OutputFormat.INT32:
-            raise ValueError(f"results leave as {self.output.name}, beside which no operand sums leave; set sums=False")
+        if self.sums and self.behind is not None:
+            raise ValueError(
+                f"results leave as {self.behind.form.name}, beside which no operand sums leave; set sums=False"
+            )
 
     def source(self, operand: str) -> Source:
         """How an operand of an arrangement travels."""
+        if self.behind is not None and operand in self.behind.operands:
+            return Source(self.behind.operands[operand])
         source = {"x": self.x, "w": self.w, "g": self.g}[operand]
         assert source is not None, f"{self.kind} has no operand {operand}"
         return source
@@ -71,13 +128,18 @@ class Correlation:
         tensor: what lies in buffer A.
         kernel: what it is correlated with.
         origin: offset of kernel element [0, 0].
-        out_hw: height and width of the result.
+        result: the layer's result as it is computed, (N, outputs, OH, OW).
     """
 
     tensor: Arrangement
     kernel: Kernel
     origin: tuple[int, int]
-    out_hw: tuple[int, int]
+    result: Arrangement
+
+    @property
+    def out_hw(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return self.result.hw
 
 
 @dataclass(frozen=True)

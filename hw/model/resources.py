@@ -96,11 +96,11 @@ FLAG_LUT = 0.43
 
 
 def optional_units(design: Design) -> Area:
-    """What the drain takes for statistics and stochastic rounding at the design's rates; fitted to both units alone."""
-    wide, random = design.statistics_lanes, design.rounding_lanes
-    area = Area(round(1250 + 145 * wide), round(520 + 92 * wide), 0.0, 2 * wide)
-    if random:
-        area += Area(160 + 327 * random, round(47 * design.lanes + 82 + 65 * random), 0.0, 6 * random)
+    """What the drain takes for epilogue, moments and stochastic rounding; fitted to the units alone."""
+    wide = design.epilogue_lanes
+    area = Area(round(1250 + 145 * wide), round(520 + 92 * wide), 0.0, 7 * wide)
+    if design.rounding:
+        area += Area(490, 150 + 47 * design.lanes, 0.0, 6)
     return area
 
 
@@ -130,13 +130,13 @@ def resources_by_module(design: Design) -> dict[str, Area]:
         - areas["buffer_a"].bram36
         - areas["buffer_g"].bram36
         - channels * memory_blocks(contract.ACCUMULATOR_BITS, design.depth_accumulator)
-        - design.statistics_bram36
+        - design.moments_bram36
     )
     for name, kinds in MAPPED.items():
         one = {kind: round(a + b * lanes + c * lanes * channels) for kind, (a, b, c) in kinds.items()}
         areas[name] = Area(one["lut"], one["ff"], 0.0, one["dsp"])
     accumulators = channels * memory_blocks(contract.ACCUMULATOR_BITS, design.depth_accumulator)
-    areas["drain"] += optional_units(design) + Area(bram36=accumulators + design.statistics_bram36)
+    areas["drain"] += optional_units(design) + Area(bram36=accumulators + design.moments_bram36)
     return areas
 
 

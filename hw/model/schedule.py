@@ -16,17 +16,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hw import contract
-from hw.contract import ACCUMULATOR_LIMIT, Flag, Opcode, OutputFormat, Target
+from hw.contract import ACCUMULATOR_LIMIT, Flag, Opcode, Target
 from hw.design import Design
 from hw.model.arrangement import Arrangement
-from hw.model.product import Correlation, GradientPiece, GradientSet, Lowered, Pass
+from hw.model.conv_packets import ConvPackets
+from hw.model.product import Correlation, GradientPiece, GradientSet, Lowered, LoweringError, Pass
 from hw.model.steps import (
     Boundary,
-    Conv,
     GroupRange,
     KernelBlock,
     Load,
-    LoadEpilogue,
     Read,
     StackWindow,
     Step,
@@ -34,6 +33,7 @@ from hw.model.steps import (
     Wgrad,
     blocks_of,
     resident_sets,
+    side_addresses,
 )
 from hw.model.tiling import Region, Stack, extent, kernel_pieces, regions_of, split_range, stacks_of
 from hw.packet import (
@@ -42,14 +42,12 @@ from hw.packet import (
     flags_of,
     load_entries,
     load_tensor,
-    product,
     read_entries,
     sums_format,
     tensor_addresses,
 )
 
 _PACKET_CYCLES = 64  #: cycles per tile that hide the fixed work of a WGRAD packet
-_EPILOGUE_SHIFT = 8  #: right shift of codes that leave
 
 
 class _Buffer:
@@ -144,7 +142,9 @@ def _fused_images(design: Design, lowered: Lowered, rows: int) -> int:
     groups = -(-task.tensor.channels // design.channels)
     g = tensor_addresses(1, rows * task.tensor.rows_per, groups, source(task.tensor.operand).bits)
     x = sum(tensor_addresses(1, rows, n, source(piece.a.operand).bits) for piece, _, n in first.passes[0])
-    return min(quarter // g, quarter // x, design.depth_g // 2 // tensor_addresses(1, rows, first.out_groups, b_bits))
+    outputs = -(-task.kernel.outputs // design.channels)
+    own = tensor_addresses(1, rows, first.out_groups, b_bits) + side_addresses(lowered.product, rows, outputs)
+    return min(quarter // g, quarter // x, design.depth_g // 2 // own)
 
 
 def _fitting_images(design: Design, rows: int, images: int, a_bits: int, b_bits: int) -> int:
@@ -161,6 +161,7 @@ class _Schedule:
     def __init__(self, design: Design, member: int, lowered: Lowered, a: _Buffer, g: _Buffer, w: _Buffer) -> None:
         self.design, self.member, self.lowered = design, member, lowered
         self.product = lowered.product
+        self._convolution = ConvPackets(design, member, lowered.product)
         self._a, self._g, self._w = a, g, w
 
     # -- loads ------------------------------------------------------------------------------------------------------
@@ -188,59 +189,16 @@ class _Schedule:
 
     # -- CONV -------------------------------------------------------------------------------------------------------
 
-    def conv(
-        self, block: KernelBlock, stack: Stack, tensor: Arrangement, bases: tuple[int, int], epilogue: int | None
-    ) -> Conv:
-        """One CONV packet.
-
-        Args:
-            bases: in A and W.
-            epilogue: first entry in E, if results leave in the format that the product asks for; else they are integers.
-        """
-        d, source = self.design, self.product.source(tensor.operand)
-        options = {
-            Flag.A_SIGNED: source.signed,
-            Flag.B_SIGNED: block.signed,
-            Flag.STRIDE_2: tensor.rows_per > 1,
-            Flag.A_SUM: block.with_a_sum,
-            Flag.SKIP_ZERO: self.product.skip_zero,
-        }
-        packet = product(
-            Opcode.CONV,
-            images=stack.images,
-            rows=stack.region.rows.size,
-            groups=block.inputs[1],
-            out_groups=block.out_groups(d),
-            a_bits=source.bits,
-            b_bits=block.bits,
-            flags=flags_of(options),
-            segment_start=stack.region.segment_start,
-            base_a=bases[0],
-            base_b=bases[1],
-        )
-        if packet.overflows(d):
-            packet = replace(packet, format=OutputFormat.INT64)
-        elif epilogue is not None and self.product.output == OutputFormat.CODES:
-            packet = replace(
-                packet,
-                format=OutputFormat.CODES,
-                out_bits=source.bits,
-                shift=_EPILOGUE_SHIFT,
-                base_epilogue=epilogue,
-                flags=packet.flags | (Flag.OUT_SIGNED if source.signed else Flag.RELU),
+    def _check_whole(self, whole: bool) -> None:
+        """Refuses an epilogue behind sums that are not whole."""
+        behind = self.product.behind
+        if not whole and behind is not None and not behind.plain:
+            m = self.product.geometry
+            raise LoweringError(
+                f"design {self.design.name}: the {self.product.kind} of {m.in_channels} -> {m.out_channels} channels under a "
+                f"{m.kernel[0]}x{m.kernel[1]} kernel takes several packets for a result, and the epilogue takes whole sums; "
+                "raise depth_a and depth_w, or leave the layer to the host"
             )
-        elif epilogue is not None and self.product.output == OutputFormat.STATISTICS:
-            pixels = stack.region.side * stack.region.columns.size
-            packet = replace(packet, format=OutputFormat.STATISTICS, pixels=pixels)
-        return Conv(self.member, (packet,), block, stack, tensor)
-
-    def _epilogue(self, blocks: Sequence[KernelBlock]) -> tuple[list[int], list[Step]]:
-        """First entries of blocks in E, and the step that loads them if results leave as codes."""
-        starts = list(itertools.accumulate((b.outputs[1] - b.outputs[0] for b in blocks), initial=0))
-        if self.product.output != OutputFormat.CODES:
-            return starts[:-1], []
-        packet = load_entries(self.design, Target.E, starts[-1])
-        return starts[:-1], [LoadEpilogue(self.member, (packet,))]
 
     def correlation(self, task: Correlation) -> Iterator[Step]:
         """Steps of a correlation and its operand sums."""
@@ -257,29 +215,44 @@ class _Schedule:
         max_groups = max(
             1, min(contract.LIMITS["groups"], half_a // (least_blocks * source.bits), half_w // weight.bits)
         )
+        if self.product.behind is not None and groups_total > max_groups:  # better the whole buffers than partial sums
+            room = min(d.depth_a // (least_blocks * source.bits), d.depth_w // weight.bits)
+            max_groups = groups_total if groups_total <= min(contract.LIMITS["groups"], room) else max_groups
         whole = len(pieces) == 1 and groups_total <= max_groups and len(self.lowered.correlations) == 1
+        self._check_whole(whole)
         self._a.forget()
+        self._g.forget()
         for first, groups in split_range(groups_total, max_groups):
             blocks = blocks_of(d, self.product, kernel, pieces, (first, groups), whole)
             max_rows = min(contract.LIMITS["rows"], 8 * max(1, half_a // (groups * source.bits))) // a.rows_per
             regions = regions_of(spans[0], spans[1], max_rows, d.lanes)
 
-            def fit(rows: int, groups: int = groups) -> int:
-                return half_a // tensor_addresses(1, rows * a.rows_per, groups, source.bits)
+            most = max(block.out_groups(d) for block in blocks)
+
+            def fit(rows: int, groups: int = groups, most: int = most) -> int:
+                images = half_a // tensor_addresses(1, rows * a.rows_per, groups, source.bits)
+                beside = side_addresses(self.product, rows, most) if whole else 0
+                return min(images, d.depth_g // 2 // beside) if beside else images
 
             stacks = stacks_of(a.images, regions, fit)
             for residents in resident_sets(d, self.product, blocks, whole):
                 bases, loads = self.weights(residents)
-                entries, more = self._epilogue(residents) if whole else ([], [])
+                entries, more = self._convolution.entries(residents) if whole else ([], [])
                 yield from more
                 yield from loads
                 for stack in stacks:
                     yield Boundary(self.member, ())
-                    base, there = self._a.place((stack, first, groups))
+                    size = tensor_addresses(stack.images, stack.region.rows.size * a.rows_per, groups, source.bits)
+                    base, there = self._a.place((stack, first, groups), size)
                     if not there:
                         yield self.load(Target.A, StackWindow(a, stack, (first * c, groups)), base)
                     for i, block in enumerate(residents):
-                        yield self.conv(block, stack, a, (base, bases[i]), entries[i] if whole else None)
+                        base_g = 0
+                        if whole and self.product.behind is not None and self.product.behind.operands:
+                            base_g, _ = self._g.place((stack, block.outputs))
+                            yield from self._convolution.sides(block, stack, task, base_g)
+                        entry = entries[i] if whole else None
+                        yield from self._convolution.convs(block, stack, task, (base, bases[i], base_g), entry)
 
     # -- WGRAD ------------------------------------------------------------------------------------------------------
 
@@ -324,7 +297,7 @@ class _Schedule:
         (task,), first = self.lowered.correlations, self.lowered.sets[0]
         blocks, out = _fused_blocks(d, self.lowered), (0, first.out_groups)
         bases, loads = self.weights(blocks)
-        entries, more = self._epilogue(blocks)
+        entries, more = self._convolution.entries(blocks)
         yield from more
         yield from loads
         self._a.forget()  # its quarters are used here, and what else lay there is gone
@@ -343,8 +316,12 @@ class _Schedule:
             own = StackWindow(first.b, stack, out, first.centre)
             shared = window == own
             yield self.load(Target.A | Target.G if shared else Target.A, window, base_a, base_g if shared else 0)
+            rows = stack.region.rows.size
+            base_side = base_g + tensor_addresses(stack.images, rows, first.out_groups, b_bits)
             for block, base_w, entry in zip(blocks, bases, entries, strict=True):
-                yield self.conv(block, stack, task.tensor, (base_a, base_w), entry)
+                yield from self._convolution.sides(block, stack, task, base_side)
+                yield from self._convolution.convs(block, stack, task, (base_a, base_w, base_side), entry)
+                base_side += stack.images * side_addresses(self.product, rows, block.out_groups(d))
             if not shared:
                 yield self.load(Target.G, own, 0, base_g)
             base_a += d.depth_a // 4

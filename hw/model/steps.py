@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hw import contract
-from hw.contract import OutputFormat
 from hw.design import Design
 from hw.model.arrangement import Arrangement, Kernel
-from hw.model.product import GradientPiece, Product
+from hw.model.product import Correlation, GradientPiece, Product
 from hw.model.tiling import Piece, Stack
-from hw.packet import Packet
+from hw.packet import Packet, tensor_addresses
 
 GroupRange = tuple[int, int]  #: first, and how many
 
@@ -50,6 +49,12 @@ class KernelBlock:
         return weights, self.kernel, self.piece.taps, self.inputs, self.outputs, self.bits
 
 
+def side_addresses(product: Product, rows: int, groups: int) -> int:
+    """Addresses in G of what the epilogue reads beside one virtual image of results."""
+    planes = product.behind.operands.values() if product.behind is not None else ()
+    return sum(tensor_addresses(1, rows, groups, n) for n in planes)
+
+
 def blocks_of(
     design: Design, product: Product, kernel: Kernel, pieces: Sequence[Piece], inputs: GroupRange, whole: bool
 ) -> list[KernelBlock]:
@@ -60,8 +65,10 @@ def blocks_of(
     """
     c, weight = design.channels, product.source("w")
     per_block = max(1, min(contract.LIMITS["out_groups"], design.depth_w // 2 // (inputs[1] * weight.bits)))
-    if whole and product.output == OutputFormat.CODES:
+    if whole and product.behind is not None:
         per_block = max(1, min(per_block, design.depth_epilogue // c))
+        if beside := side_addresses(product, contract.ROW_BANKS, 1):
+            per_block = max(1, min(per_block, design.depth_g // 2 // beside))
     out = []
     for piece in pieces:
         kept = kernel.kept_groups(piece, c)
@@ -84,7 +91,7 @@ def resident_sets(
     design: Design, product: Product, blocks: Sequence[KernelBlock], whole: bool
 ) -> list[list[KernelBlock]]:
     """Blocks that lie in the weight buffer together: all of them if they fit, else sets that fit half of it."""
-    entries = design.depth_epilogue if whole and product.output == OutputFormat.CODES else 1 << 30
+    entries = design.depth_epilogue if whole and product.behind is not None else 1 << 30
     outputs = [block.outputs[1] - block.outputs[0] for block in blocks]
     if sum(block.words(design) for block in blocks) <= design.depth_w and sum(outputs) <= entries:
         return [list(blocks)]
@@ -152,7 +159,9 @@ class Weights(Step):
 
 @dataclass(frozen=True)
 class LoadEpilogue(Step):
-    """Multipliers and offsets of codes into E."""
+    """Parameters of the output channels of blocks into E, block by block."""
+
+    blocks: tuple[KernelBlock, ...]
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,7 @@ class Conv(Step):
 
     block: KernelBlock
     stack: Stack
-    tensor: Arrangement
+    task: Correlation
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from hw.contract import OutputFormat
 from hw.design import Design
 from hw.model.plan import packets, programs, steps
-from hw.model.product import Product, Source
+from hw.model.product import Behind, Product, Source
 from hw.networks import Bits, ConvGeometry, ConvShape
 from hw.packet import END, Packet
 
@@ -28,7 +28,7 @@ class Form:
 
     Attributes:
         sums: operand sums are wanted, as affine grids need them.
-        output: of forward product and input gradient, as in :class:`hw.model.product.Product`.
+        output: of forward product and input gradient: integers, codes as wide as the first operand's, or moments.
     """
 
     sums: bool = False
@@ -37,7 +37,7 @@ class Form:
 
 CODES = Form(output=OutputFormat.CODES)  #: codes in, codes out
 INTEGERS = Form()  #: codes in, integers out
-STATISTICS = Form(output=OutputFormat.STATISTICS)  #: codes in; of the output nothing but its channels' statistics
+MOMENTS = Form(output=OutputFormat.MOMENTS)  #: codes in; of the output nothing but its channels' moments
 TRAINING = Form(sums=True)  #: as PyTorch's layers use the driver
 
 
@@ -78,9 +78,14 @@ def layer_products(
         "g": Source(g_bits, not form.sums),
     }
     x, w, g = (sources[name] if name in OPERANDS[kind] else None for name in "xwg")
+    first = {"forward": x, "weight_gradient": None}.get(kind, g)
+    behind = None
+    if form.output != OutputFormat.INT32 and first is not None:
+        behind = Behind(form.output)
+        if form.output == OutputFormat.CODES:
+            behind = replace(behind, out=first.bits, out_signed=first.signed, relu=not first.signed)
     return [
-        (count, Product(kind, geometry, x, w, g, form.sums, form.output))
-        for count, geometry in geometries(shape, batch)
+        (count, Product(kind, geometry, x, w, g, form.sums, behind)) for count, geometry in geometries(shape, batch)
     ]
 
 

@@ -149,14 +149,41 @@ def test_powers_of_alpha_are_all_numbers_but_zero() -> None:
     assert len(seen) == 0xFFFF
 
 
-def test_pixels_of_a_row_are_uniform_and_independent_in_pairs() -> None:
-    """Over all 2**16 values of the high half and some of the low: each pair of pixels has every difference equally often."""
-    high = np.arange(1 << 16, dtype=np.uint32)
-    for x in (1, 5, 31):
-        multiple = high
-        for _ in range(x):
-            multiple = epilogue.times_alpha(multiple)
-        assert len(np.unique(high ^ multiple)) == 1 << 16
+@given(st.integers(1, 0xFFFF), st.lists(st.integers(0, 31), min_size=2, max_size=2, unique=True))
+def test_random_numbers_of_two_pixels_of_a_segment_are_independent(factor: int, pixels: list[int]) -> None:
+    """They are 32 independent linear forms of the hash's 32 bits, so all pairs of numbers are equally likely."""
+
+    def numbers(h: int) -> int:
+        multiple = epilogue.field_product(factor, h >> 16)
+        words = [h & 0xFFFF ^ epilogue.field_product(multiple, epilogue.power_of_alpha(x)) for x in pixels]
+        return words[0] | words[1] << 16
+
+    rows = [numbers(1 << bit) for bit in range(32)]
+    rank = 0
+    while rows:
+        row = rows.pop()
+        if row:
+            rank += 1
+            low = row & -row
+            rows = [other ^ row if other & low else other for other in rows]
+    assert rank == 32
+
+
+@settings(max_examples=100, deadline=None)
+@given(signed(18), st.integers(0, 16), st.integers(1, 0xFFFF), st.integers(0, 31))
+def test_stochastic_rounding_of_both_sections_is_unbiased(value: int, shift: int, factor: int, pixel: int) -> None:
+    """The mean of a code over all low halves of a hash is exactly its value: neither section favours a side."""
+    offset = epilogue.field_product(epilogue.field_product(factor, 0x1234), epilogue.power_of_alpha(pixel))
+    random = np.arange(1 << 16, dtype=np.uint32) ^ np.uint32(offset)
+    form = Epilogue(out_bits=16, out_shift=shift, out_signed=True, keep_bits=8, keep_shift=shift, stochastic=True)
+    value = max(min(value, 126 << shift), -126 << shift)  # codes of both sections hold it
+    acc = np.full((1, 1, 1, random.size), value)
+    entries = Entries.of(1, m=1, n=1).along(1, 4)
+    out = epilogue.finish(acc, entries, form, random=random.reshape(acc.shape))
+    assert out.k is not None
+    assert out.saturated == 0
+    for codes in (out.a, out.k):
+        assert int(codes.sum()) << shift == value << 16
 
 
 def test_reverse_bits_is_its_own_inverse() -> None:

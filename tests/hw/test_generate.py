@@ -50,7 +50,7 @@ def test_manifest_tells_the_design_and_the_hash_of_every_file(tmp_path: Path) ->
     assert manifest["design_hash"] == f"{design.hash64:016x}"
     assert manifest["design"]["channels"] == 16 and manifest["derived"]["lanes"] == 32
     assert manifest["contract_version"] == contract.VERSION
-    assert manifest["ports"]["in0"]["tdata"] == manifest["ports"]["result"]["tdata"] == 64
+    assert manifest["ports"]["in0"]["tdata"] == manifest["ports"]["out1"]["tdata"] == 64
     assert manifest["registers"]["ERROR"] == 0x30
 
 

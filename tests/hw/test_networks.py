@@ -7,10 +7,8 @@ import pytest
 from hw.networks import (
     Bits,
     ConvShape,
-    mobilenetv2_cifar,
+    imagenet_resnet_layout,
     network,
-    resnet_cifar,
-    resnet_imagenet,
     total_macs,
     transformer_lm,
 )
@@ -44,14 +42,14 @@ def test_stem(model: str) -> None:
 
 
 def test_depthwise_layers() -> None:
-    depthwise = [s for s in mobilenetv2_cifar() if s.kind == "depthwise"]
+    depthwise = [s for s in network("mobilenetv2") if s.kind == "depthwise"]
     assert len(depthwise) == 17
     assert total_macs(depthwise) == 5_879_808
     assert all(s.groups == s.in_channels == s.out_channels for s in depthwise)
 
 
 def test_every_layer_feeds_the_next() -> None:
-    for shapes in (resnet_cifar(20), resnet_imagenet(34), mobilenetv2_cifar()):
+    for shapes in (network("resnet20"), network("resnet34"), network("mobilenetv2")):
         trunk = [s for s in shapes if s.kind not in ("shortcut", "fc")]
         for before, after in itertools.pairwise(trunk):
             assert before.out_channels == after.in_channels
@@ -116,7 +114,7 @@ def test_unknown_models_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown"):
         network("vgg")
     with pytest.raises(ValueError, match="18 or 34"):
-        resnet_imagenet(50)
+        imagenet_resnet_layout(50)
 
 
 @pytest.mark.parametrize("depth", [50, 101, 152, 164, 200])

@@ -28,11 +28,14 @@ def test_a_packet_has_the_fields_of_the_header() -> None:
     assert {*NAMES, "magic", "version", "check"} == set(FIELD)
 
 
-def test_every_bit_of_a_header_belongs_to_one_field_or_to_none() -> None:
+def test_no_bit_of_a_header_belongs_to_two_fields_and_all_others_are_refused() -> None:
     bits = [32 * f.half + f.lsb + i for f in contract.FIELDS for i in range(f.width)]
-    named = [32 * half + bit for half, mask in enumerate(contract.FIELD_BITS) for bit in range(32) if mask >> bit & 1]
-    assert sorted(bits) == named
-    assert max(named) < 64 * contract.HEADER_WORDS
+    assert len(set(bits)) == len(bits)
+    for bit in set(range(64 * contract.HEADER_WORDS)) - set(bits):
+        words = END.pack()
+        words[bit // 64] ^= 1 << bit % 64
+        words[-1] ^= 1 << 32 + bit % 32  # the checksum is the last half-word
+        assert check_header(DESIGN, words)[0] is Error.BAD_FIELD
 
 
 def test_the_board_needs_no_package_for_packets() -> None:
@@ -69,7 +72,7 @@ def test_a_field_that_a_kind_does_not_use_must_be_zero(name: str, field: str, da
     kind = p.kind
     assert kind is not None
     used = {*kind.fields, "opcode", "payload_words", "target", "format", "flags"}
-    used |= set(contract.RANDOM_FIELDS) if p.has(Flag.STOCHASTIC) else set()
+    used |= {name for flag, names in contract.FLAG_FIELDS.items() if p.has(flag) for name in names}
     if field in used:
         return
     value = data.draw(st.integers(1, (1 << FIELD[field].width) - 1))
@@ -126,19 +129,52 @@ def test_ones_of_a_weight_gradient_are_tiles_of_one_bit() -> None:
 def test_ranges_of_what_loads_write_and_products_read() -> None:
     both = load_tensor(DESIGN, Target.A | Target.G, 2, 9, 3, 4, 10, 20)
     size = 2 * 2 * 3 * 4
-    assert both.ranges(DESIGN) == {"A": (10, 10 + size), "G": (20, 20 + size)}
-    assert load_entries(DESIGN, Target.W, 7, 5).ranges(DESIGN) == {"W": (5, 12)}
-    assert load_entries(DESIGN, Target.E, 7, 5).ranges(DESIGN) == {"E": (5, 12)}
+    assert both.ranges(DESIGN) == {"A": ((10, 10 + size),), "G": ((20, 20 + size),)}
+    assert load_entries(DESIGN, Target.W, 7, 5).ranges(DESIGN) == {"W": ((5, 12),)}
+    assert load_entries(DESIGN, Target.E, 7, 5).ranges(DESIGN) == {"E": ((5, 12),)}
     shape = {"images": 2, "rows": 2, "groups": 3, "out_groups": 2, "a_bits": 4, "b_bits": 5, "base_a": 1, "base_b": 2}
     conv = product(Opcode.CONV, **shape, base_epilogue=4, format=OutputFormat.CODES, out_bits=2)
-    assert conv.ranges(DESIGN) == {"A": (1, 25), "W": (2, 32), "E": (4, 4 + 2 * DESIGN.channels)}
+    expected = {"A": ((1, 25),), "W": ((2, 32),), "E": ((4, 4 + 2 * DESIGN.channels),)}
+    assert conv.ranges(DESIGN) == expected
     strided = replace(conv, format=OutputFormat.INT32, flags=Flag.STRIDE_2, rows=3)  # twelve virtual rows
-    assert strided.ranges(DESIGN) == {"A": (1, 49), "W": (2, 32)}
+    assert strided.ranges(DESIGN) == {"A": ((1, 49),), "W": ((2, 32),)}
     wgrad = product(Opcode.WGRAD, **shape, base_accumulator=3, taps=1)
     entries = 2 * 3 * (DESIGN.channels + 1)
-    assert wgrad.ranges(DESIGN) == {"A": (1, 25), "G": (2, 22), "accumulator": (3, 3 + entries)}
-    assert read_entries(6, 3).ranges(DESIGN) == {"accumulator": (3, 9)}
+    assert wgrad.ranges(DESIGN) == {"A": ((1, 25),), "G": ((2, 22),), "accumulator": ((3, 3 + entries),)}
+    assert read_entries(6, 3).ranges(DESIGN) == {"accumulator": ((3, 9),)}
     assert END.ranges(DESIGN) == {}
+
+
+@given(st.integers(0, 8), st.integers(0, 8), st.booleans(), st.booleans(), st.integers(1, 9))
+def test_operands_of_an_epilogue_lie_in_buffer_g(
+    side_bits: int, added_bits: int, masked: bool, moments: bool, rows: int
+) -> None:
+    shape = {"images": 3, "rows": rows, "groups": 2, "out_groups": 2, "a_bits": 2, "b_bits": 2}
+    p = product(
+        Opcode.CONV, **shape, format=OutputFormat.MOMENTS if moments else OutputFormat.CODES, out_bits=1, valid=1,
+        flags=Flag.MASKED if masked else 0, side_bits=side_bits, added_bits=added_bits, base_side=5, base_added=40,
+    )  # fmt: skip
+    per_plane = 3 * -(-rows // 8) * 2
+    wanted = [(5, 5 + per_plane * (side_bits + masked))] if side_bits + masked else []
+    wanted += [(40, 40 + per_plane * added_bits)] if added_bits else []
+    assert p.ranges(DESIGN).get("G", ()) == tuple(wanted)
+    assert "G" not in replace(p, format=OutputFormat.INT32).ranges(DESIGN)
+
+
+@given(st.integers(1, 16), st.integers(0, 8), st.integers(0, 8), st.booleans(), st.booleans(), st.integers(1, 2))
+def test_results_of_codes_are_their_planes_and_then_the_moments(
+    out_bits: int, keep_bits: int, wide_bits: int, mask: bool, records: bool, out_groups: int
+) -> None:
+    flags = (Flag.KEEP_MASK if mask else Flag(0)) | (Flag.RECORDS if records else Flag(0))
+    p = product(
+        Opcode.CONV, images=2, rows=3, groups=1, out_groups=out_groups, a_bits=1, b_bits=1, format=OutputFormat.CODES,
+        out_bits=out_bits, keep_bits=keep_bits, wide_bits=wide_bits, flags=flags, valid=1 if records else 0,
+    )  # fmt: skip
+    planes = out_bits + keep_bits + mask + wide_bits
+    moments = out_groups * DESIGN.channels * 3 if records else 0
+    assert p.result_words(DESIGN) == 2 * 3 * out_groups * planes * DESIGN.row_words + moments
+    assert p.result_words(DESIGN) % 2 == 0  # two output streams take as many words each
+    assert p.check(DESIGN)[0] is (Error.BAD_BITS if planes > 25 else Error.NONE)
 
 
 def test_sums_at_the_limit_of_their_format_are_allowed_and_beyond_are_not() -> None:

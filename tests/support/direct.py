@@ -5,7 +5,9 @@ It walks plane pairs as the hardware does, so it is slow; valid programs only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 from hw import contract
 from hw.contract import Flag, Opcode, OutputFormat, Target
@@ -25,6 +27,39 @@ def _signed(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
+def _halves_up(value: int, shift: int) -> int:
+    return math.floor(Fraction(value, 1 << shift) + Fraction(1, 2)) if shift else value
+
+
+def _saturated(value: int) -> int:
+    return min(max(value, -(1 << 17)), (1 << 17) - 1)
+
+
+def _code(value: int, bits: int, shift: int, signed: bool, noise: int | None) -> tuple[int, bool]:
+    """Code of a value, rounded by the noise or to nearest, and whether it was clamped."""
+    exact = _halves_up(value, shift) if noise is None else (value + noise) // (1 << shift)
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    return min(max(exact, low), high), not low <= exact <= high
+
+
+def _field_times(a: int, b: int) -> int:
+    """Product in GF(2^16): of polynomials over GF(2), reduced by X^16 + X^12 + X^3 + X + 1."""
+    product = 0
+    for i in range(16):
+        product ^= (a << i) * (b >> i & 1)
+    for i in range(30, 15, -1):
+        product ^= (0x1100B << i - 16) * (product >> i & 1)
+    return product
+
+
+def _field_power(exponent: int) -> int:
+    """2 to the power of ``exponent`` in GF(2^16)."""
+    out = 1
+    for _ in range(exponent):
+        out = _field_times(out, 2)
+    return out
+
+
 class Direct:
     """State and results of one program on one design."""
 
@@ -32,7 +67,7 @@ class Direct:
         self.d = design
         self.rows: dict[Target, dict[tuple[int, int], int]] = {Target.A: {}, Target.G: {}}
         self.w: dict[int, int] = {}
-        self.e: dict[int, tuple[int, int]] = {}
+        self.e: dict[int, dict[str, int]] = {}
         self.acc: dict[int, list[int]] = {}
         self.out: list[int] = []
         self.skipped = self.saturated = self.packets = 0
@@ -40,9 +75,9 @@ class Direct:
     def run(self, words: list[int]) -> None:
         at = 0
         while True:
-            f = contract.unpack_header(words[at : at + 10])
-            payload = words[at + 10 : at + 10 + f["payload_words"]]
-            at += 10 + f["payload_words"]
+            f = contract.unpack_header(words[at : at + 12])
+            payload = words[at + 12 : at + 12 + f["payload_words"]]
+            at += 12 + f["payload_words"]
             self.packets += 1
             if f["opcode"] == Opcode.END:
                 return
@@ -81,7 +116,11 @@ class Direct:
             return
         if f["target"] == Target.E:
             for k in range(f["rows"]):
-                self.e[f["base_epilogue"] + k] = (_signed(payload[2 * k], 18), _signed(payload[2 * k + 1], 48))
+                first, second, third, _ = payload[4 * k : 4 * k + 4]
+                self.e[f["base_epilogue"] + k] = {
+                    **{name: _signed(first >> 18 * i, 18) for i, name in enumerate("mon")},
+                    "b": _signed(second, 48), "c": _signed(third, 40), "l": _signed(third >> 40, 18),
+                }  # fmt: skip
             return
         n, at = self.d.row_words, 0
         for i in range(f["images"]):
@@ -95,10 +134,17 @@ class Direct:
                                 where = self.address(base, f, f["groups"], f["a_bits"], i, y, g, plane)
                                 self.rows[target][where] = row
 
-    def index(self, f: dict[str, int], row: int, channel: int, place: tuple[int, int]) -> int:
-        """Random index of an element whose pixel is (segment, position in it)."""
-        index = f["index"] + row * f["row_stride"] + channel * f["channel_stride"]
-        return (index + place[0] * f["image_stride"] + place[1] * f["pixel_stride"]) & M32
+    def random(self, f: dict[str, int], row: int, channel: int, place: tuple[int, int]) -> int:
+        """Random number of an element whose pixel is (segment, position in it)."""
+        index = f["index"] + row * f["row_stride"] + channel * f["channel_stride"] + place[0] * f["image_stride"]
+        h = _hash(index & M32 ^ f["key"])
+        return h & 0xFFFF ^ _field_times(_field_times(h >> 16, f["factor"]), _field_power(place[1]))
+
+    def element(self, f: dict[str, int], base: int, planes: int, at: tuple[int, int, int], bit: int) -> int:
+        """Planes of one element of an operand in G, plane 0 the least significant."""
+        i, y, og = at
+        where = (self.address(base, f, f["out_groups"], planes, i, y, og, plane) for plane in range(planes))
+        return sum((self.rows[Target.G][place] >> bit & 1) << plane for plane, place in enumerate(where))
 
     def nonzero_planes(self, buffer: Target, base: int, addresses: int, bits: int) -> int:
         """Mask of the planes that SKIP_ZERO leaves."""
@@ -174,7 +220,7 @@ class Direct:
         if flags & Flag.SKIP_ZERO:
             addresses = f["images"] * -(-f_a["rows"] // 8) * groups * a_bits
             walked &= self.nonzero_planes(Target.A, f["base_a"], addresses, a_bits)
-        seen: list[list[int]] = [[] for _ in range(f["out_groups"] * c)]
+        seen: list[list[tuple[int, int]]] = [[] for _ in range(f["out_groups"] * c)]
         for i, y, og in (
             (i, y, og) for i in range(f["images"]) for y in range(f["rows"]) for og in range(f["out_groups"])
         ):
@@ -200,44 +246,78 @@ class Direct:
                                     pairs[oc][plane, j] = pairs[oc].get((plane, j), 0) + bin(match).count("1")
                 for oc in range(c):
                     acc[oc][p] = self.horner(a_bits, b_bits, a_signed, b_signed, pairs[oc])
-            if form == OutputFormat.CODES:
-                self.epilogue(f, i * f["rows"] + y, og, acc)
-                continue
-            if form == OutputFormat.STATISTICS:
-                for oc in range(c):
-                    seen[og * c + oc] += acc[oc][: f["pixels"]]
+            if form in (OutputFormat.CODES, OutputFormat.MOMENTS):
+                self.epilogue(f, (i, y, og), acc, seen)
                 continue
             self.words([v for line in acc for v in line], form == OutputFormat.INT64)
             if flags & Flag.A_SUM and og == 0:
                 self.words(sums, form == OutputFormat.INT64)
-        if form == OutputFormat.STATISTICS:
-            for values in seen:
-                squares = sum(v * v for v in values)
-                self.words([sum(values), squares, squares >> 64], True)
+        if form == OutputFormat.MOMENTS or (form == OutputFormat.CODES and flags & Flag.RECORDS):
+            for pairs_seen in seen:
+                values = [v for v, _ in pairs_seen]
+                self.words([sum(values), sum(v * factor for v, factor in pairs_seen)], True)
                 self.words([min(values), max(values)], False)
 
-    def epilogue(self, f: dict[str, int], row: int, og: int, acc: list[list[int]]) -> None:
-        c, bits = self.d.channels, f["out_bits"]
-        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if f["flags"] & Flag.OUT_SIGNED else (0, (1 << bits) - 1)
-        planes = [0] * bits
+    def epilogue(
+        self, f: dict[str, int], at: tuple[int, int, int], acc: list[list[int]], seen: list[list[tuple[int, int]]]
+    ) -> None:
+        """One tile of CODES or MOMENTS; ``seen`` takes each channel's values that count, with their factors."""
+        c, flags, (i, y, og) = self.d.channels, f["flags"], at
+        codes = f["format"] == OutputFormat.CODES
         where = self.segment(f)
+        masked = 1 if flags & Flag.MASKED else 0
+        planes: dict[int, int] = {}
         for oc in range(c):
-            m, b = self.e[f["base_epilogue"] + og * c + oc]
+            e = self.e[f["base_epilogue"] + og * c + oc]
             for p, value in enumerate(acc[oc]):
-                v = value * m + b
-                if f["flags"] & Flag.RELU and v < 0:
-                    v = 0
-                if f["flags"] & Flag.STOCHASTIC:
-                    r = _hash(self.index(f, row, og * c + oc, where[p]) ^ f["key"])
-                    v = (v + r * 2 ** f["shift"] // 2**32) // 2 ** f["shift"]
-                elif f["shift"]:
-                    v = (v + (1 << f["shift"] - 1)) // (1 << f["shift"])
-                q = min(max(v, low), high)
-                self.saturated += q != v
-                for plane in range(bits):
-                    planes[plane] |= (q >> plane & 1) << (p * c + oc)
-        for plane in planes:
-            self.out += [plane >> 64 * k & (1 << 64) - 1 for k in range(self.d.row_words)]
+                side = self.element(f, f["base_side"], f["side_bits"] + masked, at, p * c + oc)
+                on, k = side >> f["side_bits"], side & (1 << f["side_bits"]) - 1
+                if flags & Flag.SIDE_SIGNED and f["side_bits"]:
+                    k = _signed(k, f["side_bits"])
+                q = self.element(f, f["base_added"], f["added_bits"], at, p * c + oc)
+                q = _signed(q, f["added_bits"]) if f["added_bits"] else 0
+                t = value * e["m"] + e["b"] + 512 * q * e["o"]
+                if masked and not on:
+                    t = 0
+                exact = _halves_up(t, f["shift"])
+                x = _saturated(exact)
+                self.saturated += x != exact
+                counts = f["valid"] >> p & 1 and f["first_row"] <= y < f["last_row"]
+                if not codes:
+                    if counts:
+                        seen[og * c + oc].append((x, k if flags & Flag.CROSS else x))
+                    continue
+                w = _saturated(_halves_up(x * e["n"] + e["c"] + 512 * k * e["l"], f["value_shift"]))
+                if flags & Flag.RELU and w < 0:
+                    w = 0
+                if counts and flags & Flag.RECORDS:
+                    seen[og * c + oc].append((w, w))
+                r = self.random(f, i * f["rows"] + y, og * c + oc, where[p]) if flags & Flag.STOCHASTIC else None
+                for plane, bit in enumerate(self.sections(f, x, w, r)):
+                    planes[plane] = planes.get(plane, 0) | bit << (p * c + oc)
+        for plane in sorted(planes):
+            self.out += [planes[plane] >> 64 * k & (1 << 64) - 1 for k in range(self.d.row_words)]
+
+    def sections(self, f: dict[str, int], x: int, w: int, r: int | None) -> list[int]:
+        """Bits of an element in a tile's planes."""
+        flags, signed = f["flags"], bool(f["flags"] & Flag.OUT_SIGNED)
+
+        def noise(number: int | None, shift: int) -> int | None:
+            return None if number is None else number >> (16 - shift)
+
+        reverse = None if r is None else int(f"{r:016b}"[::-1], 2)
+        out, clamped = _code(w, f["out_bits"], f["out_shift"], signed, noise(r, f["out_shift"]))
+        self.saturated += clamped
+        bits = [out >> plane & 1 for plane in range(f["out_bits"])]
+        if f["keep_bits"]:
+            keep, _ = _code(x, f["keep_bits"], f["keep_shift"], True, noise(reverse, f["keep_shift"]))
+            bits += [keep >> plane & 1 for plane in range(f["keep_bits"])]
+        if flags & Flag.KEEP_MASK:
+            bits.append(int(w > 0))
+        if f["wide_bits"]:
+            wide, _ = _code(w, f["wide_bits"], f["wide_shift"], signed, None)
+            bits += [wide >> plane & 1 for plane in range(f["wide_bits"])]
+        return bits
 
     def wgrad(self, f: dict[str, int], _: list[int]) -> None:
         c, lanes = self.d.channels, self.d.lanes

@@ -19,6 +19,7 @@ Fields = dict[str, int]
 Packet = tuple[Fields, U64]
 
 _NONE = np.zeros(0, dtype=np.uint64)
+_HEADER = contract.HEADER_WORDS // 2  #: beats of a header
 
 
 class Malformed(NamedTuple):
@@ -43,24 +44,33 @@ def good_packets(design: Design) -> dict[str, Packet]:
     small = {"groups": 1, "out_groups": 1, "images": 1}
     load = {"opcode": int(Opcode.LOAD)}
     product = {**tensor, "a_bits": 2, "b_bits": 2, "segment_start": 1, "a_planes": 3, "b_planes": 3}
-    stochastic = {"key": 7, "index": 5, "channel_stride": 9, "image_stride": 3, "row_stride": 2, "pixel_stride": 1}
+    stochastic = {"key": 7, "index": 5, "channel_stride": 9, "image_stride": 3, "row_stride": 2, "factor": 4}
     packed: Fields = {**load, **tensor, "a_bits": 2}
     conv = {**product, "opcode": Opcode.CONV}
-    rounding = {**stochastic, "flags": Flag.STOCHASTIC} if d.rounding_lanes else {}
+    rounding = {**stochastic, "flags": Flag.STOCHASTIC} if d.rounding else {}
+    codes = {**conv, "format": OutputFormat.CODES, "out_bits": 4, "shift": 3, "value_shift": 2, "out_shift": 1}
+    counted = {"valid": 6, "first_row": 1, "last_row": 2}
+    sides = {"side_bits": 1, "added_bits": 2, "base_side": 4, "base_added": 1}  # of what load_g and load_ag bring
     return {
         "load_a": ({**packed, "target": Target.A}, _random(2 * 2 * d.row_words)),
-        "load_g": ({**packed, "target": Target.G}, _random(2 * 2 * d.row_words)),
+        "load_g": ({**packed, "a_bits": 8, "target": Target.G}, _random(8 * 2 * d.row_words)),
         "load_ag": ({**packed, "target": Target.A | Target.G}, _random(2 * 2 * d.row_words)),
         "load_w": ({**load, **small, "target": Target.W, "rows": 2}, _random(2 * d.weight_words)),
-        "load_e": ({**load, **small, "target": Target.E, "rows": d.channels}, _random(2 * d.channels)),
+        "load_e": ({**load, **small, "target": Target.E, "rows": d.channels}, _random(4 * d.channels)),
         "conv": ({**conv, "format": OutputFormat.INT32}, _NONE),
         "conv_wide": ({**conv, "format": OutputFormat.INT64, "flags": Flag.A_SUM}, _NONE),
-        "conv_codes": ({**conv, "format": OutputFormat.CODES, "out_bits": 4, "shift": 3}, _NONE),
-        "conv_random": (
-            {**conv, **rounding, "format": OutputFormat.CODES, "out_bits": 4, "shift": 3},
+        "conv_codes": (codes, _NONE),
+        "conv_random": ({**codes, **rounding}, _NONE),
+        "conv_sections": (
+            {**codes, **counted, **sides, "keep_bits": 3, "wide_bits": 2, "keep_shift": 5, "wide_shift": 3}
+            | {"flags": Flag.MASKED | Flag.KEEP_MASK | Flag.RECORDS},
             _NONE,
         ),
-        "conv_statistics": ({**conv, "format": OutputFormat.STATISTICS, "pixels": 3}, _NONE),
+        "conv_moments": ({**conv, **counted, "format": OutputFormat.MOMENTS, "shift": 3}, _NONE),
+        "conv_cross": (
+            {**conv, **counted, **sides, "format": OutputFormat.MOMENTS, "shift": 3, "flags": Flag.CROSS},
+            _NONE,
+        ),
         "conv_skip": ({**conv, "format": OutputFormat.INT32, "flags": Flag.SKIP_ZERO}, _NONE),
         "load_tall": ({**packed, "rows": 8, "target": Target.A}, _random(8 * 2 * d.row_words)),
         "conv_stride_2": ({**conv, "flags": Flag.STRIDE_2 | Flag.A_SUM}, _NONE),
@@ -102,8 +112,13 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
         for opcode in (0, 5, 14, 16, 255):
             add(kind, Error.BAD_OPCODE, opcode=opcode)
     add("load_a", Error.BAD_CHECK, check=0, opcode=99)
-    add("load_a", Error.BAD_OPCODE, opcode=0, a_bits=99, pixels=1)
+    add("load_a", Error.BAD_OPCODE, opcode=0, a_bits=99, valid=1)
 
+    epilogue = (
+        "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start a_planes b_planes "
+        "base_epilogue shift side_bits added_bits base_side base_added"
+    )
+    codes = epilogue + " out_bits out_shift keep_bits keep_shift wide_bits wide_shift value_shift"
     used = {
         "load_a": "rows groups out_groups images a_bits base_a target",
         "load_g": "rows groups out_groups images a_bits base_b target",
@@ -112,13 +127,10 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
         "load_e": "rows groups out_groups images base_epilogue target",
         "conv": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start a_planes "
         "b_planes",
-        "conv_codes": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start a_planes "
-        "b_planes out_bits shift base_epilogue",
-        "conv_random": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start a_planes "
-        "b_planes out_bits shift base_epilogue"
-        + (" key index channel_stride image_stride row_stride pixel_stride" if d.rounding_lanes else ""),
-        "conv_statistics": "rows groups out_groups images a_bits b_bits flags base_a base_b format segment_start "
-        "a_planes b_planes pixels",
+        "conv_codes": codes,
+        "conv_random": codes + (" key index channel_stride image_stride row_stride factor" if d.rounding else ""),
+        "conv_sections": codes + " valid first_row last_row",
+        "conv_moments": epilogue + " valid first_row last_row",
         "wgrad": "rows groups out_groups images a_bits b_bits flags base_a base_b segment_start a_planes b_planes "
         "base_accumulator taps",
         "read": "rows format base_accumulator",
@@ -133,12 +145,15 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
                 add(kind, Error.BAD_FIELD, **{field.name: 1 << (field.width - 1)})
 
     conv_flags = Flag.A_SIGNED | Flag.B_SIGNED | Flag.STRIDE_2 | Flag.SKIP_ZERO
+    side_flags = Flag.SIDE_SIGNED | Flag.MASKED
+    code_flags = side_flags | Flag.RELU | Flag.OUT_SIGNED | Flag.KEEP_MASK
     allowed = {
         "load_a": 0,
         "conv": conv_flags | Flag.A_SUM,
         "conv_wide": conv_flags | Flag.A_SUM,
-        "conv_codes": conv_flags | Flag.RELU | Flag.OUT_SIGNED | (Flag.STOCHASTIC if d.rounding_lanes else Flag(0)),
-        "conv_statistics": conv_flags,
+        # RECORDS without rows that count is BAD_SHAPE, STOCHASTIC without a factor BAD_FIELD
+        "conv_codes": conv_flags | code_flags | Flag.RECORDS,
+        "conv_moments": conv_flags | side_flags,
         "wgrad": Flag.A_SIGNED | Flag.B_SIGNED | Flag.ONES | Flag.CLEAR | Flag.SKIP_ZERO,
         "read": 0,
         "end": 0,
@@ -157,6 +172,7 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
         ("load_e", 1),
         ("conv", 4),
         ("conv", 5),
+        ("conv_codes", 3),
         ("read", 2),
         ("read", 3),
         ("wgrad", 1),
@@ -179,13 +195,39 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
         add("load_ag", Error.BAD_BITS, a_bits=bits, rows=0)
         add("conv_codes", Error.BAD_BITS, out_bits=bits)
     add("conv_codes", Error.BAD_BITS, shift=48)
+    add("conv_moments", Error.BAD_BITS, shift=48)
+    add("conv_codes", Error.BAD_BITS, value_shift=48)
+    for name, most in (*dict.fromkeys(("side_bits", "added_bits", "keep_bits", "wide_bits"), 8).items(),
+                       *dict.fromkeys(("out_shift", "keep_shift", "wide_shift"), 16).items()):  # fmt: skip
+        add("conv_codes", Error.BAD_BITS, **{name: most + 1})
+        add("conv_codes", Error.BAD_BITS, **{name: 255, "rows": 0})
+        if name in ("side_bits", "added_bits"):
+            add("conv_moments", Error.BAD_BITS, **{name: most + 1})
+    add("conv_codes", Error.BAD_BITS, out_bits=16, keep_bits=8, wide_bits=2)
+    add("conv_sections", Error.BAD_BITS, out_bits=16, keep_bits=8, wide_bits=1)  # and the mask
+    add("conv_sections", Error.BAD_BITS, out_bits=16, keep_bits=5, wide_bits=4)
+    add("conv_cross", Error.BAD_FIELD, side_bits=0)
+    add("conv_cross", Error.BAD_FIELD, side_bits=0, a_bits=0)
+    add("conv_cross", Error.BAD_FIELD, flags=Flag.CROSS | Flag.MASKED, side_bits=0)  # a mask alone has no elements
+    if d.rounding:
+        add("conv_random", Error.BAD_FIELD, factor=0)
+        add("conv_random", Error.BAD_FIELD, factor=0, out_bits=0)
     add("conv_codes", Error.BAD_BITS, shift=255, images=0)
 
     add("conv_stride_2", Error.BAD_SHAPE, rows=257)
     add("conv_stride_2", Error.BAD_SHAPE, rows=1024, base_a=0xFFFF)
-    for pixels in (0, d.lanes + 1, 0xFFFF):
-        add("conv_statistics", Error.BAD_SHAPE, pixels=pixels)
-    for kind in ("load_a", "load_ag", "conv", "conv_codes", "conv_statistics", "wgrad"):
+    for kind in ("conv_moments", "conv_sections"):
+        add(kind, Error.BAD_SHAPE, valid=0)
+        if d.lanes < 32:
+            add(kind, Error.BAD_SHAPE, valid=1 | 1 << d.lanes)
+        add(kind, Error.BAD_SHAPE, first_row=2)
+        add(kind, Error.BAD_SHAPE, first_row=0xFFFF)
+        add(kind, Error.BAD_SHAPE, first_row=1, last_row=1)
+        add(kind, Error.BAD_SHAPE, last_row=3)
+        add(kind, Error.BAD_SHAPE, last_row=0x8002)
+        add(kind, Error.BAD_SHAPE, first_row=0, last_row=0)
+    add("conv_codes", Error.BAD_SHAPE, flags=Flag.RECORDS)
+    for kind in ("load_a", "load_ag", "conv", "conv_codes", "conv_moments", "wgrad"):
         for name, limit in contract.LIMITS.items():
             add(kind, Error.BAD_SHAPE, **{name: 0})
             add(kind, Error.BAD_SHAPE, **{name: limit + 1})
@@ -196,7 +238,7 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
             add(kind, Error.BAD_SHAPE, **{name: 2})
             add(kind, Error.BAD_SHAPE, **{name: 0})
     add("read", Error.BAD_SHAPE, rows=0)
-    for kind in ("conv", "conv_codes", "conv_statistics", "conv_stride_2", "wgrad"):
+    for kind in ("conv", "conv_codes", "conv_moments", "conv_stride_2", "wgrad"):
         add(kind, Error.BAD_SHAPE, segment_start=0)
         add(kind, Error.BAD_SHAPE, segment_start=2)
         if d.lanes < 32:
@@ -226,6 +268,15 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     add("conv_stride_2", Error.OUT_OF_BUFFER, rows=8, base_a=d.depth_a - 4 * 2 + 1)
     add("conv_codes", Error.OUT_OF_BUFFER, base_epilogue=d.depth_epilogue - c + 1)
     add("conv_codes", Error.OUT_OF_BUFFER, groups=64, a_bits=16, b_bits=16)  # it would overflow, too
+    for kind in ("conv_sections", "conv_cross"):
+        planes = 2 if kind == "conv_sections" else 1
+        add(kind, Error.OUT_OF_BUFFER, base_epilogue=d.depth_epilogue - c + 1)
+        add(kind, Error.OUT_OF_BUFFER, base_side=d.depth_g - planes + 1)
+        add(kind, Error.OUT_OF_BUFFER, base_side=0xFFFF)
+        add(kind, Error.OUT_OF_BUFFER, base_added=d.depth_g - 1)
+        add(kind, Error.OUT_OF_BUFFER, base_added=0xFFFF, base_side=d.depth_g - planes)
+        add(kind, Error.OUT_OF_BUFFER, base_side=d.depth_g - 8, out_groups=8 // planes + 1, base_b=0, base_epilogue=0)
+    add("conv_codes", Error.OUT_OF_BUFFER, flags=Flag.MASKED, base_side=d.depth_g)  # the mask plane alone
     add("wgrad", Error.OUT_OF_BUFFER, base_b=d.depth_g - 1)
     add("wgrad", Error.OUT_OF_BUFFER, base_accumulator=d.depth_accumulator - 18 * (c + 1) + 1)
     add("wgrad", Error.OUT_OF_BUFFER, base_accumulator=d.depth_accumulator - 9 * (c + 1))
@@ -235,7 +286,7 @@ def _field_cases(design: Design) -> list[tuple[str, str, Fields, Error]]:  # noq
     add("read", Error.OUT_OF_BUFFER, rows=0xFFFF)
 
     add("conv", Error.OVERFLOW, a_bits=16, b_bits=16)
-    for kind in ("conv_codes", "conv_statistics"):
+    for kind in ("conv_codes", "conv_moments"):
         add(kind, Error.OVERFLOW, a_bits=13, b_bits=13)
     tight = 31 - (d.dot_bits - 1).bit_length()  # the greatest sum of widths that INT32 takes
     add("conv", Error.OVERFLOW, a_bits=tight - 11, b_bits=12)
@@ -294,24 +345,24 @@ def _stream_cases(design: Design) -> list[Malformed]:
 
     whole = np.concatenate([head, end])
     base = head.size // 2
-    for beat in (1, 4):
+    for beat in (1, _HEADER - 1):
         cut(f"first header, {beat} beats", whole, beat, Error.TRUNCATED, 0)
         cut(f"END header, {beat} beats", whole, base + beat, Error.TRUNCATED, 3)
-    cut("LOAD header without payload", whole, 5, Error.TRUNCATED, 0)
-    cut("first payload beat", whole, 6, Error.TRUNCATED, 0)
+    cut("LOAD header without payload", whole, _HEADER, Error.TRUNCATED, 0)
+    cut("first payload beat", whole, _HEADER + 1, Error.TRUNCATED, 0)
     cut("payload but for its last beat", whole, packet_words(prefix[0]).size // 2 - 1, Error.TRUNCATED, 0)
     cut("payload's last beat", whole, packet_words(prefix[0]).size // 2, Error.TRUNCATED, 0)
     cut("CONV is last", whole, base, Error.TRUNCATED, 2)
     for kind in ("wgrad", "read", "conv_codes"):
         words = np.concatenate([head, packet_words(packets[kind]), end])
-        cut(f"{kind} is last", words, base + 5, Error.TRUNCATED, 3)
+        cut(f"{kind} is last", words, base + _HEADER, Error.TRUNCATED, 3)
     bad = np.concatenate([head, packet_words(({**packets["conv"][0], "a_bits": 0}, _NONE)), end])
-    cut("bad header, then cut", bad, base + 5, Error.BAD_BITS, 3)
-    bad = np.concatenate([head, packet_words(({"opcode": Opcode.END, "pixels": 1}, _NONE))])
-    cut("bad END", bad, base + 5, Error.BAD_FIELD, 3)
-    cut("bad header, itself cut", bad, base + 4, Error.TRUNCATED, 3)
+    cut("bad header, then cut", bad, base + _HEADER, Error.BAD_BITS, 3)
+    bad = np.concatenate([head, packet_words(({"opcode": Opcode.END, "valid": 1}, _NONE))])
+    cut("bad END", bad, base + _HEADER, Error.BAD_FIELD, 3)
+    cut("bad header, itself cut", bad, base + _HEADER - 1, Error.TRUNCATED, 3)
     bad = np.concatenate([head, packet_words(({"opcode": Opcode.END, "payload_words": 2}, _NONE)), _random(2)])
-    cut("END with payload", bad, base + 6, Error.BAD_LENGTH, 3)
+    cut("END with payload", bad, base + _HEADER + 1, Error.BAD_LENGTH, 3)
 
     w0, w1 = _split(whole)
     more = _random(1, seed=3)

@@ -12,6 +12,7 @@ import numpy as np
 
 from host.arrays import U64
 from host.program.builder import ProgramBuilder
+from host.verify.stimuli import draw_entries, draw_epilogue
 from hw.contract import ALL_TAPS, ROW_BANKS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.packet import Packet, blocks, load_entries, read_entries, tensor_addresses
@@ -73,11 +74,6 @@ class _Writer:
         full = (1 << bits) - 1
         return full if self.chance(0.6) else self.draw(0, full)
 
-    def randomness(self) -> dict[str, int]:
-        """Fields of stochastic rounding."""
-        names = ("key", "index", "channel_stride", "image_stride", "row_stride", "pixel_stride")
-        return {name: self.draw(0, (1 << 32) - 1) if self.chance(0.5) else self.draw(0, 300) for name in names}
-
     def tensor_words(self, images: int, rows: int, groups: int, bits: int) -> U64:
         """Payload of codes, now and then with planes that are zero."""
         words = self.words(images * rows * groups * bits * self.design.row_words)
@@ -124,16 +120,10 @@ class _Writer:
         self.weights[base : base + rows] = True
         return base
 
-    def load_epilogue(self, rows: int) -> int:
-        """LOAD E of ``rows`` entries at a random base, which is returned."""
+    def load_epilogue(self, packet: Packet, rows: int) -> int:
+        """LOAD E of ``rows`` entries for a packet at a random base, which is returned."""
         base = self.draw(0, self.design.depth_epilogue - rows)
-        payload = self.words(2 * rows)
-        if self.chance(0.7):  # moderate numbers, with the ignored high bits set or not
-            multiplier = self.rng.integers(-2000, 2000, size=rows).astype(np.int64).view(np.uint64)
-            offset = self.rng.integers(-(1 << 20), 1 << 20, size=rows).astype(np.int64).view(np.uint64)
-            payload[0::2] = multiplier if self.chance(0.5) else multiplier & np.uint64((1 << 18) - 1)
-            payload[1::2] = offset if self.chance(0.5) else offset & np.uint64((1 << 48) - 1)
-        self.builder.add(load_entries(self.design, Target.E, rows, base), payload)
+        self.builder.add(load_entries(self.design, Target.E, rows, base), draw_entries(self.rng, packet, rows))
         self.epilogue[base : base + rows] = True
         return base
 
@@ -189,26 +179,7 @@ class _Writer:
         base_w = self.draw(0, d.depth_w - needed)
         if not self.weights[base_w : base_w + needed].all():
             base_w = self.load_weights(needed)
-        more: dict[str, int] = {}
-        if form == OutputFormat.CODES:
-            channels = out_groups * d.channels
-            base = self.draw(0, d.depth_epilogue - channels)
-            if not self.epilogue[base : base + channels].all() or self.chance(0.5):
-                base = self.load_epilogue(channels)
-            more["base_epilogue"] = base
-        if form == OutputFormat.CODES:
-            shift = self.draw(0, 47) if self.chance(0.2) else self.draw(0, 24)
-            more |= {"shift": shift, "out_bits": self.bits()}
-            if d.rounding_lanes and self.chance(0.6):
-                flags |= Flag.STOCHASTIC
-                more |= self.randomness()
-        if form == OutputFormat.STATISTICS:
-            more["pixels"] = self.draw(1, d.lanes)
-        optional = {
-            OutputFormat.CODES: (Flag.RELU, Flag.OUT_SIGNED),
-            OutputFormat.INT32: (Flag.A_SUM,),
-            OutputFormat.INT64: (Flag.A_SUM,),
-        }.get(form, ())
+        optional = () if replace(packet, format=form).has_epilogue else (Flag.A_SUM,)
         for flag in (Flag.A_SIGNED, Flag.B_SIGNED, *optional):
             flags |= flag if self.chance(0.5) else Flag(0)
         if self.skippable(Target.A, base_a, images, rows, groups, a_bits):
@@ -225,9 +196,32 @@ class _Writer:
             segment_start=self.segments(),
             a_planes=self.planes(a_bits),
             b_planes=self.planes(b_bits),
-            **more,
         )
-        self.builder.add(packet)
+        self.builder.add(self.with_epilogue(packet) if packet.has_epilogue else packet)
+
+    def with_epilogue(self, packet: Packet) -> Packet:
+        """A CONV of CODES or MOMENTS with an epilogue whose entries and operands this program has written."""
+        packet = draw_epilogue(self.rng, self.design, packet)
+        channels = packet.out_groups * self.design.channels
+        base = self.draw(0, self.design.depth_epilogue - channels)
+        if not self.epilogue[base : base + channels].all() or self.chance(0.5):
+            base = self.load_epilogue(packet, channels)
+        packet = replace(packet, base_epilogue=base)
+        # loading one operand may overwrite the other, which is then another tensor that this program has written
+        if packet.side_planes:
+            packet = replace(packet, base_side=self.operand(packet, packet.side_planes))
+        if packet.added_bits:
+            packet = replace(packet, base_added=self.operand(packet, packet.added_bits))
+        return packet
+
+    def operand(self, packet: Packet, planes: int) -> int:
+        """First address in G of an epilogue's operand: something written before, or a tensor that is loaded now."""
+        shape = packet.images, packet.rows, packet.out_groups, planes
+        for base, *_ in self.loads[Target.G]:
+            if self.chance(0.3) and self.readable(Target.G, base, *shape):
+                return base
+        self.load(Target.G, *shape)
+        return self.loads[Target.G][-1][0]
 
     def wgrad(self) -> None:
         a = self.tensor(Target.A)

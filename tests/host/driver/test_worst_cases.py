@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from host.arrays import I64
+from host.arrays import I64, Array
 from host.devices.device import Device, check
 from host.devices.hls import HlsDevice
 from host.devices.reference import ReferenceDevice
 from host.devices.rtl import RtlDevice
 from host.driver.fabric_engine import FabricEngine
-from host.numerics import fmix32
+from host.epilogue import Entries, random_rows, reverse_bits
 from host.operands import ConvGeometry, Grid, Operand
 from host.program import packing
-from host.program.builder import PacketError, ProgramBuilder
+from host.program.builder import PacketError, ProgramBuilder, read_program
 from hw.contract import LIMITS, Error, Flag, Opcode, OutputFormat, Target
 from hw.design import Design, load_design
 from hw.packet import Packet, flags_of, product, read_entries, tensor_addresses
@@ -56,21 +56,41 @@ def longest(design: Design, a_bits: int, b_bits: int, wide: bool) -> int:
 
 
 def conv(
-    design: Design, bits: tuple[int, int], signs: tuple[bool, bool], groups: int, form: OutputFormat, **more: int
+    design: Design,
+    bits: tuple[int, int],
+    signs: tuple[bool, bool],
+    groups: int,
+    form: OutputFormat,
+    entries: dict[str, int] | None = None,
+    operands: tuple[int, int] = (0, 0),
+    **more: int,
 ) -> tuple[ProgramBuilder, I64]:
-    """A program that convolves all extreme codes, and its accumulators: int64 (rows, C, L)."""
+    """A program that convolves all extreme codes, and its accumulators: int64 (rows, C, L).
+
+    Args:
+        entries: of the epilogue, all channels alike.
+        operands: elements of SIDE, its mask left out, and of ADDED.
+        more: fields of the packet.
+    """
     d, c = design, design.channels
     a, w = (extreme(b, s) for b, s in zip(bits, signs, strict=True))
     builder = ProgramBuilder(d)
     builder.load_packed(Target.A, np.full((1, ROWS, groups, d.lanes, c), a), bits[0])
     builder.load_weights(np.full((1, groups, c, 9, c), w), bits[1])
-    if form == OutputFormat.CODES:
-        m, b = more.pop("multiplier"), more.pop("offset")
-        builder.load_epilogue(np.full(c, m), np.full(c, b))
+    packet = product(Opcode.CONV, rows=ROWS, images=1, groups=groups, out_groups=1, a_bits=bits[0], b_bits=bits[1])
+    packet = replace(packet, format=form, **more)
+    if packet.has_epilogue:
+        builder.load_epilogue(Entries.of(c, **(entries or {})))
+        side, added = operands
+        if packet.side_planes:  # and all of the mask set
+            k = np.full((1, ROWS, 1, d.lanes, c), side + (packet.has(Flag.MASKED) << packet.side_bits))
+            builder.load_packed(Target.G, k, packet.side_planes)
+        if packet.added_bits:
+            q = np.full((1, ROWS, 1, d.lanes, c), added)
+            builder.load_packed(Target.G, q, packet.added_bits, packet.base_added)
     integers = form in (OutputFormat.INT32, OutputFormat.INT64)
-    flags = flags_of({Flag.A_SIGNED: signs[0], Flag.B_SIGNED: signs[1], Flag.A_SUM: integers}) | more.pop("flags", 0)
-    shape = {"images": 1, "rows": ROWS, "groups": groups, "out_groups": 1, "a_bits": bits[0], "b_bits": bits[1]}
-    builder.add(product(Opcode.CONV, **shape, format=form, flags=flags, **more))
+    flags = flags_of({Flag.A_SIGNED: signs[0], Flag.B_SIGNED: signs[1], Flag.A_SUM: integers})
+    builder.add(replace(packet, flags=packet.flags | flags))
     rows = np.full(ROWS, 3) - (np.arange(ROWS) % (ROWS - 1) == 0)
     pixels = np.full(d.lanes, 3) - (np.arange(d.lanes) % (d.lanes - 1) == 0)
     acc = np.multiply.outer(rows, pixels)[:, None] * np.int64(c * groups * a * w)
@@ -103,27 +123,78 @@ def test_longest_convolution_of_every_32_bit_format(
     got, _ = packing.unpack_conv(check(device.run(builder)).words, d, 1, ROWS, 1, False, True)
     assert np.array_equal(got[0], acc)
 
-    for multiplier, offset, shift in ((131071, (1 << 47) - 1, 47), (-131072, -(1 << 47), 33), (1, 0, 0)):
-        for key in (None, 5):
-            more = {"multiplier": multiplier, "offset": offset, "shift": shift, "out_bits": 16}
-            more["flags"] = flags_of({Flag.OUT_SIGNED: True, Flag.STOCHASTIC: key is not None})
-            builder, acc = conv(d, bits, signs, groups, OutputFormat.CODES, **more, key=key or 0)
-            v = acc.astype(object) * multiplier + offset
-            if key is None:
-                noise: object = 1 << shift >> 1
-            else:  # index 0 and no strides: one random word for all
-                noise = (fmix32(key) << shift) >> 32
-            wanted = np.clip(((v + noise) >> shift), -(1 << 15), (1 << 15) - 1).astype(np.int64)
-            codes = packing.unpack_rows(check(device.run(builder)).words, d, 1, ROWS, 1, 16, True)[0, :, 0]
-            assert np.array_equal(codes.swapaxes(1, 2), wanted)
 
-    builder, acc = conv(d, bits, signs, groups, OutputFormat.STATISTICS, pixels=d.lanes)
-    total, squares, low, high = packing.unpack_statistics(check(device.run(builder)).words)
-    each = acc.swapaxes(0, 1).reshape(d.channels, -1)
-    assert np.array_equal(total, each.sum(axis=1))
-    assert squares == [sum(int(v) ** 2 for v in line) for line in each]
-    assert np.array_equal(low, each.min(axis=1))
-    assert np.array_equal(high, each.max(axis=1))
+def rounded(values: Array, shift: int, noise: Array | None = None) -> Array:
+    """Python integers divided by ``2**shift``: rounded to nearest, halves up, or by noise."""
+    return values + ((1 << shift >> 1) if noise is None else noise) >> shift
+
+
+def saturated(values: Array, bits: int = 18) -> Array:
+    return np.clip(values, -(1 << bits - 1), (1 << bits - 1) - 1)
+
+
+def moments_of(values: Array, factors: Array) -> list[list[int]]:
+    """Sum, sum of products, least and greatest of Python integers (rows, C, L), of each channel."""
+    v, f = (x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in (values, factors))
+    return [[int(n) for n in numbers] for numbers in (v.sum(1), (v * f).sum(1), v.min(1), v.max(1))]
+
+
+@pytest.mark.parametrize("bits", [(9, 9), (16, 2), (8, 8)])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("shift", "value_shift"), [(47, 18), (33, 47), (0, 0), (31, 17)])
+def test_greatest_entries_and_operands_of_an_epilogue(
+    bits: tuple[int, int], sign: int, shift: int, value_shift: int, device: Device
+) -> None:
+    """Every multiplier, offset and operand at its limit behind the longest sums: no product and no sum wraps."""
+    d = device.info.design
+
+    def limit(width: int) -> int:
+        return (1 << width - 1) - 1 if sign > 0 else -(1 << width - 1)
+
+    entries = {**dict.fromkeys("monl", limit(18)), "b": limit(48), "c": limit(40)}
+    k, q = 255, -128
+    fields = {"shift": shift, "side_bits": 8, "added_bits": 8, "base_added": 64, "last_row": ROWS}
+    fields["valid"] = (1 << d.lanes) - 1
+    widths = {"value_shift": value_shift, "out_bits": 8, "out_shift": 3, "keep_bits": 7, "keep_shift": 9}
+    widths |= {"wide_bits": 8, "wide_shift": 16}
+    common = (d, bits, (True, False), longest(d, *bits, False))
+    _, acc = conv(*common, OutputFormat.INT32)
+    p = acc.astype(object) * entries["m"] + entries["b"] + 512 * q * entries["o"]
+    x = saturated(rounded(p, shift))
+    w = saturated(rounded(x * entries["n"] + entries["c"] + 512 * k * entries["l"], value_shift))
+    for factor in (0, 3) if d.rounding else (0,):
+        flags = flags_of(
+            {
+                Flag.OUT_SIGNED: True,
+                Flag.MASKED: True,
+                Flag.RECORDS: True,
+                Flag.STOCHASTIC: factor > 0,
+                Flag.KEEP_MASK: True,
+            }
+        )
+        more = {**fields, **widths, "flags": flags, "key": 5 * factor, "factor": factor}
+        builder, _ = conv(*common, OutputFormat.CODES, entries, (k, q), **more)
+        (packet,) = (found for _, found in read_program(builder.words()) if found.opcode == Opcode.CONV)
+        got = packing.unpack_sections(check(device.run(builder)).words, d, packet)
+        e = [None, None]
+        if factor:  # index 0 and no strides: one hash for all rows and channels
+            random = random_rows(np.zeros(1, np.uint32), 5 * factor, d.lanes, factor)[0]
+            e = [(r >> 16 - n).astype(object) for r, n in ((random, 3), (reverse_bits(random), 9))]
+        for codes, wanted in (
+            (got.out, saturated(rounded(w, 3, e[0]), 8)),
+            (got.keep, saturated(rounded(x, 9, e[1]), 7)),
+            (got.wide, saturated(rounded(w, 16), 8)),
+            (got.mask, w > 0),
+        ):
+            assert codes is not None
+            assert np.array_equal(codes[0, :, 0].swapaxes(1, 2), wanted)
+        assert got.moments is not None
+        assert [numbers.tolist() for numbers in got.moments] == moments_of(w, w)
+
+    for flags, factors in ((Flag(0), x), (Flag.CROSS, np.full_like(x, k))):
+        builder, _ = conv(*common, OutputFormat.MOMENTS, entries, (k, q), **fields, flags=int(flags))
+        moments = packing.unpack_moments(check(device.run(builder)).words)
+        assert [numbers.tolist() for numbers in moments] == moments_of(x, factors)
 
 
 @pytest.mark.parametrize("name", DESIGNS)
@@ -131,9 +202,9 @@ def test_one_group_more_than_32_bits_hold_is_refused(name: str) -> None:
     d = DESIGNS[name]
     for bits in ((12, 8), (9, 11)):
         groups = longest(d, *bits, False)
-        for form in (OutputFormat.INT32, OutputFormat.STATISTICS):
+        for form, more in ((OutputFormat.INT32, {}), (OutputFormat.MOMENTS, {"valid": 1, "last_row": 1})):
             with pytest.raises(PacketError) as caught:
-                conv(d, bits, (False, False), groups + 1, form, **({"pixels": 1} if form != OutputFormat.INT32 else {}))
+                conv(d, bits, (False, False), groups + 1, form, **more)
             assert caught.value.error is Error.OVERFLOW
 
 

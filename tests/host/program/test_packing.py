@@ -13,11 +13,12 @@ from hypothesis.extra import numpy as hnp
 
 from host import numerics
 from host.arrays import Codes
+from host.epilogue import Entries, Moments
 from host.program import packing
 from host.program.builder import PacketError, ProgramBuilder
-from hw.contract import Error, Opcode, Target
+from hw.contract import Error, Flag, Opcode, OutputFormat, Target
 from hw.design import load_design
-from hw.packet import product, read_entries
+from hw.packet import flags_of, load_tensor, product, read_entries
 
 DESIGNS = [load_design("sim-small"), load_design("zc706")]
 designs = st.sampled_from(DESIGNS)
@@ -84,12 +85,70 @@ def test_integers_round_trip(values) -> None:  # type: ignore[no-untyped-def]
         assert np.array_equal(packing.unpack_integers(words, wide), values)
 
 
-@given(st.lists(st.tuples(st.integers(-(1 << 17), (1 << 17) - 1), st.integers(-(1 << 47), (1 << 47) - 1)), min_size=1))
-def test_epilogue_entries_keep_their_sign(entries) -> None:  # type: ignore[no-untyped-def]
-    m, b = np.array(entries, dtype=np.int64).T
-    words = packing.pack_epilogue(m, b)
-    assert np.array_equal(packing.sign_extend(words[0::2], 18), m)
-    assert np.array_equal(packing.sign_extend(words[1::2], 48), b)
+@settings(max_examples=60, deadline=None)
+@given(designs, st.integers(1, 16), st.integers(0, 8), st.integers(0, 8), st.booleans(), st.booleans(), seeds)
+def test_sections_round_trip_and_what_is_kept_loads_as_a_side_operand(  # type: ignore[no-untyped-def]
+    design, out_bits, keep_bits, wide_bits, masked, signed, seed
+) -> None:
+    flags = flags_of({Flag.OUT_SIGNED: signed, Flag.KEEP_MASK: masked, Flag.RECORDS: seed % 2 == 1})
+    packet = product(
+        Opcode.CONV, images=2, rows=3, groups=1, out_groups=2, a_bits=1, b_bits=1, format=OutputFormat.CODES,
+        out_bits=out_bits, keep_bits=keep_bits, wide_bits=min(wide_bits, 24 - out_bits - keep_bits), flags=flags,
+        valid=seed % 2,
+    ) if out_bits + keep_bits <= 24 else product(
+        Opcode.CONV, images=1, rows=1, groups=1, out_groups=1, a_bits=1, b_bits=1, format=OutputFormat.CODES, out_bits=1
+    )  # fmt: skip
+    shape = packet.images, packet.rows, packet.out_groups, design.lanes, design.channels
+    channels = packet.out_groups * design.channels
+    rng = np.random.default_rng(seed)
+    sections = packing.Sections(
+        codes(seed, shape, packet.out_bits, signed),
+        keep=codes(seed + 1, shape, packet.keep_bits, True) if packet.keep_bits else None,
+        mask=rng.random(shape) < 0.5 if packet.has(Flag.KEEP_MASK) else None,
+        wide=codes(seed + 2, shape, packet.wide_bits, signed) if packet.wide_bits else None,
+        moments=Moments(*rng.integers(-(1 << 17), 1 << 17, size=(4, channels))) if packet.has_moments else None,
+    )
+    words = packing.pack_sections(sections, packet)
+    assert words.size == packet.result_words(design)
+    back = packing.unpack_sections(words, design, packet)
+    for name, wanted in sections._asdict().items():
+        got = getattr(back, name)
+        assert (got is None) == (wanted is None), name
+        assert wanted is None or np.array_equal(got, wanted), name
+
+    planes = packet.keep_bits + packet.has(Flag.KEEP_MASK)
+    side = packing.split_sections(words, design, packet).side
+    if not planes:
+        assert side.size == 0
+        return
+    load = load_tensor(design, Target.G, packet.images, packet.rows, packet.out_groups, planes)
+    assert side.size == load.payload_words
+    loaded = packing.unpack_rows(side, design, packet.images, packet.rows, packet.out_groups, planes, False)
+    if sections.keep is not None:
+        assert np.array_equal(loaded & (1 << packet.keep_bits) - 1, sections.keep & (1 << packet.keep_bits) - 1)
+    if sections.mask is not None:
+        assert np.array_equal(loaded >> packet.keep_bits, sections.mask)
+
+
+def test_sections_of_another_packet_are_refused() -> None:
+    packet = product(
+        Opcode.CONV, images=1, rows=2, groups=1, out_groups=1, a_bits=1, b_bits=1, format=OutputFormat.CODES, out_bits=3
+    )
+    words = np.zeros(packet.result_words(DESIGNS[0]) + 2, dtype=np.uint64)
+    with pytest.raises(ValueError, match=r"sends 12 words, not 14"):
+        packing.split_sections(words, DESIGNS[0], packet)
+
+
+limits = [(1 << bits - 1) for bits in (39, 57, 18, 18)]
+
+
+@given(st.lists(st.tuples(*(st.integers(-limit, limit - 1) for limit in limits)), min_size=1))
+def test_moments_round_trip(channels) -> None:  # type: ignore[no-untyped-def]
+    moments = Moments(*np.array(channels, dtype=np.int64).T)
+    words = packing.pack_moments(moments)
+    assert words.size == 3 * len(channels)
+    for got, wanted in zip(packing.unpack_moments(words), moments, strict=True):
+        assert np.array_equal(got, wanted)
 
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -149,8 +208,8 @@ def test_builder_refuses_before_anything_is_sent() -> None:
         builder.add(product(Opcode.CONV, images=1, rows=1, groups=1, out_groups=1, a_bits=16, b_bits=16))
     with pytest.raises(ValueError, match="should be"):
         builder.load_weights(np.zeros((1, 1, 4, 9, 4), dtype=np.int64), 1)
-    with pytest.raises(ValueError, match="18 signed bits"):
-        builder.load_epilogue(np.array([1 << 17]), np.array([0]))
+    with pytest.raises(PacketError, match=r"buffer E has"):
+        builder.load_epilogue(Entries.of(design.depth_epilogue + 1, m=1))
     program = builder.end()
     assert program.packets == 2
     assert program.words().size % 2 == 0

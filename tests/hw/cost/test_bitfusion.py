@@ -8,7 +8,7 @@ import time
 import pytest
 
 from hw.cost.bitfusion import BITFUSION, BUFFERS, ArrayTask, Machine, best_cost, product_tasks, total, training_costs
-from hw.networks import PRODUCTS, Bits, ConvShape, mobilenetv2_cifar, network, transformer_lm
+from hw.networks import PRODUCTS, Bits, ConvShape, network, transformer_lm
 
 # Stage 1 of a CIFAR ResNet, forward, 8/8 bits.  Worked by hand:
 #   compute  32*32 pixels * 9 positions * ceil(16/32) * ceil(16/16)                              =  9,216 cycles
@@ -161,7 +161,7 @@ def test_resnet38_reaches_the_published_simulators_figures() -> None:
 
 
 def test_every_network_maps() -> None:
-    for shapes in (mobilenetv2_cifar(), network("resnet18"), transformer_lm(layers=1)):
+    for shapes in (network("mobilenetv2"), network("resnet18"), transformer_lm(layers=1)):
         rows = training_costs(shapes, Bits(8, 8, 8), batch=2)
         assert len(rows) == 3 * len(shapes)
         forward = [row.cost for row in rows if row.product == "forward"]
@@ -176,7 +176,7 @@ def test_fewer_bits_never_cost_more_compute() -> None:
 
 
 def test_widths_may_differ_by_layer() -> None:
-    shapes = mobilenetv2_cifar()
+    shapes = network("mobilenetv2")
     rows = training_costs(
         shapes, lambda s: Bits(8, 8, 16) if s.kind == "depthwise" else Bits(4, 4, 6), products=PRODUCTS[:1]
     )

@@ -26,7 +26,7 @@ from hw.cost.explore import (
 from hw.cost.explore_report import design_toml
 from hw.cost.training_schedule import parse_schedule
 from hw.design import load_design
-from hw.networks import Bits, network, resnet_cifar
+from hw.networks import Bits, network
 
 PART = "xc7z045ffg900-2"
 
@@ -39,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> SearchRequest:
         "DEPTHS",
         {"depth_a": (512, 1024), "depth_g": (512,), "depth_w": (512,), "depth_accumulator": (8192,)},
     )
-    work = mean_work(resnet_cifar(8), parse_schedule("4,3,6", 10.0))
+    work = mean_work(network("resnet8"), parse_schedule("4,3,6", 10.0))
     return SearchRequest(PART, "resnet8", work, batch=32)
 
 
@@ -59,7 +59,7 @@ def test_parts_are_found_by_their_beginning() -> None:
 
 
 def test_work_is_the_mean_over_a_schedule() -> None:
-    shapes = resnet_cifar(8)
+    shapes = network("resnet8")
     work = mean_work(shapes, parse_schedule("FW(4,8)/BW(8,8)", 10.0, [2.5, 7.5]))
     assert sum(weight for weight, _, _ in work) == pytest.approx(len(shapes))
     narrow = sum(weight for weight, _, bits in work if bits == Bits(4, 4, 8))

@@ -26,7 +26,7 @@ from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
 from hw.model.product import LoweringError
 from hw.model.training_products import layer_products, program
-from hw.networks import PRODUCTS, Bits, ConvShape, network, resnet_cifar
+from hw.networks import PRODUCTS, Bits, ConvShape, network
 from hw.packet import Packet
 
 CONV = ConvShape("conv", 64, 64, 3, 1, 1, (8, 8))
@@ -178,7 +178,7 @@ def test_fabrics_share_a_batch_and_the_memory(design: Design) -> None:
 
 
 def test_a_step_is_more_than_its_products(machine: FabricMachine) -> None:
-    shapes = resnet_cifar(8)
+    shapes = network("resnet8")
     products = machine.cost(shapes, BITS)
     plain, again = (training_step(machine, shapes, BITS, kind) for kind in ("plain", "recompute"))
     assert plain.seconds > again.seconds > products.seconds
@@ -201,7 +201,7 @@ def test_unknown_normalisation(machine: FabricMachine) -> None:
 
 
 def test_a_large_batch_costs_what_counting_every_packet_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = [resnet_cifar(8)[i] for i in (0, 1, 4, 5, -1)]
+    shapes = [network("resnet8")[i] for i in (0, 1, 4, 5, -1)]
     design, batch = load_design("zc706"), 12_000
 
     def costs() -> list[float]:
@@ -229,10 +229,10 @@ def test_cost_of_a_design(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["batch"] == 128
     assert {row["product"] for row in result["per_sample_layers"]} == set(PRODUCTS)
     machine = FabricMachine(load_design("zc706"))
-    expected = machine.cost(resnet_cifar(8), BITS)
+    expected = machine.cost(network("resnet8"), BITS)
     assert result["per_sample"]["cycles"] == pytest.approx(expected.cycles)
     assert result["per_sample"]["latency_ms"] == pytest.approx(expected.seconds * 1e3)
-    step = training_step(machine, resnet_cifar(8), BITS)
+    step = training_step(machine, network("resnet8"), BITS)
     assert result["full_step"]["plain"]["latency_ms"] == pytest.approx(step.seconds * 1e3)
     assert command("cost", "--model", "resnet8", "--bits", "4,3,6", "--machine", "zc706") == 0
     assert "full step, recompute" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from hw.cost.fabric import STEPS, STREAMS, FabricMachine, bandwidth, training_st
 from hw.cost.roofline import CAUSES, mean_points, mean_shares, points, roofs, shares, spans
 from hw.cost.training_schedule import load_schedule, static
 from hw.design import load_design
-from hw.networks import Bits, ConvShape, resnet_cifar
+from hw.networks import Bits, ConvShape, network
 
 DESIGN = load_design("zc706")
 BITS = Bits(4, 3, 6)
@@ -46,7 +46,7 @@ def test_memories_that_do_not_exist_are_refused(part: str, memory: str, message:
 
 def test_a_second_memory_helps_fabrics_that_wait_for_the_first() -> None:
     """Two fabrics' six streams ask for more than the processor's DDR gives; one fabric's three hardly do."""
-    work = tuple((1.0, shape, BITS) for shape in resnet_cifar(8))
+    work = tuple((1.0, shape, BITS) for shape in network("resnet8"))
     slow, fast = (evaluate(DESIGN, 2, work, 128, memory) for memory in ("ps", "ps+pl"))
     assert fast.cycles == slow.cycles
     assert fast.seconds < slow.seconds
@@ -56,14 +56,14 @@ def test_a_second_memory_helps_fabrics_that_wait_for_the_first() -> None:
 def test_points_of_one_memory_do_not_count_for_another() -> None:
     request = SearchRequest(DESIGN.part, "resnet8", ())
     assert request.key() != replace(request, memory="ps+pl").key()
-    elsewhere = SearchRequest(load_design("pynq-z2").part, "resnet8", mean_work(resnet_cifar(8), static(BITS, 1)))
+    elsewhere = SearchRequest(load_design("pynq-z2").part, "resnet8", mean_work(network("resnet8"), static(BITS, 1)))
     with pytest.raises(ValueError, match="has no DDR beside"):
         explore(replace(elsewhere, memory="ps+pl"))
 
 
 def test_the_search_costs_with_the_memory_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hw.cost.explore.candidates", lambda request: [(DESIGN, 2)])
-    work = mean_work(resnet_cifar(8), static(BITS, 1))
+    work = mean_work(network("resnet8"), static(BITS, 1))
     for memory in ("ps", "ps+pl"):
         (found,) = explore(SearchRequest(DESIGN.part, "resnet8", work, memory=memory))
         assert found == evaluate(DESIGN, 2, work, 128, memory)
@@ -80,7 +80,7 @@ def test_the_command_says_that_the_second_memory_is_unverified(capsys: pytest.Ca
 # -- roofline -------------------------------------------------------------------------------------------------------
 
 
-NETWORK = resnet_cifar(8)
+NETWORK = network("resnet8")
 MACHINE = FabricMachine(DESIGN)
 
 

@@ -11,8 +11,8 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from host.devices.device import split_streams
 from host.devices.reference import ReferenceDevice
 from host.verify.testbench import DONE, IDLE, READY, START, TB, differences
-from hw.contract import REGISTERS, VERSION, Error
-from hw.design import STREAM_BITS, load_design
+from hw.contract import REGISTERS, Error
+from hw.design import load_design
 from tests.support.malformed import good_program, malformed_programs
 from tests.support.random_programs import random_program, random_programs
 
@@ -45,7 +45,7 @@ async def identity_and_power_up(dut: Any) -> None:
     await tb.cycle_reset()
     assert await tb.read("HASH_LO") == DESIGN.hash64 & 0xFFFFFFFF
     assert await tb.read("HASH_HI") == DESIGN.hash64 >> 32
-    assert await tb.read("CONTRACT") == VERSION | DESIGN.channels << 8 | STREAM_BITS << 16
+    assert await tb.read("CONTRACT") == DESIGN.contract_register
     assert await tb.read("CTRL") == IDLE
     for name in ("GIE", "IER", "ISR"):
         assert await tb.read(name) == 0, name

@@ -1,0 +1,1 @@
+"""A whole training step in passes of the fabric: nodes, parameters of channels, ranges, the executor, its engines."""

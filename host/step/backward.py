@@ -1,0 +1,330 @@
+"""The backward half of a training step: moments and codes of every node's gradient, weight gradients beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from host.arrays import F32, I64
+from host.epilogue import RANDOM_BITS, Epilogue
+from host.numerics import derive_key
+from host.step.channel_parameters import (
+    F64,
+    ChannelMoments,
+    bounded,
+    code_shift,
+    code_top,
+    entries,
+    grid_scale,
+    measured,
+    value,
+    value_unit,
+)
+from host.step.coded import ALL, Coded, CodedWeights, Gathered, Part, Samples, refined
+from host.step.forward import Forward, Kept, check_bound, geometry_of
+from host.step.passes import Behind, CodeTensor, Pass, PassResult, identity
+from host.step.result_order import ResultOrder, random_numbers
+from hw.contract import VALUE_BITS
+from hw.networks import ConvGeometry
+from hw.nodes import Node
+
+_POOLED, _SHORTCUT, _LAST = 1 << 20, 1 << 21, 1 << 22  #: tell keys of roundings of one node apart
+
+
+class NodeGradients(NamedTuple):
+    """Gradients of a node's parameters, float32: weight (O, I/groups, kh, kw), gamma and beta (O,)."""
+
+    weight: F32
+    gamma: F32
+    beta: F32
+
+
+class _Way(NamedTuple):
+    """How a node's gradient comes: codes, the weights that they meet, and the shape of the product.
+
+    Attributes:
+        taker: the node above whose input gradient it is; None where the codes pass as they are.
+    """
+
+    codes: Coded
+    weights: CodedWeights
+    taker: Node | None
+
+
+@dataclass
+class Backward:
+    """The backward pass behind a forward pass in training.
+
+    Args:
+        forward: what has run.
+        key: of this step's random numbers.
+    """
+
+    forward: Forward
+    key: int
+    gradients: dict[str, NodeGradients] = field(default_factory=dict)
+    _codes: dict[str, Coded] = field(default_factory=dict)
+    _last_codes: dict[str, Coded] = field(default_factory=dict)
+    _carried: dict[str, Coded] = field(default_factory=dict)
+    _weights: dict[str, F64] = field(default_factory=dict)
+    _affine: dict[str, tuple[F64, F64]] = field(default_factory=dict)
+
+    def run(self, features: F32) -> Mapping[str, NodeGradients]:
+        """Gradients of all nodes.
+
+        Args:
+            features: gradient by the pooled features, float32 (N, C).
+        """
+        graph = self.forward.graph
+        last = graph[-1]
+        self._carried[last.name] = self._pooled(features, last)
+        for node in reversed(graph):
+            self._node(node)
+        stem = graph[0]
+        self._last_weights(stem)
+        for node in graph:
+            gamma, beta = self._affine[node.name]
+            weight = self._weights[node.name].astype(np.float32)
+            self.gradients[node.name] = NodeGradients(weight, gamma.astype(np.float32), beta.astype(np.float32))
+        return self.gradients
+
+    # -- what comes from above ----------------------------------------------------------------------------------------
+
+    def _key(self, node: Node, *more: int) -> int:
+        return derive_key(self.key, self.forward.graph.index(node), *more)
+
+    def _pooled(self, features: F32, last: Node) -> Coded:
+        """Codes of the last node's gradient: that of a mean over its pixels, rounded at random, a scale per channel."""
+        height, width = last.shape.out_hw
+        real = features.astype(np.float64) / (height * width)
+        bits = self.forward.widths.gradient
+        most = np.abs(real).max(0)
+        scale = np.where(most > 0, most, 1.0) / code_top(bits, True)
+        n, c = real.shape
+        drawn = random_numbers((n, c, 1, 1), self._key(last, _POOLED), ResultOrder())[:, :, 0, 0]
+        codes = np.floor(real / scale + drawn / float(1 << RANDOM_BITS)).astype(np.int32)
+        codes = np.clip(codes, -code_top(bits, True), code_top(bits, True))
+        spread = np.ascontiguousarray(np.broadcast_to(codes[:, :, None, None], (n, c, height, width)))
+        return Coded(spread, (Part(ALL, bits, True, scale),))
+
+    def _way(self, node: Node) -> _Way:
+        forward = self.forward
+        straight = [taker for taker in forward.takers[node.name] if not taker.on_shortcut]
+        if not straight:
+            source = node.name
+            if node.on_shortcut:
+                source = next(join.name for join in forward.graph if join.residual == node.name)
+            ones = identity(node.shape.out_channels)
+            return _Way(self._carried[source], CodedWeights(ones, np.ones(node.shape.out_channels), 0), None)
+        return _Way(self._codes[straight[0].name], self._back_weights(straight[0]), straight[0])
+
+    def _back_weights(self, taker: Node) -> CodedWeights:
+        weight = self.forward.parameters[taker.name].weight
+        (bits,) = {bits.w for _, bits in self.forward.groups[taker.name]}
+        return CodedWeights.of(weight, bits, back=True, groups=taker.shape.groups, node=taker.name)
+
+    def _added(self, node: Node) -> Coded | None:
+        """Codes of a shortcut's gradient that is added to the node's."""
+        forward = self.forward
+        for join in forward.graph:
+            if join.residual == node.name and not node.on_shortcut:
+                return self._carried[join.name]
+        for taker in forward.takers[node.name]:
+            if taker.on_shortcut:
+                return self._through_projection(taker)
+        return None
+
+    # -- passes -------------------------------------------------------------------------------------------------------
+
+    def _pass(
+        self, node: Node, purpose: str, way: _Way, part: Part, samples: Samples, behind: Behind, x: Coded | None = None
+    ) -> PassResult:
+        """Runs a pass; with ``x`` the taker's weight gradient, too."""
+        codes = way.codes.codes(part, samples)
+        n = len(codes.values)
+        if way.taker is None:
+            c = node.shape.out_channels
+            geometry = ConvGeometry(n, c, c, node.shape.out_hw)
+            wanted = Pass(node.name, purpose, "forward", geometry, c, codes, way.weights.codes, None, behind)
+        else:
+            shape = way.taker.shape
+            geometry = geometry_of(way.taker, n)
+            kind, taken = "input_gradient", None
+            if x is not None:
+                kind, taken = "backward", _codes_at(x, samples)
+            wanted = Pass(node.name, purpose, kind, geometry, shape.groups, taken, way.weights.codes, codes, behind)
+        done = self.forward.engine.run(wanted)
+        self.forward.tape.saturated += done.saturated
+        if x is not None and way.taker is not None:
+            assert done.weight_gradient is not None
+            self._note_weights(way.taker, done.weight_gradient, _scale(x, samples) * float(part.scale))
+        return done
+
+    def _note_weights(self, node: Node, sums: I64, scale: float) -> None:
+        gradient: F64 = sums.astype(np.float64) * scale
+        before = self._weights.get(node.name)
+        self._weights[node.name] = gradient if before is None else before + gradient
+
+    def _with_weights(self, taker: Node | None) -> Coded | None:
+        """Codes for a weight gradient beside an input gradient, if both take the same codes of the output gradient."""
+        if taker is None or taker.name in self._last_codes:
+            return None
+        return self.forward.tape.kept[taker.name].x
+
+    def _last_weights(self, node: Node) -> None:
+        """A weight gradient on its own."""
+        x = self.forward.tape.kept[node.name].x
+        g = self._last_codes.get(node.name, self._codes[node.name])
+        for part, _, samples in refined(g.parts, [each.samples for each in x.parts]):
+            codes = g.codes(part, samples)
+            geometry = geometry_of(node, len(codes.values))
+            wanted = Pass(
+                node.name, "weights", "weight_gradient", geometry, node.shape.groups, _codes_at(x, samples), None, codes
+            )
+            done = self.forward.engine.run(wanted)
+            assert done.weight_gradient is not None
+            self._note_weights(node, done.weight_gradient, _scale(x, samples) * float(part.scale))
+
+    def _node(self, node: Node) -> None:
+        way, added, kept = self._way(node), self._added(node), self.forward.tape.kept[node.name]
+        moments = self._moments(node, way, added, kept)
+        self._affine[node.name] = moments.products, moments.total
+        groups = [(samples, bits.g, bits.weight_g or bits.g) for samples, bits in kept.groups]
+        keep = self.forward.widths.gradient if node.residual else 0
+        self._codes[node.name] = self._gradient(node, way, added, moments, [(s, g) for s, g, _ in groups], keep, 0)
+        if any(g != last for _, g, last in groups):
+            last_groups = [(s, last) for s, _, last in groups]
+            self._last_codes[node.name] = self._gradient(node, way, added, moments, last_groups, 0, _LAST)
+        if way.taker is not None and way.taker.name in self._last_codes:
+            self._last_weights(way.taker)
+
+    def _behind(self, node: Node, added: Coded | None, samples: Samples) -> tuple[CodeTensor, Behind]:
+        """Operands of a node's gradient for some samples."""
+        kept = self.forward.tape.kept[node.name]
+        xhat = CodeTensor(kept.xhat.values[samples], kept.xhat.bits, True)
+        mask = None if kept.mask is None else kept.mask[samples]
+        extra = None if added is None else added.codes(added.whole, samples)
+        return xhat, Behind(entries(bounded(np.ones(1), np.ones(1))), Epilogue(), side=xhat, mask=mask, added=extra)
+
+    def _moments(self, node: Node, way: _Way, added: Coded | None, kept: Kept) -> ChannelMoments:
+        """Moments of the gradient behind the mask, with the normalised values: those of gamma and beta."""
+        parts, x = [], self._with_weights(way.taker)
+        for part in way.codes.parts:
+            bound = way.weights.bound(part)
+            check_bound(node.name, bound)
+            sums = part.scale * way.weights.scale
+            unit = None if added is None else np.zeros_like(sums) + added.whole.scale
+            top = 0 if added is None else 1 << added.whole.bits - 1
+            inner = bounded(sums, bound, added=unit, added_top=top)
+            _, behind = self._behind(node, added, part.samples)
+            behind = replace(
+                behind, entries=entries(inner), settings=Epilogue(shift=inner.shift), moments=True, cross=True
+            )
+            done = self._pass(node, "moments", way, part, part.samples, behind, x)
+            assert done.moments is not None
+            parts.append((done.moments, inner.unit, inner.unit * kept.unit))
+        return ChannelMoments.of(parts)
+
+    def _gradient(  
+        self, node: Node, way: _Way, added: Coded | None, moments: ChannelMoments,
+        groups: list[tuple[Samples, int]], keep: int, salt: int,
+    ) -> Coded:  # fmt: skip
+        """Codes of the gradient by the convolution's output; with ``keep`` those of the gradient that a shortcut carries."""
+        forward, kept = self.forward, self.forward.tape.kept[node.name]
+        values = kept.statistics.values
+        gamma = forward.parameters[node.name].gamma.astype(np.float64) * kept.inverse
+        to_beta, to_gamma = moments.total / values, moments.products / values
+        peak = np.maximum(np.abs(moments.greatest), np.abs(moments.least))
+        farthest = np.maximum(np.abs(moments.greatest - to_beta), np.abs(moments.least - to_beta))
+        top = float((np.abs(gamma) * (farthest + np.abs(to_gamma) * kept.peak)).max()) or 1.0
+        keep_bits = keep or 8
+        keep_shift = VALUE_BITS - keep_bits
+        a, k = Gathered(forward.tape.batch), Gathered(forward.tape.batch)
+        pairs = list(refined(way.codes.parts, [samples for samples, _ in groups]))
+        unit = np.zeros(0)
+        for place, (part, number, samples) in enumerate(pairs):
+            bits = groups[number][1]
+            step = value_unit(top, bits, True)
+            extra = None if added is None else np.zeros(len(peak)) + added.whole.scale
+            inner = measured(
+                part.scale * way.weights.scale, peak, keep_shift, code_top(keep_bits, True), added=extra,
+                free=len(way.codes.parts) == 1,
+            )  # fmt: skip
+            unit = inner.unit
+            w = value(gamma * unit, -gamma * to_beta, -gamma * to_gamma * kept.unit, step)
+            settings = Epilogue(
+                shift=inner.shift, value_shift=w.shift, out_bits=bits, out_signed=True,
+                out_shift=code_shift(bits, True), keep_bits=keep, keep_shift=keep_shift if keep else 0, stochastic=True,
+            )  # fmt: skip
+            _, behind = self._behind(node, added, samples)
+            behind = replace(behind, entries=entries(inner, w), settings=settings, key=self._key(node, salt, place))
+            done = self._pass(node, "gradients", way, part, samples, behind)
+            a.put(samples, done.a)
+            k.put(samples, done.k)
+        if keep:
+            self._carried[node.name] = Coded(k.values, (Part(ALL, keep, True, np.ldexp(unit, keep_shift)),))
+        return Coded(a.values, tuple(Part(s, b, True, np.asarray(grid_scale(top, b, True))) for s, b in groups))
+
+    def _through_projection(self, taker: Node) -> Coded:
+        """Input gradient of a convolution on a shortcut as codes, on the range that earlier steps saw."""
+        forward = self.forward
+        source = next(node for node in forward.graph if node.name == taker.source)
+        way = _Way(self._codes[taker.name], self._back_weights(taker), taker)
+        name, bits = f"{taker.name}.gradient", forward.widths.gradient
+        if name not in forward.ranges.tops:
+            seen = self._extent(source, way)
+            forward.ranges.note(name, seen)
+        top = forward.ranges.known(name)
+        step, seen = value_unit(top, bits, True), 0.0
+        gathered = Gathered(forward.tape.batch)
+        x = self._with_weights(taker)
+        for place, part in enumerate(way.codes.parts):
+            inner = bounded(part.scale * way.weights.scale, way.weights.bound(part))
+            zero = np.zeros_like(inner.unit)
+            w = value(inner.unit, zero, zero, step)
+            settings = Epilogue(
+                shift=inner.shift, value_shift=w.shift, out_bits=bits, out_signed=True,
+                out_shift=code_shift(bits, True), stochastic=True,
+            )  # fmt: skip
+            key = self._key(taker, _SHORTCUT, place)
+            behind = Behind(entries(inner, w), settings, records=True, key=key)
+            done = self._pass(source, "shortcut", way, part, part.samples, behind, x)
+            gathered.put(part.samples, done.a)
+            assert done.moments is not None
+            seen = max(seen, step * float(max(done.moments.greatest.max(), -done.moments.least.min(), 1)))
+        if taker.name in self._last_codes:
+            self._last_weights(taker)
+        forward.ranges.note(name, seen)
+        return Coded(gathered.values, (Part(ALL, bits, True, np.asarray(grid_scale(top, bits, True))),))
+
+    def _extent(self, source: Node, way: _Way) -> float:
+        """Greatest magnitude of an input gradient, by a pass of its own."""
+        seen = 0.0
+        for part in way.codes.parts:
+            inner = bounded(part.scale * way.weights.scale, way.weights.bound(part))
+            behind = Behind(entries(inner), Epilogue(shift=inner.shift), moments=True)
+            moments = self._pass(source, "extent", way, part, part.samples, behind).moments
+            assert moments is not None
+            magnitude = np.maximum(np.abs(moments.greatest), np.abs(moments.least))
+            seen = max(seen, float((magnitude * inner.unit).max()))
+        return seen or 1.0
+
+
+def _codes_at(x: Coded, samples: Samples) -> CodeTensor:
+    """Codes of samples that lie in one part."""
+    part = _part_of(x, samples)
+    return x.codes(part, samples)
+
+
+def _scale(x: Coded, samples: Samples) -> float:
+    return float(_part_of(x, samples).scale)
+
+
+def _part_of(x: Coded, samples: Samples) -> Part:
+    for part in x.parts:
+        if isinstance(part.samples, slice) or (not isinstance(samples, slice) and np.isin(samples, part.samples).all()):
+            return part
+    raise AssertionError("samples of one gradient lie in several parts of the activations")

@@ -1,0 +1,184 @@
+"""Tensors of a step as codes: parts of a batch with bits of their own, weights, ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from host.arrays import F32, Array, Codes
+from host.step.channel_parameters import F64, code_top
+from host.step.passes import CodeTensor, PassError
+
+#: samples: all of a batch, or those with these numbers, rising
+Samples = Any
+ALL: Samples = slice(None)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples whose codes have the same bits and scale.
+
+    Attributes:
+        samples: which.
+        bits, signed: of their codes.
+        scale: real value of a code's 1, float64, one or one per channel.
+    """
+
+    samples: Samples
+    bits: int
+    signed: bool
+    scale: F64
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A batch of codes (N, C, H, W) in parts that cover it."""
+
+    values: Codes
+    parts: tuple[Part, ...]
+
+    def codes(self, part: Part, samples: Samples = ALL) -> CodeTensor:
+        """Codes of those of ``samples`` that lie in a part."""
+        return CodeTensor(self.values[common(part.samples, samples)], part.bits, part.signed)
+
+    @property
+    def whole(self) -> Part:
+        """The only part."""
+        (part,) = self.parts
+        return part
+
+    def real(self, samples: Samples = ALL) -> F64:
+        """Real values, float64, of all samples or some."""
+        out = np.empty(self.values.shape, np.float64)
+        for part in self.parts:
+            scale = np.asarray(part.scale).reshape(-1, 1, 1)
+            out[part.samples] = self.values[part.samples] * scale
+        return np.asarray(out[samples])
+
+
+def common(a: Samples, b: Samples) -> Samples:
+    """Samples that are in both."""
+    if isinstance(a, slice):
+        return b
+    return a if isinstance(b, slice) else np.intersect1d(a, b, assume_unique=True)
+
+
+def count(samples: Samples, batch: int) -> int:
+    """Number of samples."""
+    return batch if isinstance(samples, slice) else len(samples)
+
+
+def refined(parts: Sequence[Part], samples: Sequence[Samples]) -> Iterator[tuple[Part, int, Samples]]:
+    """Every part with every one of ``samples`` that it meets: part, number, samples in both."""
+    for part in parts:
+        for number, wanted in enumerate(samples):
+            both = common(part.samples, wanted)
+            if isinstance(both, slice) or len(both):
+                yield part, number, both
+
+
+class Gathered:
+    """Codes of a batch that come sample by sample."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self._values: Array | None = None
+
+    def put(self, samples: Samples, codes: Array | None) -> None:
+        """Takes the codes of some samples; None is nothing."""
+        if codes is None:
+            return
+        if isinstance(samples, slice) or len(samples) == self.batch:
+            self._values = codes
+            return
+        if self._values is None:
+            self._values = np.empty((self.batch, *codes.shape[1:]), codes.dtype)
+        self._values[samples] = codes
+
+    @property
+    def values(self) -> Any:
+        """The whole batch."""
+        assert self._values is not None
+        return self._values
+
+
+@dataclass(frozen=True)
+class CodedWeights:
+    """Weights as symmetric codes with a scale for each channel of the *result*.
+
+    Attributes:
+        codes: (O, I/groups, kh, kw), signed.
+        scale: float64, one per channel of the result.
+        channels: axis of the codes along which these lie.
+    """
+
+    codes: CodeTensor
+    scale: F64
+    axis: int
+
+    @classmethod
+    def of(cls, weight: F32, bits: int, *, back: bool, groups: int, node: str) -> CodedWeights:
+        """Rounds to nearest even.
+
+        Args:
+            weight: (O, I/groups, kh, kw).
+            back: for an input gradient, whose channels are the inputs; those of a depthwise convolution are its outputs.
+
+        Raises:
+            PassError: one bit, of which a symmetric code has only zero; weights that are not finite.
+        """
+        if bits < 2:
+            raise PassError(f"{node}: symmetric weights take at least 2 bits, not {bits}")
+        if not np.isfinite(weight).all():
+            raise PassError(f"{node}: weights hold NaN or infinity; training has diverged: lower the learning rate")
+        axis = 1 if back and groups == 1 else 0
+        others = tuple(i for i in range(4) if i != axis)
+        most = np.abs(weight).max(others).astype(np.float64)
+        scale = np.where(most > 0, most, 1.0) / code_top(bits, True)
+        shape = [1] * 4
+        shape[axis] = -1
+        codes = np.rint(weight.astype(np.float64) / scale.reshape(shape)).astype(np.int16)
+        return cls(CodeTensor(codes, bits, True), scale, axis)
+
+    def bound(self, operand: CodeTensor | Part) -> F64:
+        """Greatest magnitude of a sum, per channel of the result."""
+        others = tuple(i for i in range(4) if i != self.axis)
+        values = self.codes.values.astype(np.int64)
+        up, down = (np.maximum(sign * values, 0).sum(others) for sign in (1, -1))
+        if operand.signed:
+            return np.asarray((up + down) * (1 << operand.bits - 1), np.float64)
+        return np.asarray(np.maximum(up, down) * ((1 << operand.bits) - 1), np.float64)
+
+
+@dataclass
+class Ranges:
+    """Greatest real magnitudes of tensors, as earlier steps have seen them.
+
+    Attributes:
+        tops: by name; names that are missing have not been seen.
+        share: of the old value in a new one; the first one seen is taken whole.
+    """
+
+    share: float = 0.1
+    tops: dict[str, float] = field(default_factory=dict)
+
+    def note(self, name: str, seen: float) -> None:
+        """Takes in what a step has seen."""
+        before = self.tops.get(name)
+        self.tops[name] = seen if before is None else self.share * before + (1 - self.share) * seen
+
+    def known(self, name: str) -> float:
+        """The greatest magnitude to reckon with.
+
+        Raises:
+            PassError: nothing has been seen.
+        """
+        if name not in self.tops:
+            raise PassError(
+                f"the range of {name or 'the input'} is unknown, as it has not been in a training step; train first, or "
+                "load a checkpoint"
+            )
+        return self.tops[name]

@@ -1,0 +1,385 @@
+"""The forward half of a training step: two passes for every node, moments and codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from host.arrays import F32, Codes
+from host.epilogue import Bools, Epilogue
+from host.step.channel_parameters import (
+    F64,
+    ChannelMoments,
+    Inner,
+    bounded,
+    code_shift,
+    code_top,
+    entries,
+    grid_scale,
+    measured,
+    value,
+    value_unit,
+)
+from host.step.coded import ALL, Coded, CodedWeights, Gathered, Part, Ranges, Samples, count, refined
+from host.step.passes import Behind, CodeTensor, Pass, PassEngine, PassError, identity
+from hw.contract import VALUE_BITS
+from hw.networks import Bits, ConvGeometry
+from hw.nodes import Node, Widths
+
+INT32_LIMIT = 1 << 31
+
+#: bits of the last node's codes, which the host pools
+FEATURE_BITS = 8
+
+#: samples with bits of their own, which together are the batch
+Groups = Sequence[tuple[Samples, Bits]]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of a node: convolution and batch normalisation.
+
+    Attributes:
+        weight: float32 (O, I/groups, kh, kw).
+        gamma, beta: float32 (O,).
+        mean, variance: running statistics, float32 (O,).
+        eps: added to the variance.
+    """
+
+    weight: F32
+    gamma: F32
+    beta: F32
+    mean: F32
+    variance: F32
+    eps: float
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Batch statistics of a node, float64 (O,): mean, biased variance, and the number of values in them."""
+
+    mean: F64
+    variance: F64
+    values: int
+
+    @property
+    def unbiased(self) -> F64:
+        """Variance as running statistics take it."""
+        return self.variance * (self.values / max(self.values - 1, 1))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the backward pass needs of a node.
+
+    Attributes:
+        x: the codes it convolved.
+        groups: bits of its samples.
+        xhat, unit: codes K and their unit per channel.
+        peak: greatest magnitude of the normalised values, per channel.
+        mask: where its result was positive; None without ReLU.
+        statistics: of the batch.
+        inverse: 1 / deviation.
+    """
+
+    x: Coded
+    groups: Groups
+    xhat: CodeTensor
+    unit: F64
+    peak: F64
+    mask: Bools | None
+    statistics: Statistics
+    inverse: F64
+
+
+@dataclass
+class Tape:
+    """A forward pass.
+
+    Attributes:
+        batch: images.
+        seed: of the random numbers of the backward pass.
+        widths: of what is kept.
+        kept: by node, in training.
+        wide: codes S by node, where a shortcut or the pooling takes them.
+        codes: codes A by node.
+        features: pooled, float32 (N, channels).
+        saturated: elements that saturated so far.
+    """
+
+    batch: int
+    widths: Widths
+    kept: dict[str, Kept] = field(default_factory=dict)
+    wide: dict[str, Coded] = field(default_factory=dict)
+    codes: dict[str, Coded] = field(default_factory=dict)
+    features: F32 | None = None
+    saturated: int = 0
+
+
+def geometry_of(node: Node, batch: int) -> ConvGeometry:
+    """Of a node's convolution over a batch."""
+    s = node.shape
+    kernel = s.kernel, s.kernel
+    return ConvGeometry(batch, s.in_channels, s.out_channels, s.in_hw, kernel, s.stride, s.padding)
+
+
+def check_bound(node: str, bound: F64) -> None:
+    """Refuses sums that the epilogue does not take."""
+    if bound.max() >= INT32_LIMIT:
+        raise PassError(
+            f"{node}: a sum may reach {int(bound.max())}, beyond 32 bits; give its operands fewer bits or it fewer channels"
+        )
+
+
+#: called before each block with its number and its pooled input, float32 (N, C); returns the bits of the block's samples
+Choose = Callable[[int, F32], Groups]
+
+
+class Forward:
+    """The forward pass of a network's nodes over one batch.
+
+    Args:
+        graph: of :func:`hw.nodes.nodes`.
+        parameters: by node.
+        engine: runs the passes.
+        ranges: in training updated.
+        bits: of every node; a block whose bits ``choose`` decides has its own.
+        widths: of what is kept.
+        training: batch statistics, and everything for a backward pass; else running statistics and ranges.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a step is made of
+        self, graph: Sequence[Node], parameters: Mapping[str, Parameters], engine: PassEngine, ranges: Ranges,
+        bits: Mapping[str, Bits], widths: Widths, *, training: bool = True, choose: Choose | None = None,
+        gated: Callable[[Node], bool] = lambda node: True,
+    ) -> None:  # fmt: skip
+        self.graph, self.parameters, self.engine, self.ranges = graph, parameters, engine, ranges
+        self.bits, self.widths, self.training = bits, widths, training
+        self.choose, self.gated = choose, gated
+        self.takers = {node.name: [t for t in graph if t.source == node.name] for node in graph}
+        self.carried = {node.residual for node in graph if node.residual}
+        self.groups: dict[str, Groups] = {}
+
+    def run(self, images: F32) -> Tape:
+        """Forward over images, float32 (N, C, H, W).
+
+        Raises:
+            PassError: values that are not finite, sums that are too large, ranges that are unknown.
+        """
+        if not np.isfinite(images).all():
+            raise PassError("the input holds NaN or infinity; check the data")
+        self.tape = Tape(len(images), self.widths)
+        self.groups = {name: [(ALL, bits)] for name, bits in self.bits.items()}
+        self.tape.codes[""] = self._images(images)
+        blocks: set[str] = set()
+        for node in self.graph:
+            block = node.name.rsplit(".", 1)[0].removesuffix(".shortcut")
+            if self.choose is not None and node.name.startswith("blocks.") and block not in blocks:
+                blocks.add(block)
+                self._choose(block, node.source)
+            self._node(node)
+        last = self.graph[-1].name
+        self.tape.features = self._pooled(self.tape.wide[last])
+        return self.tape
+
+    # -- between nodes ----------------------------------------------------------------------------------------------
+
+    def _images(self, images: F32) -> Coded:
+        """Codes of the input, rounded to nearest even."""
+        top = float(np.abs(images).max()) or 1.0
+        if self.training:
+            self.ranges.note("", top)
+        else:
+            top = self.ranges.known("")
+        ((_, bits),) = self.groups[self.graph[0].name]
+        scale, most = grid_scale(top, bits.a, True), code_top(bits.a, True)
+        values = np.clip(np.rint(images.astype(np.float64) / scale), -most, most).astype(np.int32)
+        return Coded(values, (Part(ALL, bits.a, True, np.asarray(scale)),))
+
+    @staticmethod
+    def _pooled(wide: Coded) -> F32:
+        """Means over the pixels, float32 (N, C)."""
+        part = wide.whole
+        sums = wide.values.sum((2, 3), dtype=np.int64)
+        return np.asarray(sums * (part.scale / wide.values[0, 0].size), np.float32)
+
+    def _choose(self, block: str, source: str) -> None:
+        """Asks for the bits of a block's samples, and rounds its input to them."""
+        assert self.choose is not None
+        chosen = self.choose(int(block.split(".")[1]), self._pooled(self.tape.wide[source]))
+        for node in self.graph:
+            if node.name.startswith(block + ".") and self.gated(node):
+                self.groups[node.name] = chosen
+        first = next(node for node in self.takers[source] if not node.on_shortcut)
+        self.tape.codes[source] = self._recoded(source, self.groups[first.name])
+
+    def _recoded(self, source: str, groups: Groups) -> Coded:
+        """Wide codes of a node rounded to activations of a block: an identity, with an epilogue behind it."""
+        wide = self.tape.wide[source]
+        whole = wide.whole
+        n, c, h, w = wide.values.shape
+        top = float(whole.scale) * code_top(whole.bits, whole.signed)
+        gathered, parts = Gathered(n), []
+        for samples, bits in groups:
+            out = bits.a
+            unit = value_unit(top, out, whole.signed)
+            x = bounded(np.full(c, float(whole.scale)), np.full(c, float(1 << whole.bits)))
+            zero = np.zeros(c)
+            form = Epilogue(
+                shift=x.shift, out_bits=out, out_shift=code_shift(out, whole.signed), out_signed=whole.signed
+            )
+            w_ = value(x.unit, zero, zero, unit)
+            geometry = ConvGeometry(count(samples, n), c, c, (h, w))
+            codes = wide.codes(whole, samples)
+            behind = Behind(entries(x, w_), replace(form, value_shift=w_.shift))
+            done = self.engine.run(Pass(source, "recode", "forward", geometry, c, codes, identity(c), None, behind))
+            gathered.put(samples, done.a)
+            parts.append(Part(samples, out, whole.signed, np.asarray(grid_scale(top, out, whole.signed))))
+        return Coded(gathered.values, tuple(parts))
+
+    # -- a node -----------------------------------------------------------------------------------------------------
+
+    def _node(self, node: Node) -> None:
+        own = self.parameters[node.name]
+        (weight_bits,) = {bits.w for _, bits in self.groups[node.name]}
+        weights = CodedWeights.of(own.weight, weight_bits, back=False, groups=node.shape.groups, node=node.name)
+        x = self.tape.codes[node.source]
+        if self.training:
+            self._train(node, x, weights, own)
+        else:
+            self._evaluate(node, x, weights, own)
+
+    def _pass(self, node: Node, purpose: str, x: CodeTensor, weights: CodedWeights, behind: Behind) -> Pass:
+        geometry = geometry_of(node, len(x.values))
+        return Pass(node.name, purpose, "forward", geometry, node.shape.groups, x, weights.codes, None, behind)
+
+    def _inner(self, node: Node, part: Part, weights: CodedWeights) -> Inner:
+        """The sums, as far as they fit into x."""
+        bound = weights.bound(part)
+        check_bound(node.name, bound)
+        return bounded(part.scale * weights.scale, bound)
+
+    def _moments(self, node: Node, x: Coded, weights: CodedWeights) -> ChannelMoments:
+        parts = []
+        for part in x.parts:
+            inner = self._inner(node, part, weights)
+            behind = Behind(entries(inner), Epilogue(shift=inner.shift), moments=True)
+            done = self.engine.run(self._pass(node, "statistics", x.codes(part), weights, behind))
+            assert done.moments is not None
+            self.tape.saturated += done.saturated
+            parts.append((done.moments, inner.unit, inner.unit**2))
+        return ChannelMoments.of(parts)
+
+    def _train(self, node: Node, x: Coded, weights: CodedWeights, own: Parameters) -> None:
+        moments = self._moments(node, x, weights)
+        values = self.tape.batch * node.shape.out_hw[0] * node.shape.out_hw[1]
+        mean = moments.total / values
+        statistics = Statistics(mean, np.maximum(moments.products / values - mean**2, 0.0), values)
+        inverse = 1.0 / np.sqrt(statistics.variance + own.eps)
+        ends = np.stack([(moments.least - mean) * inverse, (moments.greatest - mean) * inverse])
+        peak = np.abs(ends).max(0)
+        gamma, beta = own.gamma.astype(np.float64), own.beta.astype(np.float64)
+        results = gamma * ends + beta
+        top = self._top(node, float(results.min()), float(results.max()))
+        keep_shift, keep_top = VALUE_BITS - self.widths.kept, code_top(self.widths.kept, True)
+        free = len(x.parts) == 1
+
+        def inner(part: Part) -> Inner:
+            sums = part.scale * weights.scale * inverse
+            return measured(sums, peak, keep_shift, keep_top, -mean * inverse, free=free)
+
+        form = Epilogue(keep_bits=self.widths.kept, keep_shift=keep_shift, keep_mask=node.relu)
+        codes, mask, unit = self._codes(node, x, weights, inner, (gamma, beta), top, form)
+        xhat = CodeTensor(codes, self.widths.kept, True)
+        unit = np.ldexp(unit, keep_shift)
+        self.tape.kept[node.name] = Kept(x, self.groups[node.name], xhat, unit, peak, mask, statistics, inverse)
+
+    def _evaluate(self, node: Node, x: Coded, weights: CodedWeights, own: Parameters) -> None:
+        inverse = 1.0 / np.sqrt(own.variance.astype(np.float64) + own.eps)
+        gamma = own.gamma.astype(np.float64) * inverse
+        beta = own.beta.astype(np.float64) - own.mean.astype(np.float64) * gamma
+        top = self.ranges.known(node.name)
+        self._codes(node, x, weights, lambda part: self._inner(node, part, weights), (gamma, beta), top, Epilogue())
+
+    def _top(self, node: Node, least: float, greatest: float) -> float:
+        """Greatest magnitude of a node's result: exact, or behind a sum what earlier steps saw, if that is less."""
+        if node.residual:
+            side = self.tape.wide[node.residual].whole
+            most = float(side.scale) * code_top(side.bits, side.signed)
+            least, greatest = least - most * side.signed, greatest + most
+        top = greatest if node.relu else max(greatest, -least)
+        if not np.isfinite(top):
+            raise PassError(f"{node.name}: results up to {top}; training has diverged: lower the learning rate")
+        if top <= 0:
+            top = 1.0  # nothing is positive: any grid does
+        if not node.residual:
+            self.ranges.note(node.name, top)
+        elif node.name in self.ranges.tops:
+            top = min(top, self.ranges.known(node.name))
+        return top
+
+    def _sections(self, node: Node) -> tuple[Groups, int]:
+        """Bits of the codes A by samples, and bits of S beside them, 0 if A serves as S."""
+        everyone = [(ALL, Bits(0, bits, 0)) for bits in (FEATURE_BITS, self.widths.shortcut)]
+        if node is self.graph[-1]:
+            return everyone[:1], 0
+        if node.on_shortcut:
+            return everyone[1:], 0
+        straight = [taker for taker in self.takers[node.name] if not taker.on_shortcut]
+        groups = self.groups[straight[0].name]
+        gates = self.choose is not None and straight[0].name.startswith("blocks.") and self._begins(straight[0], node)
+        if gates:
+            return everyone[1:], 0
+        wanted = node.name in self.carried
+        same = len(groups) == 1 and groups[0][1].a == self.widths.shortcut
+        return groups, self.widths.shortcut if wanted and not same else 0
+
+    @staticmethod
+    def _begins(taker: Node, node: Node) -> bool:
+        """Whether a block begins between two nodes."""
+        return taker.name.split(".")[:2] != node.name.split(".")[:2]
+
+    def _codes(  
+        self, node: Node, x: Coded, weights: CodedWeights, inner: Callable[[Part], Inner],
+        affine: tuple[F64, F64], top: float, form: Epilogue,
+    ) -> tuple[Codes, Bools | None, F64]:  # fmt: skip
+        """The second pass; returns codes K, mask and the unit of x."""
+        tape = self.tape
+        groups, wide_bits = self._sections(node)
+        side = tape.wide[node.residual] if node.residual else None
+        a, k, s, mask = (Gathered(tape.batch) for _ in range(4))
+        signed, seen, unit = not node.relu, 0.0, np.zeros(0)
+        for part, number, samples in refined(x.parts, [samples for samples, _ in groups]):
+            bits = groups[number][1].a
+            step = value_unit(top, bits, signed)
+            found = inner(part)
+            unit = found.unit
+            zero = np.zeros_like(unit)
+            side_unit = zero if side is None else zero + side.whole.scale
+            w = value(affine[0] * unit, affine[1], side_unit, step)
+            settings = replace(
+                form, shift=found.shift, value_shift=w.shift, relu=node.relu, out_bits=bits, out_signed=signed,
+                out_shift=code_shift(bits, signed), wide_bits=wide_bits, wide_shift=code_shift(wide_bits, signed) if wide_bits else 0,
+            )  # fmt: skip
+            behind = Behind(
+                entries(found, w), settings, side=None if side is None else side.codes(side.whole, samples),
+                records=bool(node.residual) and self.training,
+            )  # fmt: skip
+            done = self.engine.run(self._pass(node, "codes", x.codes(part, samples), weights, behind))
+            tape.saturated += done.saturated
+            for gathered, codes in ((a, done.a), (k, done.k), (s, done.s), (mask, done.mask)):
+                gathered.put(samples, codes)
+            if done.moments is not None:
+                seen = max(seen, step * float(max(done.moments.greatest.max(), -done.moments.least.min(), 1)))
+        if node.residual and self.training:
+            self.ranges.note(node.name, seen)
+        made = tuple(Part(sm, b.a, signed, np.asarray(grid_scale(top, b.a, signed))) for sm, b in groups)
+        tape.codes[node.name] = tape.wide[node.name] = Coded(a.values, made)
+        if wide_bits:
+            scale = np.asarray(np.ldexp(step, code_shift(wide_bits, signed)), np.float64)
+            tape.wide[node.name] = Coded(s.values, (Part(ALL, wide_bits, signed, scale),))
+        if not form.keep_bits:
+            return a.values, None, unit
+        return k.values, mask.values if form.keep_mask else None, unit
