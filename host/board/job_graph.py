@@ -24,7 +24,7 @@ NAME = re.compile(r"[A-Za-z_%][\w.%:\-]{0,200}")
 
 
 @dataclass(frozen=True)
-class Node:
+class JobNode:
     """One operation: names of operands and results, shapes of the results, and checked attributes."""
 
     op: str
@@ -48,7 +48,7 @@ class Graph:
     """
 
     batch: int
-    nodes: tuple[Node, ...]
+    nodes: tuple[JobNode, ...]
     logits: str
     loss: str | None
     gradients: Mapping[str, str]
@@ -112,7 +112,7 @@ def graph_of(raw: Any, batch: int, training: bool, scope: Mapping[str, tuple[int
     )
 
 
-def _nodes(raw: list[Any], known: dict[str, tuple[int, ...]], facts: Facts, what: str) -> tuple[Node, ...]:
+def _nodes(raw: list[Any], known: dict[str, tuple[int, ...]], facts: Facts, what: str) -> tuple[JobNode, ...]:
     """Nodes in order, whose results ``known`` takes."""
     if not 1 <= len(raw) <= MAX_NODES:
         raise JobError(f"{what} has {len(raw)} nodes; 1 to {MAX_NODES} are allowed")
@@ -127,7 +127,7 @@ def _nodes(raw: list[Any], known: dict[str, tuple[int, ...]], facts: Facts, what
     return tuple(checked)
 
 
-def _node(node: dict[str, Any], known: Mapping[str, tuple[int, ...]], facts: Facts, where: str) -> Node:
+def _node(node: dict[str, Any], known: Mapping[str, tuple[int, ...]], facts: Facts, where: str) -> JobNode:
     op = get(node, "op", str, where)
     if op not in OPERATIONS:
         raise JobError(f"{where}: no operation {op!r:.60}; this release has {', '.join(sorted(OPERATIONS))}")
@@ -151,7 +151,7 @@ def _node(node: dict[str, Any], known: Mapping[str, tuple[int, ...]], facts: Fac
     attributes = _attributes(node, rule.attributes, where)
     if "layer" in attributes and attributes["layer"] >= facts.layers:
         raise JobError(f"{where}: there is no layer {attributes['layer']}")
-    return Node(op, tuple(inputs), tuple(outputs), tuple(sized.values()), attributes)
+    return JobNode(op, tuple(inputs), tuple(outputs), tuple(sized.values()), attributes)
 
 
 def _attributes(node: dict[str, Any], rules: Mapping[str, tuple[Any, ...]], where: str) -> dict[str, Any]:

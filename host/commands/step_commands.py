@@ -85,7 +85,6 @@ def run_step(arguments: argparse.Namespace) -> int:
     if arguments.save:
         write_atomically(arguments.save, text + "\n")
     if arguments.figure:
-        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
         draw(result, arguments.figure)
     if arguments.json:
         print(text)

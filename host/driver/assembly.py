@@ -13,8 +13,8 @@ from host.arrays import I64
 from host.driver.session import Results
 from host.grids import host_codes
 from host.operands import ConvGeometry, Operand, Sums
-from hw.model.product import Lowered
-from hw.model.tiling import axis_phases_back
+from hw.plan.product import Lowered
+from hw.plan.tiling import axis_phases_back
 
 
 def forward_sums(lowered: Lowered, found: Results, x: Operand, weight: I64) -> Sums:

@@ -1,6 +1,6 @@
 """The training products on a device: *plan, then fill*.
 
-:mod:`hw.model.lowering` and :mod:`hw.model.schedule` turn shapes and widths into steps without data, which the cost
+:mod:`hw.plan.lowering` and :mod:`hw.plan.schedule` turn shapes and widths into steps without data, which the cost
 models count as well.  Here operands are checked, :mod:`host.driver.session` fills the steps with them and sends them, and
 :mod:`host.driver.assembly` makes sums of what comes back.  Partial results are added in 64-bit integers.
 """
@@ -18,9 +18,9 @@ from host.driver.session import Member, Recorder, Results, Session
 from host.grids import coded, host_codes
 from host.operands import ConvGeometry, Grid, Meter, Operand, Sums
 from hw.design import Design
-from hw.model.lowering import lower
-from hw.model.plan import PROGRAM_WORDS
-from hw.model.product import Product, Source
+from hw.plan.lowering import lower
+from hw.plan.plan import PROGRAM_WORDS
+from hw.plan.product import Product, Source
 
 _NAMES = {"x": "activation", "w": "weight", "g": "output gradient"}
 
@@ -156,7 +156,7 @@ class FabricEngine:
     def backward(self, x: Operand, g: Operand, w: Operand, geometry: ConvGeometry) -> tuple[Sums, Sums]:
         """Input gradient and weight gradient in one program.
 
-        The two take turns where whole images of both operands fit the buffers together (:func:`hw.model.schedule.fuses`),
+        The two take turns where whole images of both operands fit the buffers together (:func:`hw.plan.schedule.fuses`),
         and the output gradient is then sent only once, unless the input gradient takes its channel groups in pairs.
 
         Args:

@@ -24,21 +24,20 @@ from host.step.passes import Behind, CodeTensor, Pass, PassError, PassMeter, Pas
 from host.step.result_order import ResultOrder, Shape, natural
 from hw.contract import OutputFormat
 from hw.design import Design
-from hw.model.lowering import lower
-from hw.model.plan import PROGRAM_WORDS
-from hw.model.product import Behind as Form
-from hw.model.product import Correlation, Lowered, LoweringError, Product, Source
-from hw.model.steps import Conv, LoadEpilogue, Read
-from hw.model.training_products import GROUPED_CHANNELS
 from hw.packet import Packet, all_planes
+from hw.plan.lowering import lower
+from hw.plan.plan import PROGRAM_WORDS
+from hw.plan.product import Correlation, EpilogueForm, Lowered, LoweringError, Product, Source
+from hw.plan.steps import Conv, LoadEpilogue, Read
+from hw.plan.training_products import GROUPED_CHANNELS
 
 _SECTIONS = ("a", "k", "s", "mask")
 
 
-def form_of(behind: Behind) -> Form:
+def form_of(behind: Behind) -> EpilogueForm:
     """An epilogue without its parameters."""
     settings, side = behind.settings, behind.side
-    form = Form(
+    form = EpilogueForm(
         OutputFormat.MOMENTS if behind.moments else OutputFormat.CODES,
         side=side.bits if side is not None else 0,
         side_signed=side is not None and side.signed,

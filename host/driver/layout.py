@@ -12,9 +12,9 @@ from host.numerics import check_codes
 from host.operands import Grid, Operand
 from hw.contract import ROW_BANKS, TAPS
 from hw.design import Design
-from hw.model.arrangement import Arrangement, Kernel
-from hw.model.steps import KernelBlock, StackWindow
 from hw.packet import all_planes
+from hw.plan.arrangement import Arrangement, Kernel
+from hw.plan.steps import KernelBlock, StackWindow
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def tensor_of(operand: Operand, what: str) -> Tensor:
     return Tensor(masked, grid, int(np.bitwise_or.reduce(masked, axis=None)))
 
 
-# -- arrangements: what hw.model.arrangement describes, done to arrays -----------------------------------------------
+# -- arrangements: what hw.plan.arrangement describes, done to arrays -----------------------------------------------
 
 
 def _transposed(tensor: Tensor) -> Array:

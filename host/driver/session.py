@@ -15,12 +15,12 @@ from host.program import packing
 from host.program.builder import ProgramBuilder
 from hw.contract import OutputFormat
 from hw.design import Design
-from hw.model.arrangement import Arrangement, Kernel
-from hw.model.lowering import lower
-from hw.model.plan import programs, steps
-from hw.model.product import Lowered, Product
-from hw.model.steps import Conv, KernelBlock, Load, LoadEpilogue, Read, Step, Weights, Wgrad
 from hw.packet import Packet
+from hw.plan.arrangement import Arrangement, Kernel
+from hw.plan.lowering import lower
+from hw.plan.plan import programs, steps
+from hw.plan.product import Lowered, Product
+from hw.plan.steps import Conv, KernelBlock, Load, LoadEpilogue, Read, Step, Weights, Wgrad
 
 Recorder = Callable[[U64, Result], None]
 

@@ -1,7 +1,7 @@
 """``fractrain bench engine``: a network's training products on the simulated hardware, against the cycle model.
 
 Every distinct convolution runs over a whole batch, forward and backward, in the packets of the driver's plan
-(:mod:`hw.model.plan`) and cut into programs as the driver cuts them, with random payload.
+(:mod:`hw.plan.plan`) and cut into programs as the driver cuts them, with random payload.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from hw.contract import TIMING_COUNTERS, Error, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.files import save_picture
 from hw.model.cycles import STREAMING_CYCLES, predict
-from hw.model.product import LoweringError
-from hw.model.training_products import CODES, INTEGERS, TRAINING, Form, driver_programs, layer_products
 from hw.networks import Bits, ConvShape
 from hw.packet import END, Packet, load_entries, load_tensor, product
+from hw.plan.product import LoweringError
+from hw.plan.training_products import CODES, INTEGERS, TRAINING, Form, driver_programs, layer_products
 
 #: how results leave and operands come, by the name that rows carry
 FORMS = {"codes": CODES, "int32": INTEGERS, "driver": TRAINING}

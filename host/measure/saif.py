@@ -19,8 +19,8 @@ from host.devices.library import LibraryDevice
 from host.devices.rtl import build_rtl
 from host.measure.engine_bench import layer_programs, passes, program
 from hw.design import ROOT, Design
-from hw.model.product import LoweringError
 from hw.networks import Bits, ConvShape
+from hw.plan.product import LoweringError
 
 SAIF_HARNESS = ROOT / "hw" / "sim" / "saif.cpp"
 #: buses are wider than Verilator traces unless told; contents of memories are left to block RAM's own model

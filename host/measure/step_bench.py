@@ -1,7 +1,7 @@
 """``fractrain bench step``: all passes of a network's training step on the simulated hardware, against the cycle model.
 
 Every distinct pass runs over a whole batch in the packets of the driver's plan, with random payload.  A pass that the
-fabric cannot take with an epilogue (:class:`hw.model.product.LoweringError`) leaves its sums to the host, and is counted so.
+fabric cannot take with an epilogue (:class:`hw.plan.product.LoweringError`) leaves its sums to the host, and is counted so.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from host.measure.engine_bench import program
 from hw import contract
 from hw.contract import HEADER_WORDS, TIMING_COUNTERS
 from hw.design import Design
+from hw.files import save_picture
 from hw.model.cycles import predict
-from hw.model.plan import programs, steps
-from hw.model.product import LoweringError, Product
-from hw.model.training_step import PASSES, StepPass, TrainingStep
 from hw.networks import Bits
 from hw.nodes import Node, Widths
 from hw.packet import END, Packet
+from hw.plan.plan import programs, steps
+from hw.plan.product import LoweringError, Product
+from hw.plan.training_step import PASSES, StepPass, TrainingStep
 
 
 @dataclass
@@ -32,7 +33,7 @@ class PassRow:
 
     Attributes:
         node, count: one of the nodes that take it, and how many do.
-        kind: of :data:`hw.model.training_step.PASSES`.
+        kind: of :data:`hw.plan.training_step.PASSES`.
         epilogue: whether it runs behind the array; else sums leave as integers, and the host does what is behind them.
         cycles: of the programs, by the counters, or where nothing ran by the model.
         array: the array computes.
@@ -137,7 +138,7 @@ def bench(
 
     Args:
         device: the RTL; None predicts alone.
-        graph: of :func:`hw.model.training_step.nodes`.
+        graph: of :func:`hw.plan.training_step.nodes`.
     """
     rows = []
     for each, count in distinct(TrainingStep(graph, batch, bits, widths)):
@@ -178,4 +179,4 @@ def draw(result: dict[str, Any], path: Path) -> None:
     source = "RTL counters" if result["device"] == "rtl" else "by the model"
     axes.set_xlabel(f"thousand cycles per image ({result['model']} on {result['design']}, {source})")
     figure.legend(loc="outside upper center", ncols=3)
-    figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    save_picture(figure, path)

@@ -1,7 +1,7 @@
 """Our designs as machines that train: cycles, memory traffic, time and energy per layer and product, and whole steps.
 
 Cycles are those of ``hw.model.cycles``, which RTL counters confirm, on the packets that the driver sends
-(``hw.model.schedule``), with operands as codes and without operand sums.  Results leave as codes, or as integers where
+(``hw.plan.schedule``), with operands as codes and without operand sums.  Results leave as codes, or as integers where
 they are partial sums.  Beside that:
 
 - operands beyond 16 bits do not exist on the fabric: such products run on the host, in float32;
@@ -25,11 +25,11 @@ from hw.cost.bitfusion import BITFUSION
 from hw.cost.paper import Fabric
 from hw.design import Design
 from hw.model.cycles import predict
-from hw.model.product import LoweringError, Product
 from hw.model.resources import resources
-from hw.model.training_products import CODES, INTEGERS, MOMENTS, Form, layer_products, program
 from hw.networks import PRODUCTS, Bits, ConvShape
 from hw.packet import Packet
+from hw.plan.product import LoweringError, Product
+from hw.plan.training_products import CODES, INTEGERS, MOMENTS, Form, layer_products, program
 
 BATCH = 128  #: samples per step unless said otherwise, the paper's CIFAR batch
 STREAMS = ("input", "output")  #: of a fabric: two that are read in lockstep, one that is written

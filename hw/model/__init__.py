@@ -1,1 +1,1 @@
-"""Models of the hardware: how products are lowered, cycles of RTL and HLS kernel, resources."""
+"""How long and how large: cycles of RTL and HLS kernel, resources of a design."""

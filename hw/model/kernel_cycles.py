@@ -13,9 +13,9 @@ from enum import IntEnum
 from hw.contract import HEADER_WORDS, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.cycles import Prediction, Ranges, flag_cycles, meet
-from hw.model.training_products import layer_products, program
 from hw.networks import Bits, ConvShape
 from hw.packet import Packet
+from hw.plan.training_products import layer_products, program
 
 PACKET_SLOTS = 4  #: of the FIFO from loader to engine
 TILE_SLOTS = 2  #: tiles that wait for the output process

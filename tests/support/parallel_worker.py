@@ -116,7 +116,11 @@ class Noted:
         self.gradients: list[Tensor] = []
         self.choices: list[Tensor] = []
         self._case, self._on = case, True
-        self._plain = quantized_product.quantize_and_keep, layers.Run.gradient_values, gated_convolution.fake_quantize_groups
+        self._plain = (
+            quantized_product.quantize_and_keep,
+            layers.Run.gradient_values,
+            gated_convolution.fake_quantize_groups,
+        )
         self._choose = GatedNetwork._choose
 
     def stop(self) -> None:
@@ -159,7 +163,9 @@ class Noted:
         return self
 
     def __exit__(self, *_: object) -> None:
-        quantized_product.quantize_and_keep, layers.Run.gradient_values, gated_convolution.fake_quantize_groups = self._plain  # type: ignore[method-assign]
+        quantized_product.quantize_and_keep, layers.Run.gradient_values, gated_convolution.fake_quantize_groups = (
+            self._plain
+        )  # type: ignore[method-assign]
         GatedNetwork._choose = self._choose  # type: ignore[method-assign]
 
     def _note(self, place: list[Tensor], x: Tensor) -> None:

@@ -19,9 +19,9 @@ from host.epilogue import Entries, Epilogue
 from host.step.passes import Behind, CodeTensor, Pass, PassError, PassResult
 from host.step.result_order import random_numbers
 from hw.design import load_design
-from hw.model.lowering import lower
-from hw.model.product import Product, Source
 from hw.networks import ConvGeometry
+from hw.plan.lowering import lower
+from hw.plan.product import Product, Source
 
 DESIGN = load_design("sim-small")
 SMALL = replace(DESIGN, name="shallow", depth_a=64, depth_g=128, depth_w=64, depth_epilogue=16)

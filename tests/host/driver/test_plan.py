@@ -14,9 +14,9 @@ from host.operands import ConvGeometry, Grid, Operand
 from host.program.builder import read_program
 from hw.contract import Flag, Opcode, OutputFormat, Target
 from hw.design import load_design
-from hw.model.plan import PROGRAM_WORDS, packets, programs, steps
-from hw.model.product import Behind, LoweringError, Product, Source
 from hw.packet import END, Packet
+from hw.plan.plan import PROGRAM_WORDS, packets, programs, steps
+from hw.plan.product import EpilogueForm, LoweringError, Product, Source
 
 DEVICES = {name: ReferenceDevice(load_design(name)) for name in ("sim-small", "zc706")}
 KINDS = ("forward", "input_gradient", "weight_gradient", "backward")
@@ -78,7 +78,7 @@ def test_the_driver_sends_the_plan(kind, m, widths, as_what, name, skip_zero, li
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.sampled_from(KINDS[:2] + KINDS[3:]), geometries, st.tuples(*[st.integers(1, 8)] * 3),
-    st.sampled_from([None, Behind(OutputFormat.CODES, out=4), Behind(OutputFormat.MOMENTS)]), st.sampled_from(sorted(DEVICES)),
+    st.sampled_from([None, EpilogueForm(OutputFormat.CODES, out=4), EpilogueForm(OutputFormat.MOMENTS)]), st.sampled_from(sorted(DEVICES)),
 )  # fmt: skip
 def test_every_planned_packet_is_one_that_the_fabric_takes(kind, m, bits, behind, name) -> None:  # type: ignore[no-untyped-def]
     """Whatever leaves; and results of one piece over all input channels leave in the format that was asked for."""

@@ -22,9 +22,9 @@ from hw.contract import Flag, array_idle
 from hw.design import ROOT, load_design
 from hw.generate import render, rtl_digest
 from hw.model.cycles import predict
-from hw.model.training_products import TRAINING
 from hw.networks import Bits, ConvShape, network
 from hw.packet import Packet
+from hw.plan.training_products import TRAINING
 from tests.support.random_programs import random_programs
 
 SMALL = ConvShape("small", 8, 8, 3, 1, 1, (8, 8))

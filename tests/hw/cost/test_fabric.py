@@ -24,10 +24,10 @@ from hw.cost.paper import Line, recompute
 from hw.cost.paper_report import to_csv
 from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
-from hw.model.product import LoweringError
-from hw.model.training_products import layer_products, program
 from hw.networks import PRODUCTS, Bits, ConvShape, network
 from hw.packet import Packet
+from hw.plan.product import LoweringError
+from hw.plan.training_products import layer_products, program
 
 CONV = ConvShape("conv", 64, 64, 3, 1, 1, (8, 8))
 BITS = Bits(4, 3, 6)

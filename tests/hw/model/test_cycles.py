@@ -12,11 +12,11 @@ from host.measure.engine_bench import FORMS, layer_programs
 from hw.contract import Flag, Opcode, OutputFormat
 from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
-from hw.model.lowering import lower
-from hw.model.product import Product, Source
-from hw.model.training_products import layer_products, program
 from hw.networks import Bits, ConvGeometry, ConvShape, network
 from hw.packet import END, product
+from hw.plan.lowering import lower
+from hw.plan.product import Product, Source
+from hw.plan.training_products import layer_products, program
 
 MEASURED = ROOT / "docs" / "measurements" / "engine-zc706.json"
 TOLERANCE = 0.03

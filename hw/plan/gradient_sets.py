@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from hw import contract
 from hw.design import Design
-from hw.model.arrangement import Arrangement
-from hw.model.product import Gradient, GradientPiece, GradientSet, LoweringError, Pass, Product
-from hw.model.tiling import extent, kernel_pieces, regions_of
+from hw.plan.arrangement import Arrangement
+from hw.plan.product import Gradient, GradientPass, GradientPiece, GradientSet, LoweringError, Product
+from hw.plan.tiling import extent, kernel_pieces, regions_of
 
 _View = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # centre; span of rows and columns
 
@@ -49,7 +49,7 @@ def gradient_sets(
 
 
 def _without_a_sums(found: GradientSet) -> GradientSet:
-    def left(one: Pass) -> Pass:
+    def left(one: GradientPass) -> GradientPass:
         return tuple((replace(piece, a_sum=False), first, groups) for piece, first, groups in one)
 
     return replace(found, passes=tuple(left(one) for one in found.passes))
@@ -71,7 +71,7 @@ def _set_of_view(
 
 def _gradient_passes(
     design: Design, product: Product, pieces: list[GradientPiece], out_groups: int, b_bits: int
-) -> tuple[int, list[Pass]]:
+) -> tuple[int, list[GradientPass]]:
     """What the accumulators hold at a time, with the least traffic: output groups per pass, and the passes."""
     room = min(design.depth_accumulator, contract.MAX_ENTRIES) // (design.channels + 1)
     bits = {p: product.source(p.a.operand).bits for p in pieces}

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from hw.contract import OutputFormat
-from hw.model.product import Behind, Product, Source
-from hw.model.training_products import geometries
 from hw.networks import Bits, ConvShape
 from hw.nodes import Node, Widths
+from hw.plan.product import EpilogueForm, Product, Source
+from hw.plan.training_products import geometries
 
 #: what each pass is for, in the order in which a node takes them
 PASSES = {
@@ -91,11 +91,11 @@ class TrainingStep:
 
     def _forward(self, node: Node) -> Iterator[StepPass]:
         widths = self.widths
-        yield self._pass(node, "statistics", Behind(OutputFormat.MOMENTS))
+        yield self._pass(node, "statistics", EpilogueForm(OutputFormat.MOMENTS))
         side, signed = 0, False
         if node.residual:
             side, signed = widths.shortcut, not self._by_name[node.residual].relu
-        codes = Behind(
+        codes = EpilogueForm(
             OutputFormat.CODES, side, signed, relu=node.relu,
             out=widths.shortcut if node.on_shortcut else self.bits.a, out_signed=not node.relu,
             keep=widths.kept, keep_mask=node.relu, wide=self._wide(node),
@@ -103,7 +103,7 @@ class TrainingStep:
         )  # fmt: skip
         yield self._pass(node, "codes", codes)
 
-    def _pass(self, node: Node, kind: str, behind: Behind) -> StepPass:
+    def _pass(self, node: Node, kind: str, behind: EpilogueForm) -> StepPass:
         """A forward product of a node."""
         x, w = self._activations(node.source), Source(self.bits.w, True)
         return StepPass(node.name, kind, _products("forward", node.shape, self.batch, behind, x=x, w=w))
@@ -113,10 +113,10 @@ class TrainingStep:
         straight = [taker for taker in takers if not taker.on_shortcut]
         for taker in takers:
             if taker.on_shortcut and straight:
-                behind = Behind(OutputFormat.CODES, out=widths.gradient, out_signed=True, stochastic=True, records=True)
+                behind = EpilogueForm(OutputFormat.CODES, out=widths.gradient, out_signed=True, stochastic=True, records=True)
                 yield self._back(taker, node, "shortcut", "backward", behind)
         added = widths.gradient if len(takers) > len(straight) or self._carried(node.name) else 0
-        moments = Behind(OutputFormat.MOMENTS, widths.kept, True, node.relu, added, cross=True)
+        moments = EpilogueForm(OutputFormat.MOMENTS, widths.kept, True, node.relu, added, cross=True)
         gradients = replace(
             moments, form=OutputFormat.CODES, cross=False, out=self.bits.g, out_signed=True, stochastic=True,
             keep=widths.gradient if node.residual else 0,
@@ -132,13 +132,13 @@ class TrainingStep:
             g, x = Source(self.bits.g, True), self._activations("")
             yield StepPass(node.name, "weights", _products("weight_gradient", node.shape, self.batch, None, x=x, g=g))
 
-    def _back(self, taker: Node, node: Node, kind: str, product: str, behind: Behind) -> StepPass:
+    def _back(self, taker: Node, node: Node, kind: str, product: str, behind: EpilogueForm) -> StepPass:
         """A product of the layer above, whose results are the node's."""
         x = self._activations(node.name) if product == "backward" else None
         g, w = Source(self.bits.g, True), Source(self.bits.w, True)
         return StepPass(node.name, kind, _products(product, taker.shape, self.batch, behind, x=x, w=w, g=g))
 
-    def _through(self, node: Node, kind: str, behind: Behind) -> StepPass:
+    def _through(self, node: Node, kind: str, behind: EpilogueForm) -> StepPass:
         """Codes of a gradient, taken through the array as they are."""
         channels = node.shape.out_channels
         identity = ConvShape("identity", channels, channels, 1, 1, 0, node.shape.out_hw, channels)
@@ -147,7 +147,7 @@ class TrainingStep:
 
 
 def _products(
-    kind: str, shape: ConvShape, batch: int, behind: Behind | None, **sources: Source | None
+    kind: str, shape: ConvShape, batch: int, behind: EpilogueForm | None, **sources: Source | None
 ) -> tuple[tuple[int, Product], ...]:
     x, w, g = (sources.get(name) for name in "xwg")
     return tuple(

@@ -10,11 +10,11 @@ from functools import lru_cache
 from hw import contract
 from hw.contract import Flag, Opcode, OutputFormat, Target
 from hw.design import Design
-from hw.model.arrangement import Arrangement
-from hw.model.product import Behind, Correlation, Product
-from hw.model.steps import Conv, KernelBlock, Load, LoadEpilogue, StackWindow, Step
-from hw.model.tiling import Piece, Stack
 from hw.packet import Packet, flags_of, load_entries, load_tensor, product, tensor_addresses
+from hw.plan.arrangement import Arrangement
+from hw.plan.product import Correlation, EpilogueForm, Product
+from hw.plan.steps import Conv, KernelBlock, Load, LoadEpilogue, StackWindow, Step
+from hw.plan.tiling import Piece, Stack
 
 
 @lru_cache(maxsize=1 << 12)
@@ -162,7 +162,7 @@ def _own(stack: Stack, piece: Piece, task: Correlation) -> _Own | None:
     return _Own(sum(segment << k * region.columns.size for k in range(beside)), rows)
 
 
-def _parts(stack: Stack, behind: Behind) -> Iterator[tuple[int, Stack]]:
+def _parts(stack: Stack, behind: EpilogueForm) -> Iterator[tuple[int, Stack]]:
     """Virtual images of a stack that one packet takes: first image, and the part as a stack.
 
     Random indices step evenly along one virtual image alone, and moments are taken of the same pixels of all images, of

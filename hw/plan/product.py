@@ -1,13 +1,13 @@
-"""A product of training without its data, and what it becomes on the array: :mod:`hw.model.lowering` makes one of the other."""
+"""A product of training without its data, and what it becomes on the array: :mod:`hw.plan.lowering` makes one of the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from hw.contract import OutputFormat
-from hw.model.arrangement import Along, Arrangement, Kernel
-from hw.model.tiling import Piece, Region
 from hw.networks import ConvGeometry
+from hw.plan.arrangement import Along, Arrangement, Kernel
+from hw.plan.tiling import Piece, Region
 
 
 class LoweringError(ValueError):
@@ -23,7 +23,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Behind:
+class EpilogueForm:
     """What the epilogue makes of a product's sums, without its parameters; terms as in docs/programs.md, CONV.
 
     Attributes:
@@ -62,7 +62,7 @@ class Behind:
     @property
     def plain(self) -> bool:
         """Whether each result is a code A of its own sum alone, so that it may leave as an integer where sums are partial."""
-        return self == Behind(OutputFormat.CODES, out=self.out, out_signed=self.out_signed, relu=self.relu)
+        return self == EpilogueForm(OutputFormat.CODES, out=self.out, out_signed=self.out_signed, relu=self.relu)
 
     @property
     def side_planes(self) -> int:
@@ -100,7 +100,7 @@ class Product:
     w: Source | None = None
     g: Source | None = None
     sums: bool = True
-    behind: Behind | None = None
+    behind: EpilogueForm | None = None
     skip_zero: bool = False
     batches: int = 1
     weights: int = 0
@@ -187,7 +187,7 @@ class GradientPiece:
 
 
 #: pieces that the accumulators hold at a time: each with its first channel group and number of groups
-Pass = tuple[tuple[GradientPiece, int, int], ...]
+GradientPass = tuple[tuple[GradientPiece, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class GradientSet:
     centre: tuple[int, int]
     regions: tuple[Region, ...]
     out_groups: int
-    passes: tuple[Pass, ...]
+    passes: tuple[GradientPass, ...]
 
 
 @dataclass(frozen=True)

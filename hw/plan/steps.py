@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from hw import contract
 from hw.design import Design
-from hw.model.arrangement import Arrangement, Kernel
-from hw.model.product import Correlation, GradientPiece, Product
-from hw.model.tiling import Piece, Stack
 from hw.packet import Packet, tensor_addresses
+from hw.plan.arrangement import Arrangement, Kernel
+from hw.plan.product import Correlation, GradientPiece, Product
+from hw.plan.tiling import Piece, Stack
 
 GroupRange = tuple[int, int]  #: first, and how many
 

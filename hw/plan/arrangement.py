@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hw.contract import ROW_BANKS
-from hw.model.tiling import Piece
+from hw.plan.tiling import Piece
 
 TensorShape = tuple[int, int, int, int]
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from hw.contract import HEADER_WORDS
 from hw.design import Design
-from hw.model.lowering import lower
-from hw.model.product import Product
-from hw.model.schedule import steps_of
-from hw.model.steps import Boundary, Step
 from hw.packet import END, Packet
+from hw.plan.lowering import lower
+from hw.plan.product import Product
+from hw.plan.schedule import steps_of
+from hw.plan.steps import Boundary, Step
 
 PROGRAM_WORDS = 1 << 21  #: a program is closed when its words and results pass this
 

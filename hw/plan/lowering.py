@@ -6,7 +6,7 @@ phases of the input into extra input channels, in an input gradient the phases o
 which the common kernel contracts over two groups of channels at once.  A matrix product may contract along pixels, as a
 weight gradient does, where that is quicker.
 
-Shapes and widths decide everything, so a product is lowered without its data; :mod:`hw.model.schedule` makes packets.
+Shapes and widths decide everything, so a product is lowered without its data; :mod:`hw.plan.schedule` makes packets.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import replace
 from functools import lru_cache
 
 from hw.design import Design
-from hw.model.arrangement import Along, Arrangement, Kernel
 from hw.model.cycles import predict
-from hw.model.gradient_sets import gradient_sets
-from hw.model.product import Correlation, Gradient, GradientSet, Lowered, LoweringError, Pass, Product
-from hw.model.schedule import fuses, steps_of
-from hw.model.tiling import axis_phases, axis_phases_back
 from hw.networks import ConvGeometry
 from hw.packet import END
+from hw.plan.arrangement import Along, Arrangement, Kernel
+from hw.plan.gradient_sets import gradient_sets
+from hw.plan.product import Correlation, Gradient, GradientPass, GradientSet, Lowered, LoweringError, Product
+from hw.plan.schedule import fuses, steps_of
+from hw.plan.tiling import axis_phases, axis_phases_back
 
 
 def pairs_channel_groups(design: Design, results: int, groups: int, w_bits: int, g_bits: int) -> bool:
@@ -252,7 +252,7 @@ def _backward(design: Design, product: Product) -> Lowered:
 
 
 def _renumbered(sets: tuple[GradientSet, ...], by: int) -> tuple[GradientSet, ...]:
-    def moved(one: Pass) -> Pass:
+    def moved(one: GradientPass) -> GradientPass:
         return tuple((replace(piece, number=piece.number + by), first, groups) for piece, first, groups in one)
 
     return tuple(replace(each, passes=tuple(moved(one) for one in each.passes)) for each in sets) if by else sets

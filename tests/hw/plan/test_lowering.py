@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hw.contract import Flag, Opcode
 from hw.design import load_design
 from hw.model.cycles import predict
-from hw.model.lowering import lower
-from hw.model.product import Lowered, LoweringError, Product, Source
-from hw.model.schedule import steps_of
-from hw.model.training_products import CODES, INTEGERS, Form, layer_products, program
 from hw.networks import Bits, ConvGeometry, ConvShape, network
 from hw.packet import END, Packet
+from hw.plan.lowering import lower
+from hw.plan.product import Lowered, LoweringError, Product, Source
+from hw.plan.schedule import steps_of
+from hw.plan.training_products import CODES, INTEGERS, Form, layer_products, program
 
 DESIGN = load_design("zc706")
 LAYER = ConvShape("deep", 64, 64, 3, 1, 1, (32, 32))
@@ -40,7 +40,7 @@ def unpaired(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def refuse_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     lower.cache_clear()
-    monkeypatch.setattr("hw.model.lowering.pairs_channel_groups", lambda *_: False)
+    monkeypatch.setattr("hw.plan.lowering.pairs_channel_groups", lambda *_: False)
 
 
 @pytest.mark.parametrize("depth, kind", [("depth_a", "forward"), ("depth_g", "backward")])

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from hw.contract import OutputFormat
 from hw.design import Design
-from hw.model.plan import packets, programs, steps
-from hw.model.product import Behind, Product, Source
 from hw.networks import Bits, ConvGeometry, ConvShape
 from hw.packet import END, Packet
+from hw.plan.plan import packets, programs, steps
+from hw.plan.product import EpilogueForm, Product, Source
 
 GROUPED_CHANNELS = 16  #: channels of a layer with groups that share a dense product
 
@@ -81,7 +81,7 @@ def layer_products(
     first = {"forward": x, "weight_gradient": None}.get(kind, g)
     behind = None
     if form.output != OutputFormat.INT32 and first is not None:
-        behind = Behind(form.output)
+        behind = EpilogueForm(form.output)
         if form.output == OutputFormat.CODES:
             behind = replace(behind, out=first.bits, out_signed=first.signed, relu=not first.signed)
     return [

@@ -6,7 +6,7 @@
   put side by side where they are narrower; channels are cut into blocks that fit buffers and accumulators.
 - Buffer halves are used in turn, so that the fabric can load the next tensor while it computes on the last one.
 
-:mod:`hw.model.tiling` cuts, :mod:`hw.model.lowering` chooses, here packets are made.
+:mod:`hw.plan.tiling` cuts, :mod:`hw.plan.lowering` chooses, here packets are made.
 """
 
 from __future__ import annotations
@@ -18,10 +18,20 @@ from dataclasses import replace
 from hw import contract
 from hw.contract import ACCUMULATOR_LIMIT, Flag, Opcode, Target
 from hw.design import Design
-from hw.model.arrangement import Arrangement
-from hw.model.conv_packets import ConvPackets
-from hw.model.product import Correlation, GradientPiece, GradientSet, Lowered, LoweringError, Pass
-from hw.model.steps import (
+from hw.packet import (
+    Packet,
+    all_planes,
+    flags_of,
+    load_entries,
+    load_tensor,
+    read_entries,
+    sums_format,
+    tensor_addresses,
+)
+from hw.plan.arrangement import Arrangement
+from hw.plan.conv_packets import ConvPackets
+from hw.plan.product import Correlation, GradientPass, GradientPiece, GradientSet, Lowered, LoweringError
+from hw.plan.steps import (
     Boundary,
     GroupRange,
     KernelBlock,
@@ -35,17 +45,7 @@ from hw.model.steps import (
     resident_sets,
     side_addresses,
 )
-from hw.model.tiling import Region, Stack, extent, kernel_pieces, regions_of, split_range, stacks_of
-from hw.packet import (
-    Packet,
-    all_planes,
-    flags_of,
-    load_entries,
-    load_tensor,
-    read_entries,
-    sums_format,
-    tensor_addresses,
-)
+from hw.plan.tiling import Region, Stack, extent, kernel_pieces, regions_of, split_range, stacks_of
 
 _PACKET_CYCLES = 64  #: cycles per tile that hide the fixed work of a WGRAD packet
 
@@ -396,7 +396,7 @@ class _Accumulator:
         return Read(self._schedule.member, (packet,), self.piece, self.into, self._out, self._ones)
 
 
-def _accumulators(schedule: _Schedule, b: Arrangement, pieces: Pass, out: GroupRange) -> list[_Accumulator]:
+def _accumulators(schedule: _Schedule, b: Arrangement, pieces: GradientPass, out: GroupRange) -> list[_Accumulator]:
     """Accumulators of the pieces of a pass, one after the other."""
     made: list[_Accumulator] = []
     base = 0
