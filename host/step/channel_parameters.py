@@ -13,16 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from host.arrays import I64
-from host.epilogue import Entries, Moments
+from host.epilogue import Bools, Entries, Moments
+from host.step.passes import PassError
 from hw.contract import MAX_SHIFT, OFFSET_BITS, OPERAND_SHIFT, VALUE_BITS, VALUE_OFFSET_BITS
 
 F64 = npt.NDArray[np.float64]
 
 UNIT = 1 << OPERAND_SHIFT  #: times which the codes of operands count
 GREATEST = (1 << VALUE_BITS - 1) - 1  #: of x, w and the factors
-PEAK = (
-    1 << VALUE_BITS - 2
-)  #: of w where codes have their greatest value; what is above records how far a range was passed
+#: of w: offsets beyond their bits saturate w behind this shift, so that they may be clipped
+LARGEST_VALUE_SHIFT = VALUE_OFFSET_BITS - VALUE_BITS - 2
+_LARGEST_OFFSET = (1 << OFFSET_BITS - 1) - 1
+_LARGEST_VALUE_OFFSET = (1 << VALUE_OFFSET_BITS - 1) - 1
+#: of w where codes have their greatest value; what is above records how far a range was passed
+PEAK = 1 << VALUE_BITS - 2
 #: ratio of the least to the greatest factor of channels: a channel whose sums hardly differ gives up some of its bits
 SPREAD = 256
 
@@ -86,19 +90,17 @@ def inner(sums: F64, unit: F64, *, offset: F64 | None = None, added: F64 | None 
 
     Args:
         sums: unit of the exact sums, per channel.
-        unit: wanted of x.
+        unit: wanted of x, per channel; larger where factors could not hold it.
         offset: real value that is added.
         added: unit of the added codes.
         free: x may have a slightly larger unit, for which the factors are exact.
     """
     offset = np.zeros_like(sums) if offset is None else offset
     added = np.zeros_like(sums) if added is None else added
+    unit = np.maximum(unit, np.maximum(sums, added / UNIT) / GREATEST)
+    unit = np.maximum(unit, np.abs(offset) / _LARGEST_OFFSET)
     factors = np.stack([sums / unit, added / (UNIT * unit)])
-    shift = min(_fit(factors, GREATEST), _fit(offset / unit, (1 << OFFSET_BITS - 1) - 1))
-    if shift < 0:
-        raise ValueError(
-            f"units {sums.max():g} of sums and {unit.min():g} of results are too far apart for 18-bit factors"
-        )
+    shift = min(_fit(factors, GREATEST), _fit(offset / unit, _LARGEST_OFFSET))
     if free:
         m = np.maximum(np.floor(np.ldexp(sums / unit, shift)), 1.0)
         unit = np.ldexp(sums, shift) / m
@@ -122,13 +124,13 @@ def bounded(sums: F64, bound: F64, *, added: F64 | None = None, added_top: int =
     if added is None and (bound < GREATEST).all():  # the sums as they are
         zero = np.zeros(len(sums), np.int64)
         return Inner(zero + 1, zero, zero, 0, sums.copy())
-    return inner(sums, _spread(sums, unit), added=added)
+    return inner(sums, _spread(sums, unit, bound > 0), added=added)
 
 
-def _spread(sums: F64, unit: F64) -> F64:
-    """Units, raised where a channel would take factors much larger than the others'."""
+def _spread(sums: F64, unit: F64, live: Bools) -> F64:
+    """Units, raised where a channel would take factors much larger than those of the ``live`` ones."""
     ratio = sums / unit
-    return np.asarray(sums / np.minimum(ratio, SPREAD * ratio.min()))
+    return np.asarray(sums / np.minimum(ratio, SPREAD * ratio[live].min(initial=np.inf)))
 
 
 def measured(sums: F64, peak: F64, shift: int, top: int, offset: F64 | None = None, **more: F64 | bool | None) -> Inner:
@@ -144,7 +146,7 @@ def measured(sums: F64, peak: F64, shift: int, top: int, offset: F64 | None = No
     if not math.isfinite(least):
         least = float(sums.max())
     unit = np.where(peak > 0, peak, least) / (top << shift)
-    return inner(sums, _spread(sums, unit), offset=offset, **more)  # type: ignore[arg-type]
+    return inner(sums, _spread(sums, unit, peak > 0), offset=offset, **more)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,11 @@ def value(factor: F64, offset: F64, side: F64, unit: float) -> Value:
         unit: of w.
     """
     n, c, l = factor / unit, offset / unit, side / (UNIT * unit)  # noqa: E741
-    shift = min(_fit(np.stack([n, l]), GREATEST), _fit(c, (1 << VALUE_OFFSET_BITS - 1) - 1))
+    shift = min(LARGEST_VALUE_SHIFT, _fit(np.stack([n, l]), GREATEST))
     if shift < 0:
-        raise ValueError(
-            f"factors up to {np.abs([n, l]).max():g} of unit {unit:g} do not fit 18 bits; the step has diverged"
-        )
-    return Value(integers(n, shift), integers(c, shift), integers(l, shift), shift)
+        raise PassError(f"factors up to {np.abs([n, l]).max():g} do not fit 18 bits; training has diverged")
+    offsets = np.clip(np.ldexp(c, shift), -_LARGEST_VALUE_OFFSET, _LARGEST_VALUE_OFFSET)
+    return Value(integers(n, shift), integers(offsets, 0), integers(l, shift), shift)
 
 
 def entries(x: Inner, w: Value | None = None) -> Entries:

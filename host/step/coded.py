@@ -42,7 +42,9 @@ class Coded:
 
     def codes(self, part: Part, samples: Samples = ALL) -> CodeTensor:
         """Codes of those of ``samples`` that lie in a part."""
-        return CodeTensor(self.values[common(part.samples, samples)], part.bits, part.signed)
+        wanted = common(part.samples, samples)
+        values = self.values if isinstance(wanted, slice) else self.values[wanted]
+        return CodeTensor(values, part.bits, part.signed)
 
     @property
     def whole(self) -> Part:

@@ -33,6 +33,9 @@ INT32_LIMIT = 1 << 31
 #: bits of the last node's codes, which the host pools
 FEATURE_BITS = 8
 
+#: least range of a node's results, and least share of the range before ReLU: a finer grid would show rounding only
+SMALLEST_TOP, FINEST = 2.0**-64, 2.0**-10
+
 #: samples with bits of their own, which together are the batch
 Groups = Sequence[tuple[Samples, Bits]]
 
@@ -312,13 +315,12 @@ class Forward:
         top = greatest if node.relu else max(greatest, -least)
         if not np.isfinite(top):
             raise PassError(f"{node.name}: results up to {top}; training has diverged: lower the learning rate")
-        if top <= 0:
-            top = 1.0  # nothing is positive: any grid does
+        least_top = max(greatest, -least, SMALLEST_TOP) * FINEST
         if not node.residual:
-            self.ranges.note(node.name, top)
+            self.ranges.note(node.name, max(top, least_top))
         elif node.name in self.ranges.tops:
             top = min(top, self.ranges.known(node.name))
-        return top
+        return max(top, least_top)
 
     def _sections(self, node: Node) -> tuple[Groups, int]:
         """Bits of the codes A by samples, and bits of S beside them, 0 if A serves as S."""

@@ -36,7 +36,7 @@ class SoftwareEngine:
         gradient = _weight_gradient(wanted) if wanted.kind in ("weight_gradient", "backward") else None
         if wanted.behind is None:
             return PassResult(weight_gradient=gradient)
-        result = finish(self.sums(wanted), wanted.behind, self.random(wanted))
+        result = finish(self.sums(wanted), wanted.behind, random_of(wanted, self.order(wanted)))
         return PassResult(result.a, result.k, result.s, result.mask, result.moments, gradient, result.saturated)
 
     def sums(self, wanted: Pass) -> I64:
@@ -46,12 +46,13 @@ class SoftwareEngine:
         bound = wanted.operand.greatest * wanted.w.greatest * wanted.terms
         return _by_groups(product, wanted.operand.values, wanted.w.values, wanted.geometry, wanted.groups, bound)
 
-    def random(self, wanted: Pass) -> U32 | None:
-        """Random numbers of a pass that rounds with them."""
-        assert wanted.behind is not None
-        if not wanted.behind.settings.stochastic:
-            return None
-        return random_numbers(wanted.result_shape, wanted.behind.key, self.order(wanted))
+
+def random_of(wanted: Pass, order: ResultOrder) -> U32 | None:
+    """Random numbers of a pass that rounds with them."""
+    assert wanted.behind is not None
+    if not wanted.behind.settings.stochastic:
+        return None
+    return random_numbers(wanted.result_shape, wanted.behind.key, order)
 
 
 def finish(sums: I64, behind: Behind, random: U32 | None) -> PassResult:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hw.commands import options
 
-STUDIES = ("statquant", "methods", "defects")
+STUDIES = ("statquant", "methods", "defects", "fabric")
 
 
 def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
@@ -44,7 +44,7 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
         "study",
         choices=STUDIES,
         help="statquant: gradient quantizers PTQ, PSQ, BHQ; methods: DoReFa, WAGEUBN, MXINT and Range BN beside SBM; "
-        "defects: details of the published code that mode 'fixed' repairs",
+        "defects: details of the published code that mode 'fixed' repairs; fabric: the fabric's integers, by widths",
     )
     accuracy.add_argument("--seeds", type=options.several, default=8, help="trainings of each variant")
     accuracy.add_argument("--bits", type=options.width, default=5, help="statquant: of the gradients")
@@ -114,6 +114,7 @@ def run_bench_accuracy(arguments: argparse.Namespace) -> int:
         "statquant": lambda: accuracy.statquant(arguments.bits),
         "methods": accuracy.methods,
         "defects": accuracy.defects,
+        "fabric": accuracy.fabric,
     }
     study = known[arguments.study]()
     runs = accuracy.read_report(arguments.save, study) if arguments.save else {}

@@ -26,9 +26,11 @@ from hw.networks import (
     imagenet_resnet_layout,
     spelled,
 )
+from hw.nodes import Widths
 from sw_model.nn.layers import QConv2d, QLinear
 from sw_model.nn.normalisation import normalise
 from sw_model.quantize.methods import RangeBatchNorm2d
+from sw_model.step.fabric_step import FabricStep
 
 #: How a block computes one of its convolutions; gates put their own in place of :func:`plain`.
 Convolve = Callable[[QConv2d, Tensor], Tensor]
@@ -175,7 +177,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         channels, kernel, stride = layout.stem
-        self.pooled = layout.pooled
+        self.layout, self.pooled = layout, layout.pooled
+        self.step: FabricStep | None = None
         self.stem = QConv2d(in_channels, channels, kernel, stride, kernel // 2)
         self.bn = nn.BatchNorm2d(channels)
         self.blocks = nn.ModuleList(InvertedResidual(b) if b.expansion else BasicBlock(b) for b in layout.blocks)
@@ -205,10 +208,18 @@ class Backbone(nn.Module):
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.step is not None and self.quantized:
+            logits: Tensor = self.head(self.step(self, x))
+            return logits
         x = self.entry(x)
         for block in self.blocks:
             x = block(x)
         return self.exit(x)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether a layer before the head is."""
+        return any(layer.precision.quantized for layer in self.modules() if isinstance(layer, QConv2d))
 
 
 class CifarResNet(Backbone):
@@ -250,10 +261,8 @@ class CifarMobileNetV2(Backbone):
     """MobileNetV2 for 32-pixel images of three channels: :data:`hw.networks.MOBILENETV2`."""
 
     gate = GateShape((64, 32), 32)
-    layout = MOBILENETV2
-
     def __init__(self, classes: int = 10, *, quantize_stem: bool = True, quantize_head: bool = False) -> None:
-        super().__init__(self.layout, classes, 3, quantize_stem, quantize_head)
+        super().__init__(MOBILENETV2, classes, 3, quantize_stem, quantize_head)
 
     def ungated(self) -> set[str]:
         return {"last"}
@@ -265,6 +274,16 @@ def use_range_norm(model: nn.Module) -> nn.Module:
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 setattr(parent, name, RangeBatchNorm2d(child.num_features))
+    return model
+
+
+def use_fabric_step(model: Backbone, widths: Widths) -> Backbone:
+    """``model`` with its backbone computed in passes of the fabric.
+
+    Raises:
+        ValueError: a network that has no such passes.
+    """
+    model.step = FabricStep(model.layout, widths)
     return model
 
 
@@ -300,7 +319,7 @@ def build_model(
     return use_range_norm(model) if norm == "range" else model
 
 
-def _build(name: str, classes: int, image: tuple[int, int, int], width: int, options: dict[str, bool]) -> nn.Module:
+def _build(name: str, classes: int, image: tuple[int, int, int], width: int, options: dict[str, bool]) -> Backbone:
     kind, _, number = spelled(name).partition("-")
     if kind == "resnet" and number.isdecimal():
         if int(number) in IMAGENET_STAGES:

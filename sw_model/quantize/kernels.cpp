@@ -8,18 +8,7 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-// The loader picks the widest vectors that the processor has, so that one build serves all machines.
-#if __GNUC__ >= 12
-#define WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
-#else
-#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-#else
-#define WIDE
-#endif
-#define INLINE inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
+#include "wide.h"
 
 // Grid of one row: q = clamp(round((x - zero) * reciprocal), 0, top), value = q * scale + zero.  The random number of
 // element i of the row is that of element first + i under the key.
@@ -47,14 +36,6 @@ constexpr int LANES = 32, BLOCK = 16, PIECE = 256;  // elements, columns, rows
 constexpr int64_t WORTH_A_THREAD = 8192;  // elements; fewer are done before another thread has started
 
 INLINE float flush(float v) { return std::fabs(v) < LEAST_NORMAL ? 0.0f : v; }
-
-INLINE uint32_t mix(uint32_t h) {
-    h ^= h >> 16;
-    h *= 0x85EBCA6Bu;
-    h ^= h >> 13;
-    h *= 0xC2B2AE35u;
-    return h ^ (h >> 16);
-}
 
 INLINE float code(float rounded, const RowGrid& g) {
     const float q = rounded < 0.0f ? 0.0f : rounded;

@@ -1,4 +1,4 @@
-"""Loads the kernels of ``kernels.cpp``, quantizers and batch normalisation, compiled by the C++ compiler at first use.
+"""Loads the kernels of ``kernels.cpp`` and ``epilogue.cpp``, compiled by the C++ compiler at first use.
 
 Without a compiler, or with ``FRACTRAIN_FUSED=0`` in the environment, callers take PyTorch operations instead, which
 give the same codes several times slower.
@@ -26,7 +26,7 @@ from host.operands import Grid
 from hw.files import cache_folder, replaced
 from hw.tools.compile import CompileError, compiler
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "epilogue.cpp", "wide.h"))
 # No flag here may change a rounding: contraction would fuse a product with a sum.
 _FLAGS = ("-O3", "-shared", "-fPIC", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 # Tried in turn: OpenMP's threads are those that PyTorch's operations use; a compiler without it gives one thread.
@@ -46,7 +46,8 @@ def library() -> Any:
     except CompileError as error:
         warnings.warn(f"{error}; quantizers run in PyTorch, several times slower", stacklevel=2)
         return None
-    tag = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, _THREADING, platform.machine())).encode()).hexdigest()
+    text = b"".join(source.read_bytes() for source in _SOURCES)
+    tag = hashlib.sha256(text + repr((_FLAGS, _THREADING, platform.machine())).encode()).hexdigest()
     try:
         target = cache_folder() / f"fused-{tag[:16]}.so"
         if not target.exists():
@@ -88,6 +89,7 @@ def library() -> Any:
             None,
             [*[pointer] * 3, *[count] * 2, _Statistics, number, number, *[pointer] * 4],
         ),
+        "epilogue": (None, [pointer, number]),
         "option_products": (None, [pointer, pointer, count, count, count, pointer, number, pointer]),
     }
     for name, (result, arguments) in signatures.items():
@@ -99,7 +101,8 @@ def library() -> Any:
 def _compile(command: Sequence[str], target: Path) -> None:
     with replaced(target) as scratch:
         for threading_flags in _THREADING:
-            words = [*command, *_FLAGS, *threading_flags, "-o", str(scratch), str(_SOURCE)]
+            units = [str(source) for source in _SOURCES if source.suffix == ".cpp"]
+            words = [*command, *_FLAGS, *threading_flags, "-o", str(scratch), *units]
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode == 0:
                 return

@@ -19,6 +19,7 @@ from sw_model.nn.gates import GATE_DEFECTS
 from sw_model.nn.precision import LAYER_DEFECTS
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
+from sw_model.train.recipes import find_recipe
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,19 @@ def defects() -> Study:
     variants = {"fixed": base} | {name: replace(base, mode=name) for name in (*LAYER_DEFECTS, GATE_DEFECTS[0], gates)}
     variants["all"] = replace(base, mode="paper")
     return Study("gated resnet-8 on digits", variants, "fixed")
+
+
+def fabric() -> Study:
+    """The whole step in the fabric's integers beside float32 normalisation, with a width of what it keeps changed at a time."""
+    base = TrainConfig.from_recipe(find_recipe("digits-demo"), eval_every=1000)
+    step = replace(base, norm="fabric")
+    variants = {"float32": base, "fabric": step}
+    for bits in (4, 6, 8):
+        variants[f"kept {bits}"] = replace(step, kept_bits=bits)
+        variants[f"shortcut {bits}"] = replace(step, shortcut_bits=bits)
+        variants[f"shortcut's gradient {bits}"] = replace(step, shortcut_gradient_bits=bits)
+    variants["all 4"] = replace(step, kept_bits=4, shortcut_bits=4, shortcut_gradient_bits=4)
+    return Study("digits-demo", variants, "float32")
 
 
 COMPARISON = {"DoReFa": "dorefa", "WAGEUBN": "wageubn", "MXINT": "mxint"}

@@ -50,6 +50,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 AT_LEAST_ONE = ("epochs", "batch", "eval_every", "width", "context", "cycles", "window", "norm_epochs")
 #: settings whose 0 stands for a default
 NOT_NEGATIVE = ("train_limit", "test_limit", "eval_batch", "checkpoint_every")
+#: widths of what the fabric's step keeps
+FABRIC_WIDTHS = ("kept_bits", "shortcut_bits", "shortcut_gradient_bits")
 #: setting -> its values
 CHOICES = {
     "schedule": ("static", "pfq", "cyclic", "manual", "dfq"),
@@ -57,7 +59,7 @@ CHOICES = {
     "lr_schedule": ("cosine", "steps", "inverse-sqrt"),
     "quantizer": ("affine", *METHODS),
     "gradient": ("affine", *QUANTIZERS),
-    "norm": ("batch", "range"),
+    "norm": ("batch", "range", "fabric"),
     "gate": ("argmax", "sample"),
     "subset": SUBSETS,
 }
@@ -192,8 +194,16 @@ class TrainConfig:
     quantizer: str = "affine"
     #: quantizer of gradients beside affine weights and activations, see :class:`sw_model.nn.precision.Run`
     gradient: str = "affine"
-    #: "batch", or "range" for Banner et al.'s Range BN
+    #: "batch", "range" for Banner et al.'s Range BN, or "fabric" for the whole step in the fabric's integers, see
+    #: :mod:`sw_model.step.fabric_step`
     norm: str = "batch"
+    #: norm "fabric": bits of the normalised activations that the backward pass reads; 0: 8 where activations have 8 bits
+    #: or more, else 6
+    kept_bits: int = 0
+    #: norm "fabric": bits of the activations that a shortcut carries; 0: as ``kept_bits``
+    shortcut_bits: int = 0
+    #: norm "fabric": bits of the gradients that a shortcut carries; 0: as ``kept_bits``
+    shortcut_gradient_bits: int = 0
     #: of everything random
     seed: int = 1
 
@@ -234,6 +244,8 @@ class TrainConfig:
         self._check_schedule()
         if self.model.startswith("transformer"):
             self._check_attention()
+        if self.norm == "fabric":
+            self._check_fabric()
 
     def _needs(self) -> dict[str, tuple[bool, str]]:
         """Whether each setting with a range is within it, and the range in words."""
@@ -342,6 +354,26 @@ class TrainConfig:
                 raise ConfigError(
                     f"stages: {precision} leaves activations or gradients in float32, which attention quantizes together; "
                     f"give both 1..16 bits, or all operands none, with model {self.model!r}"
+                )
+
+    def _check_fabric(self) -> None:
+        """Refuses what no passes of the fabric compute."""
+        for name, allowed in (("quantizer", "affine"), ("gradient", "affine"), ("mode", "fixed"), ("gate", "argmax")):
+            if getattr(self, name) != allowed:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r}: the fabric's step has quantizers of its own; use {allowed!r} with "
+                    "norm 'fabric'"
+                )
+        for name in FABRIC_WIDTHS:
+            if not 0 <= getattr(self, name) <= 8 or getattr(self, name) == 1:
+                raise ConfigError(f"{name} = {getattr(self, name)} must be 2 to 8, or 0 for the default")
+        options = [Precision(self.weight_bits, *option) for option in self.options]
+        for precision in [*self.precisions(), *options]:
+            w, a, g, last = precision.widths
+            if max(w, a, g, last) > 16 or min(w, g, last) < 2:
+                raise ConfigError(
+                    f"{precision}: norm 'fabric' takes weights and gradients of 2..16 bits and activations of 1..16 bits, "
+                    "no float32 and no skipped blocks"
                 )
 
     def precisions(self) -> list[Precision]:

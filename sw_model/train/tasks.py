@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hw.cost.training_schedule import Trained
 from hw.networks import TRANSFORMERS, ConvShape
+from hw.nodes import Widths
 from sw_model.convert.conversion import convert
 from sw_model.convert.references import build_referenced, function_of, is_reference
 from sw_model.data.identity import Identity
@@ -26,7 +27,7 @@ from sw_model.data.inputs import ImageInputs
 from sw_model.data.own_data import OwnData, own_data
 from sw_model.data.text import TokenSet, load_text
 from sw_model.nn.gates import way_of
-from sw_model.nn.models import build_model
+from sw_model.nn.models import Backbone, build_model, use_fabric_step
 from sw_model.nn.parallel import ALONE, Ranks
 from sw_model.nn.transformer import build_language_model
 from sw_model.quantize.methods import RangeBatchNorm2d
@@ -85,12 +86,25 @@ class Task(Protocol):
 
 
 #: Values per channel without which a normalisation has no statistics, by its name in recipes.
-LEAST_VALUES = {"batch": 2, "range": RangeBatchNorm2d.LEAST}
+LEAST_VALUES = {"batch": 2, "fabric": 2, "range": RangeBatchNorm2d.LEAST}
 
 
 def smallest_batch(data: Samples, batch: int) -> int:
     """Samples of an epoch's last batch, which has what batches of ``batch`` samples leave."""
     return data.train_count % batch or batch
+
+
+def _use_fabric_step(model: nn.Module, config: TrainConfig) -> None:
+    """Gives a network the fabric's step.
+
+    Raises:
+        ConfigError: the network has no such step.
+    """
+    assert isinstance(model, Backbone)
+    try:
+        use_fabric_step(model, Widths(config.kept_bits, config.shortcut_bits, config.shortcut_gradient_bits))
+    except ValueError as error:
+        raise ConfigError(f"norm = 'fabric' does not suit model {config.model!r}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -116,9 +130,11 @@ class Classification:
             width=config.width,
             quantize_stem=config.quantize_stem,
             quantize_head=config.quantize_head,
-            norm=config.norm,
+            norm="range" if config.norm == "range" else "batch",
             seed=config.seed,
         )
+        if config.norm == "fabric":
+            _use_fabric_step(model, config)
         self._check_smallest_batch(model, config)
         return model
 

@@ -43,7 +43,7 @@ def test_the_kernels_take_the_same_compiler(wrapper: Path, tmp_path: Path, monke
     monkeypatch.delenv("FRACTRAIN_FUSED", raising=False)
     (tmp_path / "kernels.cpp").write_text("int unused;\n", encoding="utf-8")
     target = tmp_path / "out.so"
-    monkeypatch.setattr(kernels, "_SOURCE", tmp_path / "kernels.cpp")
+    monkeypatch.setattr(kernels, "_SOURCES", (tmp_path / "kernels.cpp",))
     kernels._compile(compiler(), target)
     assert target.is_file()
     assert "used" in wrapper.with_name("log").read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Training with whole steps in passes of the fabric: norm = "fabric" of a recipe."""

@@ -1,0 +1,127 @@
+"""Training with norm = "fabric": one arithmetic on every engine, resumable, its state in checkpoints, refusals by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from host.exact_engine import ExactEngine
+from hw.networks import BlockLayout, Layout
+from hw.nodes import Widths
+from sw_model.nn.layers import attach, set_precision
+from sw_model.nn.models import Backbone, build_model, use_fabric_step
+from sw_model.nn.precision import Precision, Run
+from sw_model.train.folder import CHECKPOINT, read_tensors
+from sw_model.train.loop import train
+from sw_model.train.recipe import ConfigError, TrainConfig
+from sw_model.train.tasks import open_task
+
+TINY = TrainConfig(
+    data="digits", model="resnet-8", width=4, norm="fabric", schedule="static", stages=((4, 4, 6),), epochs=1, batch=16,
+    train_limit=48, test_limit=32, lr=0.05, eval_every=1,
+)  # fmt: skip
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = read_tensors(folder / CHECKPOINT)["model"]
+    return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_backbone_has_the_same_bits_in_numpy_and_compiled() -> None:
+    """Weights, statistics and ranges after a few steps; the head's sums are float32 on the fast path."""
+    images = torch.rand(8, 1, 8, 8)
+    models = []
+    for engine in (None, ExactEngine()):
+        config = replace(TINY, stages=((4, 3, 6, 8),))
+        model = open_task(config).build(config)
+        attach(model, Run(engine=engine, seed=3))
+        set_precision(model, Precision(4, 3, 6, 8))
+        for step in range(2):
+            model.stem.run.step = step  # type: ignore[union-attr]
+            features = model.step(model, images)  # type: ignore[operator,misc]
+            features.backward(torch.linspace(-1, 1, features.numel()).reshape(features.shape))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(0.1 * parameter.grad)
+                        parameter.grad = None
+        models.append(model.state_dict())
+    assert same(*models)
+
+
+@pytest.mark.parametrize("schedule", ["pfq", "cyclic"])
+def test_a_run_learns_and_goes_on_where_it_stood(schedule: str, tmp_path: Path) -> None:
+    config = replace(
+        TINY, schedule=schedule, stages=((3, 3, 6), (8, 8, 8)), deadlines=(0,) if schedule == "pfq" else (), epochs=2,
+        train_limit=80, cycles=2, checkpoint_every=3,
+    )  # fmt: skip
+    whole = train(config, out=tmp_path / "whole")
+    train(config, out=tmp_path / "cut", stop_after=7)
+    rest = train(config, out=tmp_path / "cut", resume=True)
+    assert same(state(tmp_path / "whole"), state(tmp_path / "cut"))
+    assert [row["loss"] for row in whole.history] == [row["loss"] for row in rest.history]
+    assert whole.history[-1]["loss"] < whole.history[0]["loss"]
+    tops = state(tmp_path / "whole")["step.tops"]
+    assert tops.dtype == torch.float64 and (tops > 0).all()
+
+
+def test_costs_are_those_of_the_same_recipe_with_float_normalisation() -> None:
+    here, there = train(TINY), train(replace(TINY, norm="batch"))
+    assert (here.cc, here.cp, here.cc_full) == (there.cc, there.cp, there.cc_full)
+
+
+def test_a_stem_that_a_recipe_leaves_in_float32_has_eight_bits() -> None:
+    result = train(replace(TINY, quantize_stem=False))
+    assert result.test_score is not None
+
+
+def test_mobilenetv2_trains_a_step() -> None:
+    config = replace(TINY, data="digits", stages=((4, 4, 8),))
+    blocks = (BlockLayout(4, 6, 1, 2), BlockLayout(6, 6, 1, 2), BlockLayout(6, 8, 2, 2))
+    model = use_fabric_step(Backbone(Layout((4, 3, 1), blocks, last=12), 5, 3), Widths(0, 0, 0))
+    attach(model, Run())
+    set_precision(model, Precision(*config.stages[0]))
+    model(torch.rand(6, 3, 8, 8)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"quantizer": "dorefa", "quantize_stem": False}, "quantizer = 'dorefa'"),
+        ({"gradient": "psq"}, "gradient = 'psq'"),
+        ({"mode": "paper"}, "mode = 'paper'"),
+        ({"stages": ((32, 32, 32),)}, "fp32: norm 'fabric' takes"),
+        ({"stages": ((1, 8, 8),)}, "1/8/8: norm 'fabric' takes"),
+        ({"kept_bits": 9}, "kept_bits = 9 must be 2 to 8"),
+        ({"shortcut_bits": 1}, "shortcut_bits = 1 must be 2 to 8"),
+    ],
+)
+def test_what_no_pass_computes_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        replace(TINY, **change)
+
+
+def test_a_network_with_a_pooled_stem_is_refused() -> None:
+    model = build_model("resnet-18", 10, (3, 64, 64))
+    assert isinstance(model, Backbone)
+    with pytest.raises(ValueError, match="max pooling"):
+        use_fabric_step(model, Widths(0, 0, 0))
+
+
+def test_a_device_without_passes_is_refused() -> None:
+    class Products:
+        pass
+
+    config = TINY
+    model = open_task(config).build(config)
+    with pytest.raises(ValueError, match="Products computes single products"):
+        model.step.engine(Products())  # type: ignore[union-attr,operator]
