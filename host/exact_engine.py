@@ -14,6 +14,7 @@ from host.arrays import I64, Array
 from host.grids import host_codes
 from host.operands import ConvGeometry, Grid, Meter, Operand, Sums
 from host.windows import Window
+from hw.design import Design
 
 
 def correlate(x: Array, weight: Array, g: ConvGeometry) -> Array:
@@ -55,10 +56,13 @@ class ExactEngine:
 
     ``meter.totals`` counts ``PRODUCTS``, ``MACS`` (multiply-accumulates of the dense product, padding included) and
     ``BIT_MACS`` (macs times both widths).
+
+    Args:
+        design: whose order of results the random numbers of a whole step's passes follow; None: that of any design.
     """
 
-    def __init__(self) -> None:
-        self.meter = Meter()
+    def __init__(self, design: Design | None = None) -> None:
+        self.meter, self.design = Meter(), design
 
     def _count(self, a: Grid, b: Grid, macs: int) -> None:
         totals = self.meter.totals

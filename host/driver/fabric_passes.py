@@ -68,7 +68,7 @@ def order_of(task: Correlation) -> ResultOrder:
                 raise PassError(
                     f"phases {at} of a stride of {stride} are no first ones of all; leave the layer to the host"
                 )
-            order = order._replace(phases=stride)
+            order = order._replace(phases=stride, reached=len(at))
         else:
             raise PassError(f"a result that is {name.replace('_', ' ')} has no epilogue; leave the layer to the host")
     return order
@@ -282,7 +282,7 @@ def _members(design: Design, wanted: Pass) -> Iterator[PassMember]:
                 )
             height = block.out_hw[0] if wanted.kind == "forward" else block.in_hw[0]
             channels = block.out_channels if wanted.kind == "forward" else block.in_channels
-            index += block.batch * channels * order.phases**2 * -(-height // order.phases)
+            index += block.batch * channels * order.parts * -(-height // order.phases)
         yield member
 
 

@@ -23,11 +23,18 @@ class ResultOrder(NamedTuple):
         mirrored: rows and columns count from the far end, before they are taken apart.
         channels: groups of so many channels are computed one after the other, each with indices of its own that go on
             where the last one's ended; 0: all together.
+        reached: parts that are computed, the first ones; 0: all.  What a strided kernel does not reach is zero.
     """
 
     phases: int = 1
     mirrored: bool = False
     channels: int = 0
+    reached: int = 0
+
+    @property
+    def parts(self) -> int:
+        """Number of parts that are computed."""
+        return self.reached or self.phases**2
 
 
 def computed(natural: Array, order: ResultOrder) -> Array:
@@ -54,7 +61,7 @@ def random_numbers(shape: Shape, key: int, order: ResultOrder) -> U32:
     """Random numbers of a result (N, C, H, W).
 
     Row (n, c, y) of what is computed has the index ``(n*C + c)*H + y``, behind the indices of the channels before, where
-    these are computed apart; see :func:`host.epilogue.random_rows`.
+    these are computed apart; see :func:`host.epilogue.random_rows`.  What is not computed has zeros.
     """
     n, c, h, w = shape
     s, step = order.phases, order.channels or c
@@ -62,10 +69,11 @@ def random_numbers(shape: Shape, key: int, order: ResultOrder) -> U32:
     out, first = np.empty(shape, np.uint32), 0
     for start in range(0, c, step):
         count = min(step, c - start)
-        parts = n, s * s * count, rows
-        size = n * s * s * count * rows
+        parts = n, order.parts * count, rows
+        size = n * order.parts * count * rows
         indices = np.arange(first, first + size, dtype=np.uint64).astype(np.uint32)
-        drawn = random_rows(indices.reshape(parts), key, columns)
+        drawn = np.zeros((n, s * s * count, rows, columns), np.uint32)
+        drawn[:, : order.parts * count] = random_rows(indices.reshape(parts), key, columns)
         out[:, start : start + count] = natural(drawn, (n, count, h, w), order)
         first += size
     return out

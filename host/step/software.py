@@ -11,12 +11,17 @@ from host.arrays import I64, U32, Array
 from host.exact_engine import correlate, correlate_back, correlate_weight
 from host.step.passes import Behind, Pass, PassMeter, PassResult
 from host.step.result_order import ResultOrder, random_numbers
+from hw.model.tiling import axis_phases_back
 from hw.networks import ConvGeometry
 
 
 def natural_order(wanted: Pass) -> ResultOrder:
     """Phases of a strided input gradient as channels, as every design computes them."""
-    return ResultOrder(1 if wanted.kind == "forward" else wanted.geometry.stride)
+    m = wanted.geometry
+    if wanted.kind == "forward" or m.stride == 1:
+        return ResultOrder()
+    rows, columns = (len(axis_phases_back(k, m.stride, m.padding)) for k in m.kernel)
+    return ResultOrder(m.stride, reached=rows * columns)
 
 
 class SoftwareEngine:

@@ -26,7 +26,7 @@ struct EpiloguePass {
     int64_t* saturated;        // (channels)
     int32_t shift, value_shift, relu, cross;
     int32_t out_bits, out_shift, out_signed, keep_bits, keep_shift, wide_bits, wide_shift;
-    int32_t stochastic, codes, phases, mirrored, together;  // together: channels with indices of their own
+    int32_t stochastic, codes, phases, mirrored, together, reached;  // as host/step/result_order.py has them; reached: parts
     uint32_t key;
 };
 
@@ -53,12 +53,16 @@ void draw(const EpiloguePass& p, int64_t image, int64_t channel, uint32_t* out) 
     const int64_t s = p.phases, rows = (p.height + s - 1) / s, columns = (p.width + s - 1) / s;
     const int64_t step = p.together ? p.together : p.channels, first = channel / step * step;
     const int64_t count = std::min(step, p.channels - first);
-    const int64_t before = p.images * s * s * first * rows;
+    const int64_t parts = p.reached, before = p.images * parts * first * rows;
     for (int64_t y = 0; y < p.height; ++y) {
         for (int64_t px = 0; px < s; ++px) {
             const int64_t row = p.mirrored ? rows - 1 - y / s : y / s;
-            const int64_t part = ((y % s) * s + px) * count + channel - first;
-            const int64_t index = before + (image * s * s * count + part) * rows + row;
+            const int64_t phase = (y % s) * s + px, part = phase * count + channel - first;
+            if (phase >= parts) {
+                for (int64_t x = px; x < p.width; x += s) out[y * p.width + x] = 0;
+                continue;
+            }
+            const int64_t index = before + (image * parts * count + part) * rows + row;
             const uint32_t h = mix(static_cast<uint32_t>(index) ^ p.key), low = h & 0xFFFF;
             uint32_t multiple = h >> 16;
             for (int64_t i = 0; i < columns; ++i) {

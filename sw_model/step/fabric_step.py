@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from host.driver.fabric_engine import FabricEngine
+from host.driver.fabric_passes import FabricPasses, computed_order
 from host.exact_engine import ExactEngine
 from host.operands import Engine
 from host.step.backward import Backward
@@ -45,13 +47,12 @@ def pass_engine(engine: Engine | None) -> PassEngine:
     if engine is None:
         return FastEngine()
     if isinstance(engine, ExactEngine):
-        return SoftwareEngine()
-    own = getattr(engine, "pass_engine", None)
-    if own is None:
-        raise ValueError(
-            f"{type(engine).__name__} computes single products, no passes; use norm 'batch' with this device"
-        )
-    return cast(PassEngine, own())
+        return SoftwareEngine() if engine.design is None else SoftwareEngine(computed_order(engine.design))
+    if isinstance(engine, FabricEngine):
+        passes = FabricPasses(engine.device)
+        passes.meter.totals = engine.meter.totals
+        return passes
+    raise ValueError(f"{type(engine).__name__} computes single products, no passes; use norm 'batch' with this device")
 
 
 def bits_of(precision: Precision) -> Bits:

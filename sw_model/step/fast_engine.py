@@ -26,7 +26,7 @@ _SINGLE = 1 << 24
 _POINTERS = ("single", "twice", "entries", "side", "added", "mask", "a", "k", "s", "positive", "moments", "saturated")
 _NUMBERS = (
     "shift", "value_shift", "relu", "cross", "out_bits", "out_shift", "out_signed", "keep_bits", "keep_shift",
-    "wide_bits", "wide_shift", "stochastic", "codes", "phases", "mirrored", "together",
+    "wide_bits", "wide_shift", "stochastic", "codes", "phases", "mirrored", "together", "reached",
 )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def _fused(sums: Tensor, wanted: Pass, order: ResultOrder) -> PassResult:
     held |= made
     numbers = {name: int(getattr(form, name)) for name in _NUMBERS if hasattr(form, name)}
     numbers |= {"cross": int(behind.cross), "codes": int(codes), "key": behind.key, "phases": order.phases}
-    numbers |= {"mirrored": int(order.mirrored), "together": order.channels}
+    numbers |= {"mirrored": int(order.mirrored), "together": order.channels, "reached": order.parts}
     pointers = {name: array.ctypes.data for name, array in held.items()}
     record = _EpiloguePass(*shape, **pointers, **numbers)
     kernels.library().epilogue(ctypes.byref(record), torch.get_num_threads())

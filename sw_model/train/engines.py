@@ -15,14 +15,14 @@ def open_engine(device: str, design: str | Design) -> Any:
     """The engine of a device on a design (or the name of one in configs/designs, or a TOML file); None: fast path."""
     if device == "fast":
         return None
+    design = load_design(design) if isinstance(design, str) else design
     if device == "software":
         from host.exact_engine import ExactEngine
 
-        return ExactEngine()
+        return ExactEngine(design)
     from host.devices.device import open_device
     from host.driver.fabric_engine import FabricEngine
 
-    design = load_design(design) if isinstance(design, str) else design
     return FabricEngine(open_device(device, design), keep_rows=False)
 
 

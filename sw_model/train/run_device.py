@@ -34,7 +34,7 @@ class RunDevice:
             "by-step" if the program that trains chooses anew at every step, or the class of another engine.
         threads: CPU threads of PyTorch in each process.
         processes: that train together.
-        design: of the fabric; None without one.
+        design: of the fabric, or whose order of results software follows; None without one.
         design_hash: as the device tells it, see :attr:`hw.design.Design.hash64`; 0 without a fabric.
         accelerator: where PyTorch computes, the kind of a :class:`torch.device`.
     """
@@ -59,7 +59,10 @@ class RunDevice:
         if isinstance(engine, FabricEngine):
             info = engine.device.info
             return cls(info.kind, threads, processes, info.design, info.hash64)
-        return cls("software" if isinstance(engine, ExactEngine) else type(engine).__name__, threads, processes)
+        if isinstance(engine, ExactEngine):
+            design = engine.design
+            return cls("software", threads, processes, design, 0 if design is None else design.hash64)
+        return cls(type(engine).__name__, threads, processes)
 
     def __str__(self) -> str:
         return self.kind if self.design is None else f"{self.kind} with design {self.design.name} ({self._hash})"

@@ -15,6 +15,7 @@ from hw.nodes import Widths
 from sw_model.nn.layers import attach, set_precision
 from sw_model.nn.models import Backbone, build_model, use_fabric_step
 from sw_model.nn.precision import Precision, Run
+from sw_model.train.engines import open_engine
 from sw_model.train.folder import CHECKPOINT, read_tensors
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
@@ -125,3 +126,11 @@ def test_a_device_without_passes_is_refused() -> None:
     model = open_task(config).build(config)
     with pytest.raises(ValueError, match="Products computes single products"):
         model.step.engine(Products())  # type: ignore[union-attr,operator]
+
+
+def test_a_run_has_the_same_bits_in_software_and_on_a_device(tmp_path: Path) -> None:
+    """Both devices of one design, with everything that a run has; the fast path rounds its head's sums otherwise."""
+    config = replace(TINY, train_limit=16, test_limit=16, stages=((4, 3, 6),))
+    for device in ("software", "reference"):
+        train(config, open_engine(device, "sim-small"), out=tmp_path / device)
+    assert same(state(tmp_path / "software"), state(tmp_path / "reference"))
