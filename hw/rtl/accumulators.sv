@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Accumulator memory of the weight gradients: an entry holds one sum for every channel.  Adds half the pixels' sums in
-// one cycle, both halves' sum to the entry in the next; reads entries for READ.
+// Accumulator memory of the weight gradients: an entry holds one sum for every channel.  Adds both halves of the pixels'
+// sums in one cycle, their sum to the entry in the next, and writes in the third; reads entries for READ.
 `default_nettype none
 
 module accumulators
@@ -9,7 +9,7 @@ module accumulators
 (
     input  wire                  clk_i,
     input  wire                  rst_i,
-    // one output channel of a weight gradient, added in the cycle after
+    // one output channel of a weight gradient; never the same again within three cycles
     input  wire                  add_i,
     input  wire                  stop_i,          // nothing more is added
     input  wire address_t        add_entry_i,
@@ -17,7 +17,7 @@ module accumulators
     input  wire [31:0]           position_i,      // of the packet
     input  wire lane_sums_t      lane_i,
     output logic                 busy_o,
-    output logic                 out_of_range_o,  // the sum that is being written left its range
+    output logic                 out_of_range_o,  // a sum left its range
     output logic [31:0]          position_o,      // its packet
     // an entry, in the cycle after; not while adding
     input  wire                  read_i,
@@ -26,10 +26,10 @@ module accumulators
 );
   localparam int unsigned MW = $clog2(DEPTH_ACCUMULATOR);
 
-  logic          write_q, clear_q, read;
-  logic [MW-1:0] write_address_q, add_address, read_address;
-  logic [31:0]   position_q;
-  channel_sums_t half_sum_q, total;
+  logic          add_q, write_q, clear_q, read;
+  logic [MW-1:0] add_address_q, write_address_q, add_address, read_address;
+  logic [31:0]   position_q, write_position_q;
+  channel_sums_t half_sum_q, total_q;
   assign read         = read_i || add_i;
   assign add_address  = MW'(add_entry_i);
   assign read_address = read_i ? MW'(read_entry_i) : add_address;
@@ -38,23 +38,15 @@ module accumulators
     (* ram_style = "block" *) logic [ACC_BITS-1:0] memory[DEPTH_ACCUMULATOR];
     logic [ACC_BITS-1:0] data_q;
     always_ff @(posedge clk_i) begin
-      if (write_q) memory[write_address_q] <= total[c];
+      if (write_q) memory[write_address_q] <= total_q[c];
       if (read) data_q <= memory[read_address];
     end
     assign data_o[c] = data_q;
   end
 
-  // channel -> half sums with the read -> sum with the write
-  always_ff @(posedge clk_i) begin
-    write_q <= add_i && !rst_i && !stop_i;
-    if (add_i) begin
-      write_address_q <= add_address;
-      clear_q         <= clear_i;
-      position_q      <= position_i;
-      for (int unsigned c = 0; c < CHANNELS; c++) half_sum_q[c] <= lane_i[c] + lane_i[CHANNELS+c];
-    end
-  end
-  logic [CHANNELS-1:0] out_of_range;
+  // channel -> half sums with the read -> sum -> write
+  logic [CHANNELS-1:0] out_of_range, out_of_range_q;
+  channel_sums_t       total;
   always_comb
     for (int unsigned c = 0; c < CHANNELS; c++) begin
       automatic logic signed [ACC_BITS:0] sum =
@@ -63,13 +55,29 @@ module accumulators
       total[c]        = sum[ACC_BITS-1:0];
       out_of_range[c] = sum[ACC_BITS] != sum[ACC_BITS-1];
     end
-  assign busy_o         = write_q;
-  assign out_of_range_o = write_q && |out_of_range;
-  assign position_o     = position_q;
+  always_ff @(posedge clk_i) begin
+    add_q           <= add_i && !rst_i && !stop_i;
+    write_q         <= add_q && !rst_i && !stop_i;
+    total_q         <= total;
+    out_of_range_q  <= out_of_range;
+    write_address_q  <= add_address_q;
+    write_position_q <= position_q;
+    if (add_i) begin
+      add_address_q <= add_address;
+      clear_q       <= clear_i;
+      position_q    <= position_i;
+      for (int unsigned c = 0; c < CHANNELS; c++) half_sum_q[c] <= lane_i[c] + lane_i[CHANNELS+c];
+    end
+  end
+  assign busy_o         = add_q || write_q;
+  assign out_of_range_o = write_q && |out_of_range_q;
+  assign position_o     = write_position_q;
 
 `ifndef SYNTHESIS
   // reads and additions share the memory's read port
   a_one_port: assert property (@(posedge clk_i) disable iff (rst_i) !(read_i && add_i));
+  // an entry has been written before it is read again
+  a_distance: assert property (@(posedge clk_i) disable iff (rst_i) read |-> !(add_q && add_address_q == read_address) && !(write_q && write_address_q == read_address));
 `endif
 endmodule
 

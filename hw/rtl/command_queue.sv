@@ -39,6 +39,10 @@ module command_queue
     logic [16:0] a_end;
     logic [16:0] b_begin;
     logic [16:0] b_end;
+    logic [16:0] side_begin;   // of a CONV in G; an end of 0 is an empty range
+    logic [16:0] side_end;
+    logic [16:0] added_begin;
+    logic [16:0] added_end;
   } ranges_t;
   (* ram_style = "distributed" *) logic [$bits(command_t)-1:0] memory[SLOTS];
   ranges_t [SLOTS-1:0] ranges_q;
@@ -60,6 +64,9 @@ module command_queue
       if (used_q[s] && (ranges_q[s].conv || ranges_q[s].wgrad)) begin
         if (overlap(a_begin_i, a_end_i, ranges_q[s].a_begin, ranges_q[s].a_end)) conflict_o = 1'b1;
         if (ranges_q[s].conv && overlap(w_begin_i, w_end_i, ranges_q[s].b_begin, ranges_q[s].b_end)) conflict_o = 1'b1;
+        if (ranges_q[s].conv && (overlap(g_begin_i, g_end_i, ranges_q[s].side_begin, ranges_q[s].side_end)
+                                 || overlap(g_begin_i, g_end_i, ranges_q[s].added_begin, ranges_q[s].added_end)))
+          conflict_o = 1'b1;
         if (ranges_q[s].wgrad && overlap(g_begin_i, g_end_i, ranges_q[s].b_begin, ranges_q[s].b_end)) conflict_o = 1'b1;
       end
   end
@@ -77,6 +84,10 @@ module command_queue
       ranges_q[tail_q].a_end   <= command_i.a_end;
       ranges_q[tail_q].b_begin <= 17'(command_i.header.base_b);
       ranges_q[tail_q].b_end   <= command_i.b_end;
+      ranges_q[tail_q].side_begin  <= 17'(command_i.header.base_side);
+      ranges_q[tail_q].side_end    <= command_i.side_end;
+      ranges_q[tail_q].added_begin <= 17'(command_i.header.base_added);
+      ranges_q[tail_q].added_end   <= command_i.added_end;
       used_q[tail_q]           <= 1'b1;
       tail_q                   <= tail_q + PW'(1);
     end

@@ -2,10 +2,10 @@
 // Results: takes a finished tile out of the array into a shadow copy, one output channel (L values) at a time, and
 // hands every channel to the unit of its format.  Results leave in order, READ and END after everything before them.
 //
-//   WGRAD                      -> accumulators -> drain_jobs (READ, END) -> result_port
-//   CONV -> integers           -> lane_words ----------------------------> result_port
-//        -> codes, (rounding)  -> epilogue -> code_buffer ---------------> result_port
-//        -> statistics ----------------------------------------------------> result_port
+//   WGRAD                       -> accumulators -> drain_jobs (READ, END) -> result_port
+//   CONV -> integers            -> lane_words ----------------------------> result_port
+//        -> codes, (rounding)   -> epilogue -> code_buffer ---------------> result_port
+//        -> moments             -> epilogue -> moments -------------------> result_port
 `default_nettype none
 
 module drain
@@ -14,22 +14,27 @@ module drain
 (
     input  wire                                              clk_i,
     input  wire                                              rst_i,
-    // a tile is complete in the array in this cycle
+    // a tile is complete in the array in this cycle, and its operands are in operands_i
     input  wire                                              capture_i,
     input  wire tile_t                                       tile_i,
     input  wire  [LANES-1:0][CHANNELS-1:0][ACC_BITS-1:0]     acc_i,
     input  wire lane_sums_t                                  sum_i,
+    input  wire operands_t                                   operands_i,
     output logic                                             busy_o,      // the next tile must not end yet
     output logic                                             idle_o,
+    // a tile of stochastic codes begins in the array
+    input  wire                                              random_begin_i,
+    input  wire random_t                                     random_i,
     // READ and END
     input  wire                                              job_valid_i,
     input  wire command_t                                    job_i,
     output logic                                             job_done_o,
     output logic                                             ended_o,     // trailer sent
-    // epilogue parameters
+    // epilogue entries, half of one at a time
     input  wire                                              epilogue_write_i,
+    input  wire                                              epilogue_upper_i,
     input  wire  [$clog2(DEPTH_EPILOGUE)-1:0]                epilogue_address_i,
-    input  wire  [MULTIPLIER_BITS+ACC_BITS-1:0]              epilogue_data_i,
+    input  wire beat_t                                       epilogue_data_i,
     // a weight gradient left its range
     output logic                                             fault_o,
     input  wire                                              fault_clear_i,
@@ -38,16 +43,22 @@ module drain
     output logic [31:0]                                      position_o,
     output logic [31:0]                                      packets_o,
     output logic [6:0]                                       saturated_o,
-    // output stream
-    output logic                                             out_valid_o,
-    input  wire                                              out_ready_i,
-    output logic [63:0]                                      out_data_o,
-    output logic                                             out_last_o
+    // output streams
+    output logic                                             out_empty_o,   // everything has been taken
+    output logic [1:0]                                       out_valid_o,
+    input  wire  [1:0]                                       out_ready_i,
+    output logic [1:0][63:0]                                 out_data_o,
+    output logic [1:0]                                       out_last_o
 );
   localparam int unsigned EW = $clog2(DEPTH_EPILOGUE);
+  localparam int unsigned WIDTH = EPILOGUE_LANES;
+  if (WIDTH < 4 || SLICES > 8 || WIDTH * SLICES != LANES) begin : gen_check
+    $error("drain: EPILOGUE_LANES = %0d must be 4 or more and divide LANES = %0d by 8 or less", WIDTH, LANES);
+  end
 
-  // ---- shadow copy of the array ---------------------------------------------------------------------------------------
+  // ---- shadow copy of the array and of the epilogue's operands ------------------------------------------------------------
   logic [CHANNELS:0][LANES-1:0][ACC_BITS-1:0] shadow_q;  // [channel], the operand sums last
+  operands_t operands_q;
   tile_t    tile_q;
   logic     full_q, full_d;         // shadow holds values not yet taken
   channel_t channel_q, channel_d;   // next channel to take
@@ -58,12 +69,15 @@ module drain
         for (int unsigned c = 0; c < CHANNELS; c++) shadow_q[c][p] <= acc_i[p][c];
         shadow_q[CHANNELS][p] <= sum_i[p];
       end
-      tile_q <= tile_i;
+      operands_q <= operands_i;
+      tile_q     <= tile_i;
     end
   assign last_channel = tile_q.with_sum ? channel_t'(CHANNELS) : channel_t'(CHANNELS - 1);
 
-  // ---- one channel at a time ------------------------------------------------------------------------------------------
-  lane_sums_t lane_q;
+  // ---- one channel at a time ------------------------------------------------------------------------------------------------
+  lane_sums_t                          lane_q;
+  logic [LANES-1:0][MAX_SIDE_BITS-1:0] lane_side_q, lane_added_q;
+  logic [LANES-1:0]                    lane_mask_q;
   tile_t      lane_tile_q;
   channel_t   lane_channel_q;
   logic       lane_valid_q, lane_valid_d;
@@ -91,46 +105,67 @@ module drain
       lane_q         <= shadow_q[channel_q];
       lane_tile_q    <= tile_q;
       lane_channel_q <= channel_q;
+      for (int unsigned p = 0; p < LANES; p++) begin
+        for (int unsigned b = 0; b < MAX_SIDE_BITS; b++) begin
+          lane_side_q[p][b]  <= operands_q.side[b][p*CHANNELS+32'(channel_q[$clog2(CHANNELS)-1:0])];
+          lane_added_q[p][b] <= operands_q.added[b][p*CHANNELS+32'(channel_q[$clog2(CHANNELS)-1:0])];
+        end
+        lane_mask_q[p] <= operands_q.mask[p*CHANNELS+32'(channel_q[$clog2(CHANNELS)-1:0])];
+      end
     end
   end
-  // Once a tile of codes or of a weight gradient has started, one channel leaves per cycle: the next tile may end as soon
-  // as the rest is gone by the time it arrives, which is AHEAD cycles after the sequencer's decision.
-  localparam int unsigned AHEAD = STEP_CYCLES + ARRAY_CYCLES;
-  logic streaming;
-  assign streaming = full_q && channel_q != 0
-                  && (tile_q.wgrad || (tile_q.format == FORMAT_CODES && !tile_q.stochastic && channel_q > channel_t'(1)));
-  assign busy_o = full_q && !(streaming && last_channel - channel_q <= channel_t'(AHEAD));
 
-  logic lane_wgrad, lane_conv, lane_codes, lane_statistics, lane_raw;
-  assign lane_wgrad      = lane_valid_q && lane_tile_q.wgrad;
-  assign lane_conv       = lane_valid_q && !lane_tile_q.wgrad && !fault_o;
-  assign lane_codes      = lane_conv && lane_tile_q.format == FORMAT_CODES;
-  assign lane_statistics = lane_conv && lane_tile_q.format == FORMAT_STATISTICS;
-  assign lane_raw        = lane_conv && !lane_codes && !lane_statistics;
+  logic lane_wgrad, lane_conv, lane_coded, lane_raw, adding;
+  logic codes_gone, moments_open_q, coded_go;
+  assign lane_wgrad = lane_valid_q && lane_tile_q.wgrad;
+  assign lane_conv  = lane_valid_q && !lane_tile_q.wgrad && !fault_o && !adding;
+  assign lane_coded = lane_conv && (lane_tile_q.codes || lane_tile_q.moments);
+  assign lane_raw   = lane_conv && !lane_tile_q.codes && !lane_tile_q.moments;
 
-  // entry of the channel in the accumulator or epilogue memory, or its number among a packet's (statistics)
-  address_t lane_entry;
-  logic [LANES-1:0][31:0] lane_low;
-  assign lane_entry = lane_tile_q.entry + address_t'(lane_channel_q);
-  always_comb for (int unsigned p = 0; p < LANES; p++) lane_low[p] = lane_q[p][31:0];
+  // ---- epilogue: slices of a channel; a tile's slices follow its first without a stop, but for random numbers --------------
+  logic [3:0] slice_q;
+  logic       slice_last, started_q;   // the tile's first slice has gone
+  logic       random_ready, codes_free, tile_end;
+  assign slice_last = slice_q == 4'(SLICES - 1);
+  assign coded_go   = lane_coded && (started_q || (!moments_open_q && (codes_free || !lane_tile_q.codes)))
+                   && (!lane_tile_q.coding.stochastic || random_ready);
+  assign tile_end   = coded_go && slice_last && lane_channel_q == channel_t'(CHANNELS - 1);
+  always_ff @(posedge clk_i) begin
+    if (coded_go) begin
+      slice_q   <= slice_last ? '0 : slice_q + 4'd1;
+      started_q <= !tile_end;
+    end
+    if (rst_i || fault_o) begin
+      slice_q   <= '0;
+      started_q <= 1'b0;
+    end
+  end
+  // Once a tile streams, the next one may end as soon as the rest is gone by the time it arrives, which is AHEAD cycles
+  // after the sequencer's decision.  The next channel goes at the latest when the slices of the one before have gone.
+  localparam int AHEAD = STEP_CYCLES + ARRAY_CYCLES;
+  localparam int CODED_LEFT = (AHEAD + 1) / SLICES - 1;
+  logic     streaming, coded;
+  channel_t left;
+  assign left      = last_channel - channel_q;   // channels behind the next
+  assign coded     = tile_q.codes || tile_q.moments;
+  assign streaming = channel_q > channel_t'(1)
+                  && (tile_q.wgrad || (coded && started_q && (!tile_q.coding.stochastic || tile_q.paced)));
+  assign busy_o    = full_q && !(streaming && 32'(left) <= (tile_q.wgrad ? AHEAD : CODED_LEFT));
 
-  // ---- order: a unit begins only when no result is under way in another ------------------------------------------------
-  logic codes_gone, statistics_busy;
-  logic codes_take, raw_send, statistics_done, lane_last_word;
-  assign lane_done = lane_wgrad || codes_take || (raw_send && lane_last_word) || statistics_done;
-
-  // ---- weight gradients, READ and END -----------------------------------------------------------------------------------
-  logic          adding, add_out_of_range, read;
+  // ---- weight gradients, READ and END -----------------------------------------------------------------------------------------
+  logic          add_out_of_range, read, lane_last_word, raw_send;
   logic [31:0]   add_position;
-  address_t      read_entry;
+  address_t      lane_entry, read_entry;
   channel_sums_t read_sums;
+  assign lane_entry = lane_tile_q.entry + address_t'(lane_channel_q);
+  assign lane_done  = lane_wgrad || (coded_go && slice_last) || (raw_send && lane_last_word);
   accumulators i_accumulators (
       .clk_i, .rst_i, .add_i(lane_wgrad), .stop_i(fault_o), .add_entry_i(lane_entry), .clear_i(lane_tile_q.clear),
       .position_i(lane_tile_q.position), .lane_i(lane_q), .busy_o(adding), .out_of_range_o(add_out_of_range),
       .position_o(add_position), .read_i(read), .read_entry_i(read_entry), .data_o(read_sums)
   );
-  logic        port_ready, job_word_valid, job_word_last;
-  logic [63:0] job_word;
+  logic  port_ready, port_room, job_word_valid, job_word_last;
+  beat_t job_word;
   drain_jobs i_jobs (
       .clk_i, .rst_i, .job_valid_i, .job_i, .job_done_o, .ended_o, .read_o(read), .read_entry_o(read_entry),
       .entry_i(read_sums), .valid_o(job_word_valid), .word_o(job_word), .last_o(job_word_last), .ready_i(port_ready),
@@ -138,90 +173,124 @@ module drain
       .packets_o
   );
 
-  // ---- parameters of the channel ----------------------------------------------------------------------------------------
-  (* ram_style = "distributed" *) logic [MULTIPLIER_BITS+ACC_BITS-1:0] parameters[DEPTH_EPILOGUE];
-  logic [MULTIPLIER_BITS-1:0] multiplier_q;
-  logic [ACC_BITS-1:0]        offset_q;
-  index_t                     index_q;      // random index of the channel's pixel 0
+  // ---- entries of buffer E: both halves of one are read with the channel --------------------------------------------------------
+  localparam int unsigned LOWER = 3 * MULTIPLIER_BITS + OFFSET_BITS, UPPER = MULTIPLIER_BITS + VALUE_OFFSET_BITS;
+  (* ram_style = "block" *) logic [LOWER-1:0] lower[DEPTH_EPILOGUE];
+  (* ram_style = "block" *) logic [UPPER-1:0] upper[DEPTH_EPILOGUE];
+  logic [LOWER-1:0] lower_q;
+  logic [UPPER-1:0] upper_q;
+  logic [EW-1:0]    entry_address;
+  entry_t           entry;
+  assign entry_address = EW'(tile_q.entry + address_t'(channel_q));
+  assign entry         = {upper_q[VALUE_OFFSET_BITS+:MULTIPLIER_BITS], upper_q[VALUE_OFFSET_BITS-1:0], lower_q};
   always_ff @(posedge clk_i) begin
-    if (epilogue_write_i) parameters[epilogue_address_i] <= epilogue_data_i;
+    if (epilogue_write_i && !epilogue_upper_i)
+      lower[epilogue_address_i] <= {epilogue_data_i[64+:OFFSET_BITS], epilogue_data_i[0+:3*MULTIPLIER_BITS]};
+    if (epilogue_write_i && epilogue_upper_i) upper[epilogue_address_i] <= epilogue_data_i[UPPER-1:0];
     if (take) begin
-      {multiplier_q, offset_q} <= parameters[EW'(tile_q.entry + address_t'(channel_q))];
-      index_q <= channel_q == 0 ? tile_q.index : index_q + tile_q.channel_stride;
+      lower_q <= lower[entry_address];
+      upper_q <= upper[entry_address];
     end
   end
 
-  // ---- codes: a tile starts only into a free buffer; its channels then follow without a stop, but for random numbers ----
-  logic rounding_ready, buffer_free;
-  assign codes_take = lane_codes && !statistics_busy && (!lane_tile_q.stochastic || rounding_ready)
-                   && (lane_channel_q != 0 || buffer_free);
-
-  logic [LANES-1:0][MAX_SHIFT-1:0] rounding_error;
-  if (ROUNDING_LANES != 0) begin : gen_rounding
+  logic [WIDTH-1:0][15:0] random;
+  if (ROUNDING != 0) begin : gen_rounding
     rounding i_rounding (
-        .clk_i, .rst_i, .start_i(lane_codes && lane_tile_q.stochastic), .key_i(lane_tile_q.key), .index_i(index_q),
-        .image_stride_i(lane_tile_q.image_stride), .pixel_stride_i(lane_tile_q.pixel_stride),
-        .segment_start_i(lane_tile_q.segment_start), .shift_i(lane_tile_q.shift), .ready_o(rounding_ready),
-        .take_i(codes_take), .error_o(rounding_error)
+        .clk_i, .rst_i(rst_i || fault_o), .begin_i(random_begin_i), .random_i, .ready_o(random_ready),
+        .take_i(coded_go && lane_tile_q.coding.stochastic), .slice_i(slice_q), .last_i(slice_last), .random_o(random)
     );
   end else begin : gen_no_rounding
-    assign rounding_ready = 1'b1;
-    assign rounding_error = '0;
+    assign random_ready = 1'b1;
+    assign random       = '0;
   end
 
-  logic                   code_valid, epilogue_busy, code_word_valid;
-  channel_t               code_channel;
-  tile_t                  code_tile;
-  logic [LANES-1:0][15:0] code;
-  logic [63:0]            code_word;
+  // ---- the slice that enters the epilogue ---------------------------------------------------------------------------------------
+  portion_t                           portion;
+  logic [WIDTH-1:0][31:0]             slice_acc;
+  logic [WIDTH-1:0][MAX_SIDE_BITS-1:0] slice_added, slice_side;
+  logic [WIDTH-1:0]                   slice_mask;
+  always_comb begin
+    portion         = '0;
+    portion.codes   = lane_tile_q.codes;
+    portion.moments = lane_tile_q.moments || lane_tile_q.records;
+    portion.records = lane_tile_q.records;
+    portion.crossed   = lane_tile_q.crossed;
+    portion.coding  = lane_tile_q.coding;
+    portion.channel = lane_channel_q;
+    portion.slice   = slice_q;
+    portion.entry   = lane_tile_q.channel + moment_entry_t'(lane_channel_q);
+    portion.first   = lane_tile_q.first;
+    portion.last    = lane_tile_q.last && tile_end;
+    for (int unsigned p = 0; p < WIDTH; p++) begin
+      automatic logic [$clog2(LANES)-1:0] from = ($clog2(LANES))'(32'(slice_q) * WIDTH + p);
+      portion.counts[p] = lane_tile_q.counts[from];
+      slice_acc[p]      = lane_q[from][31:0];
+      slice_added[p]    = lane_added_q[from];
+      slice_side[p]     = lane_side_q[from];
+      slice_mask[p]     = lane_mask_q[from];
+    end
+  end
+  logic                              code_valid, epilogue_busy, moments_take;
+  portion_t                          code_portion, moments_portion;
+  element_t [WIDTH-1:0]              element;
+  logic [WIDTH-1:0][VALUE_BITS-1:0]  moments_value, moments_factor;
+  logic [$clog2(2*WIDTH+1)-1:0]      saturated;
   epilogue i_epilogue (
-      .clk_i, .rst_i, .valid_i(codes_take), .acc_i(lane_low), .channel_i(lane_channel_q), .tile_i(lane_tile_q),
-      .multiplier_i(multiplier_q), .offset_i(offset_q), .error_i(rounding_error), .valid_o(code_valid),
-      .busy_o(epilogue_busy), .channel_o(code_channel), .tile_o(code_tile), .code_o(code), .saturated_o
+      .clk_i, .rst_i, .valid_i(coded_go), .portion_i(portion), .acc_i(slice_acc), .added_i(slice_added),
+      .side_i(slice_side), .mask_i(slice_mask), .entry_i(entry), .random_i(random), .moments_valid_o(moments_take),
+      .moments_portion_o(moments_portion), .moments_value_o(moments_value), .moments_factor_o(moments_factor),
+      .codes_valid_o(code_valid), .codes_portion_o(code_portion), .element_o(element), .saturated_o(saturated),
+      .busy_o(epilogue_busy)
   );
+  assign saturated_o = 7'(saturated);
+
+  // ---- codes and moments ----------------------------------------------------------------------------------------------------------
+  logic  code_word_valid, moments_ready, moments_send, moments_busy;
+  beat_t code_word, moments_word;
   code_buffer i_codes (
-      .clk_i, .rst_i, .free_o(buffer_free), .begin_i(codes_take && lane_channel_q == 0), .valid_i(code_valid),
-      .channel_i(code_channel), .bits_i(code_tile.out_bits), .code_i(code), .holds_o(code_word_valid),
-      .gone_o(codes_gone), .ready_i(port_ready), .word_o(code_word)
+      .clk_i, .rst_i, .free_o(codes_free), .begin_i(coded_go && !started_q && lane_tile_q.codes), .valid_i(code_valid),
+      .portion_i(code_portion), .element_i(element), .gone_o(codes_gone), .ready_i(port_ready), .room_i(port_room),
+      .valid_o(code_word_valid), .word_o(code_word)
   );
+  moments i_moments (
+      .clk_i, .rst_i, .valid_i(moments_take), .portion_i(moments_portion), .value_i(moments_value),
+      .factor_i(moments_factor), .busy_o(moments_busy), .ready_o(moments_ready), .send_i(moments_send),
+      .word_o(moments_word)
+  );
+  assign moments_send = moments_ready && codes_gone && port_ready;
+  // from a packet's last slice until its moments have left: nothing else may come in between
+  logic moments_seen_q;
+  always_ff @(posedge clk_i) begin
+    if (coded_go && portion.last && portion.moments) moments_open_q <= 1'b1;
+    else if (moments_seen_q && !moments_ready && !moments_busy) moments_open_q <= 1'b0;
+    moments_seen_q <= moments_open_q && (moments_seen_q || moments_ready);
+    if (rst_i) {moments_open_q, moments_seen_q} <= '0;
+  end
 
-  // ---- integers -----------------------------------------------------------------------------------------------------------
-  logic [63:0] lane_word;
-  logic        raw_valid;
-  assign raw_valid = lane_raw && codes_gone && !statistics_busy;
-  assign raw_send  = raw_valid && port_ready;
+  // ---- integers --------------------------------------------------------------------------------------------------------------------
+  beat_t lane_word;
+  assign raw_send = lane_raw && codes_gone && !moments_open_q && port_ready;
   lane_words i_words (
-      .clk_i, .rst_i, .lane_i(lane_q), .wide_i(lane_tile_q.format == FORMAT_INT64), .next_i(raw_send),
-      .word_o(lane_word), .last_o(lane_last_word)
+      .clk_i, .rst_i(rst_i || fault_o), .lane_i(lane_q), .wide_i(lane_tile_q.wide), .next_i(raw_send), .word_o(lane_word),
+      .last_o(lane_last_word)
   );
 
-  // ---- statistics -----------------------------------------------------------------------------------------------------------
-  logic        statistics_ready, statistics_valid;
-  logic [63:0] statistics_word;
-  assign statistics_valid = statistics_ready && codes_gone;
-  statistics i_statistics (
-      .clk_i, .rst_i, .valid_i(lane_statistics), .lane_i(lane_low),
-      .channel_i(($clog2(MAX_OUT_GROUPS * CHANNELS))'(lane_entry)),
-      .pixels_i(lane_tile_q.pixels), .first_i(lane_tile_q.first),
-      .last_i(lane_tile_q.last && lane_channel_q == channel_t'(CHANNELS - 1)), .done_o(statistics_done),
-      .busy_o(statistics_busy), .ready_o(statistics_ready), .send_i(statistics_valid && port_ready),
-      .word_o(statistics_word)
+  // ---- output ----------------------------------------------------------------------------------------------------------------------
+  result_port #(.SOURCES(4), .ROOM(EPILOGUE_CYCLES - 3)) i_port (
+      .clk_i, .rst_i, .valid_i({job_word_valid, moments_send, raw_send, code_word_valid}),
+      .word_i({job_word, moments_word, lane_word, code_word}), .last_i(job_word_last), .ready_o(port_ready),
+      .room_o(port_room), .empty_o(out_empty_o), .out_valid_o, .out_ready_i, .out_data_o, .out_last_o
   );
-
-  // ---- output ---------------------------------------------------------------------------------------------------------------
-  result_port #(.SOURCES(4)) i_port (
-      .clk_i, .rst_i, .valid_i({job_word_valid, statistics_valid, raw_valid, code_word_valid}),
-      .word_i({job_word, statistics_word, lane_word, code_word}), .last_i(job_word_last),
-      .ready_o(port_ready), .out_valid_o, .out_ready_i, .out_data_o, .out_last_o
-  );
-  assign idle_o = !full_q && !capture_i && !lane_valid_q && !adding && !epilogue_busy && !code_word_valid
-               && !statistics_busy;
+  assign idle_o = !full_q && !capture_i && !lane_valid_q && !adding && !epilogue_busy && codes_gone && !moments_open_q
+               && !moments_busy;
 
 `ifndef SYNTHESIS
   // a tile is over only when the one before has left the shadow copy
   a_capture: assert property (@(posedge clk_i) disable iff (rst_i) capture_i |-> !full_q || (take && channel_q == last_channel));
   // a channel stays until its unit has taken it
   a_lane_waits: assert property (@(posedge clk_i) disable iff (rst_i) lane_valid_q && !lane_done && !fault_o |=> fault_o || (lane_valid_q && $stable(lane_channel_q)));
+  // a tile's slices follow each other: the code buffer counts on it
+  a_slices: assert property (@(posedge clk_i) disable iff (rst_i || fault_o) started_q && (!lane_tile_q.coding.stochastic || lane_tile_q.paced) && lane_valid_q |-> coded_go);
   // READ and END come after everything before them
   a_job_after_all: assert property (@(posedge clk_i) disable iff (rst_i) job_valid_i |-> idle_o);
 `endif

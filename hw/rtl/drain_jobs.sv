@@ -18,10 +18,10 @@ module drain_jobs
     output address_t             read_entry_o,
     input  wire channel_sums_t   entry_i,
     // -> output port
-    output logic                 valid_o,
-    output logic [63:0]          word_o,
+    output logic                 valid_o,         // a beat that is taken in this cycle
+    output beat_t                word_o,
     output logic                 last_o,
-    input  wire                  ready_i,
+    input  wire                  ready_i,         // a beat would be taken
     // fault, and the program's status
     input  wire                  out_of_range_i,  // of a weight gradient
     input  wire [31:0]           position_i,      // its packet
@@ -31,26 +31,28 @@ module drain_jobs
     output logic [31:0]          position_o,
     output logic [31:0]          packets_o
 );
-  typedef enum logic [2:0] {NONE, FETCH, CHECK, SEND, TRAILER0, TRAILER1, FINISH} state_t;
-  localparam int unsigned CW = $clog2(CHANNELS);
-  localparam int unsigned NARROW_WORDS = CHANNELS / 2;
+  typedef enum logic [2:0] {NONE, FETCH, CHECK, SEND, TRAILER, FINISH} state_t;
+  localparam int unsigned PAIRS = CHANNELS / 2, QUADS = CHANNELS / 4, W = $clog2(PAIRS);
 
   state_t      state_q, state_d;
   command_t    job_q, job_d;
   address_t    entry_q, entry_d;
   logic [15:0] left_q, left_d;
-  logic [CW:0] word_q, word_d;
+  logic [W-1:0] word_q, word_d;
   logic        fault_q, fault_d;
   logic [31:0] fault_position_q, fault_position_d;
 
   // ---- words of an entry ----------------------------------------------------------------------------------------------
-  logic        wide, word_last, too_wide;
-  logic [63:0] entry_word;
+  logic                        wide, word_last, too_wide;
+  logic [PAIRS-1:0][1:0][63:0] pairs;
+  logic [QUADS-1:0][3:0][31:0] quads;
   assign wide      = job_q.header.format == FORMAT_INT64;
-  assign word_last = word_q == (CW + 1)'(wide ? CHANNELS - 1 : NARROW_WORDS - 1);
+  assign word_last = word_q == W'(wide ? PAIRS - 1 : QUADS - 1);
   always_comb begin
-    if (wide) entry_word = 64'($signed(entry_i[CW'(word_q)]));
-    else entry_word = {entry_i[{word_q[CW-2:0], 1'b1}][31:0], entry_i[{word_q[CW-2:0], 1'b0}][31:0]};
+    for (int unsigned c = 0; c < CHANNELS; c++) begin
+      pairs[c/2][c%2] = 64'($signed(entry_i[c]));
+      quads[c/4][c%4] = entry_i[c][31:0];
+    end
     too_wide = 1'b0;
     for (int unsigned c = 0; c < CHANNELS; c++)
       if (!wide && entry_i[c][ACC_BITS-1:31] != {ACC_BITS - 31{entry_i[c][31]}}) too_wide = 1'b1;
@@ -67,10 +69,10 @@ module drain_jobs
   assign read_entry_o = entry_q;
   assign job_done_o   = state_q == FINISH;
   assign ended_o      = job_done_o && job_q.header.opcode == OP_END;
-  assign valid_o      = state_q == SEND || state_q == TRAILER0 || state_q == TRAILER1;
-  assign last_o       = state_q == TRAILER1;
-  assign word_o       = state_q == SEND ? entry_word
-                      : state_q == TRAILER0 ? {TRAILER_MAGIC, 24'd0, error_o} : {packets_o, position_o};
+  assign valid_o      = ready_i && (state_q == SEND || state_q == TRAILER);
+  assign last_o       = state_q == TRAILER;
+  assign word_o       = state_q == TRAILER ? {packets_o, position_o, TRAILER_MAGIC, 24'd0, error_o}
+                      : wide ? pairs[word_q] : quads[word_q[W-2:0]];
   always_comb begin
     state_d          = state_q;
     job_d            = job_q;
@@ -86,7 +88,7 @@ module drain_jobs
           job_d   = job_i;
           entry_d = address_t'(job_i.header.base_accumulator);
           left_d  = job_i.header.rows;
-          state_d = job_i.header.opcode == OP_END ? TRAILER0 : FETCH;
+          state_d = job_i.header.opcode == OP_END ? TRAILER : FETCH;
         end
       FETCH: begin
         entry_d = entry_q + address_t'(1);
@@ -109,10 +111,9 @@ module drain_jobs
             state_d = left_q == 16'd1 ? FINISH : FETCH;
           end
         end
-      TRAILER0: if (ready_i) state_d = TRAILER1;
-      TRAILER1: if (ready_i) state_d = FINISH;
-      FINISH:   state_d = NONE;
-      default:  state_d = NONE;
+      TRAILER: if (ready_i) state_d = FINISH;
+      FINISH:  state_d = NONE;
+      default: state_d = NONE;
     endcase
 
     if (out_of_range_i && !fault_q) begin
@@ -135,8 +136,6 @@ module drain_jobs
 `ifndef SYNTHESIS
   // one job at a time
   a_job: assert property (@(posedge clk_i) disable iff (rst_i) job_valid_i |-> state_q == NONE);
-  // a word stays until it is taken
-  a_word_waits: assert property (@(posedge clk_i) disable iff (rst_i) valid_o && !ready_i |=> valid_o && $stable({word_o, last_o}));
 `endif
 endmodule
 

@@ -66,6 +66,8 @@ package engine_pkg;
     error_t      error;  // END only: what stopped the loader
     address_t    a_end;
     address_t    b_end;
+    address_t    side_end;   // of a CONV's operands in G, 0 if there is none
+    address_t    added_end;
   } command_t;
 
   // A product of two small numbers, added up from shifted terms: a DSP slice would be wasted on it.
@@ -96,28 +98,128 @@ package engine_pkg;
     logic [LANES-1:0] segment_start;
   } step_t;
 
+  // An entry of buffer E, word by word, what a channel's epilogue multiplies by and adds.
+  typedef struct packed {
+    logic [MULTIPLIER_BITS-1:0]   l;  // of the element of SIDE
+    logic [VALUE_OFFSET_BITS-1:0] c;  // to the value
+    logic [OFFSET_BITS-1:0]       b;  // to the sum
+    logic [MULTIPLIER_BITS-1:0]   n;  // of x
+    logic [MULTIPLIER_BITS-1:0]   o;  // of the element of ADDED
+    logic [MULTIPLIER_BITS-1:0]   m;  // of the sum
+  } entry_t;
+
+  // How sums become codes, from the header.
+  typedef logic [$clog2(MAX_SIDE_BITS + 1)-1:0]  side_bits_t;
+  typedef logic [$clog2(MAX_CODE_SHIFT + 1)-1:0] code_shift_t;
+  typedef struct packed {
+    logic [5:0]  shift;
+    logic [5:0]  value_shift;
+    logic        relu;
+    logic        is_signed;    // codes of OUT and WIDE
+    logic        stochastic;
+    logic        side_signed;  // elements of SIDE
+    bits_t       out_bits;
+    code_shift_t out_shift;
+    side_bits_t  keep_bits;
+    code_shift_t keep_shift;
+    logic        keep_mask;
+    side_bits_t  wide_bits;
+    code_shift_t wide_shift;
+  } coding_t;
+
+  function automatic coding_t coding_of(input header_t h);
+    coding_of.shift       = h.shift[5:0];
+    coding_of.value_shift = h.value_shift[5:0];
+    coding_of.relu        = h.flags[FLAG_RELU];
+    coding_of.is_signed   = h.flags[FLAG_OUT_SIGNED];
+    coding_of.stochastic  = h.flags[FLAG_STOCHASTIC];
+    coding_of.side_signed = h.flags[FLAG_SIDE_SIGNED];
+    coding_of.out_bits    = bits_t'(h.out_bits);
+    coding_of.out_shift   = code_shift_t'(h.out_shift);
+    coding_of.keep_bits   = side_bits_t'(h.keep_bits);
+    coding_of.keep_shift  = code_shift_t'(h.keep_shift);
+    coding_of.keep_mask   = h.flags[FLAG_KEEP_MASK];
+    coding_of.wide_bits   = side_bits_t'(h.wide_bits);
+    coding_of.wide_shift  = code_shift_t'(h.wide_shift);
+  endfunction
+
+  // Limits of a code: which bits of a value, before it is shifted, must equal its sign, and the codes beyond which it is
+  // clamped.
+  typedef struct packed {
+    logic                  is_signed;
+    logic [VALUE_BITS:0]   beyond;
+    logic [15:0]           least;
+    logic [15:0]           most;
+  } limits_t;
+
+  function automatic limits_t limits_of(input bits_t bits, input code_shift_t shift, input logic is_signed);
+    limits_of.is_signed = is_signed;
+    limits_of.beyond    = {VALUE_BITS + 1{1'b1}} << (6'(shift) + 6'(bits) - 6'(is_signed));
+    limits_of.least     = is_signed ? 16'hFFFF << (bits - bits_t'(1)) : '0;
+    limits_of.most      = ~(16'hFFFF << (bits - bits_t'(is_signed)));
+  endfunction
+
+  // What an element leaves in CODES.
+  typedef struct packed {
+    logic [MAX_SIDE_BITS-1:0] wide;
+    logic                     mask;
+    logic [MAX_SIDE_BITS-1:0] keep;
+    logic [MAX_BITS-1:0]      out;
+  } element_t;
+
+  // Some pixels of an output channel on their way through the epilogue: all pixels in SLICES of them, in turn.
+  localparam int unsigned SLICES = LANES / EPILOGUE_LANES;
+  localparam int unsigned MOMENT_ENTRIES = MAX_OUT_GROUPS * CHANNELS;
+  typedef logic [$clog2(MOMENT_ENTRIES)-1:0] moment_entry_t;
+  typedef struct packed {
+    logic                      codes;    // leaves codes
+    logic                      moments;  // takes part in the moments
+    logic                      records;  // with its values, else with x
+    logic                      crossed;    // products with SIDE, else squares
+    coding_t                   coding;
+    channel_t                  channel;  // of the tile
+    logic [3:0]                slice;
+    moment_entry_t             entry;    // channel of the packet
+    logic                      first;    // of the packet's tiles with this channel
+    logic                      last;     // last slice of the packet
+    logic [EPILOGUE_LANES-1:0] counts;   // pixels that count in the moments
+  } portion_t;
+
+  // Random numbers that a tile will need, known when it begins.
+  typedef struct packed {
+    logic [31:0]      key;
+    index_t           index;           // of the tile's first channel and segment
+    logic [31:0]      channel_stride;
+    logic [31:0]      image_stride;
+    logic [LANES-1:0] segment_start;
+    logic [15:0]      factor;
+  } random_t;
+
+  // Elements of SIDE and ADDED at every place of a tile, plane by plane, sign or zero above their highest; the mask.
+  typedef struct packed {
+    logic [ROW_BITS-1:0]                    mask;
+    logic [MAX_SIDE_BITS-1:0][ROW_BITS-1:0] added;
+    logic [MAX_SIDE_BITS-1:0][ROW_BITS-1:0] side;
+  } operands_t;
+
   // Where a finished tile goes.
   typedef struct packed {
-    logic        wgrad;
-    logic [7:0]  format;
-    logic        with_sum;
-    bits_t       out_bits;
-    logic [5:0]  shift;
-    logic        relu;
-    logic        out_signed;
-    logic        clear;
-    address_t    entry;     // first accumulator entry, first epilogue entry, or first output channel (statistics)
-    logic [31:0] position;
-    logic        first;     // statistics: first tile of its output group
-    logic        last;      // last tile of the packet
-    logic [5:0]  pixels;    // statistics: pixels that count
-    logic        stochastic;
-    logic [31:0] key;
-    index_t      index;     // random index of the tile's first channel at pixel 0
-    logic [31:0] channel_stride;
-    logic [31:0] image_stride;
-    logic [31:0] pixel_stride;
-    logic [LANES-1:0] segment_start;
+    logic             wgrad;
+    logic             codes;
+    logic             moments;
+    logic             records;
+    logic             crossed;
+    logic             wide;      // INT64
+    logic             with_sum;
+    logic             clear;
+    coding_t          coding;
+    logic             paced;     // random numbers come as fast as slices go
+    address_t         entry;     // first accumulator entry, or first epilogue entry
+    moment_entry_t    channel;   // first output channel
+    logic             first;     // first tile of its output group
+    logic             last;      // last tile of the packet
+    logic [LANES-1:0] counts;    // pixels that count in the moments
+    logic [31:0]      position;
   } tile_t;
 endpackage
 

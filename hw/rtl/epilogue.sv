@@ -1,93 +1,219 @@
 // SPDX-License-Identifier: Apache-2.0
-// Integer epilogue: v = acc * m + b, ReLU, rounding shift and clamp, L pixels of one output channel per cycle.
+// Integer epilogue: some pixels of an output channel per cycle, from their sums to x, to the value w, to codes.
+//
+//   p = acc*m + b + 512*q*o   ->  x = saturated(p >> shift)        one DSP slice each for q*o and both halves of acc*m,
+//   v = x*n + c + 512*k*l     ->  w = saturated(v >> value_shift)  one each for k*l and x*n: each adds to the one before
+//   codes of w (OUT, WIDE) and x (KEEP); x or w to the moments
+//
+// Stages are numbered by the cycles after valid_i; a register of stage s holds its value in cycle s.
 `default_nettype none
 
 module epilogue
   import fabric_pkg::*;
   import engine_pkg::*;
 #(
-    localparam int unsigned CW = $clog2(CHANNELS + 1)
+    localparam int unsigned WIDTH = EPILOGUE_LANES
 ) (
-    input  wire                                          clk_i,
-    input  wire                                          rst_i,
-    // one channel of a tile
-    input  wire                                          valid_i,
-    input  wire  [LANES-1:0][31:0]                       acc_i,
-    input  wire  [CW-1:0]                                channel_i,
-    input  wire tile_t                                   tile_i,
-    input  wire  [MULTIPLIER_BITS-1:0]                   multiplier_i,
-    input  wire  [ACC_BITS-1:0]                          offset_i,
-    input  wire  [LANES-1:0][MAX_SHIFT-1:0]              error_i,      // stochastic: two cycles after valid_i
-    // its codes, three cycles later
-    output logic                                         valid_o,
-    output logic                                         busy_o,
-    output logic [CW-1:0]                                channel_o,
-    output tile_t                                        tile_o,
-    output logic [LANES-1:0][15:0]                       code_o,
-    output logic [6:0]                                   saturated_o
+    input  wire                                              clk_i,
+    input  wire                                              rst_i,
+    input  wire                                              valid_i,
+    input  wire portion_t                                    portion_i,
+    input  wire  [WIDTH-1:0][31:0]                           acc_i,
+    input  wire  [WIDTH-1:0][MAX_SIDE_BITS-1:0]              added_i,
+    input  wire  [WIDTH-1:0][MAX_SIDE_BITS-1:0]              side_i,
+    input  wire  [WIDTH-1:0]                                 mask_i,
+    input  wire entry_t                                      entry_i,
+    input  wire  [WIDTH-1:0][15:0]                           random_i,           // VALUE_CYCLES after valid_i
+    // VALUE_CYCLES later: to the moments
+    output logic                                             moments_valid_o,
+    output portion_t                                         moments_portion_o,
+    output logic [WIDTH-1:0][VALUE_BITS-1:0]                 moments_value_o,
+    output logic [WIDTH-1:0][VALUE_BITS-1:0]                 moments_factor_o,
+    // EPILOGUE_CYCLES later: codes
+    output logic                                             codes_valid_o,
+    output portion_t                                         codes_portion_o,
+    output element_t [WIDTH-1:0]                             element_o,
+    output logic [$clog2(2*WIDTH+1)-1:0]                     saturated_o,        // two cycles after the codes
+    output logic                                             busy_o
 );
-  localparam int unsigned VW = 54;  // 32 x 18 bit product, plus a 48-bit offset, plus rounding
+  localparam int unsigned V = VALUE_CYCLES, E = EPILOGUE_CYCLES, LAST = E + 2;
+  localparam int unsigned SUM = 50, VALUE = 48;  // bits of p and v, with what is added before the shift
+  localparam int unsigned LOW = 17;              // of acc, and of p: what the second DSP slice of a product leaves
+  localparam int unsigned SIDE = MAX_SIDE_BITS + 1;
+  if (V != 12 || E != V + 4) begin : gen_check
+    $error("epilogue: VALUE_CYCLES = %0d and EPILOGUE_CYCLES = %0d must be 12 and 16", V, E);
+  end
 
-  logic          valid1_q, valid2_q, valid3_q;
-  logic [CW-1:0] channel1_q, channel2_q, channel3_q;
-  tile_t         tile1_q, tile2_q, tile3_q;
-  logic signed [ACC_BITS-1:0]      offset1_q;
-  logic signed [LANES-1:0][49:0]   product_q;
-  logic signed [LANES-1:0][VW-1:0] value_q, rounded_q;
-  logic signed [VW-1:0]            half2;
-  // bits of the shifted-out value that must equal the sign, for the code to be in range
-  logic [VW-1:0]                   beyond3_q;
-  logic [15:0]                     low3_q, high3_q;
-  assign half2 = tile2_q.shift == 0 ? '0 : VW'(1) << (tile2_q.shift - 6'd1);
-
+  // ---- what goes along with the values -----------------------------------------------------------------------------
+  logic     [LAST:1] valid_q;
+  portion_t [E:1]    portion_q;
   always_ff @(posedge clk_i) begin
-    valid1_q   <= valid_i;
-    channel1_q <= channel_i;
-    tile1_q    <= tile_i;
-    offset1_q  <= offset_i;
-    if (valid_i)
-      for (int unsigned p = 0; p < LANES; p++)
-        product_q[p] <= 50'($signed(acc_i[p])) * 50'($signed(multiplier_i));
+    valid_q   <= {valid_q[LAST-1:1], valid_i};
+    portion_q <= {portion_q[E-1:1], portion_i};
+    if (rst_i) valid_q <= '0;
+  end
+  assign busy_o            = |valid_q;
+  assign moments_valid_o   = valid_q[V] && portion_q[V].moments;
+  assign moments_portion_o = portion_q[V];
+  assign codes_valid_o     = valid_q[E] && portion_q[E].codes;
+  assign codes_portion_o   = portion_q[E];
 
-    valid2_q   <= valid1_q;
-    channel2_q <= channel1_q;
-    tile2_q    <= tile1_q;
-    if (valid1_q)
-      for (int unsigned p = 0; p < LANES; p++) begin
-        automatic logic signed [VW-1:0] v = VW'($signed(product_q[p])) + VW'(offset1_q);
-        value_q[p] <= tile1_q.relu && v[VW-1] ? '0 : v;
-      end
+  function automatic logic [46:0] half_of(input logic [5:0] shift);
+    return 47'((48'd1 << shift) >> 1);
+  endfunction
 
-    valid3_q   <= valid2_q;
-    channel3_q <= channel2_q;
-    tile3_q    <= tile2_q;
-    if (valid2_q) begin
-      for (int unsigned p = 0; p < LANES; p++)
-        rounded_q[p] <= $signed(value_q[p]) + (tile2_q.stochastic ? VW'({7'd0, error_i[p]}) : half2);
-      beyond3_q <= {VW{1'b1}} << (7'(tile2_q.shift) + 7'(tile2_q.out_bits) - 7'(tile2_q.out_signed));
-      low3_q    <= tile2_q.out_signed ? 16'hFFFF << (tile2_q.out_bits - 5'd1) : '0;
-      high3_q   <= ~(16'hFFFF << (tile2_q.out_bits - 5'(tile2_q.out_signed)));
-    end
-    if (rst_i) {valid1_q, valid2_q, valid3_q} <= '0;
+  // ---- a channel's numbers, each as late as it is needed ---------------------------------------------------------------
+  typedef logic signed [MULTIPLIER_BITS-1:0] multiplier_t;
+  logic signed [SUM-2:0]   b_q[1:5];   // with one half for the shift
+  logic signed [VALUE-1:0] c_q[1:8];   // likewise
+  multiplier_t m_q[1:3], o_q[1:1], n_q[1:8], l_q[1:7];
+  always_ff @(posedge clk_i) begin
+    b_q[1] <= (SUM - 1)'($signed(entry_i.b)) + (SUM - 1)'({2'b00, half_of(portion_i.coding.shift)});
+    c_q[1] <= VALUE'($signed(entry_i.c)) + VALUE'({1'b0, half_of(portion_i.coding.value_shift)});
+    m_q[1] <= entry_i.m;
+    o_q[1] <= entry_i.o;
+    n_q[1] <= entry_i.n;
+    l_q[1] <= entry_i.l;
+    for (int unsigned s = 2; s <= 3; s++) m_q[s] <= m_q[s-1];
+    for (int unsigned s = 2; s <= 5; s++) b_q[s] <= b_q[s-1];
+    for (int unsigned s = 2; s <= 7; s++) l_q[s] <= l_q[s-1];
+    for (int unsigned s = 2; s <= 8; s++) n_q[s] <= n_q[s-1];
+    for (int unsigned s = 2; s <= 8; s++) c_q[s] <= c_q[s-1];
   end
 
-  // The shift by up to 47 in two small choices: sixteens first, which leaves 31 bits that matter, then ones.
+  // limits of the codes, where the shift ends and where the code is chosen
+  limits_t out_limits_q[V+1:V+3], keep_limits_q[V+1:V+3], wide_limits_q[V+1:V+3];
+  coding_t coding_v;
+  assign coding_v = portion_q[V].coding;
+  always_ff @(posedge clk_i) begin
+    out_limits_q[V+1]  <= limits_of(coding_v.out_bits, coding_v.out_shift, coding_v.is_signed);
+    keep_limits_q[V+1] <= limits_of(bits_t'(coding_v.keep_bits), coding_v.keep_shift, 1'b1);
+    wide_limits_q[V+1] <= limits_of(bits_t'(coding_v.wide_bits), coding_v.wide_shift, coding_v.is_signed);
+    for (int unsigned s = V + 2; s <= V + 3; s++) begin
+      out_limits_q[s]  <= out_limits_q[s-1];
+      keep_limits_q[s] <= keep_limits_q[s-1];
+      wide_limits_q[s] <= wide_limits_q[s-1];
+    end
+  end
+
+  // ---- pixels --------------------------------------------------------------------------------------------------------------
+  logic [WIDTH-1:0] x_saturated, out_clamped;
+  for (genvar p = 0; p < WIDTH; p++) begin : gen_pixel
+    // p: stages 1 to 6
+    logic        [31:0]                acc_q[1:3];
+    logic signed [MAX_SIDE_BITS-1:0]   added_q;
+    logic signed [35:0]                added2_q, added3_q;   // products with o
+    logic signed [35:0]                low3_q;               // acc, lower half, times m
+    logic signed [37:0]                low4_q;
+    logic signed [32:0]                high4_q;              // upper half
+    logic signed [34:0]                high5_q;
+    logic        [LOW-1:0]             low5_q;
+    logic signed [SUM-1:0]             p_q;
+    always_ff @(posedge clk_i) begin
+      acc_q[1] <= acc_i[p];
+      acc_q[2] <= acc_q[1];
+      acc_q[3] <= acc_q[2];
+      added_q  <= added_i[p];
+      added2_q <= 36'($signed({added_q, {OPERAND_SHIFT{1'b0}}})) * 36'(o_q[1]);
+      added3_q <= added2_q + 36'($signed({1'b0, b_q[2][LOW-1:0]}));
+      low3_q   <= 36'($signed({1'b0, acc_q[2][LOW-1:0]})) * 36'(m_q[2]);
+      low4_q   <= 38'(low3_q) + 38'(added3_q);
+      high4_q  <= 33'($signed(acc_q[3][31:LOW])) * 33'(m_q[3]);
+      high5_q  <= 35'(high4_q) + 35'(low4_q >>> LOW);
+      low5_q   <= low4_q[LOW-1:0];
+      p_q      <= {(SUM - LOW)'(high5_q) + (SUM - LOW)'($signed(b_q[5][SUM-2:LOW])), low5_q};
+    end
+
+    // x: stages 7 and 8
+    logic                         mask_q[1:6];
+    logic signed [VALUE_BITS-1:0] x;
+    logic                         x_over;
+    always_ff @(posedge clk_i) begin
+      mask_q[1] <= mask_i[p];
+      for (int unsigned s = 2; s <= 6; s++) mask_q[s] <= mask_q[s-1];
+    end
+    saturating_shift #(.IN(SUM), .OUT(VALUE_BITS)) i_x (
+        .clk_i, .value_i(p_q), .clear_i(!mask_q[6]), .shift_i(portion_q[6].coding.shift), .result_o(x), .saturated_o(x_over)
+    );
+
+    // v: stages 8 to 10
+    (* shreg_extract = "no" *) logic signed [SIDE-1:0] side_q[1:V];
+    logic signed [35:0]      side8_q, x9_q;
+    logic signed [VALUE-1:0] side9_q, v_q;
+    always_ff @(posedge clk_i) begin
+      side_q[1] <= {portion_i.coding.side_signed && side_i[p][MAX_SIDE_BITS-1], side_i[p]};
+      for (int unsigned s = 2; s <= V; s++) side_q[s] <= side_q[s-1];
+      side8_q <= 36'($signed({side_q[7], {OPERAND_SHIFT{1'b0}}})) * 36'(l_q[7]);
+      side9_q <= VALUE'(side8_q) + c_q[8];
+      x9_q    <= 36'(x) * 36'(n_q[8]);
+      v_q     <= VALUE'(x9_q) + side9_q;
+    end
+
+    // w: stages 11 and 12
+    logic signed [VALUE_BITS-1:0] w;
+    logic                         w_over, keep_clamped, wide_clamped, unused;
+    assign unused = w_over || keep_clamped || wide_clamped;   // only what OUT loses is counted
+    saturating_shift #(.IN(VALUE), .OUT(VALUE_BITS)) i_w (
+        .clk_i, .value_i(v_q), .clear_i(portion_q[10].coding.relu && v_q[VALUE-1]),
+        .shift_i(portion_q[10].coding.value_shift), .result_o(w), .saturated_o(w_over)
+    );
+    (* shreg_extract = "no" *) logic [VALUE_BITS-1:0] x_q[9:V];
+    always_ff @(posedge clk_i) begin
+      x_q[9] <= x;
+      for (int unsigned s = 10; s <= V; s++) x_q[s] <= x_q[s-1];
+    end
+    assign moments_value_o[p]  = portion_q[V].records ? w : x_q[V];
+    assign moments_factor_o[p] = portion_q[V].crossed ? VALUE_BITS'($signed(side_q[V])) : moments_value_o[p];
+
+    // codes: four stages more
+    logic [15:0] to_nearest, random, turned;
+    assign to_nearest = 16'h8000;
+    assign random = coding_v.stochastic ? random_i[p] : to_nearest;
+    for (genvar b = 0; b < 16; b++) begin : gen_turned
+      assign turned[b] = coding_v.stochastic ? random_i[p][15-b] : to_nearest[b];
+    end
+    code_rounding #(.BITS(MAX_BITS)) i_out (
+        .clk_i, .value_i(w), .random_i(random), .shift_i(coding_v.out_shift),
+        .shift2_i(portion_q[V+2].coding.out_shift), .shift3_i(portion_q[V+3].coding.out_shift[1:0]),
+        .limits2_i(out_limits_q[V+2]), .limits3_i(out_limits_q[V+3]), .code_o(element_o[p].out),
+        .clamped_o(out_clamped[p])
+    );
+    code_rounding #(.BITS(MAX_SIDE_BITS)) i_keep (
+        .clk_i, .value_i(x_q[V]), .random_i(turned), .shift_i(coding_v.keep_shift),
+        .shift2_i(portion_q[V+2].coding.keep_shift), .shift3_i(portion_q[V+3].coding.keep_shift[1:0]),
+        .limits2_i(keep_limits_q[V+2]), .limits3_i(keep_limits_q[V+3]), .code_o(element_o[p].keep), .clamped_o(keep_clamped)
+    );
+    code_rounding #(.BITS(MAX_SIDE_BITS)) i_wide (
+        .clk_i, .value_i(w), .random_i(to_nearest), .shift_i(coding_v.wide_shift),
+        .shift2_i(portion_q[V+2].coding.wide_shift), .shift3_i(portion_q[V+3].coding.wide_shift[1:0]),
+        .limits2_i(wide_limits_q[V+2]), .limits3_i(wide_limits_q[V+3]), .code_o(element_o[p].wide), .clamped_o(wide_clamped)
+    );
+    logic positive_q[V+1:E], over_q[9:E];
+    always_ff @(posedge clk_i) begin
+      positive_q[V+1] <= !w[VALUE_BITS-1] && w != 0;
+      for (int unsigned s = V + 2; s <= E; s++) positive_q[s] <= positive_q[s-1];
+      over_q[9] <= x_over;
+      for (int unsigned s = 10; s <= E; s++) over_q[s] <= over_q[s-1];
+    end
+    assign element_o[p].mask = positive_q[E];
+    assign x_saturated[p]    = over_q[E];
+  end
+
+  // ---- elements whose x saturated, and codes that were clamped: counted by sixes, then in all ----------------------------
+  localparam int unsigned FLAGS = 2 * WIDTH, SIXES = (FLAGS + 5) / 6;
+  logic [SIXES*6-1:0]         flags;
+  logic [SIXES-1:0][2:0]      six_q;
+  logic [$clog2(FLAGS+1)-1:0] count, count_q;
+  assign flags = (SIXES * 6)'({out_clamped & {WIDTH{portion_q[E].codes}}, x_saturated} & {FLAGS{valid_q[E]}});
   always_comb begin
-    saturated_o = '0;
-    for (int unsigned p = 0; p < LANES; p++) begin
-      automatic logic        negative = rounded_q[p][VW-1];
-      automatic logic [62:0] extended = {{63 - VW{negative}}, rounded_q[p]};
-      automatic logic [30:0] coarse = tile3_q.shift[5] ? extended[62:32] : tile3_q.shift[4] ? extended[46:16] : extended[30:0];
-      automatic logic [15:0] fine = 16'(coarse >> tile3_q.shift[3:0]);
-      automatic logic        outside = (negative && !tile3_q.out_signed) || |((rounded_q[p] ^ {VW{negative}}) & beyond3_q);
-      code_o[p] = !outside ? fine : negative ? low3_q : high3_q;
-      if (valid3_q) saturated_o = saturated_o + 7'(outside);
-    end
+    count = '0;
+    for (int unsigned s = 0; s < SIXES; s++) count = count + ($bits(count))'(six_q[s]);
   end
-  assign valid_o   = valid3_q;
-  assign channel_o = channel3_q;
-  assign tile_o    = tile3_q;
-  assign busy_o    = valid1_q || valid2_q || valid3_q;
+  always_ff @(posedge clk_i) begin
+    for (int unsigned s = 0; s < SIXES; s++) six_q[s] <= 3'($countones(flags[6*s+:6]));
+    count_q <= rst_i ? '0 : count;
+  end
+  assign saturated_o = count_q;
 endmodule
 
 `default_nettype wire

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Top of the accelerator, with the ports of the HLS kernel: two input streams, one output stream, AXI4-Lite control.
+// Top of the accelerator, with the ports of the HLS kernel: two input streams, two output streams (of which a design with
+// one leaves the second idle), AXI4-Lite control.
 `default_nettype none
 
 module fabric
@@ -33,11 +34,16 @@ module fabric
     input  wire         in1_TVALID,
     output logic        in1_TREADY,
     input  wire         in1_TLAST,
-    output logic [63:0] result_TDATA,
-    output logic        result_TVALID,
-    input  wire         result_TREADY,
-    output logic        result_TLAST,
-    output logic [7:0]  result_TKEEP,
+    output logic [63:0] out0_TDATA,
+    output logic        out0_TVALID,
+    input  wire         out0_TREADY,
+    output logic        out0_TLAST,
+    output logic [7:0]  out0_TKEEP,
+    output logic [63:0] out1_TDATA,
+    output logic        out1_TVALID,
+    input  wire         out1_TREADY,
+    output logic        out1_TLAST,
+    output logic [7:0]  out1_TKEEP,
     output logic        interrupt
 );
   localparam int unsigned AW = $clog2(DEPTH_A);
@@ -70,7 +76,7 @@ module fabric
   logic [127:0]  write_data;
   logic push, full, conflict, queue_empty, command_valid, retire;
   command_t pushed, command;
-  logic [16:0] a_begin, a_end, g_begin, g_end, w_begin, w_end;
+  address_t a_begin, a_end, g_begin, g_end, w_begin, w_end;
   logic took, starved, hazard, loader_done, fault, drain_idle, sequencer_busy, wait_drain;
 
   loader i_loader (
@@ -103,6 +109,10 @@ module fabric
   step_t step, next_step;
   tile_t tile;
   command_t job;
+  logic side_start, side_active, side_next, side_begin, side_done, side_read;
+  logic [GW-1:0] side_address;
+  index_t tile_index;
+  operands_t operands;
   // the tile travels beside its last step: operands, count, sign, accumulate
   tile_t [ARRAY_CYCLES-1:0] tile_q;
   logic  [ARRAY_CYCLES-1:0] last_q;
@@ -113,7 +123,8 @@ module fabric
       .flag_address_o(flag_address), .flag_a_i(flag_a), .flag_g_i(flag_g),
       .next_step_o(next_step), .step_o(step), .tile_o(tile), .drain_busy_i(drain_busy), .drain_capture_i(last_q[ARRAY_CYCLES-1]),
       .job_valid_o(job_valid), .job_o(job),
-      .job_done_i(job_done), .drain_idle_i(drain_idle && !wait_pipeline), .fault_i(fault), .busy_o(sequencer_busy),
+      .side_start_o(side_start), .side_active_o(side_active), .side_next_o(side_next), .side_done_i(side_done),
+      .tile_index_o(tile_index), .job_done_i(job_done), .drain_idle_i(drain_idle && !wait_pipeline), .fault_i(fault), .busy_o(sequencer_busy),
       .wait_drain_o(wait_drain), .skipped_valid_o(skipped_valid), .skipped_o(skipped)
   );
 
@@ -126,13 +137,32 @@ module fabric
   );
   tensor_buffer #(.DEPTH(DEPTH_G), .WIDTH(ROW)) i_buffer_g (
       .clk_i(clk), .write_i(g_write), .write_bank_i(bank), .write_address_i(g_write_address), .write_slice_i(slice),
-      .write_data_i(write_data), .read_i(read), .read_address_i(g_read_address), .read_data_o(g_rows),
+      .write_data_i(write_data), .read_i(read || side_read),
+      .read_address_i(side_read ? {8{side_address}} : g_read_address), .read_data_o(g_rows),
       .flag_address_i(GW'(flag_address)), .flag_o(flag_g)
   );
   weight_buffer #(.DEPTH(DEPTH_W), .WIDTH(CHANNELS * DOT_BITS)) i_buffer_w (
       .clk_i(clk), .write_i(w_write), .write_address_i(w_write_address), .write_slice_i(slice),
       .write_data_i(write_data), .read_i(read), .read_address_i(w_read_address), .read_data_o(weights)
   );
+
+  // operands of the epilogue, and what its random numbers are made from
+  side_fetch i_side (
+      .clk_i(clk), .rst_i(rst), .header_i(command.header), .start_i(side_start), .active_i(side_active),
+      .next_i(side_next), .begin_o(side_begin), .done_o(side_done), .read_o(side_read), .address_o(side_address),
+      .rows_i(g_rows), .operands_o(operands)
+  );
+  random_t random_q;
+  logic    random_begin_q;
+  always_ff @(posedge clk) begin
+    random_begin_q          <= side_begin && command.header.flags[FLAG_STOCHASTIC] && !rst && !fault;
+    random_q.key            <= command.header.key;
+    random_q.index          <= tile_index;
+    random_q.channel_stride <= command.header.channel_stride;
+    random_q.image_stride   <= command.header.image_stride;
+    random_q.segment_start  <= command.header.segment_start[LANES-1:0];
+    random_q.factor         <= command.header.factor;
+  end
 
   logic [LANES-1:0][DOT_BITS-1:0]          operand_a;
   logic [1:0][CHANNELS-1:0][DOT_BITS-1:0]  operand_b;
@@ -157,16 +187,20 @@ module fabric
   logic [7:0]  error;
   logic [31:0] position, packets;
   logic [6:0]  epilogue_saturated;
+  logic [1:0]  out_valid, out_ready;
+  logic        out_empty;
+  assign out_ready = {out1_TREADY, out0_TREADY};
   drain i_drain (
       .clk_i(clk), .rst_i(rst), .capture_i(last_q[ARRAY_CYCLES-1]), .tile_i(tile_q[ARRAY_CYCLES-1]), .acc_i(acc),
-      .sum_i(sum), .busy_o(drain_busy), .idle_o(drain_idle), .job_valid_i(job_valid), .job_i(job),
-      .job_done_o(job_done), .ended_o(ended), .epilogue_write_i(e_write), .epilogue_address_i(e_write_address),
-      .epilogue_data_i({write_data[MULTIPLIER_BITS-1:0], write_data[64+:ACC_BITS]}),
-      .fault_o(fault), .fault_clear_i(start), .error_o(error),
-      .position_o(position), .packets_o(packets), .saturated_o(epilogue_saturated),
-      .out_valid_o(result_TVALID), .out_ready_i(result_TREADY), .out_data_o(result_TDATA), .out_last_o(result_TLAST)
+      .sum_i(sum), .operands_i(operands), .busy_o(drain_busy), .idle_o(drain_idle), .random_begin_i(random_begin_q),
+      .random_i(random_q), .job_valid_i(job_valid), .job_i(job), .job_done_o(job_done), .ended_o(ended),
+      .epilogue_write_i(e_write), .epilogue_upper_i(slice[0]), .epilogue_address_i(e_write_address),
+      .epilogue_data_i(write_data), .fault_o(fault), .fault_clear_i(start), .error_o(error), .position_o(position),
+      .packets_o(packets), .saturated_o(epilogue_saturated), .out_empty_o(out_empty), .out_valid_o(out_valid),
+      .out_ready_i(out_ready), .out_data_o({out1_TDATA, out0_TDATA}), .out_last_o({out1_TLAST, out0_TLAST})
   );
-  assign result_TKEEP = '1;
+  assign {out1_TVALID, out0_TVALID} = out_valid;
+  assign {out1_TKEEP, out0_TKEEP}   = '1;
 
   // ---- status and counters -----------------------------------------------------------------------------------------------
   typedef enum logic [3:0] {
@@ -174,19 +208,19 @@ module fabric
   } value_t;
   logic [12:0][31:0] value_q;
   logic ended_q;
-  assign finished = running_q && ended_q && loader_done && !result_TVALID;
+  assign finished = running_q && ended_q && loader_done && out_empty;
   always_ff @(posedge clk) begin
     if (running_q) begin
       value_q[CYCLES]       <= value_q[CYCLES] + 1;
       value_q[BUSY]         <= value_q[BUSY] + 32'(sequencer_busy);
       value_q[STALL_IN]     <= value_q[STALL_IN] + 32'(starved);
       value_q[STALL_HAZARD] <= value_q[STALL_HAZARD] + 32'(hazard);
-      value_q[STALL_OUT]    <= value_q[STALL_OUT] + 32'(result_TVALID && !result_TREADY);
+      value_q[STALL_OUT]    <= value_q[STALL_OUT] + 32'(|(out_valid & ~out_ready));
       value_q[STALL_DRAIN]  <= value_q[STALL_DRAIN] + 32'(wait_drain);
       value_q[SATURATED]    <= value_q[SATURATED] + 32'(epilogue_saturated);
       if (skipped_valid) value_q[SKIPPED] <= value_q[SKIPPED] + skipped;
       if (took) value_q[WORDS_IN] <= value_q[WORDS_IN] + 2;
-      if (result_TVALID && result_TREADY) value_q[WORDS_OUT] <= value_q[WORDS_OUT] + 1;
+      value_q[WORDS_OUT]    <= value_q[WORDS_OUT] + 32'(2'($countones(out_valid & out_ready)));
     end
     if (ended) begin
       ended_q <= 1'b1;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One output channel's sums as 64-bit words: one pixel each, or two with 32 bits.
+// One output channel's sums as beats: two pixels each, or four with 32 bits.
 `default_nettype none
 
 module lane_words
@@ -8,25 +8,28 @@ module lane_words
 (
     input  wire               clk_i,
     input  wire               rst_i,
-    input  wire lane_sums_t   lane_i,   // stays until its last word is taken
-    input  wire               wide_i,   // a word for every pixel
-    input  wire               next_i,   // the word is taken in this cycle
-    output logic [63:0]       word_o,
+    input  wire lane_sums_t   lane_i,   // stays until its last beat is taken
+    input  wire               wide_i,   // 64 bits for every pixel
+    input  wire               next_i,   // the beat is taken in this cycle
+    output beat_t             word_o,
     output logic              last_o    // it is the channel's last
 );
-  localparam int unsigned LW = $clog2(LANES);
+  localparam int unsigned PAIRS = LANES / 2, QUADS = LANES / 4, W = $clog2(PAIRS);
 
-  logic [LW-1:0] word_q, word_d, even, odd;
-  assign last_o = word_q == LW'(wide_i ? LANES - 1 : LANES / 2 - 1);
-  assign even   = {word_q[LW-2:0], 1'b0};
-  assign odd    = {word_q[LW-2:0], 1'b1};
-  assign word_o = wide_i ? 64'($signed(lane_i[word_q])) : {lane_i[odd][31:0], lane_i[even][31:0]};
-  always_comb begin
-    word_d = word_q;
-    if (next_i) word_d = last_o ? '0 : word_q + 1'b1;
-    if (rst_i) word_d = '0;
+  logic [PAIRS-1:0][1:0][63:0] pairs;
+  logic [QUADS-1:0][3:0][31:0] quads;
+  logic [W-1:0]                word_q;
+  always_comb
+    for (int unsigned p = 0; p < LANES; p++) begin
+      pairs[p/2][p%2] = 64'($signed(lane_i[p]));
+      quads[p/4][p%4] = lane_i[p][31:0];
+    end
+  assign last_o = word_q == W'(wide_i ? PAIRS - 1 : QUADS - 1);
+  assign word_o = wide_i ? pairs[word_q] : quads[word_q[W-2:0]];
+  always_ff @(posedge clk_i) begin
+    if (next_i) word_q <= last_o ? '0 : word_q + 1'b1;
+    if (rst_i) word_q <= '0;
   end
-  always_ff @(posedge clk_i) word_q <= word_d;
 endmodule
 
 `default_nettype wire

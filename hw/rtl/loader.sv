@@ -77,14 +77,14 @@ module loader
   logic     cut_q, cut_d;  // a stream ended with the header
   error_t   check_error;
   line_t    group_planes;
-  address_t a_end, b_end;
+  address_t a_end, b_end, side_end, added_end;
   assign kind = kind_of(h.opcode, h.target);
   always_ff @(posedge clk_i) if (state_q == HEADER && beat) h_q <= {word, h_q[HEADER_BITS-1:BEAT_BITS]};
   assign h = h_q;
   header_check i_check (
       .clk_i, .header_i(h), .kind_i(kind), .step_i({state_q == CHECK3, state_q == CHECK2, state_q == CHECK1}),
       .cut_i(cut_q), .ended_i(&seen_last_q), .error_o(check_error), .group_planes_o(group_planes), .a_end_o(a_end),
-      .b_end_o(b_end)
+      .b_end_o(b_end), .side_end_o(side_end), .added_end_o(added_end)
   );
 
   // ---- payload --------------------------------------------------------------------------------------------------------
@@ -120,6 +120,8 @@ module loader
     command_o.position = position_q;
     command_o.error    = error_q;
     command_o.a_end    = a_end;
+    command_o.side_end  = side_end;
+    command_o.added_end = added_end;
     command_o.b_end    = b_end;
     if (state_q == PUSH_END) command_o.header.opcode = OP_END;
   end

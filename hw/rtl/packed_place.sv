@@ -13,11 +13,11 @@ module packed_place
     input  wire kind_t     kind_i,
     input  wire line_t     group_planes_i,   // planes of one block of rows
     input  wire            beat_i,
-    output place_t         place_o,          // of this beat in a tensor buffer; its slice counts for weights too
+    output place_t         place_o,          // of this beat in a tensor buffer; its slice counts for entries too
     output address_t       entry_o           // weight or epilogue entry of this beat
 );
-  localparam int unsigned SLICES = ROW_WORDS / 2;
-  localparam int unsigned WEIGHT_BEATS = WEIGHT_WORDS / 2;
+  localparam int unsigned ROW_BEATS = ROW_WORDS / 2;
+  localparam int unsigned WEIGHT_BEATS = WEIGHT_WORDS / 2, ENTRY_BEATS = ENTRY_WORDS / 2;
 
   address_t a_block_q, a_block_d, g_block_q, g_block_d;  // first address of the block of eight rows
   line_t    line_q, line_d;                              // group * bits + plane within a row
@@ -25,8 +25,7 @@ module packed_place
   slice_t   slice_q, slice_d;
   address_t entry_q, entry_d;
   logic     slice_last, line_last, row_last;
-  assign slice_last = kind_i.to_w ? slice_q == slice_t'(WEIGHT_BEATS - 1)
-                                  : kind_i.tensor && slice_q == slice_t'(SLICES - 1);
+  assign slice_last = slice_q == slice_t'((kind_i.to_w ? WEIGHT_BEATS : kind_i.to_e ? ENTRY_BEATS : ROW_BEATS) - 1);
   assign line_last  = line_q == group_planes_i - line_t'(1);
   assign row_last   = row_q == row_t'(header_i.rows) - row_t'(1);
   always_comb begin
@@ -35,7 +34,7 @@ module packed_place
     line_d    = line_q;
     row_d     = row_q;
     slice_d   = slice_last ? '0 : slice_q + slice_t'(1);
-    entry_d   = entry_q + address_t'(kind_i.to_e || (kind_i.to_w && slice_last));
+    entry_d   = entry_q + address_t'((kind_i.to_e || kind_i.to_w) && slice_last);
     if (kind_i.tensor && slice_last) begin
       line_d = line_last ? '0 : line_q + line_t'(1);
       if (line_last) begin

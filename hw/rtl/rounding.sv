@@ -1,103 +1,187 @@
 // SPDX-License-Identifier: Apache-2.0
-// Stochastic rounding of the epilogue: for every pixel of a channel a random number below 2^shift, made from counters,
-// ROUNDING_LANES pixels per cycle.
+// Random numbers of stochastic rounding, 16 bits for every pixel.  A segment of a channel's row has one hash h; its pixel x
+// has low(h) ^ factor * alpha^x * high(h) in GF(2^16), with alpha = 2: any two of them are independent.
+//
+//   tile begins -> hashes of its segments, channel after channel -> queue -> seeds of a channel's row -> pixels
+//
+// Hashes are made while the array computes the tile, and wait for it in the queue.
 `default_nettype none
 
 module rounding
   import fabric_pkg::*;
+  import engine_pkg::*;
 #(
-    localparam int unsigned ERROR_BITS = MAX_SHIFT
+    localparam int unsigned WIDTH = EPILOGUE_LANES
 ) (
-    input  wire                                    clk_i,
-    input  wire                                    rst_i,
-    input  wire                                    start_i,          // the fields below hold until taken
-    input  wire  [31:0]                            key_i,
-    input  wire  [31:0]                            index_i,          // random index of pixel 0
-    input  wire  [31:0]                            image_stride_i,
-    input  wire  [31:0]                            pixel_stride_i,
-    input  wire  [LANES-1:0]                       segment_start_i,
-    input  wire  [5:0]                             shift_i,
-    output logic                                   ready_o,
-    input  wire                                    take_i,
-    output logic [LANES-1:0][ERROR_BITS-1:0]       error_o           // stays for three cycles after being taken
+    input  wire                       clk_i,
+    input  wire                       rst_i,      // drops all hashes
+    // a tile begins that will need random numbers; tiles end in this order
+    input  wire                       begin_i,
+    input  wire random_t              random_i,
+    // the row of the next channel is here; the slice that leaves in this cycle, and whether it is the channel's last
+    output logic                      ready_o,
+    input  wire                       take_i,
+    input  wire  [3:0]                slice_i,
+    input  wire                       last_i,
+    output logic [WIDTH-1:0][15:0]    random_o    // of the slice taken VALUE_CYCLES before
 );
-  localparam logic [31:0] MIX1 = 32'h85EB_CA6B, MIX2 = 32'hC2B2_AE35;
-  localparam int unsigned STEP = ROUNDING_LANES == 0 ? 1 : ROUNDING_LANES;
-  localparam int unsigned STEPS = LANES / STEP;
-  localparam int unsigned SW = $clog2(STEPS) + 1;
-  if (LANES % STEP != 0) begin : gen_check
-    $error("rounding: ROUNDING_LANES = %0d does not divide LANES = %0d", ROUNDING_LANES, LANES);
-  end
+  localparam int unsigned PW = $clog2(LANES), SLOTS = 32, QW = $clog2(SLOTS);
+  typedef logic [PW-1:0] pixel_t;
 
-  logic          busy_q, ready_q;
-  logic [SW-1:0] step_q;
-  assign ready_o = ready_q;
-
-  // random indices: the pixel's place in its segment, as in a LOAD
-  logic [31:0]           segment_q, pixel_q, segment_d, pixel_d;
-  logic [STEP-1:0][31:0] index;
-  logic [LANES:0]        starts;
-  assign starts = {1'b0, segment_start_i};
+  // ---- the tiles whose hashes are to be made -----------------------------------------------------------------------------
+  random_t tile_q, next_q;
+  logic    open_q, next_open_q;    // a tile is under way, another one waits
+  logic    issue, segment_last, channel_last, tile_last;
+  logic [LANES-1:0] starts_q;      // segments of this channel still to do, by their first pixels
+  channel_t         channel_q;
+  index_t           channel_index_q, index_q;
+  logic [LANES-1:0] starts_left;
+  pixel_t           start;
+  assign starts_left  = starts_q & (starts_q - LANES'(1));
+  assign segment_last = starts_left == 0;
+  assign channel_last = channel_q == channel_t'(CHANNELS - 1);
+  assign tile_last    = issue && segment_last && channel_last;
   always_comb begin
-    segment_d = segment_q;
-    pixel_d   = pixel_q;
-    for (int unsigned k = 0; k < STEP; k++) begin
-      index[k] = pixel_d;
-      if (starts[32'(step_q)*STEP+k+1]) begin
-        segment_d = segment_d + image_stride_i;
-        pixel_d   = segment_d;
-      end else pixel_d = pixel_d + pixel_stride_i;
-    end
+    start = '0;
+    for (int unsigned p = LANES; p > 0; p--) if (starts_q[p-1]) start = pixel_t'(p - 1);
   end
 
-  logic [MIX_CYCLES-1:0]         valid_q;
-  logic [MIX_CYCLES-1:0][SW-1:0] place_q;
-  logic                          issue;
-  assign issue = busy_q && step_q != SW'(STEPS);
+  logic load;
+  assign load = begin_i || next_open_q;
   always_ff @(posedge clk_i) begin
-    valid_q <= {valid_q[MIX_CYCLES-2:0], issue};
-    place_q <= {place_q[MIX_CYCLES-2:0], step_q};
     if (issue) begin
-      step_q    <= step_q + SW'(1);
-      segment_q <= segment_d;
-      pixel_q   <= pixel_d;
+      starts_q <= starts_left;
+      index_q  <= index_q + tile_q.image_stride;
+      if (segment_last) begin
+        starts_q        <= tile_q.segment_start;
+        index_q         <= channel_index_q + tile_q.channel_stride;
+        channel_index_q <= channel_index_q + tile_q.channel_stride;
+        channel_q       <= channel_q + channel_t'(1);
+      end
     end
-    if (start_i && !busy_q && !ready_q) begin
-      busy_q    <= 1'b1;
-      step_q    <= '0;
-      segment_q <= index_i;
-      pixel_q   <= index_i;
+    if (begin_i && open_q && !tile_last) begin
+      next_q      <= random_i;
+      next_open_q <= 1'b1;
     end
-    if (valid_q[MIX_CYCLES-1] && place_q[MIX_CYCLES-1] == SW'(STEPS - 1)) begin
-      busy_q  <= 1'b0;
-      ready_q <= 1'b1;
+    if (!open_q || tile_last) begin
+      automatic random_t from = next_open_q ? next_q : random_i;
+      open_q          <= load;
+      next_open_q     <= 1'b0;
+      tile_q          <= from;
+      starts_q        <= from.segment_start;
+      channel_q       <= '0;
+      channel_index_q <= from.index;
+      index_q         <= from.index;
     end
-    if (take_i) ready_q <= 1'b0;
-    if (rst_i) begin
-      {busy_q, ready_q} <= '0;
-      valid_q <= '0;
-    end
+    if (rst_i) {open_q, next_open_q} <= '0;
   end
 
-  for (genvar k = 0; k < STEP; k++) begin : gen_lane
-    logic [31:0] mix0_q, mix1_q, mix2_q, mix0_folded, mix1_folded, random;
-    logic [78:0] shifted;
-    logic [ERROR_BITS-1:0] error_q[STEPS];
-    assign mix0_folded = mix0_q ^ (mix0_q >> 16);
-    assign mix1_folded = mix1_q ^ (mix1_q >> 13);
-    assign random      = mix2_q ^ (mix2_q >> 16);
-    assign shifted     = 79'(random) << shift_i;
-    always_ff @(posedge clk_i) begin
-      mix0_q <= index[k] ^ key_i;
-      mix1_q <= mix0_folded * MIX1;
-      mix2_q <= mix1_folded * MIX2;
-      for (int unsigned s = 0; s < STEPS; s++)
-        if (valid_q[MIX_CYCLES-2] && place_q[MIX_CYCLES-2] == SW'(s)) error_q[s] <= shifted[78:32];
-    end
-    for (genvar s = 0; s < STEPS; s++) begin : gen_error
-      assign error_o[s*STEP+k] = error_q[s];
+  // ---- hashes: as many are under way as the queue has room for -----------------------------------------------------------
+  typedef struct packed {
+    logic   last;     // segment of the channel
+    pixel_t start;    // its first pixel
+  } segment_t;
+  logic     [HASH_CYCLES:0] made_q;
+  segment_t [HASH_CYCLES:0] segment_q;
+  logic        [15:0]       factor_q[HASH_CYCLES+1];
+  logic        [31:0]       counter_q;
+  logic        [15:0]       low, product;
+  logic        [QW:0]       claimed_q;   // slots of hashes in the queue or on their way
+  logic                     pop;
+  assign issue = open_q && claimed_q != (QW + 1)'(SLOTS);
+  always_ff @(posedge clk_i) begin
+    made_q    <= {made_q[HASH_CYCLES-1:0], issue};
+    segment_q <= {segment_q[HASH_CYCLES-1:0], segment_t'{last: segment_last, start: start}};
+    counter_q <= index_q ^ tile_q.key;
+    factor_q[0] <= tile_q.factor;
+    for (int unsigned s = 1; s <= HASH_CYCLES; s++) factor_q[s] <= factor_q[s-1];
+    claimed_q <= claimed_q + (QW + 1)'(issue) - (QW + 1)'(pop);
+    if (rst_i) begin
+      made_q    <= '0;
+      claimed_q <= '0;
     end
   end
+  row_hash i_hash (
+      .clk_i, .counter_i(counter_q), .factor_i(factor_q[HASH_CYCLES-2]), .low_o(low), .product_o(product)
+  );
+
+  // ---- queue -------------------------------------------------------------------------------------------------------------
+  typedef struct packed {
+    segment_t    segment;
+    logic [15:0] low;
+    logic [15:0] product;
+  } seed_t;
+  (* ram_style = "distributed" *) logic [$bits(seed_t)-1:0] queue[SLOTS];
+  logic [QW:0] head_q, tail_q;
+  seed_t       seed;
+  assign seed = queue[head_q[QW-1:0]];
+  always_ff @(posedge clk_i) begin
+    if (made_q[HASH_CYCLES]) queue[tail_q[QW-1:0]] <= seed_t'{segment: segment_q[HASH_CYCLES], low: low, product: product};
+    tail_q <= tail_q + (QW + 1)'(made_q[HASH_CYCLES]);
+    head_q <= head_q + (QW + 1)'(pop);
+    if (rst_i) {head_q, tail_q} <= '0;
+  end
+
+  // ---- seeds of a row: a segment's seed goes to all pixels from its first on; those of later segments replace it ----------
+  logic                     row_q, complete;
+  logic [LANES-1:0][15:0]   low_q, product_q;
+  pixel_t [LANES-1:0]       exponent_q;    // place of the pixel in its segment
+  assign ready_o  = row_q;
+  assign pop      = head_q != tail_q && (!row_q || (take_i && last_i));
+  assign complete = pop && seed.segment.last;
+  always_ff @(posedge clk_i) begin
+    if (pop)
+      for (int unsigned p = 0; p < LANES; p++)
+        if (pixel_t'(p) >= seed.segment.start) begin
+          low_q[p]      <= seed.low;
+          product_q[p]  <= seed.product;
+          exponent_q[p] <= pixel_t'(p) - seed.segment.start;
+        end
+    row_q <= (complete || (row_q && !(take_i && last_i))) && !rst_i;
+  end
+
+  // ---- pixels: a factor alpha^(2^k) in stage 2 + k / 2 where bit k of the exponent is set -----------------------------------
+  function automatic logic [15:0] times_alpha(input logic [15:0] value);
+    return {value[14:0], 1'b0} ^ (value[15] ? 16'(GF_POLYNOMIAL) : 16'd0);
+  endfunction
+  localparam int unsigned CHAIN = 1 + (PW + 1) / 2;   // stages up to the last product
+  if (CHAIN >= VALUE_CYCLES) begin : gen_check
+    $error("rounding: random numbers take %0d cycles, VALUE_CYCLES = %0d", CHAIN + 1, VALUE_CYCLES);
+  end
+  for (genvar p = 0; p < WIDTH; p++) begin : gen_pixel
+    logic [15:0] low_p_q[1:CHAIN], value_q[1:CHAIN];
+    pixel_t      exponent_p_q[1:CHAIN];
+    (* shreg_extract = "no" *) logic [15:0] random_q[CHAIN+1:VALUE_CYCLES];
+    always_ff @(posedge clk_i) begin
+      low_p_q[1]      <= low_q[32'(slice_i)*WIDTH+p];
+      value_q[1]      <= product_q[32'(slice_i)*WIDTH+p];
+      exponent_p_q[1] <= exponent_q[32'(slice_i)*WIDTH+p];
+      for (int unsigned s = 2; s <= CHAIN; s++) begin
+        automatic logic [15:0] value = value_q[s-1];
+        for (int unsigned k = 2 * (s - 2); k < 2 * (s - 1) && k < PW; k++) begin
+          automatic logic [15:0] power = value;
+          for (int unsigned n = 0; n < 1 << k; n++) power = times_alpha(power);
+          if (exponent_p_q[s-1][k]) value = power;
+        end
+        value_q[s]      <= value;
+        low_p_q[s]      <= low_p_q[s-1];
+        exponent_p_q[s] <= exponent_p_q[s-1];
+      end
+      random_q[CHAIN+1] <= low_p_q[CHAIN] ^ value_q[CHAIN];
+      for (int unsigned s = CHAIN + 2; s <= VALUE_CYCLES; s++) random_q[s] <= random_q[s-1];
+    end
+    assign random_o[p] = random_q[VALUE_CYCLES];
+  end
+
+`ifndef SYNTHESIS
+  // a tile begins only when one place for it is free
+  a_begin: assert property (@(posedge clk_i) disable iff (rst_i) begin_i |-> !next_open_q);
+  // only a row that is here is taken, and it stays until then
+  a_take: assert property (@(posedge clk_i) disable iff (rst_i) take_i |-> ready_o);
+  a_row_waits: assert property (@(posedge clk_i) disable iff (rst_i) ready_o && !(take_i && last_i) |=> ready_o);
+  // the queue has room for every hash that is made
+  a_room: assert property (@(posedge clk_i) disable iff (rst_i) tail_q - head_q <= (QW + 1)'(SLOTS));
+`endif
 endmodule
 
 `default_nettype wire

@@ -31,6 +31,12 @@ module sequencer
     output step_t                 next_step_o,
     output step_t                 step_o,
     output tile_t                 tile_o,
+    // operands of the epilogue: set up; tiles with an epilogue are computed, the last step of one is decided; all asked for
+    output logic                  side_start_o,
+    output logic                  side_active_o,
+    output logic                  side_next_o,
+    input  wire                   side_done_i,
+    output index_t                tile_index_o,   // random index of the tile
     // the drain holds a tile: the next one must not end yet; it has just taken one
     input  wire                   drain_busy_i,
     input  wire                   drain_capture_i,
@@ -117,9 +123,13 @@ module sequencer
   assign tile_last  = pair_last && diagonal_q == 0;
 
   logic issue;
-  assign issue = state_q == RUN && !(tile_last && (pending_q || drain_busy_i));
+  assign issue = state_q == RUN && !(tile_last && (pending_q || drain_busy_i || !side_done_i));
   assign wait_drain_o = state_q == RUN && !issue;
   assign busy_o = issue;
+  assign side_start_o  = state_q == SETUP1;
+  assign side_active_o = state_q == RUN && is_conv && (h.format == FORMAT_CODES || h.format == FORMAT_MOMENTS);
+  assign side_next_o   = side_active_o && issue && tile_last;
+  assign tile_index_o  = tile_index_q;
 
   // ---- what exists around this step ------------------------------------------------------------------------------
   logic [2:0] conv_row_valid;
@@ -190,26 +200,22 @@ module sequencer
     step_d.bank_valid    = bank_valid;
     step_d.segment_start = h.segment_start[LANES-1:0];
     tile_d = '0;
-    tile_d.wgrad      = product == PRODUCT_WGRAD;
-    tile_d.format     = h.format;
-    tile_d.with_sum   = !is_conv || (h.flags[FLAG_A_SUM] && out_group_q == 0);
-    tile_d.out_bits   = h.out_bits[4:0];
-    tile_d.shift      = h.shift[5:0];
-    tile_d.relu       = h.flags[FLAG_RELU];
-    tile_d.out_signed = h.flags[FLAG_OUT_SIGNED];
-    tile_d.clear      = h.flags[FLAG_CLEAR];
-    tile_d.entry      = entry_q;
-    tile_d.position   = command_i.position;
-    tile_d.first      = row_q == 0 && image_q == 0;
-    tile_d.last       = command_last;
-    tile_d.pixels     = h.pixels[5:0];
-    tile_d.stochastic = h.flags[FLAG_STOCHASTIC];
-    tile_d.key            = h.key;
-    tile_d.index          = tile_index_q;
-    tile_d.channel_stride = h.channel_stride;
-    tile_d.image_stride   = h.image_stride;
-    tile_d.pixel_stride   = h.pixel_stride;
-    tile_d.segment_start  = h.segment_start[LANES-1:0];
+    tile_d.wgrad    = product == PRODUCT_WGRAD;
+    tile_d.codes    = is_conv && h.format == FORMAT_CODES;
+    tile_d.moments  = is_conv && h.format == FORMAT_MOMENTS;
+    tile_d.records  = tile_d.codes && h.flags[FLAG_RECORDS];
+    tile_d.crossed    = tile_d.moments && h.flags[FLAG_CROSS];
+    tile_d.wide     = h.format == FORMAT_INT64;
+    tile_d.with_sum = !is_conv || (h.flags[FLAG_A_SUM] && out_group_q == 0);
+    tile_d.clear    = h.flags[FLAG_CLEAR];
+    tile_d.coding   = coding_of(h);
+    tile_d.paced    = h.segment_start[LANES-1:0] == LANES'(1);
+    tile_d.entry    = entry_q;
+    tile_d.channel  = moment_entry_t'(32'(out_group_q) * CHANNELS);
+    tile_d.first    = row_q == 0 && image_q == 0;
+    tile_d.last     = command_last;
+    tile_d.counts   = 16'(row_q) >= h.first_row && 16'(row_q) < h.last_row ? h.valid[LANES-1:0] : '0;
+    tile_d.position = command_i.position;
   end
 
   logic [7:0][AW-1:0] a_address_q;
