@@ -73,17 +73,21 @@ class StreamMonitor:
 
 
 class TB:
-    """A clocked fabric with a source on either input, a sink on the output, and a master on the control port.
+    """A clocked fabric with a source on either input, a sink on every output, and a master on the control port.
 
     Args:
         dut: module ``fabric``.
+        outputs: streams on which results leave, of the design.
         in0, in1, result: chance that the stream pauses in a cycle.
         seed: of the pauses.
     """
 
-    def __init__(self, dut: Any, in0: float = 0.0, in1: float = 0.0, result: float = 0.0, seed: int = 1) -> None:
+    def __init__(
+        self, dut: Any, outputs: int, in0: float = 0.0, in1: float = 0.0, result: float = 0.0, seed: int = 1
+    ) -> None:
         self.dut = dut
-        for name in ("in0", "in1", "result", "s_axi_control"):  # they print whole frames, even as warnings
+        names = [f"out{k}" for k in range(outputs)]
+        for name in ("in0", "in1", *names, "s_axi_control"):  # they print whole frames, even as warnings
             logging.getLogger(f"cocotb.{dut._name}.{name}").setLevel(logging.ERROR)
         Clock(dut.ap_clk, 10, unit="ns").start()
         reset = {"reset": dut.ap_rst_n, "reset_active_level": False}
@@ -91,22 +95,23 @@ class TB:
             AxiStreamSource(AxiStreamBus.from_prefix(dut, prefix), dut.ap_clk, byte_lanes=1, **reset)
             for prefix in ("in0", "in1")
         ]
-        self.sink = AxiStreamSink(AxiStreamBus.from_prefix(dut, "result"), dut.ap_clk, **reset)
+        self.sinks = [AxiStreamSink(AxiStreamBus.from_prefix(dut, name), dut.ap_clk, **reset) for name in names]
         self.control = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi_control"), dut.ap_clk, **reset)
-        self.monitor = StreamMonitor(dut, "result")
+        self.monitors = [StreamMonitor(dut, name) for name in names]
         self.set_pauses(in0, in1, result, seed)
 
     def set_pauses(self, in0: float, in1: float, result: float, seed: int = 1) -> None:
-        """Idle generators of the inputs and the back-pressure generator of the output."""
-        for k, (stream, chance) in enumerate(zip((*self.sources, self.sink), (in0, in1, result), strict=True)):
+        """Idle generators of the inputs and the back-pressure generators of the outputs."""
+        chances = (in0, in1, *[result] * len(self.sinks))
+        for k, (stream, chance) in enumerate(zip((*self.sources, *self.sinks), chances, strict=True)):
             stream.clear_pause_generator()
             stream.pause = False
             if chance:
-                stream.set_pause_generator(pauses(chance, 3 * seed + k))
+                stream.set_pause_generator(pauses(chance, 4 * seed + k))
 
     async def cycle_reset(self) -> None:
         """Reset by the pin; whatever is in the bus models is dropped."""
-        for stream in (*self.sources, self.sink):
+        for stream in (*self.sources, *self.sinks):
             stream.clear()
         self.dut.ap_rst_n.value = 0
         await ClockCycles(self.dut.ap_clk, 5)
@@ -115,14 +120,16 @@ class TB:
 
     async def soft_reset(self) -> None:
         """Reset by register, together with the streams' own engines, as a driver resets its DMA."""
-        self.monitor.paused = True
-        for stream in (*self.sources, self.sink):
+        for monitor in self.monitors:
+            monitor.paused = True
+        for stream in (*self.sources, *self.sinks):
             stream.assert_reset(True)
             stream.clear()
         await self.write("SOFT_RESET", 1)
         await ClockCycles(self.dut.ap_clk, 5)
-        self.monitor.paused = False
-        for stream in (*self.sources, self.sink):
+        for monitor in self.monitors:
+            monitor.paused = False
+        for stream in (*self.sources, *self.sinks):
             stream.assert_reset(False)
         await ClockCycles(self.dut.ap_clk, 2)
 
@@ -154,7 +161,7 @@ class TB:
         Raises:
             TimeoutError: not within ``cycles`` clock cycles.
         """
-        arrival = cocotb.start_soon(self.sink.recv())
+        arrival = cocotb.start_soon(self._receive())
         done = await First(arrival, ClockCycles(self.dut.ap_clk, cycles))
         if not arrival.done():
             arrival.cancel()
@@ -166,12 +173,17 @@ class TB:
                 break
         else:
             raise TimeoutError("the trailer is sent and the fabric does not become idle")
-        raw = np.frombuffer(bytes(arrival.result().tdata), dtype="<u8")
-        if not self.sink.empty():
+        if not all(sink.empty() for sink in self.sinks):
             raise AssertionError("more than one frame left for one program")
-        if self.monitor.violations:
-            raise AssertionError("; ".join(self.monitor.violations[:3]))
-        return parse_output(raw.astype(np.uint64), await self.counters())
+        if violations := [line for monitor in self.monitors for line in monitor.violations]:
+            raise AssertionError("; ".join(violations[:3]))
+        return parse_output(arrival.result(), await self.counters())
+
+    async def _receive(self) -> U64:
+        """A frame of every output stream, as one row of words: even ones come on the first stream, odd ones on the second."""
+        frames = [await sink.recv() for sink in self.sinks]
+        streams = [np.frombuffer(bytes(frame.tdata), dtype="<u8").astype(np.uint64) for frame in frames]
+        return np.stack(streams, axis=1).reshape(-1)
 
     async def run_streams(self, words0: U64, words1: U64) -> Result:
         """Run a program given as its two streams."""

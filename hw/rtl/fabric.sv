@@ -220,7 +220,7 @@ module fabric
       value_q[SATURATED]    <= value_q[SATURATED] + 32'(epilogue_saturated);
       if (skipped_valid) value_q[SKIPPED] <= value_q[SKIPPED] + skipped;
       if (took) value_q[WORDS_IN] <= value_q[WORDS_IN] + 2;
-      value_q[WORDS_OUT]    <= value_q[WORDS_OUT] + 32'(2'($countones(out_valid & out_ready)));
+      value_q[WORDS_OUT]    <= value_q[WORDS_OUT] + 32'($countones(out_valid & out_ready));
     end
     if (ended) begin
       ended_q <= 1'b1;

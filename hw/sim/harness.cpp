@@ -10,13 +10,14 @@
 
 namespace {
 
-constexpr unsigned kControl = 0x00, kSoftReset = 0x10, kLastRegister = 0x90;
+constexpr unsigned kControl = 0x00, kSoftReset = 0x10, kContract = 0x28, kLastRegister = 0x90;
 
 struct Instance {
   VerilatedContext context;
   Vfabric top{&context};
   uint32_t idle_permille = 0;  // chance in 1000 that a stream pauses in a cycle
   uint32_t random = 1;
+  size_t output_streams = 1;
 
   Instance() {
     context.fatalOnError(false);  // an assertion that fails must not end the process: fabric_run tells
@@ -25,6 +26,7 @@ struct Instance {
     for (int i = 0; i < 4; i++) cycle();
     top.ap_rst_n = 1;
     for (int i = 0; i < 4; i++) cycle();
+    output_streams = read(kContract) >> 24;
   }
   void cycle() {
     top.ap_clk = 1;
@@ -69,7 +71,7 @@ void fabric_reset(void* handle) {
   auto& f = *static_cast<Instance*>(handle);
   f.context.gotError(false);
   f.context.gotFinish(false);
-  f.top.in0_TVALID = f.top.in1_TVALID = f.top.result_TREADY = 0;
+  f.top.in0_TVALID = f.top.in1_TVALID = f.top.out0_TREADY = f.top.out1_TREADY = 0;
   f.write(kSoftReset, 1);
   for (int i = 0; i < 4; i++) f.cycle();
 }
@@ -87,8 +89,9 @@ int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1
                size_t* n_out, uint32_t* registers, uint64_t max_cycles) {
   auto& f = *static_cast<Instance*>(handle);
   auto& top = f.top;
-  size_t i0 = 0, i1 = 0, n = 0;
-  bool hold0 = false, hold1 = false, ended = false;
+  size_t i0 = 0, i1 = 0, k0 = 0, k1 = 0;
+  bool hold0 = false, hold1 = false;
+  size_t ended = 0;  // output streams that have ended
   int status = 1;
   f.write(kControl, 1);
   top.s_axi_control_ARADDR = kControl;
@@ -100,16 +103,25 @@ int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1
     top.in1_TVALID = hold1;
     if (hold0) top.in0_TDATA = in0[i0], top.in0_TLAST = i0 + 1 == n0;
     if (hold1) top.in1_TDATA = in1[i1], top.in1_TLAST = i1 + 1 == n1;
-    top.result_TREADY = !f.pause();
+    top.out0_TREADY = !f.pause();
+    top.out1_TREADY = !f.pause();
     top.eval();
     const bool take0 = hold0 && top.in0_TREADY, take1 = hold1 && top.in1_TREADY;
-    if (top.result_TVALID && top.result_TREADY) {
-      if (n == capacity) {
-        status = 2;
-        break;
-      }
-      out[n++] = top.result_TDATA;
-      ended |= top.result_TLAST;
+    // even words leave on the first stream, odd ones on the second; all on the first where it is the only one
+    bool full = false;
+    const auto store = [&](bool taken, size_t at, size_t& count, uint64_t word, bool last) {
+      if (!taken || full) return;
+      full = at >= capacity;
+      if (full) return;
+      out[at] = word;
+      count++;
+      ended += last;
+    };
+    store(top.out0_TVALID && top.out0_TREADY, f.output_streams * k0, k0, top.out0_TDATA, top.out0_TLAST);
+    store(top.out1_TVALID && top.out1_TREADY, 2 * k1 + 1, k1, top.out1_TDATA, top.out1_TLAST);
+    if (full) {
+      status = 2;
+      break;
     }
     f.cycle();
     if (f.context.gotError()) {
@@ -119,13 +131,13 @@ int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1
     }
     if (take0) i0++, hold0 = false;
     if (take1) i1++, hold1 = false;
-    if (ended && i0 == n0 && i1 == n1) {
+    if (ended == f.output_streams && i0 == n0 && i1 == n1) {
       status = 0;
       break;
     }
   }
-  top.in0_TVALID = top.in1_TVALID = top.result_TREADY = 0;
-  *n_out = n;
+  top.in0_TVALID = top.in1_TVALID = top.out0_TREADY = top.out1_TREADY = 0;
+  *n_out = k0 + k1;
   for (int i = 0; i < 8 && status == 0; i++) f.cycle();
   for (unsigned a = 0; a <= kLastRegister; a += 8) registers[a / 8] = f.read(static_cast<uint8_t>(a));
   if (status == 0 && !(registers[0] & 2)) status = 1;
