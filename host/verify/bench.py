@@ -126,7 +126,7 @@ def spoil(words: U64, rng: np.random.Generator) -> tuple[U64, U64, int]:
 async def every_precision(dut: Any) -> None:
     """The sweep, each program at another pace; the identity first."""
     design, tally = SETTINGS.design, Tally()
-    tb = TB(dut)
+    tb = TB(dut, design.output_streams)
     await tb.cycle_reset()
     identity = await tb.read("HASH_LO") | await tb.read("HASH_HI") << 32
     assert identity == design.hash64, f"the fabric says it is design {identity:016x}"
@@ -137,7 +137,7 @@ async def every_precision(dut: Any) -> None:
         tb.set_pauses(*PACES[k % len(PACES)], seed=SETTINGS.seed + k)
         tally.compare(await tb.run(words), reference.run(words), name)
         coverage += products(words)
-    tally.output_stalls = tb.monitor.stalled
+    tally.output_stalls = tb.stalled
     write("every_precision", tally, coverage=[[*point, n] for point, n in sorted(coverage.items())])
 
 
@@ -145,7 +145,7 @@ async def every_precision(dut: Any) -> None:
 async def refusals(dut: Any) -> None:
     """Programs with one fault are refused as the reference refuses them; the good program after them runs."""
     design, tally = SETTINGS.design, Tally()
-    tb = TB(dut)
+    tb = TB(dut, design.output_streams)
     await tb.cycle_reset()
     reference = ReferenceDevice(design)
     rng = np.random.default_rng(SETTINGS.seed)
@@ -170,7 +170,7 @@ async def refusals(dut: Any) -> None:
 async def repeats_and_resets(dut: Any) -> None:
     """Twice the same program, then resets by pin and by register in the middle of a packet."""
     design, tally = SETTINGS.design, Tally()
-    tb = TB(dut)
+    tb = TB(dut, design.output_streams)
     await tb.cycle_reset()
     words = next(iter(precision_sweep(design, SETTINGS.seed + 1, max_bits=3))).words
     expected = ReferenceDevice(design).run(words)

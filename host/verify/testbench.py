@@ -133,6 +133,16 @@ class TB:
             stream.assert_reset(False)
         await ClockCycles(self.dut.ap_clk, 2)
 
+    @property
+    def stalled(self) -> int:
+        """Cycles in which a word waited on an output stream, all of them together."""
+        return sum(monitor.stalled for monitor in self.monitors)
+
+    @property
+    def transfers(self) -> int:
+        """Words that have left on all output streams together."""
+        return sum(monitor.transfers for monitor in self.monitors)
+
     # -- registers --------------------------------------------------------------------------------------------------
 
     async def read(self, name: str | int) -> int:

@@ -114,6 +114,6 @@ def test_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len({net.path for net in nets}) == len(nets)
     assert not re.search(r"(?<!\\)[\[\]]", file.read_text())  # every bracket of a name is escaped
     assert any("/gen_lane[3]/gen_channel[2]/i_unit/" in net.path for net in nets)
-    data = [net for net in nets if "result_TDATA[" in net.path and net.path.startswith("TOP/fabric/")]
+    data = [net for net in nets if "out0_TDATA[" in net.path and net.path.startswith("TOP/fabric/")]
     assert len(data) == 64
     assert sum(net.toggles for net in data) > 64 * 10  # results left

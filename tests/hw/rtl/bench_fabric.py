@@ -41,7 +41,7 @@ async def _good(tb: TB, what: str) -> None:
 
 @cocotb.test()
 async def identity_and_power_up(dut: Any) -> None:
-    tb = TB(dut)
+    tb = TB(dut, DESIGN.output_streams)
     await tb.cycle_reset()
     assert await tb.read("HASH_LO") == DESIGN.hash64 & 0xFFFFFFFF
     assert await tb.read("HASH_HI") == DESIGN.hash64 >> 32
@@ -65,14 +65,15 @@ async def identity_and_power_up(dut: Any) -> None:
 
 @cocotb.test()
 async def control_handshake(dut: Any) -> None:
-    tb = TB(dut)
+    tb = TB(dut, DESIGN.output_streams)
     await tb.cycle_reset()
     await tb.write("CTRL", START)
     assert await tb.read("CTRL") == START, "running: start is set, not idle, not done"
     await tb.write("CTRL", START)  # a second start while it runs must not disturb
     for source, words in zip(tb.sources, split_streams(GOOD), strict=True):
         source.send_nowait([int(w) for w in words])
-    await tb.sink.recv()
+    for sink in tb.sinks:
+        await sink.recv()
     await ClockCycles(dut.ap_clk, 20)
     assert await tb.read("CTRL") == DONE | IDLE | READY
     assert await tb.read("CTRL") == IDLE, "done and ready are cleared by reading"
@@ -91,7 +92,7 @@ async def control_handshake(dut: Any) -> None:
 
 @cocotb.test()
 async def interrupts(dut: Any) -> None:
-    tb = TB(dut)
+    tb = TB(dut, DESIGN.output_streams)
     await tb.cycle_reset()
 
     async def pending() -> tuple[int, int]:
@@ -128,18 +129,18 @@ async def interrupts(dut: Any) -> None:
 
 @cocotb.test()
 async def random_programs_at_every_pace(dut: Any) -> None:
-    tb = TB(dut)
+    tb = TB(dut, DESIGN.output_streams)
     await tb.cycle_reset()
     reference = ReferenceDevice(DESIGN)
     for k, words in enumerate(random_programs(DESIGN, PROGRAMS, seed=500, max_bits=9)):
         name, pace = list(PACES.items())[k % len(PACES)]
         tb.set_pauses(*pace, seed=k)
-        stalled = tb.monitor.stalled
+        stalled = tb.stalled
         result = await tb.run(words)
         found = differences(result, reference.run(words))
         assert not found, f"program {500 + k}, {name}: {found}"
         if pace[2] and result.words.size > 100:
-            assert tb.monitor.stalled > stalled, "the output was never held up: the bench has no back-pressure"
+            assert tb.stalled > stalled, "the output was never held up: the bench has no back-pressure"
             assert result.counters["STALL_OUT"] > 0
         if pace[0] or pace[1]:
             assert result.counters["STALL_IN"] > 0
@@ -147,7 +148,7 @@ async def random_programs_at_every_pace(dut: Any) -> None:
 
 @cocotb.test()
 async def pace_does_not_change_the_answer(dut: Any) -> None:
-    tb = TB(dut)
+    tb = TB(dut, DESIGN.output_streams)
     await tb.cycle_reset()
     expected = ReferenceDevice(DESIGN).run(GOOD)
     for name, pace in PACES.items():
@@ -158,7 +159,7 @@ async def pace_does_not_change_the_answer(dut: Any) -> None:
 
 @cocotb.test()
 async def run_twice(dut: Any) -> None:
-    tb = TB(dut)
+    tb = TB(dut, DESIGN.output_streams)
     await tb.cycle_reset()
     words = random_program(DESIGN, 77, packets=8, max_bits=6)
     first, second = await tb.run(words), await tb.run(words)
@@ -168,7 +169,7 @@ async def run_twice(dut: Any) -> None:
 
 @cocotb.test()
 async def malformed_programs_are_refused(dut: Any) -> None:
-    tb = TB(dut)
+    tb = TB(dut, DESIGN.output_streams)
     await tb.cycle_reset()
     reference = ReferenceDevice(DESIGN)
     reference.run(GOOD)
@@ -192,7 +193,7 @@ async def malformed_programs_are_refused(dut: Any) -> None:
 
 @cocotb.test()
 async def resets_in_mid_packet(dut: Any) -> None:
-    tb = TB(dut)
+    tb = TB(dut, DESIGN.output_streams)
     await tb.cycle_reset()
     await _good(tb, "at first")
     beats = GOOD.size // 2
@@ -212,16 +213,16 @@ async def resets_in_mid_packet(dut: Any) -> None:
 
 @cocotb.test()
 async def resets_while_results_leave(dut: Any) -> None:
-    tb = TB(dut)
+    tb = TB(dut, DESIGN.output_streams)
     await tb.cycle_reset()
     words = random_program(DESIGN, 31, packets=12, max_bits=4)
     expected = ReferenceDevice(DESIGN).run(words)
     assert expected.words.size > 300
     for k in range(10):
         tb.set_pauses(0, 0, 0.7, seed=k)
-        before = tb.monitor.transfers
+        before = tb.transfers
         await tb.launch(*split_streams(words))
-        while tb.monitor.transfers < before + k * expected.words.size // 10:
+        while tb.transfers < before + k * expected.words.size // 10:
             await RisingEdge(dut.ap_clk)
         await (tb.cycle_reset() if k % 2 else tb.soft_reset())
         tb.set_pauses(0, 0, 0)
