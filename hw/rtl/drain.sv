@@ -200,6 +200,8 @@ module drain
         .take_i(coded_go && lane_tile_q.coding.stochastic), .slice_i(slice_q), .last_i(slice_last), .random_o(random)
     );
   end else begin : gen_no_rounding
+    logic unused;
+    assign unused       = random_begin_i || |random_i;
     assign random_ready = 1'b1;
     assign random       = '0;
   end
