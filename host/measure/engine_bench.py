@@ -22,7 +22,7 @@ from hw import contract
 from hw.contract import TIMING_COUNTERS, Error, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.files import save_picture
-from hw.model.cycles import STREAMING_CYCLES, predict
+from hw.model.cycles import predict, tile_period
 from hw.networks import Bits, ConvShape
 from hw.packet import END, Packet, load_entries, load_tensor, product
 from hw.plan.product import LoweringError
@@ -262,9 +262,8 @@ def proportionality(device: Device, design: Design) -> list[dict[str, Any]]:
     four channel groups, whose results leave as codes as wide as the activations.  Cycles are the difference between one
     packet and two, so loading and reading out cancel.  Pairs that the INT32 rule refuses are left out.
 
-    ``compute_bound`` says whether a tile's steps last until the tile before it is out of the way: it takes
-    ``C + 1`` values to drain in a weight gradient, ``C`` and three cycles in a convolution, and there ``out_bits`` row
-    words to send.
+    ``compute_bound`` says whether a tile's steps last until the tile before it is out of the way
+    (:func:`hw.model.cycles.tile_period`).
     """
     result: list[dict[str, Any]] = []
     for name, groups in (("weight_gradient", 1), ("convolution", 1), ("convolution", 4)):
@@ -275,18 +274,14 @@ def proportionality(device: Device, design: Design) -> list[dict[str, Any]]:
                 if any(packet.overflows(design) for packet in programs[0]):
                     continue
                 one, two = (check(device.run(program(design, packets))) for packets in programs)
-                if name == "convolution":
-                    steps = groups * a_bits * b_bits
-                    behind = max(design.channels + STREAMING_CYCLES[Opcode.CONV], a_bits * design.row_words)
-                else:
-                    steps, behind = _IMAGES * a_bits * b_bits, design.channels + 1
+                measured = next(packet for packet in programs[0] if packet.is_product)
                 pairs.append(
                     {
                         "product": name,
                         "groups": groups,
                         "a_bits": a_bits,
                         "b_bits": b_bits,
-                        "compute_bound": steps >= behind,
+                        "compute_bound": measured.tiles()[0].steps >= tile_period(design, measured),
                         "cycles": two.counters["CYCLES"] - one.counters["CYCLES"],
                     }
                 )

@@ -1,8 +1,9 @@
 """Cycle model of the fabric: when each packet loads, computes and drains, without simulating a bit.
 
 The model follows the RTL's structure: one loader that takes packets in order, a queue of commands, one sequencer, a
-drain that holds one tile, and an output stream of one word per cycle.  Lengths of pipelines and of the queue are those
-that the RTL is rendered with (``hw/pipeline.py``); the constants here count its states and registers.
+drain that holds one tile, an epilogue and registers of codes behind it, and output streams of one word per cycle each.
+Lengths of pipelines and of the queue are those that the RTL is rendered with (``hw/pipeline.py``); the constants here
+count its states and registers.
 
 A packet takes some microseconds, whatever it computes, so the two or three hundred packets of a product over a batch
 take a few milliseconds; searches keep results by layer (``hw/cost/fabric.py``).
@@ -13,22 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hw.contract import HEADER_WORDS, Flag, Opcode, OutputFormat, Target
+from hw.contract import HEADER_WORDS, MOMENT_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
-from hw.packet import (
-    Packet,
-    Range,
-)
-from hw.pipeline import ARRAY_CYCLES, QUEUE_SLOTS, STEP_CYCLES
+from hw.packet import Packet, Range
+from hw.pipeline import ARRAY_CYCLES, EPILOGUE_CYCLES, HASH_CYCLES, QUEUE_SLOTS, STEP_CYCLES, VALUE_CYCLES
 
-HEADER_CYCLES = HEADER_WORDS // 2 + 4  #: five beats and four cycles of checks
+HEADER_CYCLES = HEADER_WORDS // 2 + 4  #: beats, and four cycles of checks
 LOAD_CYCLES = 2  #: hazard check before, step to the next packet after
 SETUP_CYCLES = 5  #: from the head of the queue to the first step
 TILE_CYCLES = STEP_CYCLES + ARRAY_CYCLES + 2  #: from a tile's last step to its first value in the drain
-DRAIN_CYCLES = 1  #: from the last value to permission for the next tile to end
-STREAMING_CYCLES = {Opcode.WGRAD: 0, Opcode.CONV: 3}  #: the same when the rest of a tile is sure to leave in time
-OUTPUT_CYCLES = 6  #: from a tile's last value to its first word
-TRAILER_CYCLES = 8
+OUTPUT_CYCLES = 6  #: from a beat of results to its first word on a stream
+COPY_CYCLES = 2  #: of a tile's codes, from the registers that they fill to those that are sent
+RANDOM_CYCLES = HASH_CYCLES + 5  #: from a packet's first step to its first random numbers
+MOMENT_CYCLES = 5  #: of the moments of two channels, on their way out
+TRAILER_CYCLES = 3  #: from the last results' way out to the end
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Prediction:
         cycles: from start to done.
         compute: cycles in which the array works, what the counter BUSY counts.
         load: cycles in which the loader takes words.
-        store: cycles in which the output stream is busy.
+        store: cycles in which the output streams are busy.
     """
 
     cycles: int = 0
@@ -68,81 +67,145 @@ def predict(design: Design, packets: Iterable[Packet]) -> Prediction:
     Args:
         packets: END last; planes, flags and ``payload_words`` as they will be sent.
     """
-    result = Prediction()
-    loader = 2.0  # time at which the loader is free
-    sequencer = 0.0  # time at which the sequencer is free
-    drain = 0.0  # time at which the drain can take a tile
-    output = 0.0  # time at which the output stream is free
-    retired: list[tuple[float, Ranges]] = []  # commands: when they leave, what they read
+    clock = _Clock(design)
+    for packet in packets:
+        clock.take(packet)
+    return clock.result
 
-    for p in packets:
-        loader += HEADER_CYCLES
+
+class _Clock:
+    """Times at which the fabric's parts are free, in cycles from the start of a program."""
+
+    def __init__(self, design: Design) -> None:
+        self._design = design
+        self.result = Prediction()
+        self._loader = 2.0
+        self._sequencer = 0.0
+        self._drain = 0.0  # it can take a tile
+        self._output = 0.0  # streams
+        self._moments = 0.0  # those of the last packet that had any have left
+        self._retired: list[tuple[float, Ranges]] = []  # commands: when they leave, what they read
+
+    def take(self, p: Packet) -> None:
+        """The next packet of the program."""
+        self._loader += HEADER_CYCLES
         if p.opcode == Opcode.LOAD:
-            ready = loader + LOAD_CYCLES
-            spans = p.ranges(design)
-            for when, reads in retired[-QUEUE_SLOTS:]:
-                if meet(spans, reads) or p.loads(Target.E):
-                    ready = max(ready, when)
-            beats = p.payload_words // 2
-            loader = ready + beats
-            result.load += beats
-            continue
+            self._load(p)
+            return
         if p.opcode == Opcode.END:
-            result.cycles = round(max(loader, sequencer, drain, output) + TRAILER_CYCLES)
-            continue
-        if len(retired) >= QUEUE_SLOTS:
-            loader = max(loader, retired[-QUEUE_SLOTS][0])
-        loader += 2
-        sent = p.result_words(design)
+            # the trailer follows the last results through the queue in front of the streams
+            free = max(self._loader, self._sequencer, self._drain, self._output - OUTPUT_CYCLES)
+            self.result.cycles = round(free + TRAILER_CYCLES)
+            return
+        if len(self._retired) >= QUEUE_SLOTS:
+            self._loader = max(self._loader, self._retired[-QUEUE_SLOTS][0])
+        self._loader += 2
         if p.opcode == Opcode.READ:
-            start = max(loader, sequencer, drain, output)
-            output = sequencer = start + 3 + 2 * p.rows + sent
-            result.store += sent
-            retired.append((sequencer, {}))
-            continue
+            self._read(p)
+        else:
+            self._product(p)
+        self.result.store += round(p.result_words(self._design) / self._design.output_streams)
 
-        start = max(loader, sequencer) + SETUP_CYCLES
-        reads = p.ranges(design)
+    def _load(self, p: Packet) -> None:
+        ready = self._loader + LOAD_CYCLES
+        spans = p.ranges(self._design)
+        for when, reads in self._retired[-QUEUE_SLOTS:]:
+            if meet(spans, reads) or p.loads(Target.E):
+                ready = max(ready, when)
+        beats = p.payload_words // 2
+        self._loader = ready + beats
+        self.result.load += beats
+
+    def _read(self, p: Packet) -> None:
+        sent = p.result_words(self._design)
+        start = max(self._loader, self._sequencer, self._drain, self._output)
+        self._output = self._sequencer = start + 3 + max(2 * p.rows + sent / 2, sent / self._design.output_streams)
+        self._retired.append((self._sequencer, {}))
+
+    def _product(self, p: Packet) -> None:
+        reads = p.ranges(self._design)
+        start = max(self._loader, self._sequencer) + SETUP_CYCLES + flag_cycles(p, reads)
         whole, *extra = p.tiles()
-        tiles, compute, steps = sum(t.number for t in (whole, *extra)), p.steps(), whole.steps
+        tiles, compute = sum(t.number for t in (whole, *extra)), p.steps()
         of_ones, steps_of_ones = (extra[0].number, extra[0].steps) if extra else (0, 0)
         # cycles between groups, where the precision may change
         turns = (p.groups + 1) * p.out_groups - 1 if extra else 0
-        drained = _drained(design, p)
-        start += flag_cycles(p, reads)
-        at_the_end = p.opcode == Opcode.CONV and p.format == OutputFormat.MOMENTS  # all results
-        if at_the_end:
-            gap = 0
-        elif p.opcode == Opcode.WGRAD or p.format == OutputFormat.CODES:
-            gap = STREAMING_CYCLES[Opcode(p.opcode)]
-        else:
-            gap = TILE_CYCLES + DRAIN_CYCLES
-        tile = max(steps, drained + gap, 0 if at_the_end else sent / tiles)
-        first_end = max(start + steps, drain)
-        rest = (tiles - 1 - of_ones) * tile + of_ones * max(steps_of_ones, drained + gap)
+        drained, period = drain_cycles(self._design, p), tile_period(self._design, p)
+        planes = p.side_planes + p.added_bits  # read one after the other while the tile is computed
+        first_end = max(start + max(whole.steps, planes), self._drain)
+        if p.opcode == Opcode.CONV:  # its sums neither enter the epilogue nor leave before another packet's moments
+            first_end = max(first_end, self._moments - TILE_CYCLES)
+        if p.has(Flag.STOCHASTIC):
+            first_end = max(first_end, start + RANDOM_CYCLES - TILE_CYCLES)
+        rest = (tiles - 1 - of_ones) * max(whole.steps, planes, period) + of_ones * max(steps_of_ones, period)
         end = max(first_end + rest, start + compute + turns)
-        # results lag: the stream may still be sending earlier results
-        values = min(drained, design.channels)
-        if at_the_end:
-            output = max(output, end + TILE_CYCLES + drained + OUTPUT_CYCLES) + sent
-        elif sent:
-            end = max(end, output + sent - 2 * sent / tiles)
-            output = max(output, first_end + TILE_CYCLES + values + OUTPUT_CYCLES) + sent
-            output = max(output, end + TILE_CYCLES + values + OUTPUT_CYCLES + sent / tiles)
-        drain = end + TILE_CYCLES + drained
-        sequencer = end
-        result.compute += compute
-        result.store += sent
-        retired.append((end, reads))
-    return result
+        if p.opcode == Opcode.CONV:
+            end = self._send(p, first_end, end, tiles)
+        self._drain = end + TILE_CYCLES + drained
+        self._sequencer = end
+        self.result.compute += compute
+        self._retired.append((end, reads))
+
+    def _send(self, p: Packet, first_end: float, end: float, tiles: int) -> float:
+        """Results of a CONV whose first tile and whose last one end then; when the last one does if it waits for them."""
+        design = self._design
+        moments = p.out_groups * design.channels * MOMENT_WORDS if p.has_moments else 0
+        sent = (p.result_words(design) - moments) / design.output_streams
+        latency = EPILOGUE_CYCLES + drain_cycles(design, p) + COPY_CYCLES if p.section_planes else 0
+        lag = TILE_CYCLES + latency + OUTPUT_CYCLES
+        # the streams may still be sending earlier results
+        end = max(end, self._output + sent - 2 * sent / tiles)
+        self._output = max(self._output, first_end + lag) + sent
+        self._output = max(self._output, end + lag + sent / tiles)
+        if moments:
+            tree = design.epilogue_lanes.bit_length() + 5
+            ready = end + TILE_CYCLES + drain_cycles(design, p) + VALUE_CYCLES + tree
+            send = max(MOMENT_CYCLES * moments / (2 * MOMENT_WORDS), moments / design.output_streams)
+            self._moments = max(self._output - OUTPUT_CYCLES, ready) + send
+            self._output = self._moments + OUTPUT_CYCLES - 2
+        return end
 
 
-def _drained(design: Design, p: Packet) -> int:
-    """Cycles in which the drain holds a tile of a product."""
-    c, lanes = design.channels, design.lanes
+def _channel_cycles(design: Design, p: Packet) -> int:
+    """Cycles that an output channel of a tile spends in the drain."""
     if p.opcode == Opcode.WGRAD:
-        return c + 1
-    if p.has_epilogue:
-        return c * lanes // design.epilogue_lanes
-    per_channel = lanes if p.format == OutputFormat.INT64 else lanes // 2
-    return per_channel * (c - 1)  # the last channel leaves while the next tile comes
+        return 1
+    if not p.has_epilogue:
+        return design.lanes // (2 if p.format == OutputFormat.INT64 else 4)
+    slices = design.lanes // design.epilogue_lanes
+    # a row of a channel has a seed for each of its segments, and one is taken up per cycle
+    return slices + p.segment_start.bit_count() - 1 if p.has(Flag.STOCHASTIC) else slices
+
+
+def drain_cycles(design: Design, p: Packet) -> int:
+    """Cycles in which the drain holds a tile of a product."""
+    channels = design.channels + (p.opcode == Opcode.WGRAD)
+    return _channel_cycles(design, p) * (channels if p.has_epilogue or p.opcode == Opcode.WGRAD else channels - 1)
+
+
+def tile_period(design: Design, p: Packet) -> float:
+    """Least cycles from a tile's end to that of the next of the same product, by the drain and the output.
+
+    Three things bound it.  The shadow copy: a tile may end when what is left of the one before is gone by the time that it
+    arrives.  The registers of codes: two tiles at most are in the epilogue and behind it.  The output streams.
+    """
+    channels, each = design.channels, _channel_cycles(design, p)
+    last = channels if p.opcode == Opcode.WGRAD else channels - 1
+    segments = p.segment_start.bit_count() if p.has(Flag.STOCHASTIC) else 1
+    if p.opcode == Opcode.WGRAD or (p.has_epilogue and segments == 1):
+        ahead = STEP_CYCLES + ARRAY_CYCLES
+        left = ahead if p.opcode == Opcode.WGRAD else (ahead + 1) // each - 1  # channels that are gone in time
+        shadow: float = max((last + 1) * each, (max(2, last - left) - 1) * each + TILE_CYCLES)
+    elif p.has_epilogue:
+        shadow = max(channels * each, (channels - 1) * each + TILE_CYCLES - segments + 1)
+    else:
+        sums = p.has(Flag.A_SUM) / p.out_groups  # a line more for the first output group
+        shadow = (channels - 1 + sums) * each + TILE_CYCLES
+        return max(shadow, (channels + sums) * each * 2 / design.output_streams)
+    if not p.section_planes:
+        return shadow
+    beat = 2 / design.output_streams  # cycles
+    beats = p.section_planes * design.row_words // 2
+    late = max(0, beats - (EPILOGUE_CYCLES - 3)) * beat
+    two_tiles = EPILOGUE_CYCLES + channels * each + COPY_CYCLES + late
+    return max(shadow, two_tiles / 2, beats * beat + (beat == 1))
