@@ -23,7 +23,6 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_FILES = 500, 60, 12
 LONG_FILES: dict[str, str] = {}
 #: "file:function" -> why its body may be longer than :data:`LONGEST_FUNCTION` lines
 LONG_FUNCTIONS = {
-    "hw/model/cycles.py:predict": "one walk over a program, whose streams and units share their state",
 }
 #: folder -> why it may hold more than :data:`MOST_FILES` modules
 FULL_FOLDERS: dict[str, str] = {}

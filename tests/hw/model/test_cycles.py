@@ -45,6 +45,10 @@ def layers() -> dict[str, ConvShape]:
     return {shape.name: shape for shape in network(measurement()["model"])}
 
 
+@pytest.mark.xfail(
+    measurement()["hash"] != f"{load_design(measurement()['design']).hash64:016x}",
+    reason="measured before contract 4; record again: fractrain bench engine --design zc706 ... --save",
+)
 @pytest.mark.parametrize("row", list(rows()))
 def test_total_of_a_measured_program(row: dict[str, Any], design: Design, layers: dict[str, ConvShape]) -> None:
     """The model of today, on the packets of today, against the RTL when it was measured."""
@@ -88,10 +92,15 @@ def test_a_channel_of_moments_takes_as_many_cycles_as_the_epilogue_has_slices_of
         assert tall - short == pytest.approx(32 * design.lanes // lanes * design.channels, rel=0.3)
 
 
-def test_stochastic_codes_take_no_longer_than_others(design: Design) -> None:
-    kind = {"out_bits": 4, "factor": 1}
-    codes = conv(design, 8, OutputFormat.CODES, **kind)
-    assert conv(design, 8, OutputFormat.CODES, flags=int(Flag.STOCHASTIC), **kind) == codes
+def test_stochastic_codes_wait_for_their_first_hash_and_for_the_seeds_of_narrow_segments(design: Design) -> None:
+    def per_tile(flags: Flag, segments: int) -> float:
+        starts = sum(1 << design.lanes // segments * i for i in range(segments))
+        kind = {"out_bits": 1, "factor": 1, "flags": int(flags), "segment_start": starts}
+        return (conv(design, 40, OutputFormat.CODES, **kind) - conv(design, 8, OutputFormat.CODES, **kind)) / 32
+
+    assert per_tile(Flag.STOCHASTIC, 1) == pytest.approx(per_tile(Flag(0), 1), abs=1)
+    assert per_tile(Flag.STOCHASTIC, 4) == pytest.approx(4 * design.channels, abs=1)
+    assert per_tile(Flag(0), 4) == per_tile(Flag(0), 1)
 
 
 def test_weight_gradients_pay_for_the_taps_in_use(design: Design) -> None:
@@ -108,4 +117,4 @@ def test_long_matrix_products_contract_along_pixels_and_short_ones_along_channel
         return lower(design, Product("forward", ConvGeometry(rows, inner, columns, (1, 1)), x, w)).along_pixels
 
     assert along_pixels(20, 1024, 64, 4)
-    assert not along_pixels(128, 64, 64, 8)
+    assert not along_pixels(256, 64, 64, 8)
