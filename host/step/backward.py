@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from hw.contract import VALUE_BITS
 from hw.networks import ConvGeometry
 from hw.nodes import Node
 
-_POOLED, _SHORTCUT, _LAST = 1 << 20, 1 << 21, 1 << 22  #: tell keys of roundings of one node apart
+_POOLED, _INPUT, _LAST = 1 << 20, 1 << 21, 1 << 22  #: tell keys of roundings of one node apart
 
 
 class NodeGradients(NamedTuple):
@@ -61,10 +61,18 @@ class Backward:
     Args:
         forward: what has run.
         key: of this step's random numbers.
+        options: bits of activations that a chooser may choose from; none if there is none.
+
+    Attributes:
+        option_gradients: by block, gradient by the share of every option in a mixture of them: float64 (N, options).  A
+            convolution is linear in its input, so it is the product of the gradient by the input and the input at the
+            option's bits.
     """
 
     forward: Forward
     key: int
+    options: Sequence[int] = ()
+    option_gradients: dict[str, F64] = field(default_factory=dict)
     gradients: dict[str, NodeGradients] = field(default_factory=dict)
     _codes: dict[str, Coded] = field(default_factory=dict)
     _last_codes: dict[str, Coded] = field(default_factory=dict)
@@ -134,8 +142,32 @@ class Backward:
                 return self._carried[join.name]
         for taker in forward.takers[node.name]:
             if taker.on_shortcut:
-                return self._through_projection(taker)
+                codes = self._input_codes(taker, self._with_weights(taker))
+                if taker.name in self._last_codes:
+                    self._last_weights(taker)
+                self._note_options(taker, codes)
+                return codes
         return None
+
+    def _note_options(self, taker: Node, gradient: Coded) -> None:
+        """Takes in what a node's input would have changed at other bits, sample by sample.
+
+        Args:
+            gradient: codes of the gradient by its input.
+        """
+        forward = self.forward
+        if not forward.chosen(taker) or not self.options:
+            return
+        tape, block = forward.tape, ".".join(taker.name.split(".")[:2])
+        found = self.option_gradients.setdefault(block, np.zeros((tape.batch, len(self.options))))
+        top, scale = tape.tops[taker.source], float(gradient.whole.scale)
+        for part in tape.wide[taker.source].parts:
+            wide = tape.wide[taker.source].codes(part)
+            slope = gradient.values[part.samples].astype(np.int64)
+            for number, bits in enumerate(self.options):
+                step, most = grid_scale(top, bits, wide.signed), code_top(bits, wide.signed)
+                levels = np.clip(np.rint(wide.values * (float(part.scale) / step)), -most, most).astype(np.int64)
+                found[part.samples, number] += (slope * levels).sum((1, 2, 3)) * (scale * step)
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -189,17 +221,21 @@ class Backward:
             self._note_weights(node, done.weight_gradient, _scale(x, samples) * float(part.scale))
 
     def _node(self, node: Node) -> None:
-        way, added, kept = self._way(node), self._added(node), self.forward.tape.kept[node.name]
+        forward = self.forward
+        way, added, kept = self._way(node), self._added(node), forward.tape.kept[node.name]
         moments = self._moments(node, way, added, kept)
         self._affine[node.name] = moments.products, moments.total
         groups = [(samples, bits.g, bits.weight_g or bits.g) for samples, bits in kept.groups]
-        keep = self.forward.widths.gradient if node.residual else 0
+        keep = forward.widths.gradient if node.residual else 0
         self._codes[node.name] = self._gradient(node, way, added, moments, [(s, g) for s, g, _ in groups], keep, 0)
         if any(g != last for _, g, last in groups):
             last_groups = [(s, last) for s, _, last in groups]
             self._last_codes[node.name] = self._gradient(node, way, added, moments, last_groups, 0, _LAST)
-        if way.taker is not None and way.taker.name in self._last_codes:
-            self._last_weights(way.taker)
+        if way.taker is not None:
+            if way.taker.name in self._last_codes:
+                self._last_weights(way.taker)
+            if forward.chosen(way.taker) and self.options:
+                self._note_options(way.taker, self._input_codes(way.taker, None))
 
     def _behind(self, node: Node, added: Coded | None, samples: Samples) -> tuple[CodeTensor, Behind]:
         """Operands of a node's gradient for some samples."""
@@ -268,19 +304,21 @@ class Backward:
             self._carried[node.name] = Coded(k.values, (Part(ALL, keep, True, np.ldexp(unit, keep_shift)),))
         return Coded(a.values, tuple(Part(s, b, True, np.asarray(grid_scale(top, b, True))) for s, b in groups))
 
-    def _through_projection(self, taker: Node) -> Coded:
-        """Input gradient of a convolution on a shortcut as codes, on the range that earlier steps saw."""
+    def _input_codes(self, taker: Node, x: Coded | None) -> Coded:
+        """Input gradient of a convolution as codes, on the range that earlier steps saw.
+
+        Args:
+            x: its input, for the weight gradient beside it; None leaves that out.
+        """
         forward = self.forward
         source = next(node for node in forward.graph if node.name == taker.source)
         way = _Way(self._codes[taker.name], self._back_weights(taker), taker)
         name, bits = f"{taker.name}.gradient", forward.widths.gradient
         if name not in forward.ranges.tops:
-            seen = self._extent(source, way)
-            forward.ranges.note(name, seen)
+            forward.ranges.note(name, self._extent(source, way))
         top = forward.ranges.known(name)
         step, seen = value_unit(top, bits, True), 0.0
         gathered = Gathered(forward.tape.batch)
-        x = self._with_weights(taker)
         for place, part in enumerate(way.codes.parts):
             inner = bounded(part.scale * way.weights.scale, way.weights.bound(part))
             zero = np.zeros_like(inner.unit)
@@ -289,14 +327,11 @@ class Backward:
                 shift=inner.shift, value_shift=w.shift, out_bits=bits, out_signed=True,
                 out_shift=code_shift(bits, True), stochastic=True,
             )  # fmt: skip
-            key = self._key(taker, _SHORTCUT, place)
-            behind = Behind(entries(inner, w), settings, records=True, key=key)
+            behind = Behind(entries(inner, w), settings, records=True, key=self._key(taker, _INPUT, place))
             done = self._pass(source, "shortcut", way, part, part.samples, behind, x)
             gathered.put(part.samples, done.a)
             assert done.moments is not None
             seen = max(seen, step * float(max(done.moments.greatest.max(), -done.moments.least.min(), 1)))
-        if taker.name in self._last_codes:
-            self._last_weights(taker)
         forward.ranges.note(name, seen)
         return Coded(gathered.values, (Part(ALL, bits, True, np.asarray(grid_scale(top, bits, True))),))
 

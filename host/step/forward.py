@@ -108,6 +108,7 @@ class Tape:
         kept: by node, in training.
         wide: codes S by node, where a shortcut or the pooling takes them.
         codes: codes A by node.
+        tops: what the greatest code A stands for, by node.
         features: pooled, float32 (N, channels).
         saturated: elements that saturated so far.
     """
@@ -117,6 +118,7 @@ class Tape:
     kept: dict[str, Kept] = field(default_factory=dict)
     wide: dict[str, Coded] = field(default_factory=dict)
     codes: dict[str, Coded] = field(default_factory=dict)
+    tops: dict[str, float] = field(default_factory=dict)
     features: F32 | None = None
     saturated: int = 0
 
@@ -223,7 +225,7 @@ class Forward:
         wide = self.tape.wide[source]
         whole = wide.whole
         n, c, h, w = wide.values.shape
-        top = float(whole.scale) * code_top(whole.bits, whole.signed)
+        top = self.tape.tops[source] = float(whole.scale) * code_top(whole.bits, whole.signed)
         gathered, parts = Gathered(n), []
         for samples, bits in groups:
             out = bits.a
@@ -331,12 +333,15 @@ class Forward:
             return everyone[1:], 0
         straight = [taker for taker in self.takers[node.name] if not taker.on_shortcut]
         groups = self.groups[straight[0].name]
-        gates = self.choose is not None and straight[0].name.startswith("blocks.") and self._begins(straight[0], node)
-        if gates:
-            return everyone[1:], 0
-        wanted = node.name in self.carried
+        if self.choose is not None and straight[0].name.startswith("blocks.") and self._begins(straight[0], node):
+            return everyone[1:], 0  # the block's bits are chosen by what comes now
+        wanted = node.name in self.carried or self.chosen(straight[0])
         same = len(groups) == 1 and groups[0][1].a == self.widths.shortcut
         return groups, self.widths.shortcut if wanted and not same else 0
+
+    def chosen(self, node: Node) -> bool:
+        """Whether the bits of a node's samples are chosen one by one."""
+        return self.choose is not None and node.name.startswith("blocks.") and self.gated(node)
 
     @staticmethod
     def _begins(taker: Node, node: Node) -> bool:
@@ -379,9 +384,12 @@ class Forward:
             self.ranges.note(node.name, seen)
         made = tuple(Part(sm, b.a, signed, np.asarray(grid_scale(top, b.a, signed))) for sm, b in groups)
         tape.codes[node.name] = tape.wide[node.name] = Coded(a.values, made)
+        tape.tops[node.name] = top
         if wide_bits:
-            scale = np.asarray(np.ldexp(step, code_shift(wide_bits, signed)), np.float64)
-            tape.wide[node.name] = Coded(s.values, (Part(ALL, wide_bits, signed, scale),))
+            shift = code_shift(wide_bits, signed)
+            scales = [np.asarray(np.ldexp(value_unit(top, b.a, signed), shift)) for _, b in groups]
+            made = tuple(Part(sm, wide_bits, signed, scale) for (sm, _), scale in zip(groups, scales, strict=True))
+            tape.wide[node.name] = Coded(s.values, made)
         if not form.keep_bits:
             return a.values, None, unit
         return k.values, mask.values if form.keep_mask else None, unit

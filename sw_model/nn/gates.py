@@ -24,6 +24,7 @@ Differences from the published code:
 - The gate after the last block does not exist, for nothing uses its choice.
 - A sample that skips a block has no residual to weigh against.  The skip option learns from samples that did not skip,
   and from the cost.
+- In passes of the fabric (norm "fabric") the gates see pooled codes, and the backbone gets no gradient through them.
 - A block that all samples have skipped in training has no activation ranges (nor trained weights).  Evaluation skips
   it too.
 
@@ -38,10 +39,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from host.arrays import F32
+from host.step.coded import ALL
+from host.step.forward import Groups
 from host.training.gate_cost import cost_factors
 from hw.networks import PRODUCTS
 from sw_model.nn.cost_meter import GATES, step_factor
@@ -52,6 +57,7 @@ from sw_model.nn.parallel import ALONE, Shard
 from sw_model.nn.precision import Precision, Run, has_defect
 from sw_model.quantize.affine import derive_key, random_units, straight_through
 from sw_model.quantize.methods import RangeBatchNorm2d
+from sw_model.step.fabric_step import FabricStep, Gates, bits_of
 
 Way = Literal["once", "every", "every, statistics once"]
 Choice = Literal["argmax", "sample"]
@@ -119,20 +125,41 @@ class GatedNetwork(nn.Module):
         self.keep_full = {f"base.{name}" for name in base.keep_full | ungated}
         self._ungated = {module for name, module in base.named_modules() if name in ungated}
         self.masks: list[Tensor] = []
+        self._state: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        self.masks, self._state = [], None
+        if self.base.step is not None and self.base.quantized:
+            return self._in_passes(self.base.step, x)
         x = self.base.entry(x)
-        state: tuple[Tensor, Tensor] | None = None
-        self.masks = []
-        for index, (block, projection) in enumerate(zip(self.base.block_list(), self.projections, strict=True)):
-            state = self.lstm(projection(x.mean((2, 3))), state)
-            assert state is not None
-            soft = self.scores(state[0]).softmax(1)
-            mask = straight_through(self._one_hot(soft.detach(), index), soft)
-            self.masks.append(mask)
-            self._report(index, len(x))
+        for index, block in enumerate(self.base.block_list()):
+            mask = self._gate(index, x.mean((2, 3)))
             x = self._once(block, x, mask) if self.way == "once" else self._every(block, x, mask)
         return self.base.exit(x)
+
+    def _gate(self, index: int, pooled: Tensor) -> Tensor:
+        """Choices of a block for its pooled input (N, C), as one-hot rows with a straight-through gradient."""
+        self._state = self.lstm(self.projections[index](pooled), self._state)
+        assert self._state is not None
+        soft = self.scores(self._state[0]).softmax(1)
+        mask = straight_through(self._one_hot(soft.detach(), index), soft)
+        self.masks.append(mask)
+        self._report(index, len(pooled))
+        return mask
+
+    def _in_passes(self, step: FabricStep, x: Tensor) -> Tensor:
+        """The network with its blocks in passes of the fabric, a group of samples for each option."""
+        options = [bits_of(precision) for precision in self._dispatched]
+
+        def choose(index: int, pooled: F32) -> Groups:
+            choice = self._gate(index, torch.from_numpy(pooled)).detach().argmax(1).numpy()
+            members = [(np.flatnonzero(choice == k), bits) for k, bits in enumerate(options)]
+            chosen = [(samples, bits) for samples, bits in members if len(samples)]
+            return chosen if len(chosen) > 1 else [(ALL, chosen[0][1])]
+
+        layers = {name for name, module in self.base.named_modules() if isinstance(module, QConv2d) and self._gates(module)}
+        logits: Tensor = self.base.head(step.gated(self.base, x, Gates(choose, options, layers, self.masks)))
+        return logits
 
     def gate_macs(self) -> list[int]:
         """Multiply-accumulates per image and product of every block's gate: projection, LSTM and scores.

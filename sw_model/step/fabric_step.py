@@ -7,7 +7,7 @@ compiled kernels on the fast path, NumPy, or a fabric; all give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from host.driver.fabric_passes import FabricPasses, computed_order
 from host.exact_engine import ExactEngine
 from host.operands import Engine
 from host.step.backward import Backward
-from host.step.coded import Ranges
-from host.step.forward import Choose, Forward, Groups, Parameters, Statistics, Tape
+from host.step.coded import Ranges, count
+from host.step.forward import Choose, Forward, Parameters, Statistics
 from host.step.passes import PassEngine
 from host.step.software import SoftwareEngine
 from hw.networks import Bits, Layout
@@ -34,6 +34,8 @@ from sw_model.step.fast_engine import FastEngine
 #: of layers that a recipe leaves in float32, which no pass computes
 FULL_BITS = Bits(8, 8, 8)
 
+#: tells the keys of a step's random numbers from those of layers
+_STEP_SALT = 1 << 33
 #: an image that every network takes, to name its nodes
 _ANY_IMAGE = (3, 64, 64)
 
@@ -102,6 +104,37 @@ def _norm_name(convolution: str) -> str:
     return f"{block}.{names[layer]}" if block else names[layer]
 
 
+@dataclass
+class Gates:
+    """Gates as a step asks them.
+
+    Attributes:
+        choose: see :data:`host.step.forward.Choose`; it appends to ``masks``.
+        options: bits of every option.
+        layers: names of the convolutions that they govern.
+        masks: choices of the blocks so far, one-hot rows (N, options) with a straight-through gradient.
+    """
+
+    choose: Choose
+    options: list[Bits]
+    layers: set[str]
+    masks: list[Tensor]
+
+
+@dataclass
+class _Call:
+    """One forward pass of a step."""
+
+    step: FabricStep
+    members: list[_Members]
+    forward: Forward
+    options: Sequence[int] = ()
+
+    @property
+    def run(self) -> Run:
+        return self.members[0].convolution.run
+
+
 class FabricStep(nn.Module):
     """The backbone of a network of a layout, without modules of its own but for the ranges that it has seen.
 
@@ -120,16 +153,42 @@ class FabricStep(nn.Module):
         super().__init__()
         self.layout, self.widths = layout, widths
         graph = nodes(layout, _ANY_IMAGE)
-        gradients = [f"{node.name}.gradient" for node in graph if node.on_shortcut]
-        self.names = ["", *(node.name for node in graph), *gradients]
+        self.names = ["", *(node.name for node in graph), *(f"{node.name}.gradient" for node in graph)]
         self.register_buffer("tops", torch.zeros(len(self.names), dtype=torch.float64))
         self._engine: tuple[Engine | None, PassEngine] | None = None
 
     def forward(self, backbone: nn.Module, x: Tensor) -> Tensor:
         """Pooled features, float32 (N, C), of images (N, C, H, W)."""
         members = self.members(backbone, x)
-        parameters = [p for each in members for p in each.parameters()]
-        result: Tensor = _Backbone.apply(x, (self, members), *parameters)
+        forward = self._run(x, members, None)
+        return self._recorded(_Call(self, members, forward), [])
+
+    def gated(self, backbone: nn.Module, x: Tensor, gates: Gates) -> Tensor:
+        """Pooled features of images whose bits gates choose block by block.
+
+        The gates see pooled codes, without a gradient to the backbone: it learns nothing from what they like to see.
+        """
+        members = self.members(backbone, x)
+        forward = self._run(x, members, gates)
+        return self._recorded(_Call(self, members, forward, [each.a for each in gates.options]), gates.masks)
+
+    def _run(self, x: Tensor, members: list[_Members], gates: Gates | None) -> Forward:
+        """Runs the forward pass and takes what it has seen into the state."""
+        forward = self._begin(members, gates)
+        forward.run(x.detach().numpy())
+        self._report(members, forward, torch.is_grad_enabled())
+        if forward.training:
+            for each in members:
+                each.note(forward.tape.kept[each.node.name].statistics)
+            self.note_ranges(forward)
+        return forward
+
+    def _recorded(self, call: _Call, masks: Sequence[Tensor]) -> Tensor:
+        """The features of a forward pass, with what PyTorch needs to go back."""
+        features = call.forward.tape.features
+        assert features is not None
+        parameters = [p for each in call.members for p in each.parameters()]
+        result: Tensor = _Backbone.apply(torch.from_numpy(features), call, len(masks), *masks, *parameters)
         return result
 
     def engine(self, engine: Engine | None) -> PassEngine:
@@ -148,16 +207,17 @@ class FabricStep(nn.Module):
             made.append(_Members(node, convolution, norm))
         return made
 
-    def begin(self, members: Sequence[_Members], choose: Choose | None = None) -> Forward:
+    def _begin(self, members: Sequence[_Members], gates: Gates | None) -> Forward:
         """A forward pass that has not run."""
         run, training = members[0].convolution.run, members[0].norm.training
-        share = run.running_share
-        ranges = Ranges(share, {name: top for name, top in zip(self.names, self.tops.tolist(), strict=True) if top})
+        known = {name: top for name, top in zip(self.names, self.tops.tolist(), strict=True) if top}
         bits = {each.node.name: bits_of(each.convolution.precision) for each in members}
+        widths = self.widths_at(bits.values() if gates is None else gates.options)
         return Forward(
             [each.node for each in members], {each.node.name: each.values() for each in members},
-            self.engine(run.engine), ranges, bits, self.widths_at(bits.values()), training=training, choose=choose,
-            gated=lambda node: node.shape.groups == 1,
+            self.engine(run.engine), Ranges(run.running_share, known), bits, widths, training=training,
+            choose=None if gates is None else gates.choose,
+            gated=lambda node: gates is not None and node.name in gates.layers,
         )  # fmt: skip
 
     def widths_at(self, bits: Any) -> Widths:
@@ -166,27 +226,17 @@ class FabricStep(nn.Module):
         return Widths(*(width or wide for width in (self.widths.kept, self.widths.shortcut, self.widths.gradient)))
 
     @torch.no_grad()
-    def finish(self, forward: Forward, tape: Tape, members: Sequence[_Members]) -> None:
-        """Takes what a forward pass in training has seen into the state."""
-        if not forward.training:
-            return
-        for each in members:
-            each.note(tape.kept[each.node.name].statistics)
-        self.note_ranges(forward)
-
-    @torch.no_grad()
     def note_ranges(self, forward: Forward) -> None:
         """Takes the ranges that a pass has seen into the state."""
         tops = [forward.ranges.tops.get(name, 0.0) for name in self.names]
         self.tops.copy_(torch.tensor(tops, dtype=torch.float64))
 
-    def report(self, members: Sequence[_Members], forward: Forward, batch: int, grad: bool) -> None:
+    def _report(self, members: Sequence[_Members], forward: Forward, grad: bool) -> None:
         """Tells the run's hook of all products."""
         for each in members:
-            layer = each.convolution
-            macs = each.node.shape.macs
+            layer, macs = each.convolution, each.node.shape.macs
             for samples, bits in forward.groups[each.node.name]:
-                some = macs * (batch if isinstance(samples, slice) else len(samples))
+                some = macs * count(samples, forward.tape.batch)
                 layer.report("forward", some, bits.a, bits.w)
                 if forward.training and grad:
                     if each.node.source:
@@ -199,38 +249,24 @@ def step_key(run: Run) -> int:
     return derive_key(run.seed, run.step, 1 << 33)
 
 
-def parameter_gradients(backward: Backward, features: Tensor, members: Sequence[_Members]) -> Iterator[Tensor]:
-    """Gradients in the order of the members' parameters."""
-    found = backward.run(features.detach().numpy())
-    for each in members:
-        gradients = found[each.node.name]
-        yield from (torch.from_numpy(np.ascontiguousarray(g)) for g in gradients)
-
-
 class _Backbone(torch.autograd.Function):
-    """All nodes of a network."""
+    """All nodes of a network, whose forward pass has run."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, call: tuple[FabricStep, list[_Members]], *parameters: Tensor) -> Tensor:
-        step, members = call
-        forward = step.begin(members)
-        tape = forward.run(x.detach().numpy())
-        step.report(members, forward, len(x), any(ctx.needs_input_grad))
-        step.finish(forward, tape, members)
-        ctx.call, ctx.forward_pass = call, forward
-        assert tape.features is not None
-        return torch.from_numpy(tape.features)
+    def forward(ctx: Any, features: Tensor, call: _Call, masks: int, *leaves: Tensor) -> Tensor:
+        ctx.call, ctx.masks = call, masks
+        return features.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        step, members = ctx.call
-        forward: Forward = ctx.forward_pass
-        if not forward.training:
+        call: _Call = ctx.call
+        if not call.forward.training:
             raise RuntimeError("a step in evaluation has no gradients; call .train() first")
-        backward = Backward(forward, step_key(members[0].convolution.run))
-        gradients = list(parameter_gradients(backward, grad, members))
-        step.note_ranges(forward)
-        return None, None, *gradients
-
-
-__all__ = ["FULL_BITS", "FabricStep", "Groups", "bits_of", "pass_engine"]
+        key = derive_key(call.run.seed, call.run.step, _STEP_SALT)
+        backward = Backward(call.forward, key, call.options)
+        found = backward.run(grad.detach().numpy())
+        call.step.note_ranges(call.forward)
+        by_mask = [backward.option_gradients[f"blocks.{block}"] for block in range(ctx.masks)]
+        nodes = [array for each in call.members for array in found[each.node.name]]
+        arrays = [*(mask.astype(np.float32) for mask in by_mask), *nodes]
+        return None, None, None, *(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)

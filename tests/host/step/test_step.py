@@ -36,8 +36,10 @@ def parameters(graph: list[Node], seed: int = 0) -> dict[str, Parameters]:
     return made
 
 
-def in_float(graph: list[Node], own: dict[str, Parameters], images: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    """Pooled features, and the parameters that they depend on."""
+def in_float(
+    graph: list[Node], own: dict[str, Parameters], images: Tensor, inputs: dict[str, Tensor] | None = None
+) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    """Pooled features, and the parameters that they depend on; ``inputs`` takes every convolution's input."""
     leaves, outputs = {}, {"": images}
     for node in graph:
         p, s = own[node.name], node.shape
@@ -45,7 +47,11 @@ def in_float(graph: list[Node], own: dict[str, Parameters], images: Tensor) -> t
             torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in (p.weight, p.gamma, p.beta)
         ]
         weight, gamma, beta = leaves[node.name]
-        y = F.conv2d(outputs[node.source], weight, None, s.stride, s.padding, 1, s.groups)
+        x = outputs[node.source] * 1
+        if inputs is not None and node.source:
+            inputs[node.name] = x
+            x.retain_grad()
+        y = F.conv2d(x, weight, None, s.stride, s.padding, 1, s.groups)
         z = F.batch_norm(y, None, None, gamma, beta, training=True, eps=p.eps)
         z = z + outputs[node.residual] if node.residual else z
         outputs[node.name] = F.relu(z) if node.relu else z
@@ -131,6 +137,29 @@ def test_statistics_are_those_of_the_whole_batch_however_it_is_divided() -> None
     true = whole.backward()
     for trial, least in ((split, 0.97), (mixed, 0.75)):
         assert cosine(trial.backward()["blocks.1.conv1"].weight, true["blocks.1.conv1"].weight) > least
+
+
+def test_gradients_of_options_are_those_of_a_mixture_of_them() -> None:
+    """For every sample the product of a block's convolutions' input gradients and their inputs at an option's bits."""
+    trial = Trial(RESNET, choose=lambda block, pooled: [(ALL, FINE)])
+    options = (1, 2, 3)
+    backward = Backward(trial.forward, 7, options)
+    backward.run(trial.gradient)
+    inputs: dict[str, Tensor] = {}
+    features, _ = in_float(trial.graph, trial.own, torch.tensor(trial.images, dtype=torch.float64), inputs)
+    features.backward(torch.tensor(trial.gradient, dtype=torch.float64))
+    for block, found in sorted(backward.option_gradients.items()):
+        true = np.zeros_like(found)
+        for name, x in inputs.items():
+            if not name.startswith(block + "."):
+                continue
+            assert x.grad is not None
+            for number, bits in enumerate(options):
+                step = x.detach().max() / (2**bits - 1)
+                true[:, number] += ((x.detach() / step).round() * step * x.grad).sum((1, 2, 3)).numpy()
+        # only what tells options apart matters to the gates
+        differences = [each - each.mean(1, keepdims=True) for each in (found, true)]
+        assert cosine(*differences) > 0.7, block
 
 
 def test_a_gradient_of_two_widths_is_rounded_twice() -> None:

