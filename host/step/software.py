@@ -11,8 +11,8 @@ from host.arrays import I64, U32, Array
 from host.exact_engine import correlate, correlate_back, correlate_weight
 from host.step.passes import Behind, Pass, PassMeter, PassResult
 from host.step.result_order import ResultOrder, random_numbers
-from hw.model.tiling import axis_phases_back
 from hw.networks import ConvGeometry
+from hw.plan.tiling import axis_phases_back
 
 
 def natural_order(wanted: Pass) -> ResultOrder:
