@@ -123,6 +123,32 @@ class Meter:
     totals: dict[str, int] = field(default_factory=dict)
     rows: list[dict[str, int | str]] = field(default_factory=list)
 
+    def add_row(
+        self, product: str, widths: tuple[int | str, int | str], batch: int, m: ConvGeometry, counters: dict[str, int]
+    ) -> None:
+        """Adds the row of a call.
+
+        Args:
+            widths: bits of the operands.
+            batch: images of all its products, which have the geometry ``m`` otherwise.
+            counters: what the call has spent.
+        """
+        row: dict[str, int | str] = {
+            "product": product,
+            "bits_a": widths[0],
+            "bits_b": widths[1],
+            "batch": batch,
+            "in_channels": m.in_channels,
+            "out_channels": m.out_channels,
+            "height": m.in_hw[0],
+            "width": m.in_hw[1],
+            "kernel_height": m.kernel[0],
+            "kernel_width": m.kernel[1],
+            "stride": m.stride,
+            "padding": m.padding,
+        }
+        self.rows.append({**row, **counters})
+
 
 class Engine(Protocol):
     """Anything that computes the three products exactly.

@@ -90,7 +90,7 @@ class FabricEngine:
         self.timeout = timeout
         self.recorder = recorder
         self.meter = Meter()
-        self._keep_rows = keep_rows
+        self.keep_rows = keep_rows
         self._program_words = program_words
         self._skip_zero = skip_zero
 
@@ -195,6 +195,10 @@ class FabricEngine:
             out.append((to_input, weight_gradient_sums(lowered, results, each["x"], each["g"])))
         return out
 
+    def session(self, context: str) -> Session:
+        """A session with the engine's device and limits for one call, which ``context`` names in messages."""
+        return Session(self.device, self._program_words, self.timeout, self.recorder, context)
+
     # -- members of a program ---------------------------------------------------------------------------------------
 
     def _run(
@@ -212,29 +216,16 @@ class FabricEngine:
         """
         weights = _Weights()
         members = [self._member(kind, each, m, weights) for each, m in zip(operands, geometries, strict=True)]
-        session = Session(self.device, self._program_words, self.timeout, self.recorder, kind)
+        session = self.session(kind)
         found = session.run(members)
         totals = self.meter.totals
         totals["PRODUCTS"] = totals.get("PRODUCTS", 0) + len(members)
         for name, value in session.counters.items():
             totals[name] = totals.get(name, 0) + value
-        if self._keep_rows:
-            m = geometries[0]
-            row: dict[str, int | str] = {
-                "product": kind,
-                "bits_a": _one_or_all(a.bits for a, _ in grids),
-                "bits_b": _one_or_all(b.bits for _, b in grids),
-                "batch": sum(m.batch for m in geometries),
-                "in_channels": m.in_channels,
-                "out_channels": m.out_channels,
-                "height": m.in_hw[0],
-                "width": m.in_hw[1],
-                "kernel_height": m.kernel[0],
-                "kernel_width": m.kernel[1],
-                "stride": m.stride,
-                "padding": m.padding,
-            }
-            self.meter.rows.append({**row, **session.counters})
+        if self.keep_rows:
+            widths = _one_or_all(a.bits for a, _ in grids), _one_or_all(b.bits for _, b in grids)
+            batch = sum(m.batch for m in geometries)
+            self.meter.add_row(kind, widths, batch, geometries[0], session.counters)
         return members, found
 
     def _member(self, kind: str, operands: dict[str, Operand], m: ConvGeometry, weights: _Weights) -> Member:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from host.arrays import I32, I64, U64, Array
-from host.devices.device import DEFAULT_TIMEOUT, Device
 from host.driver.assembly import weight_gradient
+from host.driver.fabric_engine import FabricEngine
 from host.driver.layout import Tensor
-from host.driver.session import Member, Recorder, Results, Session
+from host.driver.session import Member, Results
 from host.epilogue import Entries, Moments
 from host.numerics import check_codes
 from host.operands import ConvGeometry, Grid
@@ -26,7 +26,6 @@ from hw.contract import OutputFormat
 from hw.design import Design
 from hw.packet import Packet, all_planes
 from hw.plan.lowering import lower
-from hw.plan.plan import PROGRAM_WORDS
 from hw.plan.product import Correlation, EpilogueForm, Lowered, LoweringError, Product, Source
 from hw.plan.steps import Conv, LoadEpilogue, Read
 from hw.plan.training_products import GROUPED_CHANNELS
@@ -172,26 +171,15 @@ class PassResults(Results):
 
 
 class FabricPasses:
-    """Runs passes on a device; ``meter`` adds up its counters by purpose and over all.
+    """Runs passes on the device of an engine of sums, with its recorder and meter: counters over all and by purpose.
 
     Args:
-        device: any :class:`host.devices.device.Device`.
-        timeout: seconds that one program may take.
-        recorder: called with the words and the result of every program.
-        program_words: a program is closed when its words and results pass this number.
+        engine: whose device, limits and meter count.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        recorder: Recorder | None = None,
-        program_words: int = PROGRAM_WORDS,
-    ) -> None:
-        self.device, self.design = device, device.info.design
-        self.meter = PassMeter()
-        self._timeout, self._recorder, self._program_words = timeout, recorder, program_words
+    def __init__(self, engine: FabricEngine) -> None:
+        self.engine, self.design = engine, engine.design
+        self.meter = PassMeter(engine.meter.totals)
 
     def run(self, wanted: Pass) -> PassResult:
         """Runs a pass.
@@ -202,7 +190,7 @@ class FabricPasses:
         """
         try:
             members = list(_members(self.design, wanted))
-            session = Session(self.device, self._program_words, self._timeout, self._recorder, wanted.purpose)
+            session = self.engine.session(wanted.purpose)
             found = session.run(members)
             orders = [_order(self.design, member) for member in members]
         except LoweringError as error:
@@ -211,6 +199,12 @@ class FabricPasses:
             self.meter.add(name, value)
             self.meter.add(f"{wanted.purpose}.{name}", value)
         self.meter.add("PASSES", 1)
+        if self.engine.keep_rows:
+            other = wanted.w if wanted.w is not None else wanted.x
+            assert other is not None
+            widths = wanted.operand.bits, other.bits
+            m = wanted.geometry
+            self.engine.meter.add_row(wanted.purpose, widths, m.batch, m, session.counters)
         results = [each for each in found if isinstance(each, PassResults)]
         return _joined(wanted, members, results, orders, session.counters.get("SATURATED", 0))
 

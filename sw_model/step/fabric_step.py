@@ -51,9 +51,7 @@ def pass_engine(engine: Engine | None) -> PassEngine:
     if isinstance(engine, ExactEngine):
         return SoftwareEngine() if engine.design is None else SoftwareEngine(computed_order(engine.design))
     if isinstance(engine, FabricEngine):
-        passes = FabricPasses(engine.device)
-        passes.meter.totals = engine.meter.totals
-        return passes
+        return FabricPasses(engine)
     raise ValueError(f"{type(engine).__name__} computes single products, no passes; use norm 'batch' with this device")
 
 

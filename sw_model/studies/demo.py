@@ -1,4 +1,4 @@
-"""The main job from end to end: FracTrain training whose quantized products all run on the simulated hardware.
+"""The main job from end to end: FracTrain training whose steps all run on the simulated hardware.
 
 Trains a recipe on the RTL, replays a sample of its programs on every other device and compares every word, counts what
 the static 8/8/8 baseline would have cost, and reports all of it with figures.
@@ -145,7 +145,7 @@ def run_demo(recipe: Path, design_name: str, out: Path, progress: bool = True) -
 
     data = load_data(config.data)
     console.print(
-        f"[bold]2/5[/] training {config.model} on {config.data}: every quantized product of every step on the RTL simulation"
+        f"[bold]2/5[/] training {config.model} on {config.data}: the passes of every step on the RTL simulation"
     )
     sample = Sample()
     trained = _train(config, rtl, sample, data, out / "train", progress)
@@ -262,8 +262,8 @@ def _draw_cycles(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # "backward": both gradients in one program; a network's first layer has none by its input.
-    products = ("forward", "backward", "input_gradient", "weight_gradient")
+    # of the classifier: products, "backward" both gradients in one program; of all other layers: passes
+    products = tuple(dict.fromkeys(str(row["product"]) for row in rows))
     spent: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for row in rows:
         spent[_layer(row)][str(row["product"])] += int(row["CYCLES"])
@@ -283,7 +283,7 @@ def _draw_cycles(
         axes.barh(names, values, left=left, label=product.replace("_", " "))
         left += values
     axes.plot(
-        [spent_static[name] / 1e6 for name in names], names, "k|", markersize=14, label="static 8/8/8, all products"
+        [spent_static[name] / 1e6 for name in names], names, "k|", markersize=14, label="static 8/8/8, whole step"
     )
     axes.invert_yaxis()
     axes.set_xlabel("million cycles over the whole training (RTL counters)")
@@ -325,7 +325,7 @@ def _report(s: dict[str, Any], config: TrainConfig, design: Design) -> str:
     return f"""# FracTrain on the simulated fabric
 
 {config.model} on {config.data}, {s["images"]:,} images in {s["steps"]} steps, seed {config.seed}. Every quantized product of every
-training step was computed by the RTL of design `{design.name}` ({design.binary_macs:,} binary MAC per cycle, hash `{s["design_hash"]}`).
+training step, and all that stands behind it (normalisation, ReLU, shortcuts, quantizers), was computed by the RTL of design `{design.name}` ({design.binary_macs:,} binary MAC per cycle, hash `{s["design_hash"]}`).
 
 | | progressive (PFQ) | static 8/8/8 | saved |
 |---|---|---|---|

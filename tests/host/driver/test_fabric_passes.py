@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from host import epilogue
 from host.devices.reference import ReferenceDevice
+from host.driver.fabric_engine import FabricEngine
 from host.driver.fabric_passes import FabricPasses, form_of, order_of
 from host.epilogue import Entries, Epilogue
 from host.step.passes import Behind, CodeTensor, Pass, PassError, PassResult
@@ -154,7 +155,7 @@ def _same(found: PassResult, wanted: PassResult) -> None:
 @given(passes(), st.sampled_from([DESIGN, SMALL]))
 @settings(max_examples=60, deadline=None)
 def test_passes_are_what_the_epilogue_makes_of_exact_sums(wanted: Pass, design: Any) -> None:
-    engine = FabricPasses(ReferenceDevice(design))
+    engine = FabricPasses(FabricEngine(ReferenceDevice(design)))
     try:
         found = engine.run(wanted)
     except PassError as error:  # a shallow design may not hold whole sums; the full one holds all of these
@@ -171,7 +172,7 @@ def test_weights_of_a_first_layer_take_no_epilogue() -> None:
     m = ConvGeometry(3, 3, 8, (8, 8), (3, 3), 1, 1)
     x, g = _codes(rng, (3, 3, 8, 8), 4, True), _codes(rng, (3, 8, 8, 8), 6, True)
     wanted = Pass("stem", "weights", "weight_gradient", m, x=x, g=g)
-    _same(FabricPasses(ReferenceDevice(DESIGN)).run(wanted), _expected(wanted))
+    _same(FabricPasses(FabricEngine(ReferenceDevice(DESIGN))).run(wanted), _expected(wanted))
 
 
 def test_sums_that_take_several_packets_are_refused_by_name() -> None:
@@ -180,4 +181,4 @@ def test_sums_that_take_several_packets_are_refused_by_name() -> None:
     behind = Behind(Entries.of(8, m=1), Epilogue(), moments=True)
     x, w = _codes(rng, (1, 3, 8, 8), 4, True), _codes(rng, (8, 3, 5, 5), 4, True)
     with pytest.raises(PassError, match=r"layer9.*whole sums"):
-        FabricPasses(ReferenceDevice(DESIGN)).run(Pass("layer9", "statistics", "forward", m, x=x, w=w, behind=behind))
+        FabricPasses(FabricEngine(ReferenceDevice(DESIGN))).run(Pass("layer9", "statistics", "forward", m, x=x, w=w, behind=behind))
