@@ -5,7 +5,7 @@ of ``hw.model.resources``; a point that does not fit the limits is not costed.  
 
 - **timing**: a design reaches the clock that the committed design of its part states as target (``greatest_clock``), whatever
   its buffers and however full the chip; no place-and-route run is behind it;
-- **streams**: each fabric has the three streams of the contract (two in, one out); fabrics on one chip share the DDR
+- **streams**: each fabric has the streams of its design (two in, one or two out); fabrics on one chip share the DDR
   and divide a batch between them.
 
 Results are one JSON object per line in the folder of a run.  A line counts again only if the request and the sources of
@@ -43,7 +43,7 @@ DEPTHS = {
 }
 EPILOGUE = 256
 FABRICS = (1, 2, 3)
-STREAM_COUNT = 3  #: of a fabric
+INPUTS = 2  #: input streams of a fabric
 MAX_LUT, MAX_BRAM = 75.0, 80.0  #: percent of the part that leave room for routing, DMA engines and interconnect
 OBJECTIVES = ("seconds", "lut", "bram36", "energy_j")
 POINTS_FILE = "points.jsonl"
@@ -269,7 +269,7 @@ def evaluate(design: Design, fabrics: int, work: LayerWork, batch: int, memory: 
     return DesignPoint(
         design,
         fabrics,
-        STREAM_COUNT * fabrics,
+        (INPUTS + design.output_streams) * fabrics,
         area.lut,
         area.ff,
         area.bram36,

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
 from hw.boards import BOARDS
-from hw.contract import HEADER_WORDS, MAX_BITS, Opcode, OutputFormat
+from hw.contract import HEADER_WORDS, MAX_BITS, Flag, Opcode, OutputFormat
 from hw.cost.bitfusion import BITFUSION
 from hw.cost.paper import Fabric
 from hw.design import Design
@@ -32,7 +32,7 @@ from hw.plan.product import LoweringError, Product
 from hw.plan.training_products import CODES, INTEGERS, MOMENTS, Form, layer_products, program
 
 BATCH = 128  #: samples per step unless said otherwise, the paper's CIFAR batch
-STREAMS = ("input", "output")  #: of a fabric: two that are read in lockstep, one that is written
+STREAMS = ("input", "output")  #: of a fabric: two that are read in lockstep, one or two that are written
 STEPS = ("plain", "recompute")  #: how batch normalisation gets its statistics, see ``training_step``
 COUNTED = 2048  #: samples of a program that are counted packet by packet, see ``_repeated``
 
@@ -176,7 +176,8 @@ def _at_once(packet: Packet, free: Collection[str]) -> Packet:
     if "input" in free and packet.opcode == Opcode.LOAD:
         return replace(packet, payload_words=0)
     if "output" in free and packet.opcode == Opcode.CONV:
-        return replace(packet, format=OutputFormat.CODES, out_bits=0)
+        flags = packet.flags & ~(Flag.KEEP_MASK | Flag.RECORDS)
+        return replace(packet, format=OutputFormat.CODES, out_bits=0, keep_bits=0, wide_bits=0, flags=flags)
     if "output" in free and packet.opcode == Opcode.READ:
         return replace(packet, rows=0)
     return packet
@@ -191,7 +192,7 @@ def _program(design: Design, product: Product, count: int, free: Collection[str]
     prediction = predict(design, listed)
     cycles = predict(design, [_at_once(p, free) for p in listed]).cycles if free else prediction.cycles
     words = sum(HEADER_WORDS + p.payload_words for p in listed)
-    return _Work(cycles, prediction.compute, 8 * words, 8 * prediction.store + 16)
+    return _Work(cycles, prediction.compute, 8 * words, 8 * design.output_streams * prediction.store + 16)
 
 
 def _repeated(batch: int, work: Callable[[int], _Work]) -> _Work:

@@ -1,9 +1,7 @@
 """The cycle model against RTL counters that were measured and committed."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
@@ -14,22 +12,14 @@ from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
 from hw.networks import Bits, ConvGeometry, ConvShape, network
 from hw.packet import END, product
-from hw.plan.lowering import lower
-from hw.plan.product import Product, Source
-from hw.plan.training_products import layer_products, program
+from tests.support.recorded import recorded
 
-MEASURED = ROOT / "docs" / "measurements" / "engine-zc706.json"
+MEASUREMENT, OF_THIS_DESIGN = recorded(ROOT / "docs" / "measurements" / "engine-zc706.json")
 TOLERANCE = 0.03
 
 
-@cache
-def measurement() -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(MEASURED.read_text())
-    return data
-
-
 def rows() -> Iterator[Any]:
-    for run in measurement()["runs"]:
+    for run in MEASUREMENT["runs"]:
         for row in run["rows"]:
             name = f"{row['layer']}-{row['product']}-{row['bits']}-{row['output']}"
             yield pytest.param(row, id=name.replace("/", "."))
@@ -37,29 +27,26 @@ def rows() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def design() -> Design:
-    return load_design(measurement()["design"])
+    return load_design(MEASUREMENT["design"])
 
 
 @pytest.fixture(scope="module")
 def layers() -> dict[str, ConvShape]:
-    return {shape.name: shape for shape in network(measurement()["model"])}
+    return {shape.name: shape for shape in network(MEASUREMENT["model"])}
 
 
-@pytest.mark.xfail(
-    measurement()["hash"] != f"{load_design(measurement()['design']).hash64:016x}",
-    reason="measured before contract 4; record again: fractrain bench engine --design zc706 ... --save",
-)
+@OF_THIS_DESIGN
 @pytest.mark.parametrize("row", list(rows()))
 def test_total_of_a_measured_program(row: dict[str, Any], design: Design, layers: dict[str, ConvShape]) -> None:
     """The model of today, on the packets of today, against the RTL when it was measured."""
     bits, shape = Bits(*map(int, row["bits"].split("/"))), layers[row["layer"]]
-    programs = layer_programs(design, shape, bits, measurement()["batch"], row["product"], FORMS[row["output"]])
+    programs = layer_programs(design, shape, bits, MEASUREMENT["batch"], row["product"], FORMS[row["output"]])
     predicted = sum(predict(design, packets).cycles for packets in programs)
     assert predicted == pytest.approx(row["measured_total"], rel=TOLERANCE)
 
 
 def test_the_measurement_covers_the_network(layers: dict[str, ConvShape]) -> None:
-    for run in measurement()["runs"]:
+    for run in MEASUREMENT["runs"]:
         counted = sum(row["count"] for row in run["rows"] if row["product"] == "forward")
         assert counted == sum(shape.kind != "fc" for shape in layers.values())
 
