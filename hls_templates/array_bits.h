@@ -64,15 +64,6 @@ inline Accumulated add_step(const Accumulated& sum, bool first, bool negative, u
     return negative ? Accumulated(before - ones) : Accumulated(before + ones);
 }
 
-inline void clear(Tile& tile) {
-#pragma HLS INLINE
-    for (unsigned lane = 0; lane < LANES; ++lane) {
-#pragma HLS UNROLL
-        tile.own[lane] = 0;
-        for (unsigned oc = 0; oc < CHANNELS; ++oc) tile.sums[lane][oc] = 0;
-    }
-}
-
 struct ConvOperands {};
 inline void begin_conv(const OperandBuffers&, const Header&, ConvOperands&) {
 #pragma HLS INLINE
@@ -119,7 +110,7 @@ inline Dot window_of(const RowWord rows[ROW_BANKS], const Header& h, bool stride
 
 inline void conv_tile(OperandBuffers& buffers, const ConvOperands&, const Header& h, uint32_t image, uint32_t y,
                       uint32_t out_group, WriteStream& writes, Intake& intake, Shadow& shadow, CommandStream& commands,
-                      LineStream& lines, Tile& tile) {
+                      LineStream& lines, Fetch& fetch, SidePlanes& side, Tile& tile) {
 #pragma HLS INLINE
     const Planes planes = conv_planes(h);
     const uint32_t operand = operand_rows(h);
@@ -132,6 +123,8 @@ inline void conv_tile(OperandBuffers& buffers, const ConvOperands&, const Header
 // what is absorbed is never in the ranges that this product reads (make_write)
 #pragma HLS DEPENDENCE variable = buffers.a type = inter dependent = false
 #pragma HLS DEPENDENCE variable = buffers.a type = intra dependent = false
+#pragma HLS DEPENDENCE variable = buffers.g type = inter dependent = false
+#pragma HLS DEPENDENCE variable = buffers.g type = intra dependent = false
 #pragma HLS DEPENDENCE variable = buffers.w type = inter dependent = false
 #pragma HLS DEPENDENCE variable = buffers.w type = intra dependent = false
         const Step step = step_of(walk, planes);
@@ -154,6 +147,7 @@ inline void conv_tile(OperandBuffers& buffers, const ConvOperands&, const Header
             const unsigned own_ones = step.count_own ? count_ones(window) : 0;
             tile.own[p] = add_step(tile.own[p], walk.first, step.own_negative, own_ones);
         }
+        fetch_plane(buffers, fetch, side);
         hand_over(shadow, commands, lines);
         absorb(buffers, writes, intake);
     }

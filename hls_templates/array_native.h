@@ -176,7 +176,7 @@ inline void begin_row(const OperandBuffers& buffers, const Header& h, uint32_t i
 
 inline void conv_tile(const OperandBuffers&, const ConvOperands& operands, const Header& h, uint32_t, uint32_t,
                       uint32_t out_group, const WriteStream&, const Intake&, const Shadow&, const CommandStream&,
-                      const LineStream&, Tile& tile) {
+                      const LineStream&, const Fetch&, const SidePlanes&, Tile& tile) {
     const Planes planes = conv_planes(h);
     const size_t plane_words = operands.words * CHANNELS;
     const uint64_t* const weights = operands.weights.data() + out_group * h.b_bits * plane_words;

@@ -14,19 +14,24 @@ struct OperandBuffers {
     bool g_any[ROW_BANKS][DEPTH_G];
 };
 
+// Parameters of an output channel in the epilogue, named as in docs/programs.md.
+struct Entry {
+    Multiplier m, o, n, l;
+    Offset b;
+    ValueOffset c;
+};
+
 // Of one output channel, while a product runs.
-struct Statistics {
-    int64_t sum;
-    Squares squares;  // at most 2^21 values of at most 2^62: 84 bits
-    int32_t low;
-    int32_t high;
+struct Moments {
+    MomentSum sum;
+    MomentProducts products;
+    Value least, greatest;
 };
 
 struct ResultBuffers {
     Accumulated accumulator[DEPTH_ACCUMULATOR][CHANNELS];
-    Multiplier multiplier[DEPTH_EPILOGUE];
-    Accumulated offset[DEPTH_EPILOGUE];
-    Statistics statistics[MAX_OUT_GROUPS * CHANNELS];
+    Entry entries[DEPTH_EPILOGUE];
+    Moments moments[MAX_OUT_GROUPS * CHANNELS];
 };
 
 struct Buffers {

@@ -16,7 +16,7 @@ struct Packet {
     uint32_t error;  // of the header, or of the stream's end behind it
 };
 
-// One row word of A, G or both; two words of W; an entry of E; or the end of a LOAD, behind its other writes.
+// One row word of A, G or both; two words of W; half an entry of E; or the end of a LOAD, behind its other writes.
 struct Write {
     uint32_t after;    // so many products of the program must be done
     uint32_t target;   // of the LOAD, or none at its end
@@ -24,23 +24,27 @@ struct Write {
     uint32_t bank;     // A and G
     uint32_t address;  // A
     uint32_t other;    // address in G, W or E
-    uint32_t word;     // W: the first of the two
+    uint32_t word;     // W and E: the first of the two
     bool any;          // A and G: the row word has a bit set
     uint64_t data[ROW_WORDS];
 };
 
-// Values of one output channel for half of the pixels, or of one accumulator entry.
-struct Line {
-    Accumulated value[CHANNELS];
-};
+constexpr unsigned LINE_VALUES = EPILOGUE_LANES > CHANNELS ? EPILOGUE_LANES : CHANNELS;
+constexpr unsigned PARTS = LANES / LINE_VALUES;         // lines of an output channel
+constexpr unsigned TILE_LINES = PARTS * CHANNELS;       // for each output channel, for each part
+constexpr unsigned COMMAND_LINES = TILE_LINES + PARTS;  // with the sums of the first operand
 
-constexpr unsigned HALVES = LANES / CHANNELS;
-constexpr unsigned TILE_LINES = HALVES * CHANNELS;         // for each output channel, for each half
-constexpr unsigned COMMAND_LINES = TILE_LINES + HALVES;    // with the sums of the first operand
+// Values of one output channel for some of the pixels, with what the epilogue reads beside them; or, in the first C of
+// them, one accumulator entry.
+struct Line {
+    Accumulated value[LINE_VALUES];
+    SideElement side[LINE_VALUES];
+    AddedElement added[LINE_VALUES];
+};
 
 constexpr uint32_t COMMAND_TILE = 0;   // CONV: a tile, with its operand sums if asked for
 constexpr uint32_t COMMAND_ADD = 1;    // WGRAD: C + 1 entries
-constexpr uint32_t COMMAND_ENTRY = 2;  // LOAD E: multiplier and offset
+constexpr uint32_t COMMAND_ENTRY = 2;  // LOAD E: m, o, n, b, c, l
 constexpr uint32_t COMMAND_DONE = 3;   // nothing is left of this packet but what its end brings
 constexpr uint32_t COMMAND_STOP = 4;   // END, or the header's or the payload's error
 
@@ -49,6 +53,7 @@ struct Command {
     Header header;
     uint32_t row;        // of the tile, counted over all images
     uint32_t out_group;  // of the tile
+    bool counts;         // the row of the tile counts in the moments
     uint32_t entry;      // first one to add to, or the one to load
     uint32_t error;
 };
@@ -60,6 +65,7 @@ inline Command make_command(uint32_t kind, const Header& h, uint32_t row, uint32
     command.header = h;
     command.row = row;
     command.out_group = out_group;
+    command.counts = false;
     command.entry = entry;
     command.error = ERR_NONE;
     return command;

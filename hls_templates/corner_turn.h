@@ -6,6 +6,16 @@
 
 namespace kernel {
 
+// Bit planes of a tile of codes, as many as it has in all sections.
+#if FABRIC_NATIVE
+constexpr unsigned PLANE_SLOTS = (SECTION_PLANES + 7) / 8 * 8;
+#else
+constexpr unsigned PLANE_SLOTS = SECTION_PLANES;
+#endif
+struct CodePlanes {
+    uint64_t word[PLANE_SLOTS][ROW_WORDS];
+};
+
 #if FABRIC_NATIVE
 
 // Bit 8r + c of the result is bit 8c + r of the argument: an 8x8 bit matrix turned over its diagonal.
@@ -19,19 +29,18 @@ inline uint64_t transpose8x8(uint64_t x) {
 }
 
 // Eight planes of 64 codes, from bit `first` on.
-inline void planes_of_word(const uint16_t codes[64], unsigned first, uint64_t planes[MAX_BITS][ROW_WORDS],
-                           unsigned word) {
-    for (unsigned b = 0; b < 8; ++b) planes[first + b][word] = 0;
+inline void planes_of_word(const Sections codes[64], unsigned first, CodePlanes& planes, unsigned word) {
+    for (unsigned b = 0; b < 8; ++b) planes.word[first + b][word] = 0;
     for (unsigned byte = 0; byte < 8; ++byte) {
         uint64_t bits = 0;
         for (unsigned n = 0; n < 8; ++n) bits |= uint64_t((codes[8 * byte + n] >> first) & 0xFF) << (8 * n);
         bits = transpose8x8(bits);
-        for (unsigned b = 0; b < 8; ++b) planes[first + b][word] |= ((bits >> (8 * b)) & 0xFF) << (8 * byte);
+        for (unsigned b = 0; b < 8; ++b) planes.word[first + b][word] |= ((bits >> (8 * b)) & 0xFF) << (8 * byte);
     }
 }
 
 // Bit planes of a tile of codes: bit n of plane b is bit b of code n.  The first `bits` planes are needed.
-inline void planes_of_codes(const uint16_t codes[TILE], uint32_t bits, uint64_t planes[MAX_BITS][ROW_WORDS]) {
+inline void planes_of_codes(const Sections codes[TILE], uint32_t bits, CodePlanes& planes) {
     for (unsigned word = 0; word < ROW_WORDS; ++word) {
         for (unsigned first = 0; first < bits; first += 8) planes_of_word(codes + 64 * word, first, planes, word);
     }
@@ -40,17 +49,17 @@ inline void planes_of_codes(const uint16_t codes[TILE], uint32_t bits, uint64_t 
 #else
 
 // As above, by wiring: all planes.
-inline void planes_of_codes(const uint16_t codes[TILE], uint32_t, uint64_t planes[MAX_BITS][ROW_WORDS]) {
-    for (unsigned b = 0; b < MAX_BITS; ++b) {
+inline void planes_of_codes(const Sections codes[TILE], uint32_t, CodePlanes& planes) {
+    for (unsigned b = 0; b < PLANE_SLOTS; ++b) {
 #pragma HLS UNROLL
         for (unsigned word = 0; word < ROW_WORDS; ++word) {
 #pragma HLS UNROLL
             ap_uint<64> plane = 0;
             for (unsigned n = 0; n < 64; ++n) {
 #pragma HLS UNROLL
-                plane[n] = (codes[64 * word + n] >> b) & 1;
+                plane[n] = codes[64 * word + n][b];
             }
-            planes[b][word] = uint64_t(plane);
+            planes.word[b][word] = uint64_t(plane);
         }
     }
 }

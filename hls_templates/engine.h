@@ -31,6 +31,9 @@ inline void run_conv(OperandBuffers& buffers, const Header& header, WriteStream&
     const uint32_t saved = cycles_saved(conv_planes(h), h.groups);
     ConvOperands operands;
     begin_conv(buffers, h, operands);
+    Fetch fetch;
+    SidePlanes side = {};
+#pragma HLS ARRAY_PARTITION variable = side.word complete dim = 0
     Tile tile;
 #pragma HLS ARRAY_PARTITION variable = tile.sums complete dim = 0
 #pragma HLS ARRAY_PARTITION variable = tile.own complete
@@ -38,10 +41,16 @@ inline void run_conv(OperandBuffers& buffers, const Header& header, WriteStream&
         for (uint32_t y = 0; y < h.rows; ++y) {
             begin_row(buffers, h, image, y, operands);
             for (uint32_t out_group = 0; out_group < h.out_groups; ++out_group) {
-                conv_tile(buffers, operands, h, image, y, out_group, writes, intake, shadow, commands, lines, tile);
+                begin_fetch(h, image, y, out_group, fetch);
+                conv_tile(buffers, operands, h, image, y, out_group, writes, intake, shadow, commands, lines, fetch,
+                          side, tile);
+                finish_fetch(buffers, writes, intake, shadow, commands, lines, fetch, side);
                 status.skipped += saved;
+                Command command = make_command(COMMAND_TILE, h, image * h.rows + y, out_group, 0);
+                command.counts = y >= h.first_row && y < h.last_row;
                 finish_tile(buffers, writes, intake, shadow, commands, lines);
-                keep_tile(shadow, tile, make_command(COMMAND_TILE, h, image * h.rows + y, out_group, 0));
+                keep_tile(shadow, tile, command);
+                keep_planes(shadow, fetch, side);
             }
         }
     }
@@ -61,9 +70,10 @@ inline void run_wgrad(OperandBuffers& buffers, const Header& header, WriteStream
     const uint32_t saved_ones = cycles_saved(wgrad_planes(h, true), pair_cycles);
     WgradOperands operands;
     begin_wgrad(buffers, h, operands);
-    Tile tile = {};
+    Tile tile;
 #pragma HLS ARRAY_PARTITION variable = tile.sums complete dim = 0
 #pragma HLS ARRAY_PARTITION variable = tile.own complete
+    clear(tile);
     uint32_t entry = h.base_accumulator;
     for (uint32_t out_group = 0; out_group < h.out_groups; ++out_group) {
         for (uint32_t group = 0; group < groups; ++group) {
@@ -86,9 +96,11 @@ inline void engine(OperandBuffers& buffers, PacketStream& packets, WriteStream& 
                    LineStream& lines, EngineStatus& status) {
     EngineStatus counted = {};
     Intake intake = {};
-    Shadow shadow = {};
+    Shadow shadow;
 #pragma HLS ARRAY_PARTITION variable = shadow.tile.sums complete dim = 0
 #pragma HLS ARRAY_PARTITION variable = shadow.tile.own complete
+#pragma HLS ARRAY_PARTITION variable = shadow.side.word complete dim = 0
+    shadow.occupied = false;
     bool running = true;
     while (running) {
         const Packet packet = packets.read();

@@ -29,9 +29,9 @@ Status status_of(const LoaderStatus& loader, const EngineStatus& engine, const O
 
 // One thread has the processes take turns: the loader when the engine asks for a packet, the output process at each
 // command, so that nothing piles up.
-Status run_program(Buffers& buffers, InStream& in0, InStream& in1, OutStream& out) {
+Status run_program(Buffers& buffers, InStream& in0, InStream& in1, ResultStream& out) {
     LoaderState loader_state;
-    OutputState output_state = {};
+    OutputStatus output_status = {};
     EngineStatus engine_status;
     WriteStream writes;
     LineStream lines;
@@ -39,15 +39,15 @@ Status run_program(Buffers& buffers, InStream& in0, InStream& in1, OutStream& ou
         writes.clear();
         loader_step(loader_state, in0, in1, packets, writes);
     });
-    CommandStream commands([&](const Command& c) { output_step(buffers.results, output_state, c, lines, out); });
+    CommandStream commands([&](const Command& c) { output_step(buffers.results, output_status, c, lines, out); });
     engine(buffers.operands, packets, writes, commands, lines, engine_status);
-    return status_of(status_of(loader_state), engine_status, output_state.status);
+    return status_of(status_of(loader_state), engine_status, output_status);
 }
 
 #elif defined(FABRIC_LIGHT_STREAM)
 
 // One process after the other: each load is as early as the next process may take it.
-Status run_program(Buffers& buffers, InStream& in0, InStream& in1, OutStream& out) {
+Status run_program(Buffers& buffers, InStream& in0, InStream& in1, ResultStream& out) {
     PacketStream packets;
     WriteStream writes;
     CommandStream commands;
@@ -65,39 +65,39 @@ Status run_program(Buffers& buffers, InStream& in0, InStream& in1, OutStream& ou
 
 namespace {
 
-// Each process with the memories that it alone uses: zero at power-up, kept from program to program.
+// Memories of the processes, each used by one of them: zero at power-up, kept from program to program.
+OperandBuffers operand_buffers;
+ResultBuffers result_buffers;
 
 void engine_process(PacketStream& packets, WriteStream& writes, CommandStream& commands, LineStream& lines,
                     EngineStatus& status) {
-    static OperandBuffers buffers;
-#pragma HLS DISAGGREGATE variable = buffers
+#pragma HLS DISAGGREGATE variable = operand_buffers
 // eight banks, each of 64-bit memories side by side; one port for what the array reads, one for what loads write
-#pragma HLS ARRAY_PARTITION variable = buffers.a complete dim = 1
-#pragma HLS ARRAY_PARTITION variable = buffers.a complete dim = 3
-#pragma HLS BIND_STORAGE variable = buffers.a type = ram_2p impl = bram
-#pragma HLS ARRAY_PARTITION variable = buffers.g complete dim = 1
-#pragma HLS ARRAY_PARTITION variable = buffers.g complete dim = 3
-#pragma HLS BIND_STORAGE variable = buffers.g type = ram_2p impl = bram
-#pragma HLS ARRAY_PARTITION variable = buffers.w complete dim = 2
-#pragma HLS BIND_STORAGE variable = buffers.w type = ram_2p impl = bram
-#pragma HLS ARRAY_PARTITION variable = buffers.a_any complete dim = 1
-#pragma HLS ARRAY_PARTITION variable = buffers.g_any complete dim = 1
-    engine(buffers, packets, writes, commands, lines, status);
+#pragma HLS ARRAY_PARTITION variable = operand_buffers.a complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = operand_buffers.a complete dim = 3
+#pragma HLS BIND_STORAGE variable = operand_buffers.a type = ram_2p impl = bram
+#pragma HLS ARRAY_PARTITION variable = operand_buffers.g complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = operand_buffers.g complete dim = 3
+#pragma HLS BIND_STORAGE variable = operand_buffers.g type = ram_2p impl = bram
+#pragma HLS ARRAY_PARTITION variable = operand_buffers.w complete dim = 2
+#pragma HLS BIND_STORAGE variable = operand_buffers.w type = ram_2p impl = bram
+#pragma HLS ARRAY_PARTITION variable = operand_buffers.a_any complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = operand_buffers.g_any complete dim = 1
+    engine(operand_buffers, packets, writes, commands, lines, status);
 }
 
-void output_process(CommandStream& commands, LineStream& lines, OutStream& out, OutputStatus& status) {
-    static ResultBuffers buffers;
+void output_process(CommandStream& commands, LineStream& lines, ResultStream& out, OutputStatus& status) {
 // an entry is read and written whole
-#pragma HLS ARRAY_RESHAPE variable = buffers.accumulator complete dim = 2
-#pragma HLS BIND_STORAGE variable = buffers.accumulator type = ram_2p impl = bram
-    output(buffers, commands, lines, out, status);
+#pragma HLS ARRAY_RESHAPE variable = result_buffers.accumulator complete dim = 2
+#pragma HLS BIND_STORAGE variable = result_buffers.accumulator type = ram_2p impl = bram
+    output(result_buffers, commands, lines, out, status);
 }
 
 constexpr unsigned LINE_SLOTS = 2 * COMMAND_LINES;
 
 // The array computes while finished tiles leave and the next operands come: each process runs once per program.
-void processes(InStream& in0, InStream& in1, OutStream& out, LoaderStatus& loader_status, EngineStatus& engine_status,
-               OutputStatus& output_status) {
+void processes(InStream& in0, InStream& in1 RESULT_STREAMS(RESULT_ARGUMENT), LoaderStatus& loader_status,
+               EngineStatus& engine_status, OutputStatus& output_status) {
 #pragma HLS DATAFLOW
     PacketStream packets;
 // what lies between two products, and the second of them
@@ -110,9 +110,12 @@ void processes(InStream& in0, InStream& in1, OutStream& out, LoaderStatus& loade
 #pragma HLS STREAM variable = commands depth = 4
     LineStream lines;
 #pragma HLS STREAM variable = lines depth = LINE_SLOTS
+    ResultStream results;
+#pragma HLS STREAM variable = results depth = 2
     loader(in0, in1, packets, writes, loader_status);
     engine_process(packets, writes, commands, lines, engine_status);
-    output_process(commands, lines, out, output_status);
+    output_process(commands, lines, results, output_status);
+    result_port(results RESULT_STREAMS(RESULT_NAME));
 }
 
 }  // namespace
@@ -124,19 +127,27 @@ void processes(InStream& in0, InStream& in1, OutStream& out, LoaderStatus& loade
 namespace {
 
 #if FABRIC_NATIVE
-Status run(InStream& in0, InStream& in1, OutStream& result) {
-    static Buffers buffers;
-    return run_program(buffers, in0, in1, result);
+
+Buffers all_buffers;
+
+Status run(InStream& in0, InStream& in1 RESULT_STREAMS(RESULT_ARGUMENT)) {
+    ResultStream results;
+    const Status status = run_program(all_buffers, in0, in1, results);
+    result_port(results RESULT_STREAMS(RESULT_NAME));
+    return status;
 }
+
 #else
-Status run(InStream& in0, InStream& in1, OutStream& result) {
+
+Status run(InStream& in0, InStream& in1 RESULT_STREAMS(RESULT_ARGUMENT)) {
 #pragma HLS INLINE
     LoaderStatus loader_status;
     EngineStatus engine_status;
     OutputStatus output_status;
-    processes(in0, in1, result, loader_status, engine_status, output_status);
+    processes(in0, in1 RESULT_STREAMS(RESULT_NAME), loader_status, engine_status, output_status);
     return status_of(loader_status, engine_status, output_status);
 }
+
 #endif
 
 }  // namespace
@@ -146,10 +157,13 @@ Status run(InStream& in0, InStream& in1, OutStream& result) {
     HLS_PRAGMA(HLS INTERFACE mode = s_axilite bundle = control port = name offset = byte)
 #define KERNEL_START(name, byte, value) name = value;
 
-void fabric(InStream& in0, InStream& in1, OutStream& result, uint32_t soft_reset KERNEL_REGISTERS(KERNEL_ARGUMENT)) {
+#define RESULT_INTERFACE(name) HLS_PRAGMA(HLS INTERFACE mode = axis port = name)
+
+void fabric(InStream& in0, InStream& in1 RESULT_STREAMS(RESULT_ARGUMENT), uint32_t soft_reset
+            KERNEL_REGISTERS(KERNEL_ARGUMENT)) {
 #pragma HLS INTERFACE mode = axis port = in0
 #pragma HLS INTERFACE mode = axis port = in1
-#pragma HLS INTERFACE mode = axis port = result
+    RESULT_STREAMS(RESULT_INTERFACE)
 #pragma HLS INTERFACE mode = s_axilite bundle = control port = return
 #pragma HLS INTERFACE mode = s_axilite bundle = control port = soft_reset offset = 0x10
     KERNEL_REGISTERS(KERNEL_PORT)
@@ -160,7 +174,7 @@ void fabric(InStream& in0, InStream& in1, OutStream& result, uint32_t soft_reset
     // the block's own reset.
     if (soft_reset != 0) return;
 
-    const Status status = run(in0, in1, result);
+    const Status status = run(in0, in1 RESULT_STREAMS(RESULT_NAME));
     error = status.error;
     position = status.position;
     packets = status.packets;

@@ -4,6 +4,7 @@
 
 #include "buffers.h"
 #include "contract.h"
+#include "result_port.h"
 #include "streams.h"
 
 // What a program leaves in the registers.
@@ -22,10 +23,10 @@ struct Status {
 
 #if FABRIC_NATIVE || defined(FABRIC_LIGHT_STREAM)
 // Run one program from its first header to its trailer.
-Status run_program(kernel::Buffers& buffers, InStream& in0, InStream& in1, OutStream& out);
+Status run_program(kernel::Buffers& buffers, InStream& in0, InStream& in1, kernel::ResultStream& out);
 #endif
 
 #if !defined(FABRIC_LIGHT_STREAM)
 // Top function of the HLS block.
-void fabric(InStream& in0, InStream& in1, OutStream& result, uint32_t soft_reset KERNEL_REGISTERS(KERNEL_ARGUMENT));
+void fabric(InStream& in0, InStream& in1 RESULT_STREAMS(RESULT_ARGUMENT), uint32_t soft_reset KERNEL_REGISTERS(KERNEL_ARGUMENT));
 #endif

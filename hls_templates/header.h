@@ -34,8 +34,9 @@ inline uint32_t taps_of(const Header& h) {
 struct Kind {
     bool load, conv, wgrad, read, product;
     bool to_a, to_g, to_w, to_e, tensor, entries;
-    bool random;         // the operation draws random numbers
-    bool codes, summed;  // CONV CODES, STATISTICS
+    bool codes, epilogue;  // CONV CODES; CODES or MOMENTS
+    bool moments;          // they follow the last tile
+    bool random;           // the operation draws random numbers
     bool strided;
 };
 
@@ -54,17 +55,31 @@ inline Kind kind_of(const Header& h) {
     k.tensor = k.to_a || k.to_g;
     k.entries = k.to_w || k.to_e;
     k.codes = k.conv && h.format == FORMAT_CODES;
-    k.summed = k.conv && h.format == FORMAT_STATISTICS;
+    const bool only_moments = k.conv && h.format == FORMAT_MOMENTS;
+    k.epilogue = k.codes || only_moments;
+    k.moments = only_moments || (k.codes && (h.flags & FLAG_RECORDS) != 0);
     k.random = k.codes && (h.flags & FLAG_STOCHASTIC) != 0;
     k.strided = k.conv && (h.flags & FLAG_STRIDE_2) != 0;
     return k;
+}
+
+// Planes of the operand SIDE of an epilogue, its mask on top.
+inline uint32_t side_planes(const Header& h) {
+#pragma HLS INLINE
+    return h.side_bits + ((h.flags & FLAG_MASKED) != 0 ? 1 : 0);
+}
+
+// Planes that a tile of CODES sends.
+inline uint32_t section_planes(const Header& h) {
+#pragma HLS INLINE
+    return h.out_bits + h.keep_bits + ((h.flags & FLAG_KEEP_MASK) != 0 ? 1 : 0) + h.wide_bits;
 }
 
 // Payload that the shape needs.
 inline uint32_t payload_of(const Header& h, const Kind& k) {
     if (k.tensor) return h.images * h.rows * h.groups * h.a_bits * ROW_WORDS;
     if (k.to_w) return h.rows * WEIGHT_WORDS;
-    if (k.to_e) return h.rows * 2;
+    if (k.to_e) return h.rows * ENTRY_WORDS;
     return 0;
 }
 
@@ -78,9 +93,9 @@ inline bool meet(const Range& x, const Range& y) {
     return x.first < y.end && y.first < x.end;
 }
 
-// What a LOAD writes to, or a product reads, in the operands' buffers (in all banks).
+// What a LOAD writes to, or a product reads, in the operands' buffers (in all banks).  A CONV reads SIDE and ADDED in G.
 struct Ranges {
-    Range a, g, w;
+    Range a, g, added, w;
 };
 
 inline Ranges ranges_of(const Header& h, const Kind& k) {
@@ -92,6 +107,11 @@ inline Ranges ranges_of(const Header& h, const Kind& k) {
     Ranges ranges = {};
     if (k.to_a || k.product) ranges.a = Range{h.base_a, h.base_a + a_size};
     if (k.to_g || k.wgrad) ranges.g = Range{h.base_b, h.base_b + g_size};
+    const uint32_t elements = h.images * blocks_of(h.rows) * h.out_groups;
+    if (k.epilogue && side_planes(h) != 0) {
+        ranges.g = Range{h.base_side, h.base_side + elements * side_planes(h)};
+    }
+    if (k.epilogue && h.added_bits != 0) ranges.added = Range{h.base_added, h.base_added + elements * h.added_bits};
     if (k.to_w || k.conv) ranges.w = Range{h.base_b, h.base_b + w_size};
     return ranges;
 }

@@ -20,7 +20,8 @@ inline bool extra_bits(const Header& h, const uint32_t halves[HEADER_HALVES], co
         if (kind.opcode != h.opcode || kind.target != h.target || kind.format != h.format) continue;
         for (unsigned i = 0; i < HEADER_HALVES; ++i) {
 #pragma HLS UNROLL
-            used[i] = kind.used[i] | (k.random ? RANDOM_BITS[i] : 0);
+            const bool records = k.codes && k.moments;
+            used[i] = kind.used[i] | (k.random ? STOCHASTIC_BITS[i] : 0) | (records ? RECORDS_BITS[i] : 0);
         }
     }
     uint32_t extra = 0;
@@ -35,6 +36,8 @@ inline bool extra_bits(const Header& h, const uint32_t halves[HEADER_HALVES], co
 inline bool bad_field(const Header& h, const uint32_t halves[HEADER_HALVES], const Kind& k) {
     bool bad = extra_bits(h, halves, k);
     bad |= k.wgrad && h.taps == 0;
+    bad |= k.random && h.factor == 0;
+    bad |= k.epilogue && (h.flags & FLAG_CROSS) != 0 && h.side_bits == 0;
 
     // a mask has no bit beyond its precision; a precision of zero is reported as such instead
     bad |= k.product && h.a_bits >= 1 && (h.a_planes & ~low_mask(h.a_bits)) != 0;
@@ -45,7 +48,11 @@ inline bool bad_field(const Header& h, const uint32_t halves[HEADER_HALVES], con
 inline bool bad_bits(const Header& h, const Kind& k) {
     bool bad = (k.tensor || k.product) && !within(h.a_bits, MAX_BITS);
     bad |= k.product && !within(h.b_bits, MAX_BITS);
-    bad |= k.codes && (!within(h.out_bits, MAX_BITS) || h.shift > MAX_SHIFT);
+    bad |= k.epilogue && (h.shift > MAX_SHIFT || h.side_bits > MAX_SIDE_BITS || h.added_bits > MAX_SIDE_BITS);
+    bad |= k.codes && (!within(h.out_bits, MAX_BITS) || h.value_shift > MAX_SHIFT);
+    bad |= k.codes && (h.keep_bits > MAX_SIDE_BITS || h.wide_bits > MAX_SIDE_BITS);
+    bad |= k.codes && (h.out_shift > MAX_CODE_SHIFT || h.keep_shift > MAX_CODE_SHIFT || h.wide_shift > MAX_CODE_SHIFT);
+    bad |= k.codes && section_planes(h) > SECTION_PLANES;
     return bad;
 }
 
@@ -56,7 +63,8 @@ inline bool bad_shape(const Header& h, const Kind& k) {
     bad |= k.product && !within(h.out_groups, MAX_OUT_GROUPS);
     bad |= k.load && h.out_groups != 1;
     bad |= k.entries && (h.groups != 1 || h.images != 1);
-    bad |= k.summed && !within(h.pixels, LANES);
+    bad |= k.moments && (h.valid == 0 || (h.valid & ~low_mask(LANES)) != 0);
+    bad |= k.moments && !(h.first_row < h.last_row && h.last_row <= h.rows);
     bad |= k.product && ((h.segment_start & 1) == 0 || (h.segment_start & ~low_mask(LANES)) != 0);
     return bad;
 }
@@ -67,7 +75,8 @@ inline bool out_of_buffer(const Header& h, const Kind& k) {
     const uint32_t ones = (h.flags & FLAG_ONES) != 0 ? 1 : 0;
     const uint32_t c_size = k.wgrad ? h.out_groups * (h.groups + ones) * taps_of(h) * (CHANNELS + 1) : h.rows;
     bool bad = ranges.a.end > DEPTH_A || ranges.g.end > DEPTH_G || ranges.w.end > DEPTH_W;
-    bad |= (k.to_e || k.codes) && h.base_epilogue + e_size > DEPTH_EPILOGUE;
+    bad |= ranges.added.end > DEPTH_G;
+    bad |= (k.to_e || k.epilogue) && h.base_epilogue + e_size > DEPTH_EPILOGUE;
     bad |= (k.wgrad || k.read) && h.base_accumulator + c_size > DEPTH_ACCUMULATOR;
     return bad;
 }

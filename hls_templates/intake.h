@@ -17,6 +17,19 @@ struct Intake {
     Write held;  // taken from the FIFO, not stored yet
 };
 
+// A row word into one bank of A or G, if the write is for it.
+template <unsigned DEPTH>
+void store_row(uint64_t (&rows)[DEPTH][ROW_WORDS], bool (&any)[DEPTH], const Write& write, uint32_t target,
+               unsigned bank, uint32_t address) {
+#pragma HLS INLINE
+    if ((write.target & target) == 0 || write.bank != bank) return;
+    any[address] = write.any;
+    for (unsigned word = 0; word < ROW_WORDS; ++word) {
+#pragma HLS UNROLL
+        rows[address][word] = write.data[word];
+    }
+}
+
 // Obey the write that is held, which is none of E.
 inline void store(OperandBuffers& buffers, Intake& intake) {
 #pragma HLS INLINE
@@ -26,16 +39,16 @@ inline void store(OperandBuffers& buffers, Intake& intake) {
         ++intake.ended;
         intake.error = write.error;
     }
-    if ((write.target & TARGET_W) != 0) {
-        buffers.w[write.other][write.word] = write.data[0];
-        buffers.w[write.other][write.word + 1] = write.data[1];
-    }
-    if ((write.target & TARGET_A) != 0) buffers.a_any[write.bank][write.address] = write.any;
-    if ((write.target & TARGET_G) != 0) buffers.g_any[write.bank][write.other] = write.any;
-    for (unsigned word = 0; word < ROW_WORDS; ++word) {
+    // every memory has one store, with a number that is constant
+    for (unsigned word = 0; word < WEIGHT_WORDS; ++word) {
 #pragma HLS UNROLL
-        if ((write.target & TARGET_A) != 0) buffers.a[write.bank][write.address][word] = write.data[word];
-        if ((write.target & TARGET_G) != 0) buffers.g[write.bank][write.other][word] = write.data[word];
+        const bool hit = (write.target & TARGET_W) != 0 && write.word == word / 2 * 2;
+        if (hit) buffers.w[write.other][word] = write.data[word % 2];
+    }
+    for (unsigned bank = 0; bank < ROW_BANKS; ++bank) {
+#pragma HLS UNROLL
+        store_row(buffers.a[bank], buffers.a_any[bank], write, TARGET_A, bank, write.address);
+        store_row(buffers.g[bank], buffers.g_any[bank], write, TARGET_G, bank, write.other);
     }
 }
 
@@ -47,18 +60,39 @@ inline void absorb(OperandBuffers& buffers, WriteStream& writes, Intake& intake)
     if (intake.holding && intake.held.after <= intake.products) store(buffers, intake);
 }
 
+// Half an entry of E, in the order of the words: m, o, n and b, then c and l.
+inline void take_entry(const Write& write, Line& line) {
+#pragma HLS INLINE
+    if (write.word == 0) {
+        for (unsigned n = 0; n < 3; ++n) {
+#pragma HLS UNROLL
+            line.value[n] = sign_extend(write.data[0] >> (n * MULTIPLIER_BITS), MULTIPLIER_BITS);
+        }
+        line.value[3] = sign_extend(write.data[1], OFFSET_BITS);
+    } else {
+        line.value[4] = sign_extend(write.data[0], VALUE_OFFSET_BITS);
+        line.value[5] = sign_extend(write.data[0] >> VALUE_OFFSET_BITS, MULTIPLIER_BITS);
+    }
+}
+
 // The rest of a LOAD; entries of E go on to the process that applies them.
 inline uint32_t finish_load(OperandBuffers& buffers, const Header& h, WriteStream& writes, CommandStream& commands,
                             LineStream& lines, Intake& intake) {
+    Line line;
+    for (unsigned k = 0; k < LINE_VALUES; ++k) {
+#pragma HLS UNROLL
+        line.value[k] = 0;
+        line.side[k] = 0;
+        line.added[k] = 0;
+    }
     while (intake.ended == 0) {
 #pragma HLS PIPELINE II = 1
         if (!intake.holding) intake.held = writes.read();
         const Write& write = intake.held;
         if (write.target == TARGET_E) {
             intake.holding = false;
-            Line line = {};
-            line.value[0] = sign_extend(write.data[0], MULTIPLIER_BITS);
-            line.value[1] = sign_extend(write.data[1], ACC_BITS);
+            take_entry(write, line);
+            if (write.word == 0) continue;
             lines.write(line);
             commands.write(make_command(COMMAND_ENTRY, h, 0, 0, write.other));
         } else {

@@ -39,7 +39,7 @@ int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1
 
     InStream s0(in0, n0);
     InStream s1(in1, n1);
-    OutStream results(out, capacity);
+    kernel::ResultStream results(out, capacity);
     const Status status = run_program(*static_cast<Buffers*>(handle), s0, s1, results);
 
     registers[contract::REG_CTRL] = 0x0E;  // done, idle, ready

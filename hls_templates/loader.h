@@ -21,6 +21,7 @@ namespace kernel {
 
 constexpr unsigned ROW_BEATS = ROW_WORDS / 2;
 constexpr unsigned WEIGHT_BEATS = WEIGHT_WORDS / 2;
+constexpr unsigned ENTRY_BEATS = ENTRY_WORDS / 2;
 
 // Counted by the loader.
 struct LoaderStatus {
@@ -37,7 +38,8 @@ struct LoaderState {
 inline Write make_write(const LoaderState& state, const Header& h) {
 #pragma HLS INLINE
     const Ranges own = ranges_of(h, kind_of(h));
-    const bool waits = meet(own.a, state.last.a) || meet(own.g, state.last.g) || meet(own.w, state.last.w);
+    const bool waits = meet(own.a, state.last.a) || meet(own.g, state.last.g) || meet(own.g, state.last.added) ||
+                       meet(own.w, state.last.w);
     Write write = {};
     write.target = h.target;
     // the last product need not be done if it reads nothing of what this LOAD replaces, but the one before it must
@@ -81,7 +83,7 @@ inline uint32_t load_tensor(const Header& h, Write write, InStream& in0, InStrea
     return input.ended() ? ERR_TRUNCATED : ERR_NONE;
 }
 
-// Weight words, `slices` beats to an address from `address` on, or entries of E, one beat each.
+// Weight words or entries of E, `slices` beats to an address from `address` on.
 inline uint32_t load_beats(uint32_t beats, uint32_t slices, uint32_t address, Write write, InStream& in0, InStream& in1,
                            Input& input, WriteStream& writes) {
     uint32_t slice = 0;
@@ -106,7 +108,7 @@ inline uint32_t load(LoaderState& state, const Header& h, const Write& write, In
     Input& input = state.input;
     const uint32_t beats = h.payload_words / 2;
     if (h.target == TARGET_W) return load_beats(beats, WEIGHT_BEATS, h.base_b, write, in0, in1, input, writes);
-    if (h.target == TARGET_E) return load_beats(beats, 1, h.base_epilogue, write, in0, in1, input, writes);
+    if (h.target == TARGET_E) return load_beats(beats, ENTRY_BEATS, h.base_epilogue, write, in0, in1, input, writes);
     return load_tensor(h, write, in0, in1, input, writes);
 }
 

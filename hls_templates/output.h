@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output process owns what happens to tiles after the engine has computed them: accumulators, epilogue, statistics,
-// packing, the output stream and the order of errors.  Lines carry the values, and a command says what to do with the
+// The output process owns what happens to tiles after the engine has computed them: accumulators, epilogue, moments,
+// packing and the order of errors.  Lines carry the values, and a command says what to do with the
 // lines that have been written before it.
 #pragma once
 
@@ -9,6 +9,9 @@
 namespace kernel {
 
 constexpr int64_t ACCUMULATOR_LIMIT = int64_t(1) << (ACC_BITS - 1);
+// Cycles in which an accumulator entry leaves.
+constexpr unsigned WIDE_ENTRY_INTERVAL = CHANNELS / 2 * BEAT_INTERVAL;
+constexpr unsigned ENTRY_INTERVAL = CHANNELS / 4 * BEAT_INTERVAL;
 
 // Add the entries of a weight gradient's tile, or put them in place of what was there.
 inline uint32_t add_entries(ResultBuffers& buffers, const Command& command, LineStream& lines) {
@@ -32,7 +35,7 @@ inline uint32_t add_entries(ResultBuffers& buffers, const Command& command, Line
 
 // One entry, unless a value does not fit.
 template <bool WIDE>
-bool send_entry(const ResultBuffers& buffers, uint32_t entry, OutStream& out, uint32_t& sent) {
+bool send_entry(const ResultBuffers& buffers, uint32_t entry, ResultStream& out, uint32_t& sent) {
 #pragma HLS INLINE
     Line line;
     bool fits = true;
@@ -42,24 +45,35 @@ bool send_entry(const ResultBuffers& buffers, uint32_t entry, OutStream& out, ui
         const int64_t value = int64_t(line.value[ic]);
         fits &= WIDE || (value >= -(int64_t(1) << 31) && value < (int64_t(1) << 31));
     }
-    if (fits) send_line<WIDE>(out, sent, line);
+    if (fits) send_line<WIDE, CHANNELS>(out, sent, line);
     return fits;
 }
 
-inline uint32_t send_entries(const ResultBuffers& buffers, const Header& h, OutStream& out, uint32_t& sent) {
+inline uint32_t send_entries(const ResultBuffers& buffers, const Header& h, ResultStream& out, uint32_t& sent) {
     bool fits = true;
     if (h.format == FORMAT_INT64) {
         for (uint32_t n = 0; n < h.rows; ++n) {
-#pragma HLS PIPELINE II = WORDS_INTERVAL
+#pragma HLS PIPELINE II = WIDE_ENTRY_INTERVAL
             fits &= send_entry<true>(buffers, h.base_accumulator + n, out, sent);
         }
     } else {
         for (uint32_t n = 0; n < h.rows && fits; ++n) {
-#pragma HLS PIPELINE II = PAIRS_INTERVAL
+#pragma HLS PIPELINE II = ENTRY_INTERVAL
             fits = send_entry<false>(buffers, h.base_accumulator + n, out, sent);
         }
     }
     return fits ? ERR_NONE : ERR_ACCUMULATOR_RANGE;
+}
+
+// An entry of E, its values as the intake sends them.
+inline void keep_entry(Entry& entry, const Line& line) {
+#pragma HLS INLINE
+    entry.m = Multiplier(line.value[0]);
+    entry.o = Multiplier(line.value[1]);
+    entry.n = Multiplier(line.value[2]);
+    entry.b = Offset(line.value[3]);
+    entry.c = ValueOffset(line.value[4]);
+    entry.l = Multiplier(line.value[5]);
 }
 
 // Nothing after the packet that stopped the program has an effect here; only its lines are taken.
@@ -72,24 +86,21 @@ inline void skip_lines(const Command& command, LineStream& lines) {
 }
 
 // Obey one command.
-inline void output_step(ResultBuffers& buffers, OutputState& state, const Command& command, LineStream& lines,
-                        OutStream& out) {
+inline void output_step(ResultBuffers& buffers, OutputStatus& status, const Command& command, LineStream& lines,
+                        ResultStream& out) {
     const Header& h = command.header;
-    OutputStatus& status = state.status;
     uint32_t error = ERR_NONE;
     if (status.error != ERR_NONE) {
         skip_lines(command, lines);
     } else if (command.kind == COMMAND_TILE) {
-        take_tile(buffers, state, command, lines, out);
+        take_tile(buffers, status, command, lines, out);
     } else if (command.kind == COMMAND_ADD) {
         error = add_entries(buffers, command, lines);
     } else if (command.kind == COMMAND_ENTRY) {
-        const Line& line = lines.read();
-        buffers.multiplier[command.entry] = Multiplier(line.value[0]);
-        buffers.offset[command.entry] = line.value[1];
+        keep_entry(buffers.entries[command.entry], lines.read());
     } else if (command.kind == COMMAND_DONE) {
         if (h.opcode == OP_READ) error = send_entries(buffers, h, out, status.words_out);
-        if (h.opcode == OP_CONV && h.format == FORMAT_STATISTICS) send_statistics(buffers, h, out, status.words_out);
+        if (kind_of(h).moments) send_moments(buffers, h, out, status.words_out);
         if (error == ERR_NONE) ++status.packets;
     } else {
         error = command.error;
@@ -100,24 +111,22 @@ inline void output_step(ResultBuffers& buffers, OutputState& state, const Comman
         status.position = status.packets;
     }
     if (command.kind == COMMAND_STOP) {
-        send(out, status.words_out, uint64_t(TRAILER_MAGIC) << 32 | status.error);
-        out.write(make_word(uint64_t(status.packets) << 32 | status.position, true));
-        ++status.words_out;
+        send(out, status.words_out, uint64_t(TRAILER_MAGIC) << 32 | status.error,
+             uint64_t(status.packets) << 32 | status.position, true);
     }
 }
 
 #if !FABRIC_NATIVE
-inline void output(ResultBuffers& buffers, CommandStream& commands, LineStream& lines, OutStream& out,
+inline void output(ResultBuffers& buffers, CommandStream& commands, LineStream& lines, ResultStream& out,
                    OutputStatus& status) {
-    OutputState state = {};
-#pragma HLS ARRAY_PARTITION variable = state.pixel_index complete
+    OutputStatus counts = {};
     bool running = true;
     while (running) {
         const Command command = commands.read();
-        output_step(buffers, state, command, lines, out);
+        output_step(buffers, counts, command, lines, out);
         running = command.kind != COMMAND_STOP;
     }
-    status = state.status;
+    status = counts;
 }
 #endif
 

@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles of CONV in their output format: INT32, INT64, CODES, or STATISTICS of each channel.
+// Tiles of CONV in their output format: INT32, INT64, CODES, or MOMENTS of each channel.
 #pragma once
 
-#include "buffers.h"
-#include "channels.h"
 #include "corner_turn.h"
 #include "epilogue.h"
-#include "random_index.h"
-#include "streams.h"
+#include "moments.h"
 
 namespace kernel {
 
-// Cycles in which a line leaves, or is taken: as 64-bit words, or two values per cycle.
-constexpr unsigned WORDS_INTERVAL = CHANNELS;
-constexpr unsigned PAIRS_INTERVAL = CHANNELS / 2;
-// Cycles in which a line gets its random words.
-constexpr unsigned DRAW_INTERVAL = ROUNDING_LANES == 0 || ROUNDING_LANES > CHANNELS ? 1 : CHANNELS / ROUNDING_LANES;
+// Cycles in which a line leaves as 64-bit words, or as two values per word; and in which the epilogue takes it.
+constexpr unsigned WORDS_INTERVAL = LINE_VALUES / 2 * BEAT_INTERVAL;
+constexpr unsigned PAIRS_INTERVAL = LINE_VALUES / 4 * BEAT_INTERVAL;
+constexpr unsigned EPILOGUE_INTERVAL = LINE_VALUES / EPILOGUE_LANES;
 
 // Counted by the output process.
 struct OutputStatus {
@@ -26,149 +22,143 @@ struct OutputStatus {
     uint32_t words_out;
 };
 
-struct OutputState {
-    OutputStatus status;
-    uint32_t pixel_index[LANES];  // of the packet's random indices
+// The first COUNT values of a line, as 32-bit pairs or 64-bit words.
+template <bool WIDE, unsigned COUNT>
+void send_line(ResultStream& out, uint32_t& sent, const Line& line) {
+#pragma HLS INLINE
+    constexpr unsigned STEP = WIDE ? 2 : 4;  // values of a beat
+    for (unsigned n = 0; n < COUNT; n += STEP) {
+#pragma HLS UNROLL
+        uint64_t word[2];
+        for (unsigned k = 0; k < 2; ++k) {
+#pragma HLS UNROLL
+            const unsigned at = n + k * (STEP / 2);
+            const uint64_t low = uint64_t(int64_t(line.value[at]));
+            const uint64_t high = uint64_t(int64_t(line.value[WIDE ? at : at + 1]));
+            word[k] = WIDE ? low : (low & 0xFFFFFFFFull) | high << 32;
+        }
+        send(out, sent, word[0], word[1]);
+    }
+}
+
+// Planes of a tile's codes, in the order of the sections.
+inline void send_planes(const CodePlanes& planes, uint32_t count, ResultStream& out, uint32_t& sent) {
+#pragma HLS INLINE
+    for (uint32_t b = 0; b < count; ++b) {
+        for (unsigned word = 0; word < ROW_WORDS; word += 2) {
+#pragma HLS PIPELINE II = BEAT_INTERVAL
+            send(out, sent, planes.word[b][word], planes.word[b][word + 1]);
+        }
+    }
+}
+
+// What the epilogue makes of a line; the last two in CODES alone.
+struct Finished {
+    int32_t x[LINE_VALUES];
+    int32_t k[LINE_VALUES];  // elements of SIDE
+    int32_t w[LINE_VALUES];
+    uint32_t sections[LINE_VALUES];
 };
 
-// The values of a line, as 32-bit pairs or 64-bit words.
-template <bool WIDE>
-void send_line(OutStream& out, uint32_t& sent, const Line& line) {
+// x of a line's sums, and the elements that come with them.
+inline void finish_sums(const Settings& settings, const Entry& entry, const Line& line, Finished& done,
+                        uint32_t& saturated) {
 #pragma HLS INLINE
-    constexpr unsigned COUNT = WIDE ? CHANNELS : CHANNELS / 2;
-    for (unsigned n = 0; n < COUNT; ++n) {
-#pragma HLS UNROLL
-        const uint64_t low = uint64_t(int64_t(line.value[WIDE ? n : 2 * n]));
-        const uint64_t high = uint64_t(int64_t(line.value[WIDE ? n : 2 * n + 1]));
-        out.write(make_word(WIDE ? low : (low & 0xFFFFFFFFull) | high << 32, false));
-    }
-    sent += COUNT;
-}
-
-// Random words of a tile's codes.  In a loop of their own, so that codes that are not stochastic do not wait for them.
-inline void draw_words(const Command& command, const uint32_t pixel_index[LANES],
-                       uint32_t random[TILE_LINES][CHANNELS]) {
-    const Header& h = command.header;
-    for (unsigned n = 0; n < TILE_LINES; ++n) {
-// as many per cycle as the design has rounding lanes
-#pragma HLS PIPELINE II = DRAW_INTERVAL
-        const uint32_t channel = command.out_group * CHANNELS + n / HALVES, first = n % HALVES * CHANNELS;
-        const uint32_t start = h.index + command.row * h.row_stride + channel * h.channel_stride;
 KEEP_LOOP
-        for (unsigned k = 0; k < CHANNELS; ++k) {
+    for (unsigned k = 0; k < LINE_VALUES; ++k) {
 #pragma HLS UNROLL
-            random[n][k] = fmix32((start + pixel_index[first + k]) ^ h.key);
-        }
+        const uint32_t side = uint32_t(line.side[k]);
+        // CONV's sums are in the range of 32 bits
+        const int32_t sum = int32_t(int64_t(line.value[k]));
+        const int64_t inner = inner_of(settings, entry, sum, side, uint32_t(line.added[k]));
+        done.x[k] = saturate(inner);
+        done.k[k] = operand_of(side, settings.side_bits, settings.side_signed);
+        saturated += done.x[k] != inner ? 1 : 0;
     }
 }
 
-inline void send_codes(const ResultBuffers& buffers, OutputState& state, const Command& command, LineStream& lines,
-                       OutStream& out) {
+// w and the codes of all sections.
+inline void finish_codes(const Settings& settings, const Entry& entry, const Random* random, Finished& done,
+                         uint32_t& saturated) {
+#pragma HLS INLINE
+KEEP_LOOP
+    for (unsigned k = 0; k < LINE_VALUES; ++k) {
+#pragma HLS UNROLL
+        const uint32_t number = settings.stochastic ? uint32_t(random[k]) : 0;
+        done.w[k] = value_of(settings, entry, done.x[k], done.k[k]);
+        done.sections[k] = sections_of(settings, done.x[k], done.w[k], number, saturated);
+    }
+}
+
+// The moments of one channel, which stay in a register while its lines come.
+inline void count_line(ResultBuffers& buffers, const Command& command, uint32_t channel, unsigned part,
+                       const Finished& done, Moments& moments) {
+#pragma HLS INLINE
     const Header& h = command.header;
-    const bool stochastic = ROUNDING_LANES != 0 && (h.flags & FLAG_STOCHASTIC) != 0;
-    uint32_t random[TILE_LINES][CHANNELS];
-#pragma HLS ARRAY_PARTITION variable = random complete dim = 2
-    if (stochastic && command.row == 0 && command.out_group == 0) index_pixels(h, state.pixel_index);
-    if (stochastic) draw_words(command, state.pixel_index, random);
-    const Limits limits = limits_of(h);
-    const int64_t half = h.shift == 0 ? 0 : int64_t(1) << (h.shift - 1);
-    uint16_t codes[TILE];
+    if (part == 0) {
+        moments = buffers.moments[channel];
+        if (command.row == 0) clear(moments);
+    }
+    const bool codes = h.format == FORMAT_CODES, cross = (h.flags & FLAG_CROSS) != 0;
+    const uint32_t valid = command.counts ? h.valid >> (part * LINE_VALUES) : 0;
+    add_moments(moments, valid, codes ? done.w : done.x, codes ? done.w : cross ? done.k : done.x);
+    if (part == PARTS - 1) buffers.moments[channel] = moments;
+}
+
+// CODES and MOMENTS: a tile through the epilogue.
+inline void finish_sums_of_tile(ResultBuffers& buffers, OutputStatus& status, const Command& command,
+                                LineStream& lines, ResultStream& out) {
+    const Header& h = command.header;
+    const Kind kind = kind_of(h);
+    const Settings settings = settings_of(h);
+    RandomTile random;
+#pragma HLS ARRAY_PARTITION variable = random.number complete dim = 2
+    if (settings.stochastic) draw(command, random);
+    Sections codes[TILE];
 #pragma HLS ARRAY_PARTITION variable = codes complete
-    uint64_t planes[MAX_BITS][ROW_WORDS];
-#pragma HLS ARRAY_PARTITION variable = planes complete dim = 0
+    Moments moments;
     uint32_t saturated = 0;
     for (unsigned n = 0; n < TILE_LINES; ++n) {
-#pragma HLS PIPELINE II = 1
-        const uint32_t oc = n / HALVES, first = n % HALVES * CHANNELS;
+#pragma HLS PIPELINE II = EPILOGUE_INTERVAL
+// each channel's moments are read once and written once
+#pragma HLS DEPENDENCE variable = buffers.moments type = inter dependent = false
+        const uint32_t oc = n / PARTS, part = n % PARTS;
         const uint32_t channel = command.out_group * CHANNELS + oc;
-        const int64_t multiplier = int64_t(buffers.multiplier[h.base_epilogue + channel]);
-        const int64_t offset = int64_t(buffers.offset[h.base_epilogue + channel]);
+        const Entry entry = buffers.entries[h.base_epilogue + channel];
         const Line& line = lines.read();
-        int64_t rounding[CHANNELS], line_codes[CHANNELS];
-KEEP_LOOP
-        for (unsigned k = 0; k < CHANNELS; ++k) {
+        Finished done;
+        finish_sums(settings, entry, line, done, saturated);
+        if (kind.codes) {
+            finish_codes(settings, entry, random.number[oc] + part * LINE_VALUES, done, saturated);
+            for (unsigned k = 0; k < LINE_VALUES; ++k) {
 #pragma HLS UNROLL
-            rounding[k] = stochastic ? random_part(random[n][k], h.shift) : half;
-        }
-KEEP_LOOP
-        for (unsigned k = 0; k < CHANNELS; ++k) {
-#pragma HLS UNROLL
-            const int64_t sum = int64_t(line.value[k]);
-            line_codes[k] = requantize(limits, multiplier, offset, sum, rounding[k], saturated);
-        }
-        for (unsigned k = 0; k < CHANNELS; ++k) {
-#pragma HLS UNROLL
-            codes[(first + k) * CHANNELS + oc] = uint16_t(line_codes[k]);
-        }
-    }
-    state.status.saturated += saturated;
-    planes_of_codes(codes, h.out_bits, planes);
-    for (uint32_t b = 0; b < h.out_bits; ++b) {
-        for (unsigned word = 0; word < ROW_WORDS; ++word) {
-#pragma HLS PIPELINE II = 1
-            send(out, state.status.words_out, planes[b][word]);
-        }
-    }
-}
-
-inline void add_statistics(ResultBuffers& buffers, const Command& command, LineStream& lines) {
-    Statistics channel = {};
-    for (unsigned n = 0; n < TILE_LINES; ++n) {
-// two values per cycle, as many as INT32 sends
-#pragma HLS PIPELINE II = PAIRS_INTERVAL
-        const uint32_t number = command.out_group * CHANNELS + n / HALVES, first = n % HALVES * CHANNELS;
-        if (first == 0) {
-            channel = buffers.statistics[number];
-            if (command.row == 0) {
-                channel.sum = 0;
-                channel.squares = 0;
-                channel.low = INT32_MAX;
-                channel.high = INT32_MIN;
+                codes[(part * LINE_VALUES + k) * CHANNELS + oc] = done.sections[k];
             }
         }
-        const Line& line = lines.read();
-        for (unsigned k = 0; k < CHANNELS; ++k) {
-#pragma HLS UNROLL
-            const int32_t value = int32_t(int64_t(line.value[k]));
-            if (first + k >= command.header.pixels) continue;
-            channel.sum += value;
-            channel.squares += uint64_t(int64_t(value) * value);
-            channel.low = value < channel.low ? value : channel.low;
-            channel.high = value > channel.high ? value : channel.high;
-        }
-        if (first + CHANNELS == LANES) buffers.statistics[number] = channel;
+        if (kind.moments) count_line(buffers, command, channel, part, done, moments);
     }
+    status.saturated += saturated;
+    if (!kind.codes) return;
+    CodePlanes planes;
+#pragma HLS ARRAY_PARTITION variable = planes.word complete dim = 0
+    planes_of_codes(codes, section_planes(h), planes);
+    send_planes(planes, section_planes(h), out, status.words_out);
 }
 
-inline void send_statistics(const ResultBuffers& buffers, const Header& h, OutStream& out, uint32_t& sent) {
-    for (uint32_t n = 0; n < h.out_groups * CHANNELS; ++n) {
-        const Statistics channel = buffers.statistics[n];
-        for (unsigned word = 0; word < 4; ++word) {
-#pragma HLS PIPELINE II = 1
-            send(out, sent,
-                 word == 0   ? uint64_t(channel.sum)
-                 : word == 1 ? uint64_t(channel.squares)
-                 : word == 2 ? uint64_t(channel.squares >> 64)
-                             : uint64_t(uint32_t(channel.high)) << 32 | uint32_t(channel.low));
-        }
-    }
-}
-
-inline void take_tile(ResultBuffers& buffers, OutputState& state, const Command& command, LineStream& lines,
-                      OutStream& out) {
+inline void take_tile(ResultBuffers& buffers, OutputStatus& status, const Command& command, LineStream& lines,
+                      ResultStream& out) {
     const Header& h = command.header;
-    if (h.format == FORMAT_CODES) return send_codes(buffers, state, command, lines, out);
-    if (h.format == FORMAT_STATISTICS) return add_statistics(buffers, command, lines);
+    if (kind_of(h).epilogue) return finish_sums_of_tile(buffers, status, command, lines, out);
     const unsigned count = lines_of(command);
     if (h.format == FORMAT_INT64) {
         for (unsigned n = 0; n < count; ++n) {
 #pragma HLS PIPELINE II = WORDS_INTERVAL
-            send_line<true>(out, state.status.words_out, lines.read());
+            send_line<true, LINE_VALUES>(out, status.words_out, lines.read());
         }
     } else {
         for (unsigned n = 0; n < count; ++n) {
 #pragma HLS PIPELINE II = PAIRS_INTERVAL
-            send_line<false>(out, state.status.words_out, lines.read());
+            send_line<false, LINE_VALUES>(out, status.words_out, lines.read());
         }
     }
 }

@@ -20,12 +20,28 @@
 // widths of the memories; every value that is stored has been checked or cut to fit
 using Accumulated = ap_int<contract::ACC_BITS>;
 using Multiplier = ap_int<contract::MULTIPLIER_BITS>;
-using Squares = ap_uint<96>;
+using Offset = ap_int<contract::OFFSET_BITS>;
+using ValueOffset = ap_int<contract::VALUE_OFFSET_BITS>;
+using SideElement = ap_uint<contract::MAX_SIDE_BITS + 1>;  // the mask on top
+using AddedElement = ap_uint<contract::MAX_SIDE_BITS>;
+using Sections = ap_uint<contract::SECTION_PLANES>;
+using Random = ap_uint<16>;
+using MomentSum = ap_int<contract::SUM_BITS>;
+using MomentProducts = ap_int<contract::PRODUCT_BITS>;
+using Value = ap_int<contract::VALUE_BITS>;
 #else
 #define FABRIC_NATIVE 1
 using Accumulated = int64_t;
 using Multiplier = int32_t;
-__extension__ typedef unsigned __int128 Squares;
+using Offset = int64_t;
+using ValueOffset = int64_t;
+using SideElement = uint16_t;
+using AddedElement = uint8_t;
+using Sections = uint32_t;
+using Random = uint16_t;
+using MomentSum = int64_t;
+using MomentProducts = int64_t;
+using Value = int32_t;
 #endif
 
 // g++ unrolls short loops before it looks for vectors, and then finds none

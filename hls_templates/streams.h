@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel's three streams: words of 64 bits, the last of a program with TLAST.
+// The kernel's streams: words of 64 bits, the last of a program with TLAST.  Inside, results go by beats of two words.
 #pragma once
 
 #include "platform.h"
@@ -30,28 +30,6 @@ public:
 private:
     const uint64_t* next_;
     const uint64_t* end_;
-};
-
-// Output stream into an array; words beyond its capacity are counted and dropped.
-class OutStream {
-public:
-    OutStream(uint64_t* words, size_t capacity) : words_(words), next_(words), end_(words + capacity) {}
-
-    void write(const Word& word) {
-        if (next_ == end_) {
-            ++dropped_;
-        } else {
-            *next_++ = word.data;
-        }
-    }
-
-    size_t count() const { return size_t(next_ - words_) + dropped_; }
-
-private:
-    uint64_t* words_;
-    uint64_t* next_;
-    uint64_t* end_;
-    size_t dropped_ = 0;
 };
 
 #else
@@ -101,6 +79,47 @@ struct Beat {
     uint64_t word[2];
 };
 
+// Results, an even word and an odd one, as they leave on two streams, or one after the other.
+struct ResultBeat {
+    uint64_t even, odd;
+    bool last;
+};
+
+#if defined(FABRIC_LIGHT_STREAM)
+
+// Results into an array; words beyond its capacity are counted and dropped.
+class ResultStream {
+public:
+    ResultStream(uint64_t* words, size_t capacity) : words_(words), next_(words), end_(words + capacity) {}
+
+    void write(const ResultBeat& beat) {
+        write_word(beat.even);
+        write_word(beat.odd);
+    }
+
+    size_t count() const { return size_t(next_ - words_) + dropped_; }
+
+private:
+    void write_word(uint64_t word) {
+        if (next_ == end_) {
+            ++dropped_;
+        } else {
+            *next_++ = word;
+        }
+    }
+
+    uint64_t* words_;
+    uint64_t* next_;
+    uint64_t* end_;
+    size_t dropped_ = 0;
+};
+
+#else
+
+using ResultStream = hls::stream<ResultBeat>;
+
+#endif
+
 // One word from either stream; false when a stream has ended and there is no beat.
 inline bool read_beat(InStream& in0, InStream& in1, Input& input, Beat& beat) {
 #pragma HLS INLINE
@@ -123,11 +142,18 @@ inline void swallow(InStream& in, bool ended) {
     }
 }
 
-// One result word, counted.
-inline void send(OutStream& out, uint32_t& sent, uint64_t data) {
+// Cycles in which a beat of results leaves.
+constexpr unsigned BEAT_INTERVAL = 2 / OUTPUT_STREAMS;
+
+// Two result words, counted.
+inline void send(ResultStream& out, uint32_t& sent, uint64_t even, uint64_t odd, bool last = false) {
 #pragma HLS INLINE
-    out.write(make_word(data, false));
-    ++sent;
+    ResultBeat beat;
+    beat.even = even;
+    beat.odd = odd;
+    beat.last = last;
+    out.write(beat);
+    sent += 2;
 }
 
 }  // namespace kernel

@@ -57,18 +57,22 @@ void fill(InStream& in, const std::vector<uint64_t>& words) {
 // Runs one program and counts what differs: words, missing or surplus words, TLAST, counters.
 size_t run_case(const Case& c) {
     InStream in0, in1;
-    OutStream result;
+#define STREAM(name) OutStream name;
+    RESULT_STREAMS(STREAM)
     fill(in0, c.input0);
     fill(in1, c.input1);
     KERNEL_REGISTERS(DECLARATION)
-    fabric(in0, in1, result, 0 KERNEL_REGISTERS(ARGUMENT));
+    fabric(in0, in1 RESULT_STREAMS(RESULT_NAME), 0 KERNEL_REGISTERS(ARGUMENT));
 
     size_t mismatches = 0;
     size_t n = 0;
-    while (!result.empty()) {
-        const Word word = result.read();
+#define ADDRESS(name) &name,
+    OutStream* const streams[] = {RESULT_STREAMS(ADDRESS)};
+    // the words of a program go to the streams in turn
+    while (!streams[n % contract::OUTPUT_STREAMS]->empty()) {
+        const Word word = streams[n % contract::OUTPUT_STREAMS]->read();
         const bool right = n < c.expected.size() && uint64_t(word.data) == c.expected[n] &&
-                           bool(word.last) == (n + 1 == c.expected.size());
+                           bool(word.last) == (n + contract::OUTPUT_STREAMS >= c.expected.size());
         if (!right && mismatches++ == 0) {
             std::printf("%s: word %zu of %zu is %016" PRIx64 "%s, expected %016" PRIx64 "\n", c.name.c_str(), n,
                         c.expected.size(), uint64_t(word.data), bool(word.last) ? " with TLAST" : "",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum
 
-from hw.contract import HEADER_WORDS, Opcode, OutputFormat, Target
+from hw.contract import HEADER_WORDS, MOMENT_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.model.cycles import Prediction, Ranges, flag_cycles, meet
 from hw.networks import Bits, ConvShape
@@ -31,17 +31,33 @@ class Overlap(IntEnum):
 
 def output_cycles(design: Design, p: Packet) -> int:
     """Cycles of the output process for one tile of a product."""
-    c = design.channels
     if p.opcode == Opcode.WGRAD:
-        return 2 * (c + 1)
-    if p.format == OutputFormat.CODES:
-        return 2 * c + p.section_planes * design.row_words
-    return 2 * c * (c if p.format == OutputFormat.INT64 else c // 2)
+        return 2 * (design.channels + 1)
+    values = design.lanes * design.channels
+    if p.has_epilogue:
+        hashes = design.channels * p.segment_start.bit_count() if p.has(Flag.STOCHASTIC) else 0
+        codes = p.section_planes * design.row_words // design.output_streams
+        return hashes + values // design.epilogue_lanes + codes
+    return values // (1 if p.format == OutputFormat.INT64 else 2) // design.output_streams
 
 
 def lines_of_tile(design: Design, p: Packet) -> int:
     """Iterations in which a tile of a product is handed over; lines of ``A_SUM`` are left out."""
-    return design.channels + 1 if p.opcode == Opcode.WGRAD else 2 * design.channels
+    c = design.channels
+    return c + 1 if p.opcode == Opcode.WGRAD else c * design.lanes // max(c, design.epilogue_lanes)
+
+
+def tile_cycles(p: Packet, steps: int) -> int:
+    """Iterations of the engine for a tile of ``steps`` array steps: planes of SIDE and ADDED come one in each."""
+    return max(steps, p.side_planes + p.added_bits) if p.has_epilogue else steps
+
+
+def last_cycles(design: Design, p: Packet) -> int:
+    """Cycles of the output process behind the last tile of a packet: results of READ, moments."""
+    words = p.result_words(design) if p.opcode == Opcode.READ else 0
+    if p.has_moments:
+        words = p.out_groups * design.channels * MOMENT_WORDS
+    return words // design.output_streams
 
 
 def predict_kernel(design: Design, packets: Iterable[Packet], overlap: Overlap = Overlap.TILES) -> Prediction:
@@ -81,17 +97,16 @@ def predict_kernel(design: Design, packets: Iterable[Packet], overlap: Overlap =
             left = [output] * TILE_SLOTS
             for tiles in p.tiles():
                 for _ in range(tiles.number):
-                    engine = max(engine + tiles.steps, handed)
+                    engine = max(engine + tile_cycles(p, tiles.steps), handed)
                     handed = max(engine + lines, left[-TILE_SLOTS])
                     left = [*left[1:], max(left[-1], handed) + sent]
                     engine = engine if overlap >= Overlap.TILES else handed
             result.compute += p.steps()
             engine, output = handed, left[-1]
             spare = round(engine - begun)
-            if op == Opcode.CONV and p.format == OutputFormat.MOMENTS:
-                output += p.result_words(design)
+            output += last_cycles(design, p)
         elif op == Opcode.READ:
-            output = max(output, engine) + p.result_words(design)
+            output = max(output, engine) + last_cycles(design, p)
         taken.append(engine)
     result.cycles = round(max(loader, engine, output))
     return result

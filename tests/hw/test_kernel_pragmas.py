@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hw import contract
-from hw.contract import Flag, Opcode, OutputFormat
+from hw.contract import Opcode, OutputFormat
 from hw.design import Design, load_design
-from hw.model.kernel_cycles import lines_of_tile, output_cycles
-from hw.packet import product
+from hw.model.kernel_cycles import last_cycles, lines_of_tile, output_cycles
+from hw.packet import Packet, product, read_entries
 from hw.tools.compile import BASE_FLAGS, BIT_SERIAL, ap_types, compiler, hls_files
 
 DESIGNS = [load_design(name) for name in ("sim-small", "pynq-z2", "zc706")]
@@ -47,22 +47,31 @@ def test_every_register_is_an_argument_and_a_port_at_its_offset(kernel: tuple[De
     assert re.findall(r"uint32_t& ?(\w+)", head[1]) == [r.name.lower() for r in contract.REGISTERS if r.access == "r"]
 
 
+def conv(form: OutputFormat) -> Packet:
+    return product(Opcode.CONV, rows=1, groups=1, out_groups=1, a_bits=1, b_bits=1, format=form)
+
+
 def test_constants_of_pragmas_are_those_of_the_design_and_of_the_cycle_model(kernel: tuple[Design, Path]) -> None:
     design, folder = kernel
     named = re.findall(r"#pragma HLS .*\b(?:II|depth|factor) = ([A-Za-z]\w*)", "".join(hls_files(design).values()))
-    conv = {"rows": 1, "groups": 1, "out_groups": 1, "a_bits": 1, "b_bits": 1}
-    lines = lines_of_tile(design, product(Opcode.CONV, **conv))
+    lines = lines_of_tile(design, conv(OutputFormat.INT32))
+    parts = lines // design.channels
 
-    def cycles(form: OutputFormat, flags: int = 0, out_bits: int = 0) -> int:
-        return output_cycles(design, product(Opcode.CONV, **conv, format=form, flags=flags, out_bits=out_bits))
+    def cycles(form: OutputFormat) -> int:
+        return output_cycles(design, conv(form))
 
-    codes = cycles(OutputFormat.CODES, out_bits=8)
-    draws = cycles(OutputFormat.CODES, Flag.STOCHASTIC, 8) - codes if design.rounding_lanes else lines
+    def entry(form: OutputFormat) -> int:
+        return last_cycles(design, read_entries(1, form=form))
+
     values = {
         "WORDS_INTERVAL": cycles(OutputFormat.INT64) // lines,
         "PAIRS_INTERVAL": cycles(OutputFormat.INT32) // lines,
-        "DRAW_INTERVAL": draws // lines,
-        "LINE_SLOTS": 2 * (design.lanes + 2),
+        "EPILOGUE_INTERVAL": cycles(OutputFormat.MOMENTS) // lines,
+        "MOMENTS_INTERVAL": 2 * last_cycles(design, conv(OutputFormat.MOMENTS)) // design.channels,
+        "BEAT_INTERVAL": 2 // design.output_streams,
+        "WIDE_ENTRY_INTERVAL": entry(OutputFormat.INT64),
+        "ENTRY_INTERVAL": entry(OutputFormat.INT32),
+        "LINE_SLOTS": 2 * (lines + parts),
     }
     assert set(named) == set(values)
     asserts = "".join(f"static_assert({name} == {value});\n" for name, value in values.items())

@@ -34,9 +34,9 @@ def counting(before: str, statement: str) -> HlsDevice:
     assert places, "the code to count is no longer there"
     for name in places:
         kernel[name] = kernel[name].replace(before + statement, f"{before}++counted_here, {statement}")
-    begin, end = "EngineStatus counted = {};", "status = counted;"
+    begin = "EngineStatus counted = {};"
     kernel = replaced(kernel, begin, f"{begin} counted_here = 0;")
-    kernel = replaced(kernel, end, f"{end} status.skipped = counted_here;")
+    kernel = replaced(kernel, "status.skipped = engine.skipped;", "status.skipped = counted_here;")
     kernel["contract.h"] += "inline uint32_t counted_here;\n"
     return HlsDevice(SMALL, kernel, ["-O1", BIT_SERIAL, "-isystem", str(ap_types())])
 
