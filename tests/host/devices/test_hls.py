@@ -19,6 +19,7 @@ from host.devices.device import DeviceError, Result, split_streams
 from host.devices.hls import HlsDevice, build_hls
 from host.devices.library import LibraryDevice, result_bound
 from host.devices.reference import ReferenceDevice
+from host.epilogue import Entries
 from host.program.builder import ProgramBuilder
 from host.verify import csim
 from host.verify.csim import cases_of, simulate
@@ -114,8 +115,8 @@ def _split_after_loads(program: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A program as two: its LOAD packets, and what follows them."""
     at = 0
     while int(program[at]) >> 24 & 0xFF == 1:
-        at += 10 + (int(program[at]) >> 32)
-    return np.concatenate([program[:at], program[-10:]]), program[at:]
+        at += HEADER_WORDS + (int(program[at]) >> 32)
+    return np.concatenate([program[:at], program[-HEADER_WORDS:]]), program[at:]
 
 
 def test_the_array_that_synthesis_sees_agrees_with_the_fast_one() -> None:
@@ -214,14 +215,15 @@ def concurrent_files(design: Design, depth: str) -> dict[str, str]:
         files["fabric.cpp"], number = re.subn(pattern, rf"\1 {depth}", files["fabric.cpp"])
         assert number == 2
     kernel, number = re.subn(
-        r"(PacketStream|WriteStream|CommandStream|LineStream) (\w+);\n(.*\n)?#pragma HLS STREAM variable = \2 depth = (\w+)",
+        r"(PacketStream|WriteStream|CommandStream|LineStream|ResultStream) (\w+);\n(.*\n)?#pragma HLS STREAM variable = \2 depth = (\w+)",
         r"\1 \2(\4);",
         files["fabric.cpp"],
     )
-    assert number == 4
+    assert number == 5
     kernel, number = re.subn(
-        r"\n( *loader\(.*\);)\n( *engine_process\(.*\);)\n( *output_process\(.*\);)",
-        r"\n std::thread l([&] { \1 });\n std::thread e([&] { \2 });\n\3\n l.join();\n e.join();",
+        r"\n( *loader\(.*\);)\n( *engine_process\(.*\);)\n( *output_process\(.*\);)\n( *result_port\(.*\);)\n}",
+        r"\n std::thread l([&] { \1 });\n std::thread e([&] { \2 });\n std::thread o([&] { \3 });\n\4\n"
+        r" l.join();\n e.join();\n o.join();\n}",
         kernel,
     )
     assert number == 1
@@ -271,8 +273,12 @@ class Overtaking:
         return self.rng.integers(0, 1 << 64, count, dtype=np.uint64)
 
     def load(self, target: Target, base: int, count: int = 1) -> None:
-        """Random contents for ``count`` addresses, 1 to 16."""
-        if target in (Target.W, Target.E):
+        """Random contents for ``count`` addresses, 1 to 16; entries keep codes clear of their limits."""
+        if target == Target.E:
+            small = {name: self.rng.integers(-100, 100, count) for name in "monlbc"}
+            self.builder.add(load_entries(SMALL, target, count, base), Entries.of(count, **small).words().reshape(-1))
+            return
+        if target == Target.W:
             packet = load_entries(SMALL, target, count, base)
         else:
             packet = load_tensor(SMALL, target, 1, ROWS, 1, count, base, base)
@@ -284,12 +290,16 @@ class Overtaking:
         base: int = BASE,
         base_b: int = BASE,
         flags: int = 0,
-        codes: bool = False,
+        epilogue: dict[str, int] | None = None,
         bits: int = BITS,
         out_groups: int = 1,
         images: int = 1,
     ) -> None:
-        """A product of ``bits`` planes by as many, and for a weight gradient its READ."""
+        """A product of ``bits`` planes by as many, and for a weight gradient its READ.
+
+        Args:
+            epilogue: of a convolution whose results are codes: fields of its operands.
+        """
         fields = {"groups": 1, "out_groups": out_groups, "images": images, "a_bits": bits, "b_bits": bits}
         fields |= {"base_a": base, "base_b": base_b}
         if what == "wgrad":
@@ -299,7 +309,10 @@ class Overtaking:
             return
         strided = what == "strided conv"  # four virtual rows for each of its own: eight addresses
         flags |= Flag.STRIDE_2 if strided else 0
-        more = {"format": OutputFormat.CODES, "out_bits": 8, "shift": 8} if codes else {}
+        more: dict[str, int] = {}
+        if epilogue is not None:
+            more = {"format": OutputFormat.CODES, "out_bits": 16, "shift": 4, "value_shift": 8, **epilogue}
+            flags |= Flag.OUT_SIGNED
         self.builder.add(product(Opcode.CONV, **fields, **more, rows=4 if strided else ROWS, flags=flags))
 
 
@@ -317,9 +330,18 @@ def overtaking_programs() -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
                 yield f"{what}-{target.name}-{place}", writer.builder.words()
     writer = Overtaking()
     for _ in range(3):
-        writer.product("conv", codes=True)
+        writer.product("conv", epilogue={})
         writer.load(Target.E, 0, SMALL.channels)
     yield "entries", writer.builder.words()
+    for operand in ("side", "added"):
+        for place, base in (("before", BASE - 1), ("first", BASE), ("last", BASE + BITS - 1), ("behind", BASE + BITS)):
+            sides = {f"{operand}_bits": BITS, f"base_{operand}": BASE}
+            writer = Overtaking()
+            writer.product("conv", epilogue=sides)
+            writer.load(Target.G, base)
+            writer.product("conv", epilogue=sides)
+            writer.product("conv", epilogue={**sides, f"base_{operand}": base})
+            yield f"{operand}-{place}", writer.builder.words()
     # the load that is cut has been read ahead together with one that is not
     writer = Overtaking()
     writer.product("conv")
@@ -341,11 +363,15 @@ def test_a_load_never_changes_what_a_product_before_it_reads() -> None:
 def test_loads_and_products_of_overlapping_ranges_in_any_order(data: st.DataObject, seed: int) -> None:
     writer = Overtaking(seed)
     for _ in range(data.draw(st.integers(2, 8))):
-        kind = data.draw(st.sampled_from(("load", "load", *OPERANDS)))
+        kind = data.draw(st.sampled_from(("load", "load", *OPERANDS, "sides")))
         base, base_b = data.draw(st.integers(0, 8)), data.draw(st.integers(0, 8))
         if kind == "load":
             target = data.draw(st.sampled_from((Target.A, Target.G, Target.A | Target.G, Target.W)))
             writer.load(target, base, data.draw(st.integers(1, 4)))
+        elif kind == "sides":
+            bits = data.draw(st.integers(0, 8)), data.draw(st.integers(0, 8))
+            sides = {"side_bits": bits[0], "added_bits": bits[1], "base_side": base, "base_added": base_b}
+            writer.product("conv", base, epilogue=sides, flags=data.draw(st.sampled_from((0, Flag.MASKED))))
         else:
             writer.product(kind, base, base_b, data.draw(st.sampled_from((0, Flag.SKIP_ZERO))))
     words = writer.builder.words()
@@ -366,7 +392,8 @@ WAITS = {
     "loads that never wait": ("state.products == 0 || waits ||", "state.products == 0 ||"),
     "loads into A that do not wait": ("meet(own.a, state.last.a) || ", ""),
     "loads into G that do not wait": ("meet(own.g, state.last.g) || ", ""),
-    "loads into W that do not wait": (" || meet(own.w, state.last.w)", ""),
+    "loads into ADDED that do not wait": ("meet(own.g, state.last.added) ||", ""),
+    "loads into W that do not wait": ("meet(own.w, state.last.w)", "false"),
     "a last address that does not count": ("x.first < y.end", "x.first + 1 < y.end"),
     "a first address that does not count": ("y.first < x.end", "y.first + 1 < x.end"),
     "a stride of two that reads the rows of one": (
@@ -395,6 +422,9 @@ class HandOver(Overtaking):
             # two more lines for every other tile
             self.product(what, bits=bits, out_groups=2, flags=0 if what == "wgrad" else Flag.A_SUM)
             self.product(what, base=0, base_b=0, bits=bits, images=2)
+            if what != "wgrad":  # more planes than steps, and fewer
+                sides = {"side_bits": 3, "added_bits": 2, "base_side": 1, "base_added": 6}
+                self.product(what, bits=bits, out_groups=2, epilogue=sides)
 
 
 def hand_over_programs() -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
@@ -407,7 +437,7 @@ def hand_over_programs() -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
     for what in OPERANDS:
         writer.product(what, bits=1)
         writer.load(Target.E, 0, 2 * SMALL.channels)
-        writer.product("conv", bits=1, codes=True, out_groups=2)
+        writer.product("conv", bits=1, epilogue={}, out_groups=2)
         writer.load(Target.E, 0, 2 * SMALL.channels)
     yield "tiles-and-entries", writer.builder.words()
 
@@ -469,7 +499,7 @@ def test_results_do_not_depend_on_when_there_is_room_for_a_tile() -> None:
 FINISH = "finish_tile(buffers, writes, intake, shadow, commands, lines);\n                "
 KEEP = "keep_tile(shadow, tile, make_command(COMMAND_"
 HAND_OVERS = {
-    "a shadow overwritten too early": (f"{FINISH}{KEEP}TILE", f"{KEEP}TILE"),
+    "a shadow overwritten too early": (f"{FINISH}keep_tile(shadow, tile, command)", "keep_tile(shadow, tile, command)"),
     "a shadow of WGRAD overwritten too early": (f"{FINISH}{KEEP}ADD", f"{KEEP}ADD"),
     "lines lost at the program's end": (f"{FINISH}++intake.products;", "++intake.products;"),
     "entries before the last tile": (f"{FINISH}++intake.products;", f"++intake.products; {FINISH}"),
@@ -478,7 +508,11 @@ HAND_OVERS = {
     "a command that found no room": (
         "&& commands.write_nb(shadow.command)) shadow", ") commands.write_nb(shadow.command), shadow"),
     "a tile without its last line": ("shadow.line == count && commands", "shadow.line + 1 >= count && commands"),
-    "one half of a weight gradient": ("add ? Accumulated(low + high)", "add ? low"),
+    "one half of a weight gradient": ("low + value_of(shadow.tile, shadow.line, CHANNELS + k)", "low"),
+    "planes of the next tile": (
+        f"{FINISH}keep_tile(shadow, tile, command);\n                keep_planes(shadow, fetch, side);",
+        f"keep_planes(shadow, fetch, side);\n                {FINISH}keep_tile(shadow, tile, command);\n"),
+    "planes that have not come": ("while (fetching(fetch)) {", "while (false) {"),
     "the first image alone": ("if (++walk.image != images) return;", "++walk.image;"),
 }  # fmt: skip
 
@@ -508,9 +542,26 @@ BREAKS = {
     "a stride without its odd columns": ("at << CHANNELS | odd << (2 * CHANNELS)", "at << CHANNELS"),
     "tiles of a tap mask that overlap": ("entry += CHANNELS + 1;", "entry += CHANNELS;"),
     "zero planes that are not found": ("used |= uint32_t(some) << plane", "used |= 1u << plane"),
-    "an epilogue without its half": ("0 : int64_t(1) << (h.shift - 1)", "0 : 0"),
-    "random numbers of another pixel": ("+ pixel_index[first + k])", "+ pixel_index[k])"),
-    "statistics of all pixels": ("first + k >= command.header.pixels", "first + k >= LANES"),
+    "an epilogue without its half": ("(t + ((int64_t(1) << s) >> 1)) >> s", "t >> s"),
+    "codes that are cut": ("section.half = (uint32_t(1) << shift) >> 1", "section.half = 0"),
+    "a sum that wraps": ("done.x[k] = saturate(inner)", "done.x[k] = int32_t(inner)"),
+    "a saturation that is not counted": ("saturated += done.x[k] != inner ? 1 : 0", "(void)saturated"),
+    "a clamp that is not counted": ("clamped += a < out.low || a > out.high ? 1 : 0", "(void)clamped"),
+    "a side operand without its sign": ("return is_signed ? int32_t(code ^ sign)", "return false ? int32_t(code ^ sign)"),
+    "a mask that lets pass": ("!settings.masked || ((side >>", "true || ((side >>"),
+    "the mask of zeros": ("uint32_t(w > 0)", "uint32_t(w >= 0)"),
+    "side operands of another row": ("fetch.bank = y % ROW_BANKS", "fetch.bank = 0"),
+    "side operands of another group": (") * h.out_groups + out_group);", ") * h.out_groups);"),
+    "random numbers of another row": ("command.row * h.row_stride", "h.row_stride"),
+    "random numbers of another segment": ("index += h.image_stride", "index += 0"),
+    "random numbers of another channel": ("channel += h.channel_stride", "channel += 0"),
+    "one random number for a segment": ("here ? times_alpha(multiple) : start", "start"),
+    "a segment that begins at pixel 0": ("field_product(hash >> RANDOM_BITS, factor)", "hash >> RANDOM_BITS"),
+    "KEEP with the bits of A": ("stochastic ? reverse_bits(random)", "stochastic ? random"),
+    "moments of all pixels": ("command.counts ? h.valid", "command.counts ? ~0u"),
+    "moments of all rows": ("command.counts ? h.valid >> (part * LINE_VALUES) : 0", "h.valid >> (part * LINE_VALUES)"),
+    "moments of the packet before": ("if (command.row == 0) clear(moments)", "if (false) clear(moments)"),
+    "squares instead of products": ("cross ? done.k : done.x", "done.x"),
     "a counter that miscounts": ("if (empty) --saved;", "if (empty) ++saved;"),
 }  # fmt: skip
 

@@ -9,11 +9,19 @@ import fractrain
 from host.devices.device import check
 from host.devices.hls import HlsDevice
 from host.measure.engine_bench import layer_programs, passes, program
-from hw.contract import Flag, Opcode, Target
+from hw.contract import MOMENT_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import load_design
-from hw.model.kernel_cycles import Overlap, kernel_training_cycles, lines_of_tile, predict_kernel
+from hw.model.kernel_cycles import (
+    Overlap,
+    kernel_training_cycles,
+    last_cycles,
+    lines_of_tile,
+    output_cycles,
+    predict_kernel,
+    tile_cycles,
+)
 from hw.networks import Bits, ConvShape, network
-from hw.packet import Packet
+from hw.packet import END, Packet, load_entries, load_tensor, product
 from hw.tools.compile import BIT_SERIAL, ap_types, hls_files
 from tests.support.kernel import replaced
 
@@ -66,6 +74,61 @@ def test_the_array_rests_for_lines_that_outlast_the_next_tile_and_for_the_last_o
                 steps = [tiles.steps for tiles in p.tiles() for _ in range(tiles.number)]
                 rests += sum(max(0, lines - s) for s in steps[1:]) + lines
         assert check(device.run(program(SMALL, packets)), name).counters["SKIPPED"] == rests
+
+
+EPILOGUES = {
+    "moments": {"format": OutputFormat.MOMENTS, "shift": 4, "valid": 6},
+    "codes": {"format": OutputFormat.CODES, "out_bits": 3, "shift": 4},
+    "sections": {"format": OutputFormat.CODES, "out_bits": 2, "shift": 4, "keep_bits": 3, "wide_bits": 8},
+    "records": {"format": OutputFormat.CODES, "out_bits": 1, "shift": 4, "flags": Flag.RECORDS, "valid": 1},
+    "random": {
+        "format": OutputFormat.CODES, "out_bits": 2, "shift": 4, "flags": Flag.STOCHASTIC, "factor": 1,
+        "segment_start": 0b100100000010001,
+    },
+}  # fmt: skip
+SIDES = {"side_bits": 8, "added_bits": 7, "base_added": 200}
+
+
+def with_epilogue(name: str, bits: int = 1) -> list[Packet]:
+    """A program of one CONV with an epilogue, of two images of three rows and two output groups."""
+    shape = {"images": 2, "rows": 3, "out_groups": 2}
+    packet = product(Opcode.CONV, **shape, **{"groups": 1, "a_bits": bits, "b_bits": bits, **EPILOGUES[name]}, **SIDES)
+    loads = [load_tensor(SMALL, Target.A, 2, 3, 1, bits), load_tensor(SMALL, Target.G, 2, 3, 2, 15)]
+    weights, entries = load_entries(SMALL, Target.W, 2 * bits), load_entries(SMALL, Target.E, 2 * SMALL.channels)
+    return [*loads, weights, entries, packet, END]
+
+
+@pytest.mark.parametrize("name", EPILOGUES)
+def test_the_output_process_takes_what_the_model_counts(name: str) -> None:
+    def count(before: str, statement: str) -> int:
+        result = check(counting(before, statement).run(program(SMALL, packets)), name)
+        return result.counters["SKIPPED"]
+
+    packets = with_epilogue(name)
+    (packet,) = (p for p in packets if p.is_product)
+    hashes = count("rest = starts & (starts - 1);\n        ", "spread(")
+    lines = count("Finished done;\n        ", "finish_sums(settings")
+    beats = count("PIPELINE II = BEAT_INTERVAL\n            ", "send(out, sent, planes")
+    assert lines == 12 * lines_of_tile(SMALL, packet)
+    taken = hashes + lines * max(SMALL.channels, SMALL.epilogue_lanes) // SMALL.epilogue_lanes
+    assert taken + beats * 2 // SMALL.output_streams == 12 * output_cycles(SMALL, packet)
+    pairs = count(
+        "const Moments even = buffers.moments[channel], odd = buffers.moments[channel + 1];\n        ", "send("
+    )
+    assert pairs * MOMENT_WORDS * 2 // SMALL.output_streams == last_cycles(SMALL, packet)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4])
+def test_a_tile_waits_for_the_planes_of_its_side_operands(bits: int) -> None:
+    packets = with_epilogue("codes", bits)
+    (packet,) = (p for p in packets if p.is_product)
+    (tiles,) = packet.tiles()
+    device = counting(
+        "type = intra dependent = false\n        ", "fetch_plane(buffers, fetch, side);\n        hand_over"
+    )
+    counted = check(device.run(program(SMALL, packets)), "planes").counters["SKIPPED"]
+    assert counted == tiles.number * (tile_cycles(packet, tiles.steps) - tiles.steps)
+    assert (counted == 0) == (bits == 4)
 
 
 def test_every_tile_but_the_last_leaves_without_a_cycle_where_steps_outlast_lines() -> None:
