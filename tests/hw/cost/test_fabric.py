@@ -26,12 +26,9 @@ from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
 from hw.networks import PRODUCTS, Bits, ConvShape, network
 from hw.packet import Packet
-<<<<<<< HEAD
 from hw.plan.product import LoweringError
 from hw.plan.training_products import layer_products, program
-=======
 from tests.support.recorded import recorded
->>>>>>> 545a487 (Costs count both output streams; measurements of an earlier contract are marked in one place)
 
 MEASUREMENT, OF_THIS_DESIGN = recorded(ROOT / "docs" / "measurements" / "engine-zc706.json")
 CONV = ConvShape("conv", 64, 64, 3, 1, 1, (8, 8))

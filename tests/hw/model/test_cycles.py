@@ -12,6 +12,9 @@ from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
 from hw.networks import Bits, ConvGeometry, ConvShape, network
 from hw.packet import END, product
+from hw.plan.lowering import lower
+from hw.plan.product import Product, Source
+from hw.plan.training_products import layer_products, program
 from tests.support.recorded import recorded
 
 MEASUREMENT, OF_THIS_DESIGN = recorded(ROOT / "docs" / "measurements" / "engine-zc706.json")
