@@ -29,6 +29,14 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
         type=options.positive,
         help="bits of normalised activations, shortcuts and their gradients (default: 8 where operands have 8, else 6)",
     )
+    step.add_argument(
+        "--mix",
+        type=_share,
+        nargs="+",
+        default=[],
+        metavar="W/A/G=N",
+        help="also a step whose images gates have sorted: N images of the batch at these widths, and so on",
+    )
     step.add_argument("--batch", type=options.positive, default=128, help="images of a step")
     step.add_argument("--predict", action="store_true", help="by the cycle model alone, without the RTL")
     step.add_argument("--figure", type=options.picture_file, help="draw the result into this file (SVG or PNG)")
@@ -37,10 +45,17 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     step.set_defaults(run=run_step)
 
 
+def _share(text: str) -> tuple[Bits, int]:
+    """Widths and a number of images."""
+    bits, _, images = text.partition("=")
+    return options.fabric_bits(bits), options.positive(images)
+
+
 def command_of(arguments: argparse.Namespace) -> str:
     """The command that makes the result with these arguments anew, for the record."""
     words = ["fractrain bench step --design", arguments.design, "--model", arguments.model, "--bits"]
     words += [f"{bits.w}/{bits.a}/{bits.g}" for bits in arguments.bits]
+    words += ["--mix", *(f"{bits.w}/{bits.a}/{bits.g}={n}" for bits, n in arguments.mix)] if arguments.mix else []
     words += ["--kept", str(arguments.kept)] if arguments.kept else []
     words += ["--batch", str(arguments.batch)]
     words += ["--predict"] if arguments.predict else []
@@ -53,7 +68,7 @@ def command_of(arguments: argparse.Namespace) -> str:
 def run_step(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     from host.devices.device import open_device
-    from host.measure.step_bench import bench, draw
+    from host.measure.step_bench import bench, draw, mixture
     from hw.console import Progress
     from hw.design import load_design
     from hw.generate import rtl_digest
@@ -65,10 +80,14 @@ def run_step(arguments: argparse.Namespace) -> int:
     digest = rtl_digest(design)  # of what is opened now, whatever is edited during the run
     device = None if arguments.predict else open_device("rtl", design)
     with Progress(f"bench step of {design.name}") as progress:
-        runs = []
-        for bits in arguments.bits:
+
+        def measured(bits: Bits, batch: int) -> dict[str, Any]:
             widths = Widths.beside(bits) if arguments.kept is None else Widths(*[arguments.kept] * 3)
-            runs.append(bench(device, design, graph, bits, widths, arguments.batch, progress.doing))
+            return bench(device, design, graph, bits, widths, batch, progress.doing)
+
+        runs = [measured(bits, arguments.batch) for bits in arguments.bits]
+        if arguments.mix:
+            runs.append(mixture([(measured(bits, images), images) for bits, images in arguments.mix], design))
     for run in runs:
         run["saved"] = 1 - run["cycles_per_image"] / runs[0]["cycles_per_image"]
     result = {
@@ -107,7 +126,7 @@ def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
     for run in result["runs"]:
         table.add_row(
             run["bits"],
-            "/".join(str(bits) for bits in run["widths"].values()),
+            "/".join(str(bits) for bits in run["widths"].values()) or "each its own",
             f"{run['cycles_per_image']:,.0f}",
             f"{run['images_per_second']:,.0f}",
             f"{100 * run['array_share']:.1f} %",

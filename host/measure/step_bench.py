@@ -159,6 +159,31 @@ def bench(
     }
 
 
+def mixture(parts: list[tuple[dict[str, Any], int]], design: Design) -> dict[str, Any]:
+    """A step whose images have bits of their own: results of :func:`bench`, each with its number of images.
+
+    The parts' passes run one after the other; moments are added by the host.
+    """
+    images = sum(count for _, count in parts)
+
+    def mean(name: str) -> float:
+        return sum(float(run[name]) * count for run, count in parts) / images
+
+    total = mean("cycles_per_image")
+    rows = [{**row, "node": f"{row['node']} {run['bits']}"} for run, _ in parts for row in run["rows"]]
+    return {
+        "bits": " + ".join(f"{count} at {run['bits']}" for run, count in parts),
+        "widths": {},
+        "cycles_per_image": total,
+        "images_per_second": design.clock_mhz * 1e6 / total,
+        "array_share": sum(run["array_share"] * run["cycles_per_image"] * n for run, n in parts) / images / total,
+        "predicted_per_image": mean("predicted_per_image"),
+        "bytes_per_image": mean("bytes_per_image"),
+        "kinds": {kind: sum(run["kinds"][kind] * count for run, count in parts) / images for kind in PASSES},
+        "rows": rows,
+    }
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
     """Cycles of an image by kind of pass, for every precision, as one picture."""
     from matplotlib import rcParams
