@@ -21,7 +21,8 @@ _INSTALLED = Path(__file__).resolve().parent / "data"
 PACKAGE_DATA = _INSTALLED if _INSTALLED.is_dir() else ROOT
 DESIGNS = PACKAGE_DATA / "configs" / "designs"  #: TOML files of named designs
 STREAM_BITS = 64
-BEAT_BITS = 2 * STREAM_BITS  #: the two input streams are read in lockstep: even words on the first, odd on the second
+INPUT_STREAMS = 2  #: read in lockstep: even words on the first, odd on the second
+BEAT_BITS = INPUT_STREAMS * STREAM_BITS
 
 
 def memory_blocks(width: int, depth: int) -> int:

@@ -24,11 +24,9 @@ from host.step.channel_parameters import (
 )
 from host.step.coded import ALL, Coded, CodedWeights, Gathered, Part, Ranges, Samples, count, refined
 from host.step.passes import Behind, CodeTensor, Pass, PassEngine, PassError, identity
-from hw.contract import VALUE_BITS
+from hw.contract import INT32_LIMIT, VALUE_BITS
 from hw.networks import Bits, ConvGeometry
 from hw.nodes import Node, Widths
-
-INT32_LIMIT = 1 << 31
 
 #: bits of the last node's codes, which the host pools
 FEATURE_BITS = 8

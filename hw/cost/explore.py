@@ -27,7 +27,7 @@ from hw.boards import PARTS
 from hw.cost.count import mean_work as layer_work
 from hw.cost.fabric import BATCH, STEPS, FabricMachine, bandwidth, training_step
 from hw.cost.training_schedule import TrainingSchedule
-from hw.design import DESIGNS, ROOT, Design, DesignError, load_design
+from hw.design import DESIGNS, INPUT_STREAMS, ROOT, Design, DesignError, load_design
 from hw.files import write_atomically
 from hw.model.resources import resources
 from hw.networks import Bits, ConvShape
@@ -43,7 +43,6 @@ DEPTHS = {
 }
 EPILOGUE = 256
 FABRICS = (1, 2, 3)
-INPUTS = 2  #: input streams of a fabric
 MAX_LUT, MAX_BRAM = 75.0, 80.0  #: percent of the part that leave room for routing, DMA engines and interconnect
 OBJECTIVES = ("seconds", "lut", "bram36", "energy_j")
 POINTS_FILE = "points.jsonl"
@@ -269,7 +268,7 @@ def evaluate(design: Design, fabrics: int, work: LayerWork, batch: int, memory: 
     return DesignPoint(
         design,
         fabrics,
-        (INPUTS + design.output_streams) * fabrics,
+        (INPUT_STREAMS + design.output_streams) * fabrics,
         area.lut,
         area.ff,
         area.bram36,

@@ -21,10 +21,9 @@ from hw.contract import MAX_BITS
 from hw.cost.count import counted_cost, layer_mixture
 from hw.cost.fabric import STEPS, STREAMS, FabricMachine, total, training_step
 from hw.cost.training_schedule import TrainingSchedule
-from hw.design import STREAM_BITS
+from hw.design import INPUT_STREAMS, STREAM_BITS
 from hw.networks import Bits, ConvShape
 
-INPUTS = 2  #: input streams of a fabric
 WorkShares = Mapping[tuple[ConvShape, Bits], float]
 CAUSES = ("array", "output stream", "input streams", "fixed", "memory", "host")
 AGAIN = "forward once more"  #: what ``recompute`` adds to the causes, see ``hw.cost.fabric.training_step``
@@ -129,7 +128,7 @@ def roofs(machine: FabricMachine) -> Roofs:
     """Peak rates of a machine, all fabrics together."""
     words = machine.clock_hz * machine.fabrics * STREAM_BITS / 8
     array = machine.design.binary_macs * machine.clock_hz * machine.fabrics
-    return Roofs(array, machine.memory, INPUTS * words, machine.design.output_streams * words)
+    return Roofs(array, machine.memory, INPUT_STREAMS * words, machine.design.output_streams * words)
 
 
 def points(machine: FabricMachine, shapes: Iterable[ConvShape], bits: Bits) -> list[RooflinePoint]:

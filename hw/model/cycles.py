@@ -47,15 +47,15 @@ class Prediction:
     store: int = 0
 
 
-Ranges = dict[str, tuple[Range, ...]]  #: of addresses, by buffer
+BufferRanges = dict[str, tuple[Range, ...]]  #: of addresses, by buffer
 
 
-def meet(x: Ranges, y: Ranges) -> bool:
+def meet(x: BufferRanges, y: BufferRanges) -> bool:
     """Whether two packets have an address in common."""
     return any(p[0] < q[1] and q[0] < p[1] for buffer in x.keys() & y.keys() for p in x[buffer] for q in y[buffer])
 
 
-def flag_cycles(packet: Packet, reads: Ranges) -> int:
+def flag_cycles(packet: Packet, reads: BufferRanges) -> int:
     """Cycles in which a product looks for planes that are zero: one per address of its tensors."""
     searched = "AG" if packet.opcode == Opcode.WGRAD else "A"
     return sum(end - first for b in searched for first, end in reads[b]) if packet.has(Flag.SKIP_ZERO) else 0
@@ -84,7 +84,7 @@ class _Clock:
         self._drain = 0.0  # it can take a tile
         self._output = 0.0  # streams
         self._moments = 0.0  # those of the last packet that had any have left
-        self._retired: list[tuple[float, Ranges]] = []  # commands: when they leave, what they read
+        self._retired: list[tuple[float, BufferRanges]] = []  # commands: when they leave, what they read
 
     def take(self, p: Packet) -> None:
         """The next packet of the program."""

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 from hw.contract import HEADER_WORDS, MOMENT_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
-from hw.model.cycles import Prediction, Ranges, flag_cycles, meet
+from hw.model.cycles import BufferRanges, Prediction, flag_cycles, meet
 from hw.networks import Bits, ConvShape
 from hw.packet import Packet
 from hw.plan.training_products import layer_products, program
@@ -70,7 +70,7 @@ def predict_kernel(design: Design, packets: Iterable[Packet], overlap: Overlap =
     result = Prediction()
     ahead = overlap >= Overlap.LOADS
     loader = engine = output = 0.0  # times at which the processes are free
-    started, reads = 0.0, Ranges()  # of the last product
+    started, reads = 0.0, BufferRanges()  # of the last product
     spare = 0  # its cycles in which no write has been absorbed
     taken: list[float] = []  # times at which the engine has taken the packets
     for p in packets:
