@@ -534,6 +534,15 @@ def test_simulation_covers_every_product_at_every_pair_of_precisions(tmp_path: P
     assert sum(report["coverage"]["covered"].values()) == len(ALL_POINTS) == 512
 
 
+def test_results_leave_on_one_stream_where_the_design_has_one(tmp_path: Path) -> None:
+    assert (PLAIN.output_streams, SMALL.output_streams) == (1, 2)
+    words = [random_program(PLAIN, seed) for seed in range(8)]
+    stimuli = tmp_path / "stimuli.txt"
+    stimuli.write_text(stimuli_text(cases_of(PLAIN, [(str(n), *split_streams(w)) for n, w in enumerate(words)])))
+    result = run_bench(build_bench(PLAIN, ["-O1"]), stimuli)
+    assert (result.programs, result.mismatches) == (len(words), 0), result.log
+
+
 BREAKS = {
     "an AND that is an OR": ("popcountll(a[n] & b[", "popcountll(a[n] | b["),
     "a pair that does not subtract": (" != (planes.b_signed && j ==", " && (planes.b_signed && j =="),
