@@ -22,6 +22,15 @@ class Part:
 
 
 @dataclass(frozen=True)
+class MemoryPort:
+    """A port of the processor to its memory: its name, its clock pin, the settings that give it 64 bits."""
+
+    name: str
+    clock: str
+    properties: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Board:
     """A board: its chip, its memory, and what Vivado's block design must know of it.
 
@@ -36,7 +45,8 @@ class Board:
         remedy: what to do where Vivado lacks them.
         ps: library block of the processor; ps_rule: its automation rule; automation: settings of that rule.
         ps_properties: settings beyond the board's preset.
-        clock_pin, reset_pin, interrupt_pin, control_port, memory_ports, port_clocks: names on the processor.
+        clock_pin, reset_pin, interrupt_pin, control_port, control_clock: names on the processor.
+        memory_ports: in the order of the streams that use them: in0, in1, out0, out1.
         address_bits: of the DMAs; burst: beats, at most what the memory port takes.
     """
 
@@ -53,8 +63,8 @@ class Board:
     reset_pin: str
     interrupt_pin: str
     control_port: str
-    memory_ports: tuple[str, str, str]
-    port_clocks: tuple[str, ...]
+    control_clock: str
+    memory_ports: tuple[MemoryPort, ...]
     address_bits: int
     burst: int
     logic_memory: float = 0.0
@@ -75,8 +85,6 @@ def _zynq7(part: Part, memory: float, name: str, board_part: str, remedy: str, *
         ps_properties=(
             ("PCW_USE_M_AXI_GP0", "1"),
             ("PCW_FPGA0_PERIPHERAL_FREQMHZ", "100"),
-            *((f"PCW_USE_S_AXI_HP{i}", "1") for i in range(3)),
-            *((f"PCW_S_AXI_HP{i}_DATA_WIDTH", "64") for i in range(3)),
             ("PCW_USE_FABRIC_INTERRUPT", "1"),
             ("PCW_IRQ_F2P_INTR", "1"),
         ),
@@ -84,8 +92,16 @@ def _zynq7(part: Part, memory: float, name: str, board_part: str, remedy: str, *
         reset_pin="FCLK_RESET0_N",
         interrupt_pin="IRQ_F2P",
         control_port="M_AXI_GP0",
-        memory_ports=("S_AXI_HP0", "S_AXI_HP1", "S_AXI_HP2"),
-        port_clocks=("M_AXI_GP0_ACLK", "S_AXI_HP0_ACLK", "S_AXI_HP1_ACLK", "S_AXI_HP2_ACLK"),
+        control_clock="M_AXI_GP0_ACLK",
+        # HP0 and HP1 share a port of the memory controller, HP2 and HP3 another: each has a stream in and one out
+        memory_ports=tuple(
+            MemoryPort(
+                f"S_AXI_HP{i}",
+                f"S_AXI_HP{i}_ACLK",
+                ((f"PCW_USE_S_AXI_HP{i}", "1"), (f"PCW_S_AXI_HP{i}_DATA_WIDTH", "64")),
+            )
+            for i in (0, 2, 1, 3)
+        ),
         address_bits=32,
         burst=16,  # AXI3 bursts have 16 beats at most
         **more,
@@ -122,8 +138,6 @@ _BOARDS = (
             ("PSU__USE__M_AXI_GP0", "1"),
             ("PSU__USE__M_AXI_GP1", "0"),
             ("PSU__USE__M_AXI_GP2", "0"),
-            *((f"PSU__USE__S_AXI_GP{i}", "1") for i in (2, 3, 4)),
-            *((f"PSU__SAXIGP{i}__DATA_WIDTH", "64") for i in (2, 3, 4)),
             ("PSU__FPGA_PL0_ENABLE", "1"),
             ("PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ", "100"),
             ("PSU__USE__IRQ0", "1"),
@@ -132,8 +146,15 @@ _BOARDS = (
         reset_pin="pl_resetn0",
         interrupt_pin="pl_ps_irq0",
         control_port="M_AXI_HPM0_FPD",
-        memory_ports=("S_AXI_HP0_FPD", "S_AXI_HP1_FPD", "S_AXI_HP2_FPD"),
-        port_clocks=("maxihpm0_fpd_aclk", "saxihp0_fpd_aclk", "saxihp1_fpd_aclk", "saxihp2_fpd_aclk"),
+        control_clock="maxihpm0_fpd_aclk",
+        memory_ports=tuple(
+            MemoryPort(
+                f"S_AXI_HP{i}_FPD",
+                f"saxihp{i}_fpd_aclk",
+                ((f"PSU__USE__S_AXI_GP{i + 2}", "1"), (f"PSU__SAXIGP{i + 2}__DATA_WIDTH", "64")),
+            )
+            for i in range(4)
+        ),
         address_bits=40,
         burst=64,
     ),

@@ -1,7 +1,7 @@
 """The fabric on a board, driven through PYNQ: one process, three DMAs, deadlines everywhere.
 
-The block design (``hw/vivado``) holds the fabric as ``fabric``, one AXI DMA per stream as ``dma_in0``, ``dma_in1`` and
-``dma_result``, and a GPIO ``fabric_reset`` whose only bit resets the fabric.  Of PYNQ only three things are used -
+The block design (``hw/vivado``) holds the fabric as ``fabric``, one AXI DMA per stream as ``dma_in0``, ``dma_in1``,
+``dma_out0`` and, in a design with two output streams, ``dma_out1``, and a GPIO ``fabric_reset`` whose only bit resets the fabric.  Of PYNQ only three things are used -
 ``Overlay`` to load the bitstream and find addresses, ``allocate`` for contiguous memory, ``MMIO`` for registers - so
 that nothing depends on a PYNQ version's DMA driver, whose ``wait()`` has no deadline.
 
@@ -53,7 +53,8 @@ from hw.contract import HEADER_WORDS, REGISTER, REGISTERS, Error, Flag, Opcode, 
 from hw.design import STREAM_BITS, Design
 from hw.packet import product, read_entries
 
-DMA_NAMES = ("dma_in0", "dma_in1", "dma_result")
+INPUTS = ("dma_in0", "dma_in1")
+OUTPUTS = ("dma_out0", "dma_out1")  #: of which a design has as many as output streams
 LENGTH_BITS = 26  #: of the DMAs' length registers, as the block design sets them
 
 # high-performance ports of the Zynq-7000: bit 0 of either control register narrows the port to 32 bits
@@ -126,17 +127,16 @@ class PynqDevice:
         self._reset_gpio = self._mmio("fabric_reset") if "fabric_reset" in self._blocks else None
         width = self._check_dmas()
         self._most = (1 << width) // WORD_BYTES - 1  # words of one transfer
-        mmios = {name: self._mmio(name) for name in DMA_NAMES}
-        self._in0 = DmaChannel(mmios["dma_in0"], TO_STREAM, "dma_in0")
-        self._in1 = DmaChannel(mmios["dma_in1"], TO_STREAM, "dma_in1")
-        self._out = DmaChannel(mmios["dma_result"], FROM_STREAM, "dma_result")
-        for channel in (self._in0, self._in1, self._out):
+        self._ins = [DmaChannel(self._mmio(name), TO_STREAM, name) for name in INPUTS]
+        self._outs = [DmaChannel(self._mmio(name), FROM_STREAM, name) for name in self._outputs]
+        for channel in (*self._ins, *self._outs):
             if channel.status & SCATTER_GATHER:
                 raise DeviceError(f"{channel.name} is built with scatter-gather; rebuild with hw/vivado's block design")
         self._wake()
         self._hash = self._check_identity()
         self._check_port_width()
-        self._buffers = {name: ContiguousBuffer(self._pynq, name, self._most) for name in DMA_NAMES}
+        names = (*INPUTS, *self._outputs)
+        self._buffers = {name: ContiguousBuffer(self._pynq, name, self._most) for name in names}
         try:
             self.reset()
             if self_test:
@@ -212,13 +212,18 @@ class PynqDevice:
                     return None
         return None
 
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        """DMAs of the output streams, in their order."""
+        return OUTPUTS[: self._design.output_streams]
+
     def _check_dmas(self) -> int:
-        """Stream widths and length bits of the three DMAs; returns the least number of length bits."""
+        """Stream widths and length bits of the DMAs; returns the least number of length bits."""
         least = LENGTH_BITS
-        for name in DMA_NAMES:
+        for name in (*INPUTS, *self._outputs):
             if name not in self._blocks:
                 self._mmio(name)  # raises
-            sending = name != "dma_result"
+            sending = name in INPUTS
             axis = self._parameter(name, "c_m_axis_mm2s_tdata_width" if sending else "c_s_axis_s2mm_tdata_width")
             if axis is not None and axis != STREAM_BITS:
                 raise DeviceError(
@@ -257,8 +262,8 @@ class PynqDevice:
                 f"the overlay speaks contract version {value & 0xFF}, this driver {contract.VERSION}; "
                 "install driver and overlay of the same release"
             )
-        if value >> 16 != STREAM_BITS:
-            raise DeviceError(f"the overlay's streams have {value >> 16} bits, not {STREAM_BITS}; rebuild the overlay")
+        if value >> 16 & 0xFF != STREAM_BITS:
+            raise DeviceError(f"the overlay's streams have {value >> 16 & 0xFF} bits, not {STREAM_BITS}; rebuild the overlay")
         if found != self._design.hash64 or value != expected:
             raise DeviceError(
                 f"the overlay holds design {found:016x} ({value >> 8 & 0xFF} channels), design {self._design.name!r} "
@@ -270,7 +275,7 @@ class PynqDevice:
         """Zynq-7000 only: boot loaders may leave the memory ports 32 bits wide, which loses every other word half."""
         if not self._design.part.startswith("xc7z"):
             return
-        for port in range(3):
+        for port in range(len(INPUTS) + self._design.output_streams):
             with asked_of_pynq(f"the settings of memory port HP{port} cannot be read", "run as root"):
                 afi = self._pynq.MMIO(_AFI_BASE + port * _AFI_STEP, 0x1000)
             for offset, direction in ((_AFI_READ, "read"), (_AFI_WRITE, "write")):
@@ -322,10 +327,11 @@ class PynqDevice:
         known = getattr(program, "result_words", None)
         bound = result_bound(*streams, self._design) if known is None else known + 2
         deadline = time.monotonic() + timeout
-        if words.size // 2 <= self._most and bound <= self._most:
+        most_out = self._most * len(self._outs)
+        if words.size // 2 <= self._most and bound <= most_out:
             return self._run(*streams, bound, timeout)
         total: Result | None = None
-        for part, first, sends in split_program(words, self._design, self._most, self._most):
+        for part, first, sends in split_program(words, self._design, self._most, most_out):
             result = self._run(*split_streams(part), sends, max(0.0, deadline - time.monotonic()))
             if total is None:
                 total = result
@@ -364,12 +370,13 @@ class PynqDevice:
             raise DeviceError("the pynq device is closed; open another one")
         if not math.isfinite(timeout):
             raise ValueError(f"timeout {timeout} must be a finite number of seconds")
-        for name, size in zip(DMA_NAMES, (words0.size, words1.size, bound), strict=True):
+        share = bound // len(self._outs)  # results are an even number of words
+        for name, size in (*zip(INPUTS, (words0.size, words1.size), strict=True), *((n, share) for n in self._outputs)):
             self._buffers[name].reserve(size)
         if self._unfinished:
             self.reset()
         try:
-            return self._transfer(words0, words1, bound, timeout)
+            return self._transfer((words0, words1), share, timeout)
         except DeviceError as e:
             try:
                 state = self._state()
@@ -386,38 +393,46 @@ class PynqDevice:
                 self.reset()
             raise
 
-    def _transfer(self, words0: U64, words1: U64, bound: int, timeout: float) -> Result:
-        """Fill the buffers, start everything, wait, and collect; leaves everything as it is on an exception."""
-        in0, in1, out = (self._buffers[name] for name in DMA_NAMES)
-        in0.send(np.asarray(words0, dtype=np.uint64))
-        in1.send(np.asarray(words1, dtype=np.uint64))
-        out.expect()
+    def _transfer(self, streams: tuple[U64, U64], share: int, timeout: float) -> Result:
+        """Fill the buffers, start everything, wait, and collect; leaves everything as it is on an exception.
+
+        Args:
+            share: most words that an output stream brings.
+        """
+        sources, targets = ([self._buffers[n] for n in names] for names in (INPUTS, self._outputs))
+        for source, words in zip(sources, streams, strict=True):
+            source.send(np.asarray(words, dtype=np.uint64))
+        for target in targets:
+            target.expect()
         begun = time.monotonic()
         if not self._register("CTRL") & 4:
             raise DeviceError("the fabric is not idle before the program")
         self._unfinished = True
         joules: float | None = None
-        # receiver first and senders last, so that no stream waits for a channel that is not yet running
-        self._out.start(out.address, bound * WORD_BYTES)
+        # receivers first and senders last, so that no stream waits for a channel that is not yet running
+        for channel, target in zip(self._outs, targets, strict=True):
+            channel.start(target.address, share * WORD_BYTES)
         self._fabric.write(REGISTER["CTRL"].offset, 1)
         if self._meter is not None:
             self._meter.start()
         try:
-            self._in0.start(in0.address, words0.size * WORD_BYTES)
-            self._in1.start(in1.address, words1.size * WORD_BYTES)
-            self._wait(begun + timeout, timeout, words0.size + words1.size)
+            for channel, source, words in zip(self._ins, sources, streams, strict=True):
+                channel.start(source.address, words.size * WORD_BYTES)
+            self._wait(begun + timeout, timeout, sum(words.size for words in streams))
         finally:
             if self._meter is not None:
                 joules = self._meter.stop()
-        count = self._out.length // WORD_BYTES
+        counts = [channel.length // WORD_BYTES for channel in self._outs]
         counters = {name: self._register(name) for name in COUNTERS}
         if self._check_identity() != self._hash:
             raise DeviceError("another overlay was loaded meanwhile")
-        if count != counters["WORDS_OUT"]:
+        if len(set(counts)) != 1 or sum(counts) != counters["WORDS_OUT"]:
             raise DeviceError(
-                f"{count} words arrived and the fabric sent {counters['WORDS_OUT']}: the result stream is truncated"
+                f"{sum(counts)} words arrived and the fabric sent {counters['WORDS_OUT']}: the result stream is truncated"
             )
-        result = parse_output(out.received(count), counters)
+        # even words have come on the first stream, odd ones on the second
+        received = [target.received(n) for target, n in zip(targets, counts, strict=True)]
+        result = parse_output(np.stack(received, axis=1).reshape(-1), counters)
         self._unfinished = False
         if joules is not None:
             self.energy += joules
@@ -425,18 +440,17 @@ class PynqDevice:
         return result
 
     def _wait(self, deadline: float, timeout: float, words: int) -> None:
-        """Until all three transfers are over and the fabric is idle."""
+        """Until all transfers are over and the fabric is idle."""
         sleep = 0.0
         while True:
             # every channel is asked each time, so that the first error ends the wait
-            done = [channel.idle() for channel in (self._out, self._in0, self._in1)]
-            if all(done) and self._register("CTRL") & 4:
+            left = [channel.name for channel in (*self._outs, *self._ins) if not channel.idle()]
+            if not left and self._register("CTRL") & 4:
                 return
             if time.monotonic() > deadline:
-                names = [n for n, over in zip(("dma_result", "dma_in0", "dma_in1"), done, strict=True) if not over]
                 raise DeviceError(
                     f"no end within {timeout:.3g} s of a program of {words} words, waiting for "
-                    f"{', '.join(names) or 'the fabric'}; check the program's TLAST or allow more time"
+                    f"{', '.join(left) or 'the fabric'}; check the program's TLAST or allow more time"
                 )
             if sleep:
                 time.sleep(sleep)
@@ -445,7 +459,7 @@ class PynqDevice:
     def _state(self) -> str:
         """Registers of the fabric and of the DMAs on one line."""
         shown = [f"{r.name} {self._register(r.name):#x}" for r in _dumped()]
-        return ", ".join([*shown, *(c.state() for c in (self._in0, self._in1, self._out))])
+        return ", ".join([*shown, *(c.state() for c in (*self._ins, *self._outs))])
 
     def reset(self) -> None:
         """Back to idle, whatever was under way: DMAs first, so that none feeds or drains the fabric being reset.
@@ -453,7 +467,7 @@ class PynqDevice:
         Raises:
             DeviceError: fabric or DMA do not come back.
         """
-        for channel in (self._in0, self._in1, self._out):
+        for channel in (*self._ins, *self._outs):
             channel.reset()
         if self._reset_gpio is not None:
             self._reset_gpio.write(0, 0)

@@ -16,7 +16,7 @@ module code_buffer
     input  wire                          clk_i,
     input  wire                          rst_i,
     // a tile: announced with its first sums, its codes follow
-    output logic                         free_o,      // a tile may begin
+    output logic                         free_o,      // a tile may begin, in the next cycle
     input  wire                          begin_i,
     input  wire                          valid_i,
     input  wire portion_t                portion_i,
@@ -148,7 +148,7 @@ module code_buffer
 
 `ifndef SYNTHESIS
   // no tile is announced without a free buffer, no codes come unannounced
-  a_begin: assert property (@(posedge clk_i) disable iff (rst_i) begin_i |-> free_o);
+  a_begin: assert property (@(posedge clk_i) disable iff (rst_i) begin_i |-> $past(free_o));
   a_codes: assert property (@(posedge clk_i) disable iff (rst_i) valid_i |-> ahead_q != 0);
   // codes never meet those of the tile before
   a_fill: assert property (@(posedge clk_i) disable iff (rst_i) valid_i && full_q |-> copy);

@@ -81,6 +81,7 @@ module drain
   tile_t      lane_tile_q;
   channel_t   lane_channel_q;
   logic       lane_valid_q, lane_valid_d;
+  logic       lane_wgrad_q, lane_coded_q, lane_raw_q;   // what the lane holds, if it is valid
   logic       lane_done;   // this channel is consumed in this cycle
   logic       take;
   assign take = full_q && (!lane_valid_q || lane_done);
@@ -102,6 +103,9 @@ module drain
     channel_q    <= channel_d;
     lane_valid_q <= lane_valid_d;
     if (take) begin
+      lane_wgrad_q   <= tile_q.wgrad;
+      lane_coded_q   <= tile_q.codes || tile_q.moments;
+      lane_raw_q     <= !tile_q.wgrad && !tile_q.codes && !tile_q.moments;
       lane_q         <= shadow_q[channel_q];
       lane_tile_q    <= tile_q;
       lane_channel_q <= channel_q;
@@ -115,19 +119,25 @@ module drain
     end
   end
 
-  logic lane_wgrad, lane_conv, lane_coded, lane_raw, adding;
-  logic codes_gone, moments_open_q, coded_go;
-  assign lane_wgrad = lane_valid_q && lane_tile_q.wgrad;
-  assign lane_conv  = lane_valid_q && !lane_tile_q.wgrad && !fault_o && !adding;
-  assign lane_coded = lane_conv && (lane_tile_q.codes || lane_tile_q.moments);
-  assign lane_raw   = lane_conv && !lane_tile_q.codes && !lane_tile_q.moments;
+  // What may go is decided a cycle ahead; nothing can happen in between that would forbid it.
+  logic lane_wgrad, adding, codes_gone, codes_free, moments_open_q, coded_go, raw_send;
+  logic begin_ok_q, raw_ok_q, tile_end;
+  assign lane_wgrad = lane_valid_q && lane_wgrad_q;
+  always_ff @(posedge clk_i) begin
+    // a tile with an epilogue: behind weight gradients whose range is not yet known, and behind a packet's moments
+    begin_ok_q <= !adding && !lane_wgrad && !fault_o && !moments_open_q && codes_free
+               && !(tile_end && lane_tile_q.last && (lane_tile_q.moments || lane_tile_q.records));
+    // integers: also behind all codes
+    raw_ok_q   <= lane_valid_q && lane_raw_q && !adding && !fault_o && !moments_open_q && codes_gone;
+    if (rst_i) {begin_ok_q, raw_ok_q} <= '0;
+  end
 
   // ---- epilogue: slices of a channel; a tile's slices follow its first without a stop, but for random numbers --------------
   logic [3:0] slice_q;
   logic       slice_last, started_q;   // the tile's first slice has gone
-  logic       random_ready, codes_free, tile_end;
+  logic       random_ready;
   assign slice_last = slice_q == 4'(SLICES - 1);
-  assign coded_go   = lane_coded && (started_q || (!moments_open_q && (codes_free || !lane_tile_q.codes)))
+  assign coded_go   = lane_valid_q && lane_coded_q && (started_q || begin_ok_q)
                    && (!lane_tile_q.coding.stochastic || random_ready);
   assign tile_end   = coded_go && slice_last && lane_channel_q == channel_t'(CHANNELS - 1);
   always_ff @(posedge clk_i) begin
@@ -153,7 +163,7 @@ module drain
   assign busy_o    = full_q && !(streaming && 32'(left) <= (tile_q.wgrad ? AHEAD : CODED_LEFT));
 
   // ---- weight gradients, READ and END -----------------------------------------------------------------------------------------
-  logic          add_out_of_range, read, lane_last_word, raw_send;
+  logic          add_out_of_range, read, lane_last_word;
   logic [31:0]   add_position;
   address_t      lane_entry, read_entry;
   channel_sums_t read_sums;
@@ -271,7 +281,7 @@ module drain
 
   // ---- integers --------------------------------------------------------------------------------------------------------------------
   beat_t lane_word;
-  assign raw_send = lane_raw && codes_gone && !moments_open_q && port_ready;
+  assign raw_send = lane_valid_q && lane_raw_q && raw_ok_q && port_ready;
   lane_words i_words (
       .clk_i, .rst_i(rst_i || fault_o), .lane_i(lane_q), .wide_i(lane_tile_q.wide), .next_i(raw_send), .word_o(lane_word),
       .last_o(lane_last_word)

@@ -31,7 +31,7 @@ module drain_jobs
     output logic [31:0]          position_o,
     output logic [31:0]          packets_o
 );
-  typedef enum logic [2:0] {NONE, FETCH, CHECK, SEND, TRAILER, FINISH} state_t;
+  typedef enum logic [2:0] {NONE, FETCH, CHECK, JUDGE, SEND, TRAILER, FINISH} state_t;
   localparam int unsigned PAIRS = CHANNELS / 2, QUADS = CHANNELS / 4, W = $clog2(PAIRS);
 
   state_t      state_q, state_d;
@@ -43,7 +43,7 @@ module drain_jobs
   logic [31:0] fault_position_q, fault_position_d;
 
   // ---- words of an entry ----------------------------------------------------------------------------------------------
-  logic                        wide, word_last, too_wide;
+  logic                        wide, word_last;
   logic [PAIRS-1:0][1:0][63:0] pairs;
   logic [QUADS-1:0][3:0][31:0] quads;
   assign wide      = job_q.header.format == FORMAT_INT64;
@@ -53,10 +53,11 @@ module drain_jobs
       pairs[c/2][c%2] = 64'($signed(entry_i[c]));
       quads[c/4][c%4] = entry_i[c][31:0];
     end
-    too_wide = 1'b0;
-    for (int unsigned c = 0; c < CHANNELS; c++)
-      if (!wide && entry_i[c][ACC_BITS-1:31] != {ACC_BITS - 31{entry_i[c][31]}}) too_wide = 1'b1;
   end
+  logic [CHANNELS-1:0] too_wide_q;   // sums of the entry that do not fit their format
+  always_ff @(posedge clk_i)
+    for (int unsigned c = 0; c < CHANNELS; c++)
+      too_wide_q[c] <= !wide && entry_i[c][ACC_BITS-1:31] != {ACC_BITS - 31{entry_i[c][31]}};
 
   // ---- status -----------------------------------------------------------------------------------------------------------
   assign error_o    = fault_q ? ERR_ACCUMULATOR_RANGE : job_q.error;
@@ -95,9 +96,10 @@ module drain_jobs
         word_d  = '0;
         state_d = CHECK;
       end
-      CHECK: begin
+      CHECK: state_d = JUDGE;
+      JUDGE: begin
         state_d = SEND;
-        if (too_wide) begin
+        if (|too_wide_q) begin
           fault_d          = 1'b1;
           fault_position_d = job_q.position;
           state_d          = FINISH;

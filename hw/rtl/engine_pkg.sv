@@ -143,8 +143,7 @@ package engine_pkg;
     coding_of.wide_shift  = code_shift_t'(h.wide_shift);
   endfunction
 
-  // Limits of a code: which bits of a value, before it is shifted, must equal its sign, and the codes beyond which it is
-  // clamped.
+  // Limits of a code: which bits of a value, shifted, must equal its sign, and the codes beyond which it is clamped.
   typedef struct packed {
     logic                  is_signed;
     logic [VALUE_BITS:0]   beyond;
@@ -152,9 +151,9 @@ package engine_pkg;
     logic [15:0]           most;
   } limits_t;
 
-  function automatic limits_t limits_of(input bits_t bits, input code_shift_t shift, input logic is_signed);
+  function automatic limits_t limits_of(input bits_t bits, input logic is_signed);
     limits_of.is_signed = is_signed;
-    limits_of.beyond    = {VALUE_BITS + 1{1'b1}} << (6'(shift) + 6'(bits) - 6'(is_signed));
+    limits_of.beyond    = {VALUE_BITS + 1{1'b1}} << (bits - bits_t'(is_signed));
     limits_of.least     = is_signed ? 16'hFFFF << (bits - bits_t'(1)) : '0;
     limits_of.most      = ~(16'hFFFF << (bits - bits_t'(is_signed)));
   endfunction

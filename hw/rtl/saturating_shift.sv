@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Arithmetic right shift by 0 to 47, saturated to fewer bits, in two cycles.  Sixteens and fours are chosen first, which
-// leaves three bits more than the result has, then ones.
+// Arithmetic right shift by 0 to 47, saturated to fewer bits, in three cycles: by sixteens, by fours, by ones.
 `default_nettype none
 
 module saturating_shift #(
@@ -11,7 +10,7 @@ module saturating_shift #(
     input  wire  [IN-1:0]   value_i,       // signed
     input  wire             clear_i,       // the result is zero instead, and counts as not saturated
     input  wire  [5:0]      shift_i,
-    // two cycles later
+    // three cycles later
     output logic [OUT-1:0]  result_o,      // signed
     output logic            saturated_o
 );
@@ -23,12 +22,12 @@ module saturating_shift #(
   // A window holds the value if every bit above it equals its sign.
   logic              negative;
   logic [79:0]       extended;
-  logic [COARSE-1:0] coarse;
-  logic [FINE-1:0]   fine;
-  logic              beyond_coarse, beyond_fine;
+  logic [COARSE-1:0] coarse, coarse_q;
+  logic              beyond_coarse, beyond_coarse_q, negative_q, clear_q;
+  logic [3:0]        shift_q;
   assign negative = value_i[IN-1];
   assign extended = {{80 - IN{negative}}, value_i};
-  always_comb begin
+  always_comb
     unique case (shift_i[5:4])
       2'd0: begin
         coarse        = extended[0+:COARSE];
@@ -43,54 +42,60 @@ module saturating_shift #(
         beyond_coarse = 1'b0;
       end
     endcase
-    unique case (shift_i[3:2])
+  always_ff @(posedge clk_i) begin
+    coarse_q        <= coarse;
+    beyond_coarse_q <= beyond_coarse;
+    negative_q      <= negative;
+    clear_q         <= clear_i;
+    shift_q         <= shift_i[3:0];
+  end
+
+  logic [FINE-1:0] fine, fine_q;
+  logic            beyond_fine, beyond_fine_q, negative2_q, clear2_q;
+  logic [1:0]      ones_q;
+  always_comb
+    unique case (shift_q[3:2])
       2'd0: begin
-        fine        = coarse[0+:FINE];
-        beyond_fine = coarse[COARSE-1:FINE-1] != {COARSE - FINE + 1{negative}};
+        fine        = coarse_q[0+:FINE];
+        beyond_fine = coarse_q[COARSE-1:FINE-1] != {COARSE - FINE + 1{negative_q}};
       end
       2'd1: begin
-        fine        = coarse[4+:FINE];
-        beyond_fine = coarse[COARSE-1:FINE+3] != {COARSE - FINE - 3{negative}};
+        fine        = coarse_q[4+:FINE];
+        beyond_fine = coarse_q[COARSE-1:FINE+3] != {COARSE - FINE - 3{negative_q}};
       end
       2'd2: begin
-        fine        = coarse[8+:FINE];
-        beyond_fine = coarse[COARSE-1:FINE+7] != {COARSE - FINE - 7{negative}};
+        fine        = coarse_q[8+:FINE];
+        beyond_fine = coarse_q[COARSE-1:FINE+7] != {COARSE - FINE - 7{negative_q}};
       end
       default: begin
-        fine        = coarse[12+:FINE];
+        fine        = coarse_q[12+:FINE];
         beyond_fine = 1'b0;
       end
     endcase
-  end
-
-  logic            negative_q, beyond_coarse_q, beyond_fine_q, clear_q, saturated_q;
-  logic [FINE-1:0] fine_q;
-  logic [1:0]      ones_q;
   always_ff @(posedge clk_i) begin
-    negative_q      <= negative;
-    beyond_coarse_q <= beyond_coarse;
-    beyond_fine_q   <= beyond_fine;
-    clear_q         <= clear_i;
-    fine_q          <= fine;
-    ones_q          <= shift_i[1:0];
+    fine_q        <= fine;
+    beyond_fine_q <= beyond_fine || beyond_coarse_q;
+    negative2_q   <= negative_q;
+    clear2_q      <= clear_q;
+    ones_q        <= shift_q[1:0];
   end
 
-  logic           beyond;
+  logic           beyond, saturated_q;
   logic [OUT-1:0] window, result_q;
   always_comb begin
     window = OUT'(fine_q >> ones_q);
     unique case (ones_q)
-      2'd0:    beyond = fine_q[FINE-1:OUT-1] != {4{negative_q}};
-      2'd1:    beyond = fine_q[FINE-1:OUT] != {3{negative_q}};
-      2'd2:    beyond = fine_q[FINE-1:OUT+1] != {2{negative_q}};
-      default: beyond = fine_q[FINE-1] != negative_q;
+      2'd0:    beyond = fine_q[FINE-1:OUT-1] != {4{negative2_q}};
+      2'd1:    beyond = fine_q[FINE-1:OUT] != {3{negative2_q}};
+      2'd2:    beyond = fine_q[FINE-1:OUT+1] != {2{negative2_q}};
+      default: beyond = fine_q[FINE-1] != negative2_q;
     endcase
-    beyond |= beyond_coarse_q || beyond_fine_q;
+    beyond |= beyond_fine_q;
   end
   always_ff @(posedge clk_i) begin
-    result_q    <= beyond ? {negative_q, {OUT - 1{!negative_q}}} : window;
+    result_q    <= beyond ? {negative2_q, {OUT - 1{!negative2_q}}} : window;
     saturated_q <= beyond;
-    if (clear_q) begin
+    if (clear2_q) begin
       result_q    <= '0;
       saturated_q <= 1'b0;
     end

@@ -58,7 +58,8 @@ _STREAM = (("TDATA", 64), ("TVALID", 1), ("TREADY", 1), ("TLAST", 1))
 STREAM_PORTS = (
     ("in0", "input", "output", _STREAM),
     ("in1", "input", "output", _STREAM),
-    ("result", "output", "input", (*_STREAM, ("TKEEP", 8))),
+    ("out0", "output", "input", (*_STREAM, ("TKEEP", 8))),
+    ("out1", "output", "input", (*_STREAM, ("TKEEP", 8))),
 )
 
 
@@ -163,7 +164,7 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
         "sources": sources,
         "vlnv": VLNV[flow],
         "control_ports": CONTROL_PORTS,
-        "stream_ports": STREAM_PORTS,
+        "stream_ports": STREAM_PORTS[: 2 + design.output_streams],
         "strategy": {
             "synthesis": "Flow_PerfOptimized_high",
             "implementation": "Performance_ExplorePostRoutePhysOpt",

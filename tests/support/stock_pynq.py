@@ -122,7 +122,7 @@ def hardware_description(board: Board) -> str:
         kind = "axi_dma:7.1" if is_dma else "axi_gpio:2.0" if name == "fabric_reset" else "fabric:1.0"
         parameters = dict(dma) if is_dma else {}
         if is_dma:
-            other = "s2mm" if name != "dma_result" else "mm2s"
+            other = "s2mm" if not name.startswith("dma_out") else "mm2s"
             parameters[f"c_include_{other}"] = 0
         listed = "".join(f'<PARAMETER NAME="{k}" VALUE="{v}"/>' for k, v in parameters.items())
         ranges.append(

@@ -15,10 +15,16 @@ from typing import Any
 import numpy as np
 
 from host.devices.device import Result
-from hw.contract import REGISTER, TRAILER_MAGIC, VERSION
+from hw.contract import REGISTER, TRAILER_MAGIC
 from hw.design import Design
 
-BASES = {"fabric": 0x4000_0000, "dma_in0": 0x4040_0000, "dma_in1": 0x4041_0000, "dma_result": 0x4042_0000}
+BASES = {
+    "fabric": 0x4000_0000,
+    "dma_in0": 0x4040_0000,
+    "dma_in1": 0x4041_0000,
+    "dma_out0": 0x4042_0000,
+    "dma_out1": 0x4043_0000,
+}
 _GPIO = 0x4120_0000
 _AFI = 0xF800_8000
 BLOCKS = {**BASES, "fabric_reset": _GPIO}  #: block -> address of its registers
@@ -74,7 +80,8 @@ class Board:
         self.resets = 0
         self.narrow_port = False
         self.hash64 = design.hash64
-        self.contract = VERSION | design.channels << 8 | 64 << 16
+        self.contract = design.contract_register
+        self.outputs = design.output_streams
         self.length_width = length_width
         self.stream_width = 64
         self._next = 0x1000_0000
@@ -112,7 +119,8 @@ class Board:
                 }
                 for name in ("dma_in0", "dma_in1"):
                     self.ip_dict[name]["parameters"] = {**common, "c_m_axis_mm2s_tdata_width": width}
-                self.ip_dict["dma_result"]["parameters"] = {**common, "c_s_axis_s2mm_tdata_width": width}
+                for name in ("dma_out0", "dma_out1"):
+                    self.ip_dict[name]["parameters"] = {**common, "c_s_axis_s2mm_tdata_width": width}
                 if board.gpio:
                     self.ip_dict["fabric_reset"] = {"phys_addr": _GPIO, "addr_range": 0x10000, "parameters": {}}
 
@@ -156,14 +164,14 @@ class Board:
     # -- buses --------------------------------------------------------------------------------------------------------
 
     def read(self, address: int) -> int:
-        if _AFI <= address < _AFI + 0x3000:
+        if _AFI <= address < _AFI + 0x4000:
             return int(self.narrow_port)
         name, offset = self._decode(address)
         if name == "fabric":
             return self._read_fabric(offset)
         if name == "fabric_reset":
             return 0
-        base = 0x30 if name == "dma_result" else 0
+        base = 0x30 if name.startswith("dma_out") else 0
         return self._dma[name].get(offset - base, 0)
 
     def write(self, address: int, value: int) -> None:
@@ -181,7 +189,7 @@ class Board:
                 if value & 1:
                     self._reset_fabric()
         else:
-            self._write_dma(name, offset - (0x30 if name == "dma_result" else 0), value)
+            self._write_dma(name, offset - (0x30 if name.startswith("dma_out") else 0), value)
 
     @staticmethod
     def _decode(address: int) -> tuple[str, int]:
@@ -224,7 +232,7 @@ class Board:
 
     def _advance(self) -> None:
         """Once everything has been started the whole program runs."""
-        if not self._started or len(self._armed) < 3:
+        if not self._started or len(self._armed) < 2 + self.outputs:
             return
         if self.on_start is not None:
             self.on_start()
@@ -266,13 +274,15 @@ class Board:
         return np.array(memory[:words])
 
     def _receive(self, out: np.ndarray) -> None:
-        memory, words = self._target("dma_result")
-        if out.size > words:
-            self._dma["dma_result"][0x04] = 0x11
-            return
-        memory[: out.size] = out
-        self._dma["dma_result"][0x28] = out.size * 8
-        self._dma["dma_result"][0x04] = 0x1002
+        for k in range(self.outputs):
+            name, part = f"dma_out{k}", out[k :: self.outputs]
+            memory, words = self._target(name)
+            if part.size > words:
+                self._dma[name][0x04] = 0x11
+                return
+            memory[: part.size] = part
+            self._dma[name][0x28] = part.size * 8
+            self._dma[name][0x04] = 0x1002
 
     def _registers(self, result: Result) -> None:
         values = {**result.counters, "ERROR": int(result.error), "POSITION": result.position}

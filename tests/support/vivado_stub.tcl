@@ -99,6 +99,7 @@ proc property_kinds {kind} {
         processing_system7 {
             return {
                 PCW_USE_M_AXI_GP0 {bool} PCW_USE_S_AXI_HP0 {bool} PCW_USE_S_AXI_HP1 {bool} PCW_USE_S_AXI_HP2 {bool}
+                PCW_USE_S_AXI_HP3 {bool} PCW_S_AXI_HP3_DATA_WIDTH {words 32 64}
                 PCW_S_AXI_HP0_DATA_WIDTH {words 32 64} PCW_S_AXI_HP1_DATA_WIDTH {words 32 64}
                 PCW_S_AXI_HP2_DATA_WIDTH {words 32 64} PCW_USE_FABRIC_INTERRUPT {bool} PCW_IRQ_F2P_INTR {bool}
                 PCW_FPGA0_PERIPHERAL_FREQMHZ {freq 0.1 250} PCW_EN_CLK0_PORT {bool} PCW_EN_RST0_PORT {bool}
@@ -107,9 +108,9 @@ proc property_kinds {kind} {
         zynq_ultra_ps_e {
             return {
                 PSU__USE__M_AXI_GP0 {bool} PSU__USE__M_AXI_GP1 {bool} PSU__USE__M_AXI_GP2 {bool}
-                PSU__USE__S_AXI_GP2 {bool} PSU__USE__S_AXI_GP3 {bool} PSU__USE__S_AXI_GP4 {bool}
+                PSU__USE__S_AXI_GP2 {bool} PSU__USE__S_AXI_GP3 {bool} PSU__USE__S_AXI_GP4 {bool} PSU__USE__S_AXI_GP5 {bool}
                 PSU__SAXIGP2__DATA_WIDTH {words 32 64 128} PSU__SAXIGP3__DATA_WIDTH {words 32 64 128}
-                PSU__SAXIGP4__DATA_WIDTH {words 32 64 128} PSU__USE__IRQ0 {bool} PSU__FPGA_PL0_ENABLE {bool}
+                PSU__SAXIGP4__DATA_WIDTH {words 32 64 128} PSU__SAXIGP5__DATA_WIDTH {words 32 64 128} PSU__USE__IRQ0 {bool} PSU__FPGA_PL0_ENABLE {bool}
                 PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ {freq 1 500} PSU__MAXIGP0__DATA_WIDTH {words 32 64 128}
             }
         }
@@ -168,7 +169,7 @@ proc pins_of {cell} {
         processing_system7 {
             set pins {FCLK_CLK0 {O clk} FCLK_RESET0_N {O rst}}
             if {[setting $cell PCW_USE_M_AXI_GP0 1]} { lappend pins M_AXI_GP0_ACLK {I clk} }
-            foreach port {0 1 2} {
+            foreach port {0 1 2 3} {
                 if {[setting $cell PCW_USE_S_AXI_HP$port 0]} { lappend pins S_AXI_HP${port}_ACLK {I clk} }
             }
             if {[setting $cell PCW_USE_FABRIC_INTERRUPT 0] && [setting $cell PCW_IRQ_F2P_INTR 0]} { lappend pins IRQ_F2P {I irq} }
@@ -181,7 +182,7 @@ proc pins_of {cell} {
             foreach {gp pin} {0 maxihpm0_fpd_aclk 1 maxihpm1_fpd_aclk} {
                 if {[setting $cell PSU__USE__M_AXI_GP$gp 1]} { lappend pins $pin {I clk} }
             }
-            foreach {gp pin} {2 saxihp0_fpd_aclk 3 saxihp1_fpd_aclk 4 saxihp2_fpd_aclk} {
+            foreach {gp pin} {2 saxihp0_fpd_aclk 3 saxihp1_fpd_aclk 4 saxihp2_fpd_aclk 5 saxihp3_fpd_aclk} {
                 if {[setting $cell PSU__USE__S_AXI_GP$gp 0]} { lappend pins $pin {I clk} }
             }
             if {[setting $cell PSU__USE__IRQ0 0]} { lappend pins pl_ps_irq0 {I irq} }
@@ -207,7 +208,7 @@ proc interfaces_of {cell} {
         axi_gpio { lappend found S_AXI {slave axi} GPIO {master gpio} }
         processing_system7 {
             if {[setting $cell PCW_USE_M_AXI_GP0 1]} { lappend found M_AXI_GP0 {master axi} }
-            foreach port {0 1 2} {
+            foreach port {0 1 2 3} {
                 if {[setting $cell PCW_USE_S_AXI_HP$port 0]} { lappend found S_AXI_HP$port {slave axi} }
             }
         }
@@ -215,11 +216,11 @@ proc interfaces_of {cell} {
             foreach {gp name} {0 M_AXI_HPM0_FPD 1 M_AXI_HPM1_FPD} {
                 if {[setting $cell PSU__USE__M_AXI_GP$gp 1]} { lappend found $name {master axi} }
             }
-            foreach {gp name} {2 S_AXI_HP0_FPD 3 S_AXI_HP1_FPD 4 S_AXI_HP2_FPD} {
+            foreach {gp name} {2 S_AXI_HP0_FPD 3 S_AXI_HP1_FPD 4 S_AXI_HP2_FPD 5 S_AXI_HP3_FPD} {
                 if {[setting $cell PSU__USE__S_AXI_GP$gp 0]} { lappend found $name {slave axi} }
             }
         }
-        fabric { lappend found s_axi_control {slave axi} in0 {slave axis} in1 {slave axis} result {master axis} }
+        fabric { lappend found s_axi_control {slave axi} in0 {slave axis} in1 {slave axis} out0 {master axis} out1 {master axis optional} }
     }
     return $found
 }
@@ -627,7 +628,8 @@ proc validate_bd_design {args} {
             if {$direction eq "I" && $class ne "optional" && ![dict exists $::stub_nets $cell/$pin]} { fail "$cell/$pin is not connected" }
         }
         foreach {name about} [interfaces_of $cell] {
-            if {[lindex $about 1] eq "gpio"} continue
+            # the second output is used by designs with two output streams
+            if {[lindex $about 1] eq "gpio" || [lindex $about 2] eq "optional"} continue
             if {![dict exists $::stub_links $cell/$name]} { fail "$cell/$name is not connected" }
         }
     }

@@ -19,7 +19,7 @@ from host.devices.power import PowerSensor
 from host.devices.pynq_device import PynqDevice, self_test_program
 from host.devices.reference import ReferenceDevice
 from host.program.builder import ProgramBuilder
-from hw.contract import VERSION, Error
+from hw.contract import HEADER_WORDS, VERSION, Error
 from hw.design import load_design
 from hw.packet import read_entries
 from tests.support.malformed import good_program, malformed_programs
@@ -72,8 +72,8 @@ def test_refusals_arrive_as_from_any_device(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("stall_in1", r"no end within 0\.1 s.*dma_result, dma_in1.*CTRL 0x0.*dma_in1 control 0x1 status 0x0"),
-        ("stall_result", r"no end within 0\.1 s.*waiting for dma_result"),
+        ("stall_in1", r"no end within 0\.1 s.*dma_out0, dma_out1, dma_in1.*CTRL 0x0.*dma_in1 control 0x1 status 0x0"),
+        ("stall_result", r"no end within 0\.1 s.*waiting for dma_out0, dma_out1"),
         ("bus_error", r"dma_in0: bus error: a slave answered.*status 0x00000021"),
         ("decode_error", r"dma_in1: bus error: no slave answers"),
         ("truncated_result", r"result stream is truncated"),
@@ -102,7 +102,7 @@ def test_a_dma_without_clock_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("host.devices.dma.RESET_TIMEOUT", 0.05)
     device.reset()
     board.faults = {"dead"}
-    with pytest.raises(DeviceError, match="dma_result stays halted when told to run"):
+    with pytest.raises(DeviceError, match="dma_out0 stays halted when told to run"):
         device.run(good_program(DESIGN))
     board.faults = set()
     assert device.run(good_program(DESIGN)).error is Error.NONE
@@ -142,10 +142,10 @@ def test_without_pynq_the_error_says_what_to_install(tmp_path: Path) -> None:
 
 
 def test_long_programs_run_in_parts_with_the_same_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    device, board = opened(monkeypatch, tmp_path, length_width=16)  # 8,191 words per transfer
+    device, board = opened(monkeypatch, tmp_path, length_width=13)  # 1,023 words per transfer
     reference = ReferenceDevice(DESIGN)
-    parts = [random_program(DESIGN, seed, packets=12, max_rows=8) for seed in range(12)]
-    words = np.concatenate([*(p[:-10] for p in parts), parts[0][-10:]])
+    parts = [random_program(DESIGN, seed, packets=12, max_rows=8) for seed in range(6)]
+    words = np.concatenate([*(p[:-HEADER_WORDS] for p in parts), parts[0][-HEADER_WORDS:]])
     expected = reference.run(words)
     before = board.programs
     got = device.run(words)
@@ -154,7 +154,7 @@ def test_long_programs_run_in_parts_with_the_same_answer(monkeypatch: pytest.Mon
     for name in ("PACKETS", "SKIPPED", "SATURATED", "WORDS_IN", "WORDS_OUT"):
         assert got.counters[name] == expected.counters[name], name
     broken = words.copy()
-    broken[-10] ^= np.uint64(1)  # the last header
+    broken[-HEADER_WORDS] ^= np.uint64(1)  # the last header
     assert device.run(broken).position == reference.run(broken).position
     with pytest.raises(DeviceError, match="tile the product"):
         split_program(words, DESIGN, 100, 16383)
@@ -322,11 +322,11 @@ def test_a_short_program_after_a_long_one_maintains_little_cache(
 ) -> None:
     device, board = opened(monkeypatch, tmp_path)
     good = good_program(DESIGN)
-    device.run(np.concatenate([good[:-10]] * 400 + [good[-10:]]))
+    device.run(np.concatenate([good[:-HEADER_WORDS]] * 400 + [good[-HEADER_WORDS:]]))
     board.flushed = 0
     device.run(good)
     words = good.size + device.run(good).words.size
-    assert board.flushed <= 2 * 8 * words + 2 * 3 * (1 << 15)
+    assert board.flushed <= 2 * 8 * words + 2 * 4 * (1 << 15)
 
 
 def test_memory_of_other_sizes_is_given_up_before_a_program_is_refused(
@@ -334,7 +334,7 @@ def test_memory_of_other_sizes_is_given_up_before_a_program_is_refused(
 ) -> None:
     device, board = opened(monkeypatch, tmp_path)
     good = good_program(DESIGN)
-    long = np.concatenate([good[:-10]] * 400 + [good[-10:]])
+    long = np.concatenate([good[:-HEADER_WORDS]] * 400 + [good[-HEADER_WORDS:]])
     expected = device.run(long)
     device.run(good)
     held = sum(b.nbytes for b in board.memory.values())
