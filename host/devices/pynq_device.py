@@ -263,7 +263,9 @@ class PynqDevice:
                 "install driver and overlay of the same release"
             )
         if value >> 16 & 0xFF != STREAM_BITS:
-            raise DeviceError(f"the overlay's streams have {value >> 16 & 0xFF} bits, not {STREAM_BITS}; rebuild the overlay")
+            raise DeviceError(
+                f"the overlay's streams have {value >> 16 & 0xFF} bits, not {STREAM_BITS}; rebuild the overlay"
+            )
         if found != self._design.hash64 or value != expected:
             raise DeviceError(
                 f"the overlay holds design {found:016x} ({value >> 8 & 0xFF} channels), design {self._design.name!r} "
@@ -327,8 +329,7 @@ class PynqDevice:
         known = getattr(program, "result_words", None)
         bound = result_bound(*streams, self._design) if known is None else known + 2
         deadline = time.monotonic() + timeout
-        most_out = self._most * len(self._outs)
-        if words.size // 2 <= self._most and bound <= most_out:
+        if words.size // 2 <= self._most and bound <= (most_out := self._most * len(self._outs)):
             return self._run(*streams, bound, timeout)
         total: Result | None = None
         for part, first, sends in split_program(words, self._design, self._most, most_out):

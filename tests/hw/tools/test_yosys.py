@@ -90,7 +90,7 @@ def test_a_broken_source_and_a_deadline_are_errors(folder: Path, tmp_path: Path)
     ("name", "source", "changes"),
     [
         # modules inside modules inside: all that Yosys synthesises
-        *(("drain", s, True) for s in ("drain", "epilogue", "rounding", "statistics")),
+        *(("drain", s, True) for s in ("drain", "epilogue", "rounding", "moments")),
         *(("drain", s, True) for s in ("accumulators", "code_buffer", "drain_jobs", "lane_words", "result_port")),
         *(("loader", s, True) for s in ("header_check", "packed_place")),
         ("dot_product_unit", "xc7/counter_7_3", True),
