@@ -329,7 +329,7 @@ class PynqDevice:
         known = getattr(program, "result_words", None)
         bound = result_bound(*streams, self._design) if known is None else known + 2
         deadline = time.monotonic() + timeout
-        if words.size // 2 <= self._most and bound <= (most_out := self._most * len(self._outs)):
+        if bound <= (most_out := self._most * len(self._outs)) and words.size // 2 <= self._most:
             return self._run(*streams, bound, timeout)
         total: Result | None = None
         for part, first, sends in split_program(words, self._design, self._most, most_out):
