@@ -28,5 +28,6 @@ Status run_program(kernel::Buffers& buffers, InStream& in0, InStream& in1, kerne
 
 #if !defined(FABRIC_LIGHT_STREAM)
 // Top function of the HLS block.
-void fabric(InStream& in0, InStream& in1 RESULT_STREAMS(RESULT_ARGUMENT), uint32_t soft_reset KERNEL_REGISTERS(KERNEL_ARGUMENT));
+void fabric(InStream& in0, InStream& in1 RESULT_STREAMS(RESULT_ARGUMENT), uint32_t soft_reset
+            KERNEL_REGISTERS(KERNEL_ARGUMENT));
 #endif

@@ -93,7 +93,8 @@ inline bool meet(const Range& x, const Range& y) {
     return x.first < y.end && y.first < x.end;
 }
 
-// What a LOAD writes to, or a product reads, in the operands' buffers (in all banks).  A CONV reads SIDE and ADDED in G.
+// What a LOAD writes to, or a product reads, in the operands' buffers (in all banks).  What a CONV reads in G is SIDE,
+// and ADDED.
 struct Ranges {
     Range a, g, added, w;
 };

@@ -77,14 +77,14 @@ KEEP_LOOP
     }
 }
 
-// w and the codes of all sections.
-inline void finish_codes(const Settings& settings, const Entry& entry, const Random* random, Finished& done,
-                         uint32_t& saturated) {
+// w and the codes of all sections of a part of output channel `oc`.
+inline void finish_codes(const Settings& settings, const Entry& entry, const RandomTile& random, unsigned oc,
+                         unsigned part, Finished& done, uint32_t& saturated) {
 #pragma HLS INLINE
 KEEP_LOOP
     for (unsigned k = 0; k < LINE_VALUES; ++k) {
 #pragma HLS UNROLL
-        const uint32_t number = settings.stochastic ? uint32_t(random[k]) : 0;
+        const uint32_t number = settings.stochastic ? uint32_t(random.number[oc][part * LINE_VALUES + k]) : 0;
         done.w[k] = value_of(settings, entry, done.x[k], done.k[k]);
         done.sections[k] = sections_of(settings, done.x[k], done.w[k], number, saturated);
     }
@@ -129,7 +129,7 @@ inline void finish_sums_of_tile(ResultBuffers& buffers, OutputStatus& status, co
         Finished done;
         finish_sums(settings, entry, line, done, saturated);
         if (kind.codes) {
-            finish_codes(settings, entry, random.number[oc] + part * LINE_VALUES, done, saturated);
+            finish_codes(settings, entry, random, oc, part, done, saturated);
             for (unsigned k = 0; k < LINE_VALUES; ++k) {
 #pragma HLS UNROLL
                 codes[(part * LINE_VALUES + k) * CHANNELS + oc] = done.sections[k];

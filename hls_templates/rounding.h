@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random numbers of stochastic rounding: one hash for each segment of a row and output channel, and from it a number for
-// each of the segment's pixels in GF(2^16).  They depend on the element's index alone, and on no order.
+// Random numbers of stochastic rounding: one hash for each segment of a row and output channel, and from it, in
+// GF(2^16), a number for each pixel of the segment.  They depend on an element's index alone, and on no order.
 #pragma once
 
 #include "channels.h"
@@ -44,8 +44,8 @@ inline uint32_t field_product(uint32_t a, uint32_t b) {
     return result;
 }
 
-// The numbers of the pixels of one segment, `inside`, in an output channel.
-inline void spread(uint32_t hash, uint32_t factor, uint32_t inside, Random number[LANES]) {
+// The numbers of the pixels of one segment, `inside`, in output channel `oc`.
+inline void spread(uint32_t hash, uint32_t factor, uint32_t inside, unsigned oc, RandomTile& random) {
 #pragma HLS INLINE
     const uint32_t low = hash & low_mask(RANDOM_BITS);
     const uint32_t start = field_product(hash >> RANDOM_BITS, factor);
@@ -53,7 +53,7 @@ inline void spread(uint32_t hash, uint32_t factor, uint32_t inside, Random numbe
     for (unsigned p = 0; p < LANES; ++p) {
 #pragma HLS UNROLL
         const bool here = ((inside >> p) & 1) != 0;
-        if (here) number[p] = Random(low ^ multiple);
+        if (here) random.number[oc][p] = Random(low ^ multiple);
         multiple = here ? times_alpha(multiple) : start;
     }
 }
@@ -64,7 +64,7 @@ inline uint32_t lowest(uint32_t bits) {
     return bits & (~bits + 1);
 }
 
-// Random numbers of a tile's codes.  In a loop of their own, so that codes that are not stochastic do not wait for them.
+// Random numbers of a tile's codes.  In a loop of their own, so that codes that are not stochastic do not wait.
 inline void draw(const Command& command, RandomTile& random) {
     const Header& h = command.header;
     const uint32_t row = h.index + command.row * h.row_stride;
@@ -75,7 +75,7 @@ inline void draw(const Command& command, RandomTile& random) {
 // one hash per cycle; a segment and channel is written once
 #pragma HLS PIPELINE II = 1
         const uint32_t rest = starts & (starts - 1);
-        spread(fmix32(index ^ h.key), h.factor, lowest(rest) - lowest(starts), random.number[oc]);
+        spread(fmix32(index ^ h.key), h.factor, lowest(rest) - lowest(starts), oc, random);
         index += h.image_stride;
         starts = rest;
         if (rest == 0) {

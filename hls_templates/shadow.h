@@ -67,8 +67,8 @@ inline void pixels_of(const Shadow& shadow, Line& line) {
             const unsigned lane = n * LINE_VALUES + k, bit = lane * CHANNELS + column;
             line.value[k] = value_of(shadow.tile, column, lane);
             if (!shadow.with_side || column == CHANNELS) continue;
-            line.side[k] = SideElement(element_of<MOST_SIDE_PLANES>(shadow.side.word, bit));
-            line.added[k] = AddedElement(element_of<MAX_SIDE_BITS>(shadow.side.word + MOST_SIDE_PLANES, bit));
+            line.side[k] = SideElement(element_of<0, MOST_SIDE_PLANES>(shadow.side, bit));
+            line.added[k] = AddedElement(element_of<MOST_SIDE_PLANES, MAX_SIDE_BITS>(shadow.side, bit));
         }
     }
 }

@@ -67,14 +67,14 @@ inline void fetch_plane(const OperandBuffers& buffers, Fetch& fetch, SidePlanes&
     ++fetch.next;
 }
 
-// Bits of one pixel and channel in `COUNT` planes; those that the tile does not have are left to who reads it.
-template <unsigned COUNT>
-uint32_t element_of(const uint64_t (*planes)[ROW_WORDS], unsigned bit) {
+// Bits of one pixel and channel in planes from FIRST on; those that the tile does not have are left to who reads it.
+template <unsigned FIRST, unsigned COUNT>
+uint32_t element_of(const SidePlanes& planes, unsigned bit) {
 #pragma HLS INLINE
     uint32_t element = 0;
     for (unsigned n = 0; n < COUNT; ++n) {
 #pragma HLS UNROLL
-        element |= uint32_t((planes[n][bit / 64] >> (bit % 64)) & 1) << n;
+        element |= uint32_t((planes.word[FIRST + n][bit / 64] >> (bit % 64)) & 1) << n;
     }
     return element;
 }
