@@ -9,7 +9,7 @@ from typing import Any
 
 from hw.commands import options
 
-STUDIES = ("statquant", "methods", "defects", "fabric")
+STUDIES = ("statquant", "methods", "defects", "fabric", "fabric-cifar")
 
 
 def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
@@ -44,10 +44,13 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
         "study",
         choices=STUDIES,
         help="statquant: gradient quantizers PTQ, PSQ, BHQ; methods: DoReFa, WAGEUBN, MXINT and Range BN beside SBM; "
-        "defects: details of the published code that mode 'fixed' repairs; fabric: the fabric's integers, by widths",
+        "defects: details of the published code that mode 'fixed' repairs; fabric: the fabric's integers, by widths; "
+        "fabric-cifar: the same on CIFAR-10",
     )
     accuracy.add_argument("--seeds", type=options.several, default=8, help="trainings of each variant")
     accuracy.add_argument("--bits", type=options.width, default=5, help="statquant: of the gradients")
+    accuracy.add_argument("--data", default="data/cifar-10", help="fabric-cifar: path of CIFAR-10")
+    accuracy.add_argument("--images", type=options.whole, default=0, help="fabric-cifar: to train on; 0: all")
     accuracy.add_argument("--only", nargs="+", metavar="VARIANT", default=[], help="train these variants only")
     accuracy.add_argument(
         "--save",
@@ -115,6 +118,7 @@ def run_bench_accuracy(arguments: argparse.Namespace) -> int:
         "methods": accuracy.methods,
         "defects": accuracy.defects,
         "fabric": accuracy.fabric,
+        "fabric-cifar": lambda: accuracy.fabric_cifar(arguments.data, arguments.images),
     }
     study = known[arguments.study]()
     runs = accuracy.read_report(arguments.save, study) if arguments.save else {}

@@ -91,6 +91,20 @@ def fabric() -> Study:
     return Study("digits-demo", variants, "float32")
 
 
+def fabric_cifar(data: str, images: int) -> Study:
+    """Static and FracTrain training of the short CIFAR-10 recipes in the fabric's integers and with float32 normalisation.
+
+    Args:
+        data: path of the images.
+        images: to train on; 0: all.
+    """
+    variants: dict[str, TrainConfig] = {}
+    for name, recipe in (("SBM", "cifar10-short-sbm"), ("FracTrain", "cifar10-short-fractrain")):
+        base = TrainConfig.from_recipe(find_recipe(recipe), data=data, train_limit=images, eval_every=1000, eval_batch=100)
+        variants |= {f"{name} float32": base, f"{name} fabric": replace(base, norm="fabric")}
+    return Study("resnet-20 on CIFAR-10, ten epochs", variants, "SBM float32")
+
+
 COMPARISON = {"DoReFa": "dorefa", "WAGEUBN": "wageubn", "MXINT": "mxint"}
 
 

@@ -43,7 +43,7 @@ from sw_model.train.metrics import TrainingResult
 from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.record import GATED, RunSchedule
-from sw_model.train.run_device import RunDevice, check_engine, check_ranks
+from sw_model.train.run_device import RunDevice, check_accelerator, check_engine, check_ranks
 from sw_model.train.tasks import Task, evaluate, open_task
 
 
@@ -445,6 +445,7 @@ def train(  # noqa: PLR0913 - what a program may ask of a training
     device = RunDevice.of(
         engine, by_step=engine_for_step is not None, ranks=ranks, accelerator=choose_accelerator(accelerator).type
     )
+    check_accelerator(config, device.accelerator)
     state = _Training(config, task, device, ranks, pretrained=saved is None)
     if out is not None:
         state.data = task.data.identity()

@@ -15,6 +15,7 @@ from sw_model.train.record import GATED
 from sw_model.train.tasks import Task
 
 HEAD = "head."
+RANGES = "step.tops"  #: a network has them only with norm "fabric", which finds them anew where there are none
 
 
 def load_pretrained(model: nn.Module, path: Path) -> list[str]:
@@ -37,6 +38,10 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
     own = model.state_dict()
     if any(name.startswith(GATED) for name in trained):
         trained = {name.removeprefix(GATED): x for name, x in trained.items() if name.startswith(GATED)}
+    if RANGES in own:
+        trained = {RANGES: own[RANGES], **trained}
+    else:
+        trained.pop(RANGES, None)
     missing, unknown = sorted(set(own) - set(trained)), sorted(set(trained) - set(own))
     if missing or unknown:
         raise ConfigError(

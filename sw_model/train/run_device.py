@@ -126,6 +126,12 @@ class RunDevice:
                 )
 
 
+def check_accelerator(config: TrainConfig, accelerator: str) -> None:
+    """Refuses what PyTorch computes on the CPU only."""
+    if config.norm == "fabric" and accelerator != "cpu":
+        raise ConfigError(f"accelerator {accelerator!r}: norm 'fabric' computes on the CPU; use 'cpu', or norm 'batch'")
+
+
 def check_engine(config: TrainConfig) -> None:
     """Refuses recipes whose products no integer engine computes."""
     if why := refusal("engine", config):

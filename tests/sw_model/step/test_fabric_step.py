@@ -15,6 +15,7 @@ from hw.networks import BlockLayout, Layout
 from hw.nodes import Widths
 from sw_model.nn.layers import attach, set_precision
 from sw_model.nn.models import Backbone, build_model, use_fabric_step
+from sw_model.nn.parallel import ALONE
 from sw_model.nn.precision import Precision, Run
 from sw_model.train.engines import open_engine
 from sw_model.train.folder import CHECKPOINT, read_tensors
@@ -22,6 +23,7 @@ from sw_model.train.loop import train
 from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.record import GATED as GATED_PREFIX
+from sw_model.train.run_device import check_accelerator, check_ranks
 from sw_model.train.tasks import open_task
 
 TINY = TrainConfig(
@@ -183,3 +185,16 @@ def test_gates_get_gradients_and_costs_from_every_block() -> None:
             # forward and weight gradient stream activations, the input gradient streams gradients
             if bits not in (6, 8):
                 assert products >= 2 * samples * per_image
+
+
+def test_other_accelerators_and_several_processes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="norm 'fabric' computes on the CPU"):
+        check_accelerator(TINY, "cuda")
+    with pytest.raises(ConfigError, match="norm = 'fabric' takes the whole batch"):
+        check_ranks(TINY, open_task(TINY), False, ALONE)
+
+
+def test_a_run_starts_from_weights_that_were_trained_with_float_normalisation(tmp_path: Path) -> None:
+    train(replace(TINY, norm="batch"), out=tmp_path / "float")
+    train(replace(TINY, init=str(tmp_path / "float")), out=tmp_path / "fabric")
+    train(replace(TINY, norm="batch", init=str(tmp_path / "fabric")))
