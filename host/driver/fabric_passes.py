@@ -93,6 +93,11 @@ class PassMember(Member):
         """A CONV with its shifts, its key and the random indices of its group of channels."""
         assert self.behind is not None
         settings = self.behind.settings
+        if packet.format not in (OutputFormat.CODES, OutputFormat.MOMENTS):
+            raise PassError(
+                f"a sum of {packet.a_bits} by {packet.b_bits} bits may pass 32 bits, more than an epilogue takes; give its "
+                "operands fewer bits"
+            )
         if packet.format == OutputFormat.MOMENTS:
             return replace(packet, shift=settings.shift)
         packet = replace(
@@ -193,7 +198,7 @@ class FabricPasses:
             session = self.engine.session(wanted.purpose)
             found = session.run(members)
             orders = [_order(self.design, member) for member in members]
-        except LoweringError as error:
+        except (LoweringError, PassError) as error:
             raise PassError(f"{wanted.node}, {wanted.purpose}: {error}") from None
         for name, value in session.counters.items():
             self.meter.add(name, value)

@@ -34,6 +34,10 @@ from sw_model.step.fast_engine import FastEngine
 #: of layers that a recipe leaves in float32, which no pass computes
 FULL_BITS = Bits(8, 8, 8)
 
+#: of gradients of depthwise convolutions: their packets count the sums of a whole group of channels, which pass 32 bits
+#: with 16
+DEPTHWISE_GRADIENT = 15
+
 #: tells the keys of a step's random numbers from those of layers
 _STEP_SALT = 1 << 33
 #: an image that every network takes, to name its nodes
@@ -55,11 +59,13 @@ def pass_engine(engine: Engine | None) -> PassEngine:
     raise ValueError(f"{type(engine).__name__} computes single products, no passes; use norm 'batch' with this device")
 
 
-def bits_of(precision: Precision) -> Bits:
+def bits_of(precision: Precision, groups: int = 1) -> Bits:
     """Bits of a layer's codes."""
     if not precision.quantized:
         return FULL_BITS
     w, a, g, last = precision.widths
+    if groups > 1:
+        g, last = min(g, DEPTHWISE_GRADIENT), min(last, DEPTHWISE_GRADIENT)
     return Bits(w, a, g, last if last != g else 0)
 
 
@@ -209,7 +215,7 @@ class FabricStep(nn.Module):
         """A forward pass that has not run."""
         run, training = members[0].convolution.run, members[0].norm.training
         known = {name: top for name, top in zip(self.names, self.tops.tolist(), strict=True) if top}
-        bits = {each.node.name: bits_of(each.convolution.precision) for each in members}
+        bits = {n.node.name: bits_of(n.convolution.precision, n.convolution.groups) for n in members}
         widths = self.widths_at(bits.values() if gates is None else gates.options)
         return Forward(
             [each.node for each in members], {each.node.name: each.values() for each in members},

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from host.exact_engine import ExactEngine
+from host.step.passes import PassError
 from hw.networks import BlockLayout, Layout
 from hw.nodes import Widths
 from sw_model.nn.layers import attach, set_precision
@@ -89,14 +90,21 @@ def test_a_stem_that_a_recipe_leaves_in_float32_has_eight_bits() -> None:
     assert result.test_score is not None
 
 
-def test_mobilenetv2_trains_a_step() -> None:
-    config = replace(TINY, data="digits", stages=((4, 4, 8),))
+def test_mobilenetv2_has_the_same_gradients_in_software_and_on_a_device() -> None:
+    """Depthwise convolutions among them, whose gradients have most bits; blocks with and without a shortcut."""
     blocks = (BlockLayout(4, 6, 1, 2), BlockLayout(6, 6, 1, 2), BlockLayout(6, 8, 2, 2))
-    model = use_fabric_step(Backbone(Layout((4, 3, 1), blocks, last=12), 5, 3), Widths(0, 0, 0))
-    attach(model, Run())
-    set_precision(model, Precision(*config.stages[0]))
-    model(torch.rand(6, 3, 8, 8)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    images, found = torch.rand(4, 3, 8, 8), []
+    for device in ("software", "reference"):
+        torch.manual_seed(1)
+        model = use_fabric_step(Backbone(Layout((4, 3, 1), blocks, last=12), 5, 3), Widths(0, 0, 0))
+        attach(model, Run(engine=open_engine(device, "sim-small")))
+        set_precision(model, Precision(4, 4, 8))
+        assert model.step is not None
+        model.step(model, images).square().sum().backward()
+        found.append([p.grad for name, p in model.named_parameters() if not name.startswith("head")])
+    for software, reference in zip(*found, strict=True):
+        assert software is not None and reference is not None
+        assert torch.equal(software, reference) and software.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -198,3 +206,13 @@ def test_a_run_starts_from_weights_that_were_trained_with_float_normalisation(tm
     train(replace(TINY, norm="batch"), out=tmp_path / "float")
     train(replace(TINY, init=str(tmp_path / "float")), out=tmp_path / "fabric")
     train(replace(TINY, norm="batch", init=str(tmp_path / "fabric")))
+
+
+def test_sums_that_a_design_does_not_take_are_refused_by_their_bits() -> None:
+    model = open_task(TINY).build(TINY)
+    attach(model, Run(engine=open_engine("reference", "sim-small")))
+    set_precision(model, Precision(8, 8, 16))
+    assert isinstance(model, Backbone) and model.step is not None
+    features = model.step(model, torch.rand(4, 1, 8, 8))
+    with pytest.raises(PassError, match=r"blocks\..*sum of 16 by 8 bits may pass 32 bits"):
+        features.sum().backward()
