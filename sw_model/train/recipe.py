@@ -200,9 +200,9 @@ class TrainConfig:
     #: norm "fabric": bits of the normalised activations that the backward pass reads; 0: 8 where activations have 8 bits
     #: or more, else 6
     kept_bits: int = 0
-    #: norm "fabric": bits of the activations that a shortcut carries; 0: as ``kept_bits``
+    #: norm "fabric": bits of the activations that a shortcut carries; 0: the default of ``kept_bits``
     shortcut_bits: int = 0
-    #: norm "fabric": bits of the gradients that a shortcut carries; 0: as ``kept_bits``
+    #: norm "fabric": bits of the gradients that a shortcut carries; 0: the default of ``kept_bits``
     shortcut_gradient_bits: int = 0
     #: of everything random
     seed: int = 1

@@ -15,7 +15,7 @@ from sw_model.studies import accuracy
 from sw_model.studies.accuracy import Estimate, Outcome, Runs, Study, TrainedVariant, compare, run, show
 from sw_model.train.recipe import ConfigError, TrainConfig
 
-STUDIES = [accuracy.statquant(5), accuracy.statquant(4), accuracy.methods(), accuracy.defects()]
+STUDIES = [accuracy.statquant(5), accuracy.statquant(4), accuracy.methods(), accuracy.defects(), accuracy.fabric()]
 
 
 def tiny(config: TrainConfig) -> TrainConfig:
