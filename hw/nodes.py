@@ -8,7 +8,7 @@ from hw.networks import Bits, ConvShape, Layout
 
 
 @dataclass(frozen=True)
-class Node:
+class StepNode:
     """A convolution with its batch normalisation and what follows it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Node:
         return self.shape.kind == "shortcut"
 
 
-def nodes(layout: Layout, image: tuple[int, int, int]) -> list[Node]:
+def nodes(layout: Layout, image: tuple[int, int, int]) -> list[StepNode]:
     """Nodes of a network in the order in which they run forward; the classifier is none.
 
     Args:
@@ -46,25 +46,25 @@ def nodes(layout: Layout, image: tuple[int, int, int]) -> list[Node]:
     if layout.pooled:
         raise ValueError("the stem's max pooling is not one of the fabric's passes; choose a network for small images")
     shapes = {shape.name: shape for shape in layout.shapes(1, image)}
-    made = [Node(shapes["stem"], "")]
+    made = [StepNode(shapes["stem"], "")]
     before = "stem"
     for index, block in enumerate(layout.blocks):
         inside = [shape for name, shape in shapes.items() if name.startswith(f"blocks.{index}.")]
         branch = [shape for shape in inside if shape.kind != "shortcut"]
-        projections = [Node(shape, before, relu=False) for shape in inside if shape.kind == "shortcut"]
+        projections = [StepNode(shape, before, relu=False) for shape in inside if shape.kind == "shortcut"]
         shortcut = projections[0].name if projections else before if block.skippable else ""
         sources = [before, *(shape.name for shape in branch)]
-        row = [Node(shape, source) for shape, source in zip(branch, sources, strict=False)]
+        row = [StepNode(shape, source) for shape, source in zip(branch, sources, strict=False)]
         row[-1] = replace(row[-1], residual=shortcut, relu=not block.expansion)
         made += projections + row
         before = row[-1].name
     if layout.last:
-        made.append(Node(shapes["last"], before))
+        made.append(StepNode(shapes["last"], before))
     return made
 
 
 @dataclass(frozen=True)
-class Widths:
+class KeptWidths:
     """Bits of what a step keeps beside its operands.
 
     Attributes:
@@ -78,7 +78,7 @@ class Widths:
     gradient: int = 6
 
     @classmethod
-    def beside(cls, bits: Bits) -> Widths:
+    def beside(cls, bits: Bits) -> KeptWidths:
         """Widths that suit operands of ``bits``: 8 where those have 8 or more, else 6."""
         forward, back = (8 if n >= 8 else 6 for n in (bits.a, bits.g))
         return cls(forward, forward, back)

@@ -46,7 +46,7 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
 
 
 def _share(text: str) -> tuple[Bits, int]:
-    """Widths and a number of images."""
+    """KeptWidths and a number of images."""
     bits, _, images = text.partition("=")
     return options.fabric_bits(bits), options.positive(images)
 
@@ -73,7 +73,7 @@ def run_step(arguments: argparse.Namespace) -> int:
     from hw.design import load_design
     from hw.generate import rtl_digest
     from hw.networks import image_layout
-    from hw.nodes import Widths, nodes
+    from hw.nodes import KeptWidths, nodes
 
     design = load_design(arguments.design)
     graph = nodes(*image_layout(arguments.model))
@@ -82,7 +82,7 @@ def run_step(arguments: argparse.Namespace) -> int:
     with Progress(f"bench step of {design.name}") as progress:
 
         def measured(bits: Bits, batch: int) -> dict[str, Any]:
-            widths = Widths.beside(bits) if arguments.kept is None else Widths(*[arguments.kept] * 3)
+            widths = KeptWidths.beside(bits) if arguments.kept is None else KeptWidths(*[arguments.kept] * 3)
             return bench(device, design, graph, bits, widths, batch, progress.doing)
 
         runs = [measured(bits, arguments.batch) for bits in arguments.bits]

@@ -20,8 +20,8 @@ from host.epilogue import Entries, Moments
 from host.numerics import check_codes
 from host.operands import ConvGeometry, Grid
 from host.program import packing
-from host.step.passes import Behind, CodeTensor, Pass, PassError, PassMeter, PassResult
-from host.step.result_order import ResultOrder, Shape, natural
+from host.step.passes import CodeTensor, PassEpilogue, PassError, PassMeter, PassResult, ProductPass
+from host.step.result_order import ResultOrder, ResultShape, natural
 from hw.contract import OutputFormat
 from hw.design import Design
 from hw.packet import Packet, all_planes
@@ -33,7 +33,7 @@ from hw.plan.training_products import GROUPED_CHANNELS
 _SECTIONS = ("a", "k", "s", "mask")
 
 
-def form_of(behind: Behind) -> EpilogueForm:
+def form_of(behind: PassEpilogue) -> EpilogueForm:
     """An epilogue without its parameters."""
     settings, side = behind.settings, behind.side
     form = EpilogueForm(
@@ -82,7 +82,7 @@ class PassMember(Member):
         first: index of its first random number.
     """
 
-    behind: Behind | None = None
+    behind: PassEpilogue | None = None
     first: int = 0
 
     def results(self, lowered: Lowered) -> Results:
@@ -186,7 +186,7 @@ class FabricPasses:
         self.engine, self.design = engine, engine.design
         self.meter = PassMeter(engine.meter.totals)
 
-    def run(self, wanted: Pass) -> PassResult:
+    def run(self, wanted: ProductPass) -> PassResult:
         """Runs a pass.
 
         Raises:
@@ -214,10 +214,10 @@ class FabricPasses:
         return _joined(wanted, members, results, orders, session.counters.get("SATURATED", 0))
 
 
-def computed_order(design: Design) -> Callable[[Pass], ResultOrder]:
+def computed_order(design: Design) -> Callable[[ProductPass], ResultOrder]:
     """Where the elements of a pass' result lie while a design computes it, for engines in software."""
 
-    def order(wanted: Pass) -> ResultOrder:
+    def order(wanted: ProductPass) -> ResultOrder:
         members = list(_members(design, wanted))
         found = _order(design, members[0])
         if len(members) == 1:
@@ -233,7 +233,7 @@ def _order(design: Design, member: PassMember) -> ResultOrder:
     return order_of(correlations[0]) if correlations else ResultOrder()
 
 
-def _blocks(wanted: Pass) -> Iterator[tuple[int, int]]:
+def _blocks(wanted: ProductPass) -> Iterator[tuple[int, int]]:
     """Ranges of groups that share a dense product."""
     m, groups = wanted.geometry, wanted.groups
     together = max(1, GROUPED_CHANNELS // max(m.in_channels // groups, m.out_channels // groups))
@@ -245,7 +245,7 @@ def _channels(values: Array, first: int, stop: int) -> Array:
     return values[:, first:stop]
 
 
-def _members(design: Design, wanted: Pass) -> Iterator[PassMember]:
+def _members(design: Design, wanted: ProductPass) -> Iterator[PassMember]:
     """Dense products of a pass, one for each block of groups."""
     m, groups = wanted.geometry, wanted.groups
     into, out = m.in_channels // groups, m.out_channels // groups
@@ -285,7 +285,7 @@ def _members(design: Design, wanted: Pass) -> Iterator[PassMember]:
         yield member
 
 
-def _check_phases(wanted: Pass, design: Design, member: PassMember, order: ResultOrder) -> None:
+def _check_phases(wanted: ProductPass, design: Design, member: PassMember, order: ResultOrder) -> None:
     """Refuses a result whose phases the kernel does not all reach, unless the epilogue leaves zero there.
 
     Raises:
@@ -323,7 +323,7 @@ def _planes(values: I64, bits: int) -> Tensor:
     return Tensor(masked, grid, int(np.bitwise_or.reduce(masked, axis=None)))
 
 
-def _operands(behind: Behind) -> dict[str, Tensor]:
+def _operands(behind: PassEpilogue) -> dict[str, Tensor]:
     """What the epilogue reads: side codes with the mask on top, added codes."""
     tensors: dict[str, Tensor] = {}
     bits = behind.side.bits if behind.side is not None else 0
@@ -341,7 +341,7 @@ def _operands(behind: Behind) -> dict[str, Tensor]:
     return tensors
 
 
-def _part(behind: Behind, first: int, stop: int) -> Behind:
+def _part(behind: PassEpilogue, first: int, stop: int) -> PassEpilogue:
     """An epilogue for some channels of the result."""
     entries = Entries(*(getattr(behind.entries, name)[first:stop] for name in ("m", "o", "n", "l", "b", "c")))
 
@@ -364,7 +364,7 @@ def _dense(weight: CodeTensor, first: int, stop: int, into: int, out: int) -> I6
 
 
 def _joined(
-    wanted: Pass, members: list[PassMember], found: list[PassResults], orders: list[ResultOrder], saturated: int
+    wanted: ProductPass, members: list[PassMember], found: list[PassResults], orders: list[ResultOrder], saturated: int
 ) -> PassResult:
     """Natural results of all members, side by side in their channels."""
     parts: dict[str, list[Array]] = {}
@@ -395,19 +395,19 @@ def _joined(
     )
 
 
-def _result_shape(wanted: Pass, m: ConvGeometry) -> Shape:
+def _result_shape(wanted: ProductPass, m: ConvGeometry) -> ResultShape:
     if wanted.kind == "forward":
         return m.batch, m.out_channels, *m.out_hw
     return m.batch, m.in_channels, *m.in_hw
 
 
-def _all_phases(section: I32, shape: Shape, order: ResultOrder) -> I32:
+def _all_phases(section: I32, shape: ResultShape, order: ResultOrder) -> I32:
     """A result with zeros for the phases that no kernel element reaches."""
     missing = order.phases**2 * shape[1] - section.shape[1]
     return section if not missing else np.pad(section, ((0, 0), (0, missing), (0, 0), (0, 0)))
 
 
-def _diagonal(wanted: Pass, lowered: Lowered, results: PassResults) -> I64:
+def _diagonal(wanted: ProductPass, lowered: Lowered, results: PassResults) -> I64:
     """Weight gradient of a member, (O, I/groups, kh, kw): of a dense product the blocks on the diagonal."""
     m, groups = wanted.geometry, wanted.groups
     into, out = m.in_channels // groups, m.out_channels // groups

@@ -20,7 +20,7 @@ from hw.design import Design
 from hw.files import save_picture
 from hw.model.cycles import predict
 from hw.networks import Bits
-from hw.nodes import Node, Widths
+from hw.nodes import KeptWidths, StepNode
 from hw.packet import END, Packet
 from hw.plan.plan import programs, steps
 from hw.plan.product import LoweringError, Product
@@ -128,9 +128,9 @@ def measure(device: Device | None, design: Design, each: StepPass, count: int, b
 def bench(
     device: Device | None,
     design: Design,
-    graph: list[Node],
+    graph: list[StepNode],
     bits: Bits,
-    widths: Widths,
+    widths: KeptWidths,
     batch: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:

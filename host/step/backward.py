@@ -23,13 +23,13 @@ from host.step.channel_parameters import (
     value,
     value_unit,
 )
-from host.step.coded import ALL, Coded, CodedWeights, Gathered, Part, Samples, refined
+from host.step.coded import ALL, Coded, CodedPart, CodedWeights, Gathered, SampleSet, refined
 from host.step.forward import Forward, Kept, check_bound, geometry_of
-from host.step.passes import Behind, CodeTensor, Pass, PassResult, identity
+from host.step.passes import CodeTensor, PassEpilogue, PassResult, ProductPass, identity
 from host.step.result_order import ResultOrder, random_numbers
 from hw.contract import VALUE_BITS
 from hw.networks import ConvGeometry
-from hw.nodes import Node
+from hw.nodes import StepNode
 
 _POOLED, _INPUT, _LAST = 1 << 20, 1 << 21, 1 << 22  #: tell keys of roundings of one node apart
 
@@ -51,7 +51,7 @@ class _Way(NamedTuple):
 
     codes: Coded
     weights: CodedWeights
-    taker: Node | None
+    taker: StepNode | None
 
 
 @dataclass
@@ -101,10 +101,10 @@ class Backward:
 
     # -- what comes from above ----------------------------------------------------------------------------------------
 
-    def _key(self, node: Node, *more: int) -> int:
+    def _key(self, node: StepNode, *more: int) -> int:
         return derive_key(self.key, self.forward.graph.index(node), *more)
 
-    def _pooled(self, features: F32, last: Node) -> Coded:
+    def _pooled(self, features: F32, last: StepNode) -> Coded:
         """Codes of the last node's gradient: that of a mean over its pixels, rounded at random, a scale per channel."""
         height, width = last.shape.out_hw
         real = features.astype(np.float64) / (height * width)
@@ -116,9 +116,9 @@ class Backward:
         codes = np.floor(real / scale + drawn / float(1 << RANDOM_BITS)).astype(np.int32)
         codes = np.clip(codes, -code_top(bits, True), code_top(bits, True))
         spread = np.ascontiguousarray(np.broadcast_to(codes[:, :, None, None], (n, c, height, width)))
-        return Coded(spread, (Part(ALL, bits, True, scale),))
+        return Coded(spread, (CodedPart(ALL, bits, True, scale),))
 
-    def _way(self, node: Node) -> _Way:
+    def _way(self, node: StepNode) -> _Way:
         forward = self.forward
         straight = [taker for taker in forward.takers[node.name] if not taker.on_shortcut]
         if not straight:
@@ -129,12 +129,12 @@ class Backward:
             return _Way(self._carried[source], CodedWeights(ones, np.ones(node.shape.out_channels), 0), None)
         return _Way(self._codes[straight[0].name], self._back_weights(straight[0]), straight[0])
 
-    def _back_weights(self, taker: Node) -> CodedWeights:
+    def _back_weights(self, taker: StepNode) -> CodedWeights:
         weight = self.forward.parameters[taker.name].weight
         (bits,) = {bits.w for _, bits in self.forward.groups[taker.name]}
         return CodedWeights.of(weight, bits, back=True, groups=taker.shape.groups, node=taker.name)
 
-    def _added(self, node: Node) -> Coded | None:
+    def _added(self, node: StepNode) -> Coded | None:
         """Codes of a shortcut's gradient that is added to the node's."""
         forward = self.forward
         for join in forward.graph:
@@ -149,7 +149,7 @@ class Backward:
                 return codes
         return None
 
-    def _note_options(self, taker: Node, gradient: Coded) -> None:
+    def _note_options(self, taker: StepNode, gradient: Coded) -> None:
         """Takes in what a node's input would have changed at other bits, sample by sample.
 
         Args:
@@ -172,7 +172,14 @@ class Backward:
     # -- passes -------------------------------------------------------------------------------------------------------
 
     def _pass(
-        self, node: Node, purpose: str, way: _Way, part: Part, samples: Samples, behind: Behind, x: Coded | None = None
+        self,
+        node: StepNode,
+        purpose: str,
+        way: _Way,
+        part: CodedPart,
+        samples: SampleSet,
+        behind: PassEpilogue,
+        x: Coded | None = None,
     ) -> PassResult:
         """Runs a pass; with ``x`` the taker's weight gradient, too."""
         codes = way.codes.codes(part, samples)
@@ -180,14 +187,16 @@ class Backward:
         if way.taker is None:
             c = node.shape.out_channels
             geometry = ConvGeometry(n, c, c, node.shape.out_hw)
-            wanted = Pass(node.name, purpose, "forward", geometry, c, codes, way.weights.codes, None, behind)
+            wanted = ProductPass(node.name, purpose, "forward", geometry, c, codes, way.weights.codes, None, behind)
         else:
             shape = way.taker.shape
             geometry = geometry_of(way.taker, n)
             kind, taken = "input_gradient", None
             if x is not None:
                 kind, taken = "backward", _codes_at(x, samples)
-            wanted = Pass(node.name, purpose, kind, geometry, shape.groups, taken, way.weights.codes, codes, behind)
+            wanted = ProductPass(
+                node.name, purpose, kind, geometry, shape.groups, taken, way.weights.codes, codes, behind
+            )
         done = self.forward.engine.run(wanted)
         self.forward.tape.saturated += done.saturated
         if x is not None and way.taker is not None:
@@ -195,32 +204,32 @@ class Backward:
             self._note_weights(way.taker, done.weight_gradient, _scale(x, samples) * float(part.scale))
         return done
 
-    def _note_weights(self, node: Node, sums: I64, scale: float) -> None:
+    def _note_weights(self, node: StepNode, sums: I64, scale: float) -> None:
         gradient: F64 = sums.astype(np.float64) * scale
         before = self._weights.get(node.name)
         self._weights[node.name] = gradient if before is None else before + gradient
 
-    def _with_weights(self, taker: Node | None) -> Coded | None:
+    def _with_weights(self, taker: StepNode | None) -> Coded | None:
         """Codes for a weight gradient beside an input gradient, if both take the same codes of the output gradient."""
         if taker is None or taker.name in self._last_codes:
             return None
         return self.forward.tape.kept[taker.name].x
 
-    def _last_weights(self, node: Node) -> None:
+    def _last_weights(self, node: StepNode) -> None:
         """A weight gradient on its own."""
         x = self.forward.tape.kept[node.name].x
         g = self._last_codes.get(node.name, self._codes[node.name])
         for part, _, samples in refined(g.parts, [each.samples for each in x.parts]):
             codes = g.codes(part, samples)
             geometry = geometry_of(node, len(codes.values))
-            wanted = Pass(
+            wanted = ProductPass(
                 node.name, "weights", "weight_gradient", geometry, node.shape.groups, _codes_at(x, samples), None, codes
             )
             done = self.forward.engine.run(wanted)
             assert done.weight_gradient is not None
             self._note_weights(node, done.weight_gradient, _scale(x, samples) * float(part.scale))
 
-    def _node(self, node: Node) -> None:
+    def _node(self, node: StepNode) -> None:
         forward = self.forward
         way, added, kept = self._way(node), self._added(node), forward.tape.kept[node.name]
         moments = self._moments(node, way, added, kept)
@@ -237,15 +246,17 @@ class Backward:
             if forward.chosen(way.taker) and self.options:
                 self._note_options(way.taker, self._input_codes(way.taker, None))
 
-    def _behind(self, node: Node, added: Coded | None, samples: Samples) -> tuple[CodeTensor, Behind]:
+    def _behind(self, node: StepNode, added: Coded | None, samples: SampleSet) -> tuple[CodeTensor, PassEpilogue]:
         """Operands of a node's gradient for some samples."""
         kept = self.forward.tape.kept[node.name]
         xhat = CodeTensor(kept.xhat.values[samples], kept.xhat.bits, True)
         mask = None if kept.mask is None else kept.mask[samples]
         extra = None if added is None else added.codes(added.whole, samples)
-        return xhat, Behind(entries(bounded(np.ones(1), np.ones(1))), Epilogue(), side=xhat, mask=mask, added=extra)
+        return xhat, PassEpilogue(
+            entries(bounded(np.ones(1), np.ones(1))), Epilogue(), side=xhat, mask=mask, added=extra
+        )
 
-    def _moments(self, node: Node, way: _Way, added: Coded | None, kept: Kept) -> ChannelMoments:
+    def _moments(self, node: StepNode, way: _Way, added: Coded | None, kept: Kept) -> ChannelMoments:
         """Moments of the gradient behind the mask, with the normalised values: those of gamma and beta."""
         parts, x = [], self._with_weights(way.taker)
         for part in way.codes.parts:
@@ -265,8 +276,8 @@ class Backward:
         return ChannelMoments.of(parts)
 
     def _gradient(  
-        self, node: Node, way: _Way, added: Coded | None, moments: ChannelMoments,
-        groups: list[tuple[Samples, int]], keep: int, salt: int,
+        self, node: StepNode, way: _Way, added: Coded | None, moments: ChannelMoments,
+        groups: list[tuple[SampleSet, int]], keep: int, salt: int,
     ) -> Coded:  # fmt: skip
         """Codes of the gradient by the convolution's output; with ``keep`` those of the gradient that a shortcut carries."""
         forward, kept = self.forward, self.forward.tape.kept[node.name]
@@ -301,10 +312,10 @@ class Backward:
             a.put(samples, done.a)
             k.put(samples, done.k)
         if keep:
-            self._carried[node.name] = Coded(k.values, (Part(ALL, keep, True, np.ldexp(unit, keep_shift)),))
-        return Coded(a.values, tuple(Part(s, b, True, np.asarray(grid_scale(top, b, True))) for s, b in groups))
+            self._carried[node.name] = Coded(k.values, (CodedPart(ALL, keep, True, np.ldexp(unit, keep_shift)),))
+        return Coded(a.values, tuple(CodedPart(s, b, True, np.asarray(grid_scale(top, b, True))) for s, b in groups))
 
-    def _input_codes(self, taker: Node, x: Coded | None) -> Coded:
+    def _input_codes(self, taker: StepNode, x: Coded | None) -> Coded:
         """Input gradient of a convolution as codes, on the range that earlier steps saw.
 
         Args:
@@ -327,20 +338,20 @@ class Backward:
                 shift=inner.shift, value_shift=w.shift, out_bits=bits, out_signed=True,
                 out_shift=code_shift(bits, True), stochastic=True,
             )  # fmt: skip
-            behind = Behind(entries(inner, w), settings, records=True, key=self._key(taker, _INPUT, place))
+            behind = PassEpilogue(entries(inner, w), settings, records=True, key=self._key(taker, _INPUT, place))
             done = self._pass(source, "shortcut", way, part, part.samples, behind, x)
             gathered.put(part.samples, done.a)
             assert done.moments is not None
             seen = max(seen, step * float(max(done.moments.greatest.max(), -done.moments.least.min(), 1)))
         forward.ranges.note(name, seen)
-        return Coded(gathered.values, (Part(ALL, bits, True, np.asarray(grid_scale(top, bits, True))),))
+        return Coded(gathered.values, (CodedPart(ALL, bits, True, np.asarray(grid_scale(top, bits, True))),))
 
-    def _extent(self, source: Node, way: _Way) -> float:
+    def _extent(self, source: StepNode, way: _Way) -> float:
         """Greatest magnitude of an input gradient, by a pass of its own."""
         seen = 0.0
         for part in way.codes.parts:
             inner = bounded(part.scale * way.weights.scale, way.weights.bound(part))
-            behind = Behind(entries(inner), Epilogue(shift=inner.shift), moments=True)
+            behind = PassEpilogue(entries(inner), Epilogue(shift=inner.shift), moments=True)
             moments = self._pass(source, "extent", way, part, part.samples, behind).moments
             assert moments is not None
             magnitude = np.maximum(np.abs(moments.greatest), np.abs(moments.least))
@@ -348,17 +359,17 @@ class Backward:
         return seen or 1.0
 
 
-def _codes_at(x: Coded, samples: Samples) -> CodeTensor:
+def _codes_at(x: Coded, samples: SampleSet) -> CodeTensor:
     """Codes of samples that lie in one part."""
     part = _part_of(x, samples)
     return x.codes(part, samples)
 
 
-def _scale(x: Coded, samples: Samples) -> float:
+def _scale(x: Coded, samples: SampleSet) -> float:
     return float(_part_of(x, samples).scale)
 
 
-def _part_of(x: Coded, samples: Samples) -> Part:
+def _part_of(x: Coded, samples: SampleSet) -> CodedPart:
     for part in x.parts:
         if isinstance(part.samples, slice) or (not isinstance(samples, slice) and np.isin(samples, part.samples).all()):
             return part

@@ -13,12 +13,12 @@ from host.step.channel_parameters import F64, code_top
 from host.step.passes import CodeTensor, PassError
 
 #: samples: all of a batch, or those with these numbers, rising
-Samples = Any
-ALL: Samples = slice(None)
+SampleSet = Any
+ALL: SampleSet = slice(None)
 
 
 @dataclass(frozen=True)
-class Part:
+class CodedPart:
     """Samples whose codes have the same bits and scale.
 
     Attributes:
@@ -27,7 +27,7 @@ class Part:
         scale: real value of a code's 1, float64, one or one per channel.
     """
 
-    samples: Samples
+    samples: SampleSet
     bits: int
     signed: bool
     scale: F64
@@ -38,21 +38,21 @@ class Coded:
     """A batch of codes (N, C, H, W) in parts that cover it."""
 
     values: Codes
-    parts: tuple[Part, ...]
+    parts: tuple[CodedPart, ...]
 
-    def codes(self, part: Part, samples: Samples = ALL) -> CodeTensor:
+    def codes(self, part: CodedPart, samples: SampleSet = ALL) -> CodeTensor:
         """Codes of those of ``samples`` that lie in a part."""
         wanted = common(part.samples, samples)
         values = self.values if isinstance(wanted, slice) else self.values[wanted]
         return CodeTensor(values, part.bits, part.signed)
 
     @property
-    def whole(self) -> Part:
+    def whole(self) -> CodedPart:
         """The only part."""
         (part,) = self.parts
         return part
 
-    def real(self, samples: Samples = ALL) -> F64:
+    def real(self, samples: SampleSet = ALL) -> F64:
         """Real values, float64, of all samples or some."""
         out = np.empty(self.values.shape, np.float64)
         for part in self.parts:
@@ -61,19 +61,19 @@ class Coded:
         return np.asarray(out[samples])
 
 
-def common(a: Samples, b: Samples) -> Samples:
+def common(a: SampleSet, b: SampleSet) -> SampleSet:
     """Samples that are in both."""
     if isinstance(a, slice):
         return b
     return a if isinstance(b, slice) else np.intersect1d(a, b, assume_unique=True)
 
 
-def count(samples: Samples, batch: int) -> int:
+def count(samples: SampleSet, batch: int) -> int:
     """Number of samples."""
     return batch if isinstance(samples, slice) else len(samples)
 
 
-def refined(parts: Sequence[Part], samples: Sequence[Samples]) -> Iterator[tuple[Part, int, Samples]]:
+def refined(parts: Sequence[CodedPart], samples: Sequence[SampleSet]) -> Iterator[tuple[CodedPart, int, SampleSet]]:
     """Every part with every one of ``samples`` that it meets: part, number, samples in both."""
     for part in parts:
         for number, wanted in enumerate(samples):
@@ -89,7 +89,7 @@ class Gathered:
         self.batch = batch
         self._values: Array | None = None
 
-    def put(self, samples: Samples, codes: Array | None) -> None:
+    def put(self, samples: SampleSet, codes: Array | None) -> None:
         """Takes the codes of some samples; None is nothing."""
         if codes is None:
             return
@@ -145,7 +145,7 @@ class CodedWeights:
         codes = np.rint(weight.astype(np.float64) / scale.reshape(shape)).astype(np.int16)
         return cls(CodeTensor(codes, bits, True), scale, axis)
 
-    def bound(self, operand: CodeTensor | Part) -> F64:
+    def bound(self, operand: CodeTensor | CodedPart) -> F64:
         """Greatest magnitude of a sum, per channel of the result."""
         others = tuple(i for i in range(4) if i != self.axis)
         values = self.codes.values.astype(np.int64)

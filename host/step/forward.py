@@ -22,11 +22,11 @@ from host.step.channel_parameters import (
     value,
     value_unit,
 )
-from host.step.coded import ALL, Coded, CodedWeights, Gathered, Part, Ranges, Samples, count, refined
-from host.step.passes import Behind, CodeTensor, Pass, PassEngine, PassError, identity
+from host.step.coded import ALL, Coded, CodedPart, CodedWeights, Gathered, Ranges, SampleSet, count, refined
+from host.step.passes import CodeTensor, PassEngine, PassEpilogue, PassError, ProductPass, identity
 from hw.contract import INT32_LIMIT, VALUE_BITS
 from hw.networks import Bits, ConvGeometry
-from hw.nodes import Node, Widths
+from hw.nodes import KeptWidths, StepNode
 
 #: bits of the last node's codes, which the host pools
 FEATURE_BITS = 8
@@ -35,7 +35,7 @@ FEATURE_BITS = 8
 SMALLEST_TOP, FINEST = 2.0**-64, 2.0**-10
 
 #: samples with bits of their own, which together are the batch
-Groups = Sequence[tuple[Samples, Bits]]
+Groups = Sequence[tuple[SampleSet, Bits]]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Tape:
     """
 
     batch: int
-    widths: Widths
+    widths: KeptWidths
     kept: dict[str, Kept] = field(default_factory=dict)
     wide: dict[str, Coded] = field(default_factory=dict)
     codes: dict[str, Coded] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Tape:
     saturated: int = 0
 
 
-def geometry_of(node: Node, batch: int) -> ConvGeometry:
+def geometry_of(node: StepNode, batch: int) -> ConvGeometry:
     """Of a node's convolution over a batch."""
     s = node.shape
     kernel = s.kernel, s.kernel
@@ -154,9 +154,9 @@ class Forward:
     """
 
     def __init__(  # noqa: PLR0913 - what a step is made of
-        self, graph: Sequence[Node], parameters: Mapping[str, Parameters], engine: PassEngine, ranges: Ranges,
-        bits: Mapping[str, Bits], widths: Widths, *, training: bool = True, choose: Choose | None = None,
-        gated: Callable[[Node], bool] = lambda node: True,
+        self, graph: Sequence[StepNode], parameters: Mapping[str, Parameters], engine: PassEngine, ranges: Ranges,
+        bits: Mapping[str, Bits], widths: KeptWidths, *, training: bool = True, choose: Choose | None = None,
+        gated: Callable[[StepNode], bool] = lambda node: True,
     ) -> None:  # fmt: skip
         self.graph, self.parameters, self.engine, self.ranges = graph, parameters, engine, ranges
         self.bits, self.widths, self.training = bits, widths, training
@@ -199,7 +199,7 @@ class Forward:
         ((_, bits),) = self.groups[self.graph[0].name]
         scale, most = grid_scale(top, bits.a, True), code_top(bits.a, True)
         values = np.clip(np.rint(images.astype(np.float64) / scale), -most, most).astype(np.int32)
-        return Coded(values, (Part(ALL, bits.a, True, np.asarray(scale)),))
+        return Coded(values, (CodedPart(ALL, bits.a, True, np.asarray(scale)),))
 
     @staticmethod
     def _pooled(wide: Coded) -> F32:
@@ -236,15 +236,17 @@ class Forward:
             w_ = value(x.unit, zero, zero, unit)
             geometry = ConvGeometry(count(samples, n), c, c, (h, w))
             codes = wide.codes(whole, samples)
-            behind = Behind(entries(x, w_), replace(form, value_shift=w_.shift))
-            done = self.engine.run(Pass(source, "recode", "forward", geometry, c, codes, identity(c), None, behind))
+            behind = PassEpilogue(entries(x, w_), replace(form, value_shift=w_.shift))
+            done = self.engine.run(
+                ProductPass(source, "recode", "forward", geometry, c, codes, identity(c), None, behind)
+            )
             gathered.put(samples, done.a)
-            parts.append(Part(samples, out, whole.signed, np.asarray(grid_scale(top, out, whole.signed))))
+            parts.append(CodedPart(samples, out, whole.signed, np.asarray(grid_scale(top, out, whole.signed))))
         return Coded(gathered.values, tuple(parts))
 
     # -- a node -----------------------------------------------------------------------------------------------------
 
-    def _node(self, node: Node) -> None:
+    def _node(self, node: StepNode) -> None:
         own = self.parameters[node.name]
         (weight_bits,) = {bits.w for _, bits in self.groups[node.name]}
         weights = CodedWeights.of(own.weight, weight_bits, back=False, groups=node.shape.groups, node=node.name)
@@ -254,28 +256,30 @@ class Forward:
         else:
             self._evaluate(node, x, weights, own)
 
-    def _pass(self, node: Node, purpose: str, x: CodeTensor, weights: CodedWeights, behind: Behind) -> Pass:
+    def _pass(
+        self, node: StepNode, purpose: str, x: CodeTensor, weights: CodedWeights, behind: PassEpilogue
+    ) -> ProductPass:
         geometry = geometry_of(node, len(x.values))
-        return Pass(node.name, purpose, "forward", geometry, node.shape.groups, x, weights.codes, None, behind)
+        return ProductPass(node.name, purpose, "forward", geometry, node.shape.groups, x, weights.codes, None, behind)
 
-    def _inner(self, node: Node, part: Part, weights: CodedWeights) -> Inner:
+    def _inner(self, node: StepNode, part: CodedPart, weights: CodedWeights) -> Inner:
         """The sums, as far as they fit into x."""
         bound = weights.bound(part)
         check_bound(node.name, bound)
         return bounded(part.scale * weights.scale, bound)
 
-    def _moments(self, node: Node, x: Coded, weights: CodedWeights) -> ChannelMoments:
+    def _moments(self, node: StepNode, x: Coded, weights: CodedWeights) -> ChannelMoments:
         parts = []
         for part in x.parts:
             inner = self._inner(node, part, weights)
-            behind = Behind(entries(inner), Epilogue(shift=inner.shift), moments=True)
+            behind = PassEpilogue(entries(inner), Epilogue(shift=inner.shift), moments=True)
             done = self.engine.run(self._pass(node, "statistics", x.codes(part), weights, behind))
             assert done.moments is not None
             self.tape.saturated += done.saturated
             parts.append((done.moments, inner.unit, inner.unit**2))
         return ChannelMoments.of(parts)
 
-    def _train(self, node: Node, x: Coded, weights: CodedWeights, own: Parameters) -> None:
+    def _train(self, node: StepNode, x: Coded, weights: CodedWeights, own: Parameters) -> None:
         moments = self._moments(node, x, weights)
         values = self.tape.batch * node.shape.out_hw[0] * node.shape.out_hw[1]
         mean = moments.total / values
@@ -289,7 +293,7 @@ class Forward:
         keep_shift, keep_top = VALUE_BITS - self.widths.kept, code_top(self.widths.kept, True)
         free = len(x.parts) == 1
 
-        def inner(part: Part) -> Inner:
+        def inner(part: CodedPart) -> Inner:
             sums = part.scale * weights.scale * inverse
             return measured(sums, peak, keep_shift, keep_top, -mean * inverse, free=free)
 
@@ -299,14 +303,14 @@ class Forward:
         unit = np.ldexp(unit, keep_shift)
         self.tape.kept[node.name] = Kept(x, self.groups[node.name], xhat, unit, peak, mask, statistics, inverse)
 
-    def _evaluate(self, node: Node, x: Coded, weights: CodedWeights, own: Parameters) -> None:
+    def _evaluate(self, node: StepNode, x: Coded, weights: CodedWeights, own: Parameters) -> None:
         inverse = 1.0 / np.sqrt(own.variance.astype(np.float64) + own.eps)
         gamma = own.gamma.astype(np.float64) * inverse
         beta = own.beta.astype(np.float64) - own.mean.astype(np.float64) * gamma
         top = self.ranges.known(node.name)
         self._codes(node, x, weights, lambda part: self._inner(node, part, weights), (gamma, beta), top, Epilogue())
 
-    def _top(self, node: Node, least: float, greatest: float) -> float:
+    def _top(self, node: StepNode, least: float, greatest: float) -> float:
         """Greatest magnitude of a node's result: exact, or behind a sum what earlier steps saw, if that is less."""
         if node.residual:
             side = self.tape.wide[node.residual].whole
@@ -322,7 +326,7 @@ class Forward:
             top = min(top, self.ranges.known(node.name))
         return max(top, least_top)
 
-    def _sections(self, node: Node) -> tuple[Groups, int]:
+    def _sections(self, node: StepNode) -> tuple[Groups, int]:
         """Bits of the codes A by samples, and bits of S beside them, 0 if A serves as S."""
         everyone = [(ALL, Bits(0, bits, 0)) for bits in (FEATURE_BITS, self.widths.shortcut)]
         if node is self.graph[-1]:
@@ -337,17 +341,17 @@ class Forward:
         same = len(groups) == 1 and groups[0][1].a == self.widths.shortcut
         return groups, self.widths.shortcut if wanted and not same else 0
 
-    def chosen(self, node: Node) -> bool:
+    def chosen(self, node: StepNode) -> bool:
         """Whether the bits of a node's samples are chosen one by one."""
         return self.choose is not None and node.name.startswith("blocks.") and self.gated(node)
 
     @staticmethod
-    def _begins(taker: Node, node: Node) -> bool:
+    def _begins(taker: StepNode, node: StepNode) -> bool:
         """Whether a block begins between two nodes."""
         return taker.name.split(".")[:2] != node.name.split(".")[:2]
 
     def _codes(  
-        self, node: Node, x: Coded, weights: CodedWeights, inner: Callable[[Part], Inner],
+        self, node: StepNode, x: Coded, weights: CodedWeights, inner: Callable[[CodedPart], Inner],
         affine: tuple[F64, F64], top: float, form: Epilogue,
     ) -> tuple[Codes, Bools | None, F64]:  # fmt: skip
         """The second pass; returns codes K, mask and the unit of x."""
@@ -368,7 +372,7 @@ class Forward:
                 form, shift=found.shift, value_shift=w.shift, relu=node.relu, out_bits=bits, out_signed=signed,
                 out_shift=code_shift(bits, signed), wide_bits=wide_bits, wide_shift=code_shift(wide_bits, signed) if wide_bits else 0,
             )  # fmt: skip
-            behind = Behind(
+            behind = PassEpilogue(
                 entries(found, w), settings, side=None if side is None else side.codes(side.whole, samples),
                 records=bool(node.residual) and self.training,
             )  # fmt: skip
@@ -380,13 +384,13 @@ class Forward:
                 seen = max(seen, step * float(max(done.moments.greatest.max(), -done.moments.least.min(), 1)))
         if node.residual and self.training:
             self.ranges.note(node.name, seen)
-        made = tuple(Part(sm, b.a, signed, np.asarray(grid_scale(top, b.a, signed))) for sm, b in groups)
+        made = tuple(CodedPart(sm, b.a, signed, np.asarray(grid_scale(top, b.a, signed))) for sm, b in groups)
         tape.codes[node.name] = tape.wide[node.name] = Coded(a.values, made)
         tape.tops[node.name] = top
         if wide_bits:
             shift = code_shift(wide_bits, signed)
             scales = [np.asarray(np.ldexp(value_unit(top, b.a, signed), shift)) for _, b in groups]
-            made = tuple(Part(sm, wide_bits, signed, scale) for (sm, _), scale in zip(groups, scales, strict=True))
+            made = tuple(CodedPart(sm, wide_bits, signed, scale) for (sm, _), scale in zip(groups, scales, strict=True))
             tape.wide[node.name] = Coded(s.values, made)
         if not form.keep_bits:
             return a.values, None, unit

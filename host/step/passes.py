@@ -45,7 +45,7 @@ class CodeTensor:
 
 
 @dataclass(frozen=True)
-class Behind:
+class PassEpilogue:
     """What stands behind the sums of an output or input gradient: an epilogue with its operands.
 
     Attributes:
@@ -72,7 +72,7 @@ class Behind:
 
 
 @dataclass(frozen=True)
-class Pass:
+class ProductPass:
     """One product of a training step.
 
     Attributes:
@@ -96,7 +96,7 @@ class Pass:
     x: CodeTensor | None = None
     w: CodeTensor | None = None
     g: CodeTensor | None = None
-    behind: Behind | None = None
+    behind: PassEpilogue | None = None
 
     def __post_init__(self) -> None:
         given = {name for name in "xwg" if getattr(self, name) is not None}
@@ -180,7 +180,7 @@ class PassEngine(Protocol):
 
     meter: PassMeter
 
-    def run(self, wanted: Pass) -> PassResult:
+    def run(self, wanted: ProductPass) -> PassResult:
         """Runs a pass to the bit as :mod:`host.epilogue` says.
 
         Raises:

@@ -9,7 +9,7 @@ import numpy as np
 from host.arrays import U32, Array
 from host.epilogue import random_rows
 
-Shape = tuple[int, int, int, int]
+ResultShape = tuple[int, int, int, int]
 
 
 class ResultOrder(NamedTuple):
@@ -47,7 +47,7 @@ def computed(natural: Array, order: ResultOrder) -> Array:
     return padded.reshape(n, c, rows, s, columns, s).transpose(0, 3, 5, 1, 2, 4).reshape(n, s * s * c, rows, columns)
 
 
-def natural(parts: Array, shape: Shape, order: ResultOrder) -> Array:
+def natural(parts: Array, shape: ResultShape, order: ResultOrder) -> Array:
     """The inverse of :func:`computed`, for a result of this shape."""
     n, c, h, w = shape
     s = order.phases
@@ -57,7 +57,7 @@ def natural(parts: Array, shape: Shape, order: ResultOrder) -> Array:
     return whole[:, :, ::-1, ::-1] if order.mirrored else whole
 
 
-def random_numbers(shape: Shape, key: int, order: ResultOrder) -> U32:
+def random_numbers(shape: ResultShape, key: int, order: ResultOrder) -> U32:
     """Random numbers of a result (N, C, H, W).
 
     Row (n, c, y) of what is computed has the index ``(n*C + c)*H + y``, behind the indices of the channels before, where

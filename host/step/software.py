@@ -9,13 +9,13 @@ import numpy as np
 from host import epilogue
 from host.arrays import I64, U32, Array
 from host.exact_engine import correlate, correlate_back, correlate_weight
-from host.step.passes import Behind, Pass, PassMeter, PassResult
+from host.step.passes import PassEpilogue, PassMeter, PassResult, ProductPass
 from host.step.result_order import ResultOrder, random_numbers
 from hw.networks import ConvGeometry
 from hw.plan.tiling import axis_phases_back
 
 
-def natural_order(wanted: Pass) -> ResultOrder:
+def natural_order(wanted: ProductPass) -> ResultOrder:
     """Phases of a strided input gradient as channels, as every design computes them."""
     m = wanted.geometry
     if wanted.kind == "forward" or m.stride == 1:
@@ -31,11 +31,11 @@ class SoftwareEngine:
         order: where the elements of a pass' result lie while a design computes it.
     """
 
-    def __init__(self, order: Callable[[Pass], ResultOrder] = natural_order) -> None:
+    def __init__(self, order: Callable[[ProductPass], ResultOrder] = natural_order) -> None:
         self.meter = PassMeter()
         self.order = order
 
-    def run(self, wanted: Pass) -> PassResult:
+    def run(self, wanted: ProductPass) -> PassResult:
         """Runs a pass."""
         self.meter.add(wanted.purpose, 1)
         gradient = _weight_gradient(wanted) if wanted.kind in ("weight_gradient", "backward") else None
@@ -44,7 +44,7 @@ class SoftwareEngine:
         result = finish(self.sums(wanted), wanted.behind, random_of(wanted, self.order(wanted)))
         return PassResult(result.a, result.k, result.s, result.mask, result.moments, gradient, result.saturated)
 
-    def sums(self, wanted: Pass) -> I64:
+    def sums(self, wanted: ProductPass) -> I64:
         """Exact sums of an output or input gradient."""
         assert wanted.w is not None
         product = correlate if wanted.kind == "forward" else correlate_back
@@ -52,7 +52,7 @@ class SoftwareEngine:
         return _by_groups(product, wanted.operand.values, wanted.w.values, wanted.geometry, wanted.groups, bound)
 
 
-def random_of(wanted: Pass, order: ResultOrder) -> U32 | None:
+def random_of(wanted: ProductPass, order: ResultOrder) -> U32 | None:
     """Random numbers of a pass that rounds with them."""
     assert wanted.behind is not None
     if not wanted.behind.settings.stochastic:
@@ -60,7 +60,7 @@ def random_of(wanted: Pass, order: ResultOrder) -> U32 | None:
     return random_numbers(wanted.result_shape, wanted.behind.key, order)
 
 
-def finish(sums: I64, behind: Behind, random: U32 | None) -> PassResult:
+def finish(sums: I64, behind: PassEpilogue, random: U32 | None) -> PassResult:
     """What an epilogue makes of a pass' sums."""
     entries, settings = behind.entries.along(1, 4), behind.settings
     side = None if behind.side is None else behind.side.values
@@ -99,7 +99,7 @@ def _group_geometry(m: ConvGeometry, groups: int) -> ConvGeometry:
     )
 
 
-def _weight_gradient(wanted: Pass) -> I64:
+def _weight_gradient(wanted: ProductPass) -> I64:
     """Exact sums of a weight gradient, (O, I/groups, kh, kw)."""
     assert wanted.x is not None and wanted.g is not None
     m, groups = wanted.geometry, wanted.groups

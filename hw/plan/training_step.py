@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from hw.contract import OutputFormat
 from hw.networks import Bits, ConvShape
-from hw.nodes import Node, Widths
+from hw.nodes import KeptWidths, StepNode
 from hw.plan.product import EpilogueForm, Product, Source
 from hw.plan.training_products import geometries
 
@@ -55,10 +55,10 @@ class TrainingStep:
         widths: of what is kept.
     """
 
-    def __init__(self, graph: list[Node], batch: int, bits: Bits, widths: Widths) -> None:
+    def __init__(self, graph: list[StepNode], batch: int, bits: Bits, widths: KeptWidths) -> None:
         self.graph, self.batch, self.bits, self.widths = graph, batch, bits, widths
         self._by_name = {node.name: node for node in graph}
-        self._takers: dict[str, list[Node]] = {node.name: [] for node in graph}
+        self._takers: dict[str, list[StepNode]] = {node.name: [] for node in graph}
         for node in graph:
             if node.source:
                 self._takers[node.source].append(node)
@@ -81,7 +81,7 @@ class TrainingStep:
         """Whether a shortcut carries a node's output as it is."""
         return any(node.residual == name for node in self.graph) and not self._by_name[name].on_shortcut
 
-    def _wide(self, node: Node) -> int:
+    def _wide(self, node: StepNode) -> int:
         """Bits of the codes that a shortcut carries, or the host pools."""
         if self._carried(node.name):
             return self.widths.shortcut
@@ -89,7 +89,7 @@ class TrainingStep:
 
     # -- passes -----------------------------------------------------------------------------------------------------
 
-    def _forward(self, node: Node) -> Iterator[StepPass]:
+    def _forward(self, node: StepNode) -> Iterator[StepPass]:
         widths = self.widths
         yield self._pass(node, "statistics", EpilogueForm(OutputFormat.MOMENTS))
         side, signed = 0, False
@@ -103,12 +103,12 @@ class TrainingStep:
         )  # fmt: skip
         yield self._pass(node, "codes", codes)
 
-    def _pass(self, node: Node, kind: str, behind: EpilogueForm) -> StepPass:
+    def _pass(self, node: StepNode, kind: str, behind: EpilogueForm) -> StepPass:
         """A forward product of a node."""
         x, w = self._activations(node.source), Source(self.bits.w, True)
         return StepPass(node.name, kind, _products("forward", node.shape, self.batch, behind, x=x, w=w))
 
-    def _backward(self, node: Node) -> Iterator[StepPass]:
+    def _backward(self, node: StepNode) -> Iterator[StepPass]:
         widths, takers = self.widths, self._takers[node.name]
         straight = [taker for taker in takers if not taker.on_shortcut]
         for taker in takers:
@@ -132,13 +132,13 @@ class TrainingStep:
             g, x = Source(self.bits.g, True), self._activations("")
             yield StepPass(node.name, "weights", _products("weight_gradient", node.shape, self.batch, None, x=x, g=g))
 
-    def _back(self, taker: Node, node: Node, kind: str, product: str, behind: EpilogueForm) -> StepPass:
+    def _back(self, taker: StepNode, node: StepNode, kind: str, product: str, behind: EpilogueForm) -> StepPass:
         """A product of the layer above, whose results are the node's."""
         x = self._activations(node.name) if product == "backward" else None
         g, w = Source(self.bits.g, True), Source(self.bits.w, True)
         return StepPass(node.name, kind, _products(product, taker.shape, self.batch, behind, x=x, w=w, g=g))
 
-    def _through(self, node: Node, kind: str, behind: EpilogueForm) -> StepPass:
+    def _through(self, node: StepNode, kind: str, behind: EpilogueForm) -> StepPass:
         """Codes of a gradient, taken through the array as they are."""
         channels = node.shape.out_channels
         identity = ConvShape("identity", channels, channels, 1, 1, 0, node.shape.out_hw, channels)

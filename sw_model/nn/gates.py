@@ -57,7 +57,7 @@ from sw_model.nn.parallel import ALONE, Shard
 from sw_model.nn.precision import Precision, Run, has_defect
 from sw_model.quantize.affine import derive_key, random_units, straight_through
 from sw_model.quantize.methods import RangeBatchNorm2d
-from sw_model.step.fabric_step import FabricStep, Gates, bits_of
+from sw_model.step.fabric_step import FabricStep, StepGates, bits_of
 
 Way = Literal["once", "every", "every, statistics once"]
 Choice = Literal["argmax", "sample"]
@@ -158,7 +158,7 @@ class GatedNetwork(nn.Module):
             return chosen if len(chosen) > 1 else [(ALL, chosen[0][1])]
 
         layers = {name for name, module in self.base.named_modules() if isinstance(module, QConv2d) and self._gates(module)}
-        logits: Tensor = self.base.head(step.gated(self.base, x, Gates(choose, options, layers, self.masks)))
+        logits: Tensor = self.base.head(step.gated(self.base, x, StepGates(choose, options, layers, self.masks)))
         return logits
 
     def gate_macs(self) -> list[int]:

@@ -26,7 +26,7 @@ from hw.networks import (
     imagenet_resnet_layout,
     spelled,
 )
-from hw.nodes import Widths
+from hw.nodes import KeptWidths
 from sw_model.nn.layers import QConv2d, QLinear
 from sw_model.nn.normalisation import normalise
 from sw_model.quantize.methods import RangeBatchNorm2d
@@ -277,7 +277,7 @@ def use_range_norm(model: nn.Module) -> nn.Module:
     return model
 
 
-def use_fabric_step(model: Backbone, widths: Widths) -> Backbone:
+def use_fabric_step(model: Backbone, widths: KeptWidths) -> Backbone:
     """``model`` with its backbone computed in passes of the fabric.
 
     Raises:

@@ -25,7 +25,7 @@ from host.step.forward import Choose, Forward, Parameters, Statistics
 from host.step.passes import PassEngine
 from host.step.software import SoftwareEngine
 from hw.networks import Bits, Layout
-from hw.nodes import Node, Widths, nodes
+from hw.nodes import KeptWidths, StepNode, nodes
 from sw_model.nn.layers import QConv2d
 from sw_model.nn.precision import Precision, Run
 from sw_model.quantize.affine import derive_key
@@ -73,7 +73,7 @@ def bits_of(precision: Precision, groups: int = 1) -> Bits:
 class _Members:
     """Modules of a node."""
 
-    node: Node
+    node: StepNode
     convolution: QConv2d
     norm: nn.BatchNorm2d
 
@@ -109,7 +109,7 @@ def _norm_name(convolution: str) -> str:
 
 
 @dataclass
-class Gates:
+class StepGates:
     """Gates as a step asks them.
 
     Attributes:
@@ -144,7 +144,7 @@ class FabricStep(nn.Module):
 
     Args:
         layout: of the network.
-        widths: of what a step keeps; a width of 0 is 8 where activations have 8 bits or more, else 6.
+        widths: of what a step keeps; a width of 0 is that of :meth:`hw.nodes.KeptWidths.beside`.
 
     Attributes:
         tops: greatest magnitudes of tensors by ``names``, float64; 0: unknown.  They are state: ranges that are not
@@ -153,7 +153,7 @@ class FabricStep(nn.Module):
 
     tops: Tensor
 
-    def __init__(self, layout: Layout, widths: Widths = Widths(0, 0, 0)) -> None:  # noqa: B008 - a constant
+    def __init__(self, layout: Layout, widths: KeptWidths = KeptWidths(0, 0, 0)) -> None:  # noqa: B008 - a constant
         super().__init__()
         self.layout, self.widths = layout, widths
         graph = nodes(layout, _ANY_IMAGE)
@@ -167,7 +167,7 @@ class FabricStep(nn.Module):
         forward = self._run(x, members, None)
         return self._recorded(_Call(self, members, forward), [])
 
-    def gated(self, backbone: nn.Module, x: Tensor, gates: Gates) -> Tensor:
+    def gated(self, backbone: nn.Module, x: Tensor, gates: StepGates) -> Tensor:
         """Pooled features of images whose bits gates choose block by block.
 
         The gates see pooled codes, without a gradient to the backbone: it learns nothing from what they like to see.
@@ -176,7 +176,7 @@ class FabricStep(nn.Module):
         forward = self._run(x, members, gates)
         return self._recorded(_Call(self, members, forward, [each.a for each in gates.options]), gates.masks)
 
-    def _run(self, x: Tensor, members: list[_Members], gates: Gates | None) -> Forward:
+    def _run(self, x: Tensor, members: list[_Members], gates: StepGates | None) -> Forward:
         """Runs the forward pass and takes what it has seen into the state."""
         forward = self._begin(members, gates)
         forward.run(x.detach().numpy())
@@ -211,12 +211,13 @@ class FabricStep(nn.Module):
             made.append(_Members(node, convolution, norm))
         return made
 
-    def _begin(self, members: Sequence[_Members], gates: Gates | None) -> Forward:
+    def _begin(self, members: Sequence[_Members], gates: StepGates | None) -> Forward:
         """A forward pass that has not run."""
         run, training = members[0].convolution.run, members[0].norm.training
         known = {name: top for name, top in zip(self.names, self.tops.tolist(), strict=True) if top}
         bits = {n.node.name: bits_of(n.convolution.precision, n.convolution.groups) for n in members}
-        widths = self.widths_at(bits.values() if gates is None else gates.options)
+        dense = [bits[each.node.name] for each in members if each.convolution.groups == 1]
+        widths = self.widths_at(dense if gates is None else gates.options)
         return Forward(
             [each.node for each in members], {each.node.name: each.values() for each in members},
             self.engine(run.engine), Ranges(run.running_share, known), bits, widths, training=training,
@@ -224,10 +225,14 @@ class FabricStep(nn.Module):
             gated=lambda node: gates is not None and node.name in gates.layers,
         )  # fmt: skip
 
-    def widths_at(self, bits: Any) -> Widths:
+    def widths_at(self, bits: Sequence[Bits]) -> KeptWidths:
         """Widths of what is kept beside operands of these bits."""
-        wide = 8 if max(each.a for each in bits if each is not FULL_BITS) >= 8 else 6
-        return Widths(*(width or wide for width in (self.widths.kept, self.widths.shortcut, self.widths.gradient)))
+        some = [each for each in bits if each is not FULL_BITS] or [FULL_BITS]
+        default = KeptWidths.beside(Bits(0, max(each.a for each in some), max(each.g for each in some)))
+        own = self.widths
+        return KeptWidths(
+            own.kept or default.kept, own.shortcut or default.shortcut, own.gradient or default.gradient
+        )
 
     @torch.no_grad()
     def note_ranges(self, forward: Forward) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from host.arrays import F32, I64, Array
 from host.epilogue import Entries, Moments
-from host.step.passes import Pass, PassMeter, PassResult
+from host.step.passes import PassMeter, PassResult, ProductPass
 from host.step.result_order import ResultOrder
 from host.step.software import finish, natural_order, random_of
 from sw_model.nn.convolution import convolve, gradients
@@ -56,7 +56,7 @@ class FastEngine:
         self.meter = PassMeter()
         self._last: tuple[Any, ...] | None = None
 
-    def run(self, wanted: Pass) -> PassResult:
+    def run(self, wanted: ProductPass) -> PassResult:
         """Runs a pass."""
         self.meter.add(wanted.purpose, 1)
         gradient = _weight_gradient(wanted) if wanted.kind in ("weight_gradient", "backward") else None
@@ -69,7 +69,7 @@ class FastEngine:
             done = _fused(sums, wanted, natural_order(wanted))
         return PassResult(done.a, done.k, done.s, done.mask, done.moments, gradient, done.saturated)
 
-    def _sums(self, wanted: Pass) -> Tensor:
+    def _sums(self, wanted: ProductPass) -> Tensor:
         """Exact sums; the second pass over a product finds those of the first."""
         operand, weights = wanted.operand, wanted.w
         assert weights is not None
@@ -98,7 +98,7 @@ def _norms(codes: Tensor) -> float:
     return float(codes.square().sum((0, 2, 3), dtype=torch.float64).max().sqrt())
 
 
-def _weight_gradient(wanted: Pass) -> I64:
+def _weight_gradient(wanted: ProductPass) -> I64:
     """Exact sums (O, I/groups, kh, kw), in parts of the batch that are small enough for float32.
 
     By Cauchy and Schwarz no partial sum exceeds the product of two channels' norms.
@@ -127,7 +127,7 @@ def _entries(entries: Entries) -> I64:
     )
 
 
-def _fused(sums: Tensor, wanted: Pass, order: ResultOrder) -> PassResult:
+def _fused(sums: Tensor, wanted: ProductPass, order: ResultOrder) -> PassResult:
     """The epilogue of a pass in one sweep over its sums."""
     behind = wanted.behind
     assert behind is not None

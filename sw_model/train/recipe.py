@@ -202,7 +202,7 @@ class TrainConfig:
     kept_bits: int = 0
     #: norm "fabric": bits of the activations that a shortcut carries; 0: the default of ``kept_bits``
     shortcut_bits: int = 0
-    #: norm "fabric": bits of the gradients that a shortcut carries; 0: the default of ``kept_bits``
+    #: norm "fabric": bits of the gradients that a shortcut carries; 0: 8 where gradients have 8 bits or more, else 6
     shortcut_gradient_bits: int = 0
     #: of everything random
     seed: int = 1

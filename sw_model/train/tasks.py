@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hw.cost.training_schedule import Trained
 from hw.networks import TRANSFORMERS, ConvShape
-from hw.nodes import Widths
+from hw.nodes import KeptWidths
 from sw_model.convert.conversion import convert
 from sw_model.convert.references import build_referenced, function_of, is_reference
 from sw_model.data.identity import Identity
@@ -102,7 +102,7 @@ def _use_fabric_step(model: nn.Module, config: TrainConfig) -> None:
     """
     assert isinstance(model, Backbone)
     try:
-        use_fabric_step(model, Widths(config.kept_bits, config.shortcut_bits, config.shortcut_gradient_bits))
+        use_fabric_step(model, KeptWidths(config.kept_bits, config.shortcut_bits, config.shortcut_gradient_bits))
     except ValueError as error:
         raise ConfigError(f"norm = 'fabric' does not suit model {config.model!r}: {error}") from error
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from host.epilogue import Entries, Epilogue
-from host.step.passes import KINDS, Behind, CodeTensor, Pass
+from host.step.passes import KINDS, CodeTensor, PassEpilogue, ProductPass
 from hw.networks import ConvGeometry
 
 Rng = np.random.Generator
@@ -25,7 +25,7 @@ def random_entries(rng: Rng, channels: int) -> Entries:
     return Entries(field(18), field(18), field(18), field(18), field(48), field(40))
 
 
-def random_behind(rng: Rng, shape: tuple[int, int, int, int]) -> Behind:
+def random_behind(rng: Rng, shape: tuple[int, int, int, int]) -> PassEpilogue:
     coin = rng.integers(0, 2, 10).astype(bool)
     shifts, values = (rng.integers(0, high, 5) for high in (20, 9))
     settings = Epilogue(
@@ -33,7 +33,7 @@ def random_behind(rng: Rng, shape: tuple[int, int, int, int]) -> Behind:
         int(values[0]), int(rng.integers(0, 17)), bool(coin[2]), int(values[1]), int(rng.integers(0, 17)), bool(coin[3]),
     )  # fmt: skip
     side = codes(rng, shape, int(rng.integers(1, 9)), bool(coin[4])) if coin[5] else None
-    return Behind(
+    return PassEpilogue(
         random_entries(rng, shape[1]), settings, moments=bool(coin[6]), side=side,
         mask=rng.integers(0, 2, shape).astype(bool) if coin[7] else None,
         added=codes(rng, shape, 8, True) if coin[8] else None, cross=bool(coin[9]) and side is not None,
@@ -41,7 +41,7 @@ def random_behind(rng: Rng, shape: tuple[int, int, int, int]) -> Behind:
     )  # fmt: skip
 
 
-def random_pass(rng: Rng) -> Pass:
+def random_pass(rng: Rng) -> ProductPass:
     """Of any kind, dense or depthwise, of any precision, on few small images."""
     stride, kernel, depthwise = int(rng.integers(1, 3)), int(rng.choice([1, 3])), bool(rng.integers(3) == 0)
     into, out = (int(n) for n in rng.integers(1, 7, 2))
@@ -57,4 +57,4 @@ def random_pass(rng: Rng) -> Pass:
     }
     shape = (n, out, *m.out_hw) if kind == "forward" else (n, into, h, w)
     behind = None if kind == "weight_gradient" else random_behind(rng, shape)
-    return Pass("node", "codes", kind, m, groups, **{k: operands[k] for k in KINDS[kind]}, behind=behind)  # type: ignore[arg-type]
+    return ProductPass("node", "codes", kind, m, groups, **{k: operands[k] for k in KINDS[kind]}, behind=behind)  # type: ignore[arg-type]

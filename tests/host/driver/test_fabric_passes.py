@@ -17,7 +17,7 @@ from host.devices.reference import ReferenceDevice
 from host.driver.fabric_engine import FabricEngine
 from host.driver.fabric_passes import FabricPasses, form_of, order_of
 from host.epilogue import Entries, Epilogue
-from host.step.passes import Behind, CodeTensor, Pass, PassError, PassResult
+from host.step.passes import CodeTensor, PassEpilogue, PassError, PassResult, ProductPass
 from host.step.result_order import random_numbers
 from hw.design import load_design
 from hw.networks import ConvGeometry
@@ -33,7 +33,7 @@ def _codes(rng: np.random.Generator, shape: tuple[int, ...], bits: int, signed: 
     return CodeTensor(rng.integers(low, low + (1 << bits), shape), bits, signed)
 
 
-def _sums(wanted: Pass) -> np.ndarray:
+def _sums(wanted: ProductPass) -> np.ndarray:
     """Sums of the output or the input gradient."""
     m = wanted.geometry
     assert wanted.w is not None
@@ -46,7 +46,7 @@ def _sums(wanted: Pass) -> np.ndarray:
     return out.numpy().astype(np.int64)
 
 
-def _weight_gradient(wanted: Pass) -> np.ndarray:
+def _weight_gradient(wanted: ProductPass) -> np.ndarray:
     m = wanted.geometry
     assert wanted.x is not None and wanted.g is not None
     x, g = (torch.from_numpy(np.asarray(t.values, np.float64)) for t in (wanted.x, wanted.g))
@@ -55,7 +55,7 @@ def _weight_gradient(wanted: Pass) -> np.ndarray:
     return out.numpy().astype(np.int64)
 
 
-def _expected(wanted: Pass) -> PassResult:
+def _expected(wanted: ProductPass) -> PassResult:
     gradient = _weight_gradient(wanted) if wanted.kind in ("backward", "weight_gradient") else None
     behind = wanted.behind
     if behind is None:
@@ -76,7 +76,7 @@ def _expected(wanted: Pass) -> PassResult:
     return PassResult(found.a, found.k, found.s, found.mask, moments, gradient)
 
 
-def _order(wanted: Pass) -> Any:
+def _order(wanted: ProductPass) -> Any:
     """Order of a pass whose groups, if any, are one product each of 16 channels at most."""
     assert wanted.behind is not None and wanted.w is not None
     m, per = wanted.geometry, max(1, 16 // (wanted.geometry.in_channels // wanted.groups))
@@ -94,7 +94,7 @@ def _order(wanted: Pass) -> Any:
 
 
 @st.composite
-def passes(draw: st.DrawFn) -> Pass:
+def passes(draw: st.DrawFn) -> ProductPass:
     kind = draw(st.sampled_from(["forward", "input_gradient", "backward"]))
     groups = draw(st.sampled_from([1, 1, 1, 20]))
     into, out = (20, 20) if groups > 1 else (draw(st.integers(1, 20)), draw(st.integers(1, 20)))
@@ -109,11 +109,11 @@ def passes(draw: st.DrawFn) -> Pass:
     used = {"forward": "xw", "input_gradient": "gw", "backward": "xwg"}[kind]
     operands = {name: _codes(rng, shapes[name], bits[name], name != "x" or draw(st.booleans())) for name in used}
     shape = shapes["g"] if kind == "forward" else shapes["x"]
-    return Pass("node", "codes", kind, m, groups, **operands, behind=draw(behinds(shape, rng)))
+    return ProductPass("node", "codes", kind, m, groups, **operands, behind=draw(behinds(shape, rng)))
 
 
 @st.composite
-def behinds(draw: st.DrawFn, shape: tuple[int, ...], rng: np.random.Generator) -> Behind:
+def behinds(draw: st.DrawFn, shape: tuple[int, ...], rng: np.random.Generator) -> PassEpilogue:
     side_bits, added_bits = draw(st.integers(0, 8)), draw(st.integers(0, 8))
     moments, c = draw(st.booleans()), shape[1]
 
@@ -131,7 +131,7 @@ def behinds(draw: st.DrawFn, shape: tuple[int, ...], rng: np.random.Generator) -
         keep_bits=draw(st.integers(0, 8)), keep_shift=draw(st.integers(0, 12)), keep_mask=draw(st.booleans()),
         wide_bits=draw(st.integers(0, 8)), wide_shift=draw(st.integers(0, 12)), stochastic=stochastic,
     )  # fmt: skip
-    return Behind(
+    return PassEpilogue(
         entries, chosen, moments,
         _codes(rng, shape, side_bits, draw(st.booleans())) if side_bits else None,
         rng.random(shape) < 0.5 if draw(st.booleans()) else None,
@@ -154,7 +154,7 @@ def _same(found: PassResult, wanted: PassResult) -> None:
 
 @given(passes(), st.sampled_from([DESIGN, SMALL]))
 @settings(max_examples=60, deadline=None)
-def test_passes_are_what_the_epilogue_makes_of_exact_sums(wanted: Pass, design: Any) -> None:
+def test_passes_are_what_the_epilogue_makes_of_exact_sums(wanted: ProductPass, design: Any) -> None:
     engine = FabricPasses(FabricEngine(ReferenceDevice(design)))
     try:
         found = engine.run(wanted)
@@ -171,14 +171,14 @@ def test_weights_of_a_first_layer_take_no_epilogue() -> None:
     rng = np.random.default_rng(0)
     m = ConvGeometry(3, 3, 8, (8, 8), (3, 3), 1, 1)
     x, g = _codes(rng, (3, 3, 8, 8), 4, True), _codes(rng, (3, 8, 8, 8), 6, True)
-    wanted = Pass("stem", "weights", "weight_gradient", m, x=x, g=g)
+    wanted = ProductPass("stem", "weights", "weight_gradient", m, x=x, g=g)
     _same(FabricPasses(FabricEngine(ReferenceDevice(DESIGN))).run(wanted), _expected(wanted))
 
 
 def test_sums_that_take_several_packets_are_refused_by_name() -> None:
     rng = np.random.default_rng(0)
     m = ConvGeometry(1, 3, 8, (8, 8), (5, 5), 1, 2)
-    behind = Behind(Entries.of(8, m=1), Epilogue(), moments=True)
+    behind = PassEpilogue(Entries.of(8, m=1), Epilogue(), moments=True)
     x, w = _codes(rng, (1, 3, 8, 8), 4, True), _codes(rng, (8, 3, 5, 5), 4, True)
     with pytest.raises(PassError, match=r"layer9.*whole sums"):
-        FabricPasses(FabricEngine(ReferenceDevice(DESIGN))).run(Pass("layer9", "statistics", "forward", m, x=x, w=w, behind=behind))
+        FabricPasses(FabricEngine(ReferenceDevice(DESIGN))).run(ProductPass("layer9", "statistics", "forward", m, x=x, w=w, behind=behind))

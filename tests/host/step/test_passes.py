@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from host import epilogue
 from host.epilogue import Entries, Epilogue
-from host.step.passes import Behind, CodeTensor, Pass, PassError, identity
+from host.step.passes import CodeTensor, PassEpilogue, PassError, ProductPass, identity
 from host.step.result_order import ResultOrder, computed, natural, random_numbers
 from host.step.software import SoftwareEngine
 from hw.networks import ConvGeometry
@@ -47,7 +47,7 @@ def test_random_numbers_belong_to_places_where_results_are_computed(
         first += rows.size
 
 
-def written_out(wanted: Pass) -> np.ndarray:
+def written_out(wanted: ProductPass) -> np.ndarray:
     """Sums of a forward pass or an input gradient, one product after the other."""
     m, sums = wanted.geometry, np.zeros(wanted.result_shape, np.int64)
     assert wanted.w is not None
@@ -79,16 +79,16 @@ def test_an_identity_passes_codes_on() -> None:
     rng = np.random.default_rng(3)
     x = codes(rng, (2, 5, 4, 3), 6, True)
     form = Epilogue(out_bits=6, out_signed=True)
-    behind = Behind(Entries.of(5, m=1, n=1), form)
-    wanted = Pass("n", "codes", "forward", ConvGeometry(2, 5, 5, (4, 3)), 5, x, identity(5), None, behind)
+    behind = PassEpilogue(Entries.of(5, m=1, n=1), form)
+    wanted = ProductPass("n", "codes", "forward", ConvGeometry(2, 5, 5, (4, 3)), 5, x, identity(5), None, behind)
     assert (SoftwareEngine().run(wanted).a == x.values).all()
 
 
 def test_a_pass_refuses_what_does_not_fit() -> None:
     rng = np.random.default_rng(1)
     x, w = codes(rng, (1, 2, 4, 4), 4, False), codes(rng, (3, 2, 3, 3), 4, True)
-    m, behind = ConvGeometry(1, 2, 3, (4, 4), (3, 3), 1, 1), Behind(Entries.of(3), Epilogue())
-    good = Pass("a.node", "codes", "forward", m, 1, x, w, None, behind)
+    m, behind = ConvGeometry(1, 2, 3, (4, 4), (3, 3), 1, 1), PassEpilogue(Entries.of(3), Epilogue())
+    good = ProductPass("a.node", "codes", "forward", m, 1, x, w, None, behind)
     for change, words in (
         ({"kind": "input_gradient"}, "takes gw"),
         ({"behind": None}, "epilogue"),

@@ -16,14 +16,14 @@ from host.step.forward import Forward, Groups, Parameters
 from host.step.passes import PassError
 from host.step.software import SoftwareEngine
 from hw.networks import Bits, BlockLayout, Layout, cifar_resnet_layout
-from hw.nodes import Node, Widths, nodes
+from hw.nodes import KeptWidths, StepNode, nodes
 
 RESNET = cifar_resnet_layout(8, 4)
 MOBILE = Layout((4, 3, 1), (BlockLayout(4, 6, 1, 2), BlockLayout(6, 6, 1, 2), BlockLayout(6, 8, 2, 2)), last=12)
-FINE, WIDE = Bits(12, 12, 14), Widths(8, 8, 8)
+FINE, WIDE = Bits(12, 12, 14), KeptWidths(8, 8, 8)
 
 
-def parameters(graph: list[Node], seed: int = 0) -> dict[str, Parameters]:
+def parameters(graph: list[StepNode], seed: int = 0) -> dict[str, Parameters]:
     rng = np.random.default_rng(seed)
     made = {}
     for node in graph:
@@ -37,7 +37,7 @@ def parameters(graph: list[Node], seed: int = 0) -> dict[str, Parameters]:
 
 
 def in_float(
-    graph: list[Node], own: dict[str, Parameters], images: Tensor, inputs: dict[str, Tensor] | None = None
+    graph: list[StepNode], own: dict[str, Parameters], images: Tensor, inputs: dict[str, Tensor] | None = None
 ) -> tuple[Tensor, dict[str, list[Tensor]]]:
     """Pooled features, and the parameters that they depend on; ``inputs`` takes every convolution's input."""
     leaves, outputs = {}, {"": images}
@@ -206,7 +206,7 @@ def test_dead_channels_do_no_harm() -> None:
     trial.own["blocks.1.conv1"].gamma[:] = 0
     trial.own["blocks.1.conv1"].beta[:] = -1
     bits = {node.name: Bits(4, 3, 6) for node in trial.graph}
-    forward = Forward(trial.graph, trial.own, trial.engine, Ranges(), bits, Widths())
+    forward = Forward(trial.graph, trial.own, trial.engine, Ranges(), bits, KeptWidths())
     forward.run(trial.images)
     for found in Backward(forward, 1).run(np.zeros_like(trial.gradient)).values():
         assert all((part == 0).all() for part in found)

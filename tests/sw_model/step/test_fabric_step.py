@@ -13,7 +13,7 @@ import torch
 from host.exact_engine import ExactEngine
 from host.step.passes import PassError
 from hw.networks import BlockLayout, Layout
-from hw.nodes import Widths
+from hw.nodes import KeptWidths
 from sw_model.nn.layers import attach, set_precision
 from sw_model.nn.models import Backbone, build_model, use_fabric_step
 from sw_model.nn.parallel import ALONE
@@ -99,7 +99,7 @@ def test_mobilenetv2_has_the_same_gradients_in_software_and_on_a_device() -> Non
     images, found = torch.rand(4, 3, 8, 8), []
     for device in DEVICES:
         torch.manual_seed(1)
-        model = use_fabric_step(Backbone(Layout((4, 3, 1), blocks, last=12), 5, 3), Widths(0, 0, 0))
+        model = use_fabric_step(Backbone(Layout((4, 3, 1), blocks, last=12), 5, 3), KeptWidths(0, 0, 0))
         attach(model, Run(engine=open_engine(device, "sim-small")))
         set_precision(model, Precision(4, 4, 8))
         assert model.step is not None
@@ -131,7 +131,7 @@ def test_a_network_with_a_pooled_stem_is_refused() -> None:
     model = build_model("resnet-18", 10, (3, 64, 64))
     assert isinstance(model, Backbone)
     with pytest.raises(ValueError, match="max pooling"):
-        use_fabric_step(model, Widths(0, 0, 0))
+        use_fabric_step(model, KeptWidths(0, 0, 0))
 
 
 def test_a_device_without_passes_is_refused() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from host.step.passes import Pass
+from host.step.passes import ProductPass
 from host.step.software import SoftwareEngine
 from sw_model.quantize import kernels
 from sw_model.step.fast_engine import FastEngine
@@ -16,7 +16,7 @@ from tests.support.random_passes import random_pass
 FIELDS = ("a", "k", "s", "mask", "weight_gradient")
 
 
-def check(wanted: Pass, fast: FastEngine) -> None:
+def check(wanted: ProductPass, fast: FastEngine) -> None:
     expected, found = SoftwareEngine().run(wanted), fast.run(wanted)
     for name in FIELDS:
         a, b = getattr(expected, name), getattr(found, name)
