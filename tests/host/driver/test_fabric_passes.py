@@ -1,7 +1,9 @@
-"""Passes on the reference device against sums of PyTorch in float64 behind the epilogue's arithmetic."""
+"""Passes on devices against sums of PyTorch in float64 behind the epilogue's arithmetic."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +15,15 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from host import epilogue
+from host.devices.device import Device
+from host.devices.hls import HlsDevice
 from host.devices.reference import ReferenceDevice
 from host.driver.fabric_engine import FabricEngine
 from host.driver.fabric_passes import FabricPasses, form_of, order_of
 from host.epilogue import Entries, Epilogue
 from host.step.passes import CodeTensor, PassEpilogue, PassError, PassResult, ProductPass
 from host.step.result_order import random_numbers
-from hw.design import load_design
+from hw.design import Design, load_design
 from hw.networks import ConvGeometry
 from hw.plan.lowering import lower
 from hw.plan.product import Product, Source
@@ -152,10 +156,18 @@ def _same(found: PassResult, wanted: PassResult) -> None:
             np.testing.assert_array_equal(getattr(found.moments, name), getattr(wanted.moments, name), err_msg=name)
 
 
+@functools.cache
+def _hls(design: Design) -> HlsDevice:
+    return HlsDevice(design)
+
+
+@pytest.mark.parametrize("device", [ReferenceDevice, _hls], ids=["reference", "hls"])
 @given(passes(), st.sampled_from([DESIGN, SMALL]))
 @settings(max_examples=60, deadline=None)
-def test_passes_are_what_the_epilogue_makes_of_exact_sums(wanted: ProductPass, design: Any) -> None:
-    engine = FabricPasses(FabricEngine(ReferenceDevice(design)))
+def test_passes_are_what_the_epilogue_makes_of_exact_sums(
+    device: Callable[[Design], Device], wanted: ProductPass, design: Design
+) -> None:
+    engine = FabricPasses(FabricEngine(device(design)))
     try:
         found = engine.run(wanted)
     except PassError as error:  # a shallow design may not hold whole sums; the full one holds all of these
