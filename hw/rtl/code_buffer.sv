@@ -23,13 +23,12 @@ module code_buffer
     input  wire element_t [WIDTH-1:0]    element_i,
     output logic                         gone_o,      // no tile is here or announced
     // beats
-    input  wire                          ready_i,     // the port takes a beat three cycles from now
+    input  wire                          ready_i,     // the port takes a beat four cycles from now
     input  wire                          room_i,      // and LEAD of them
     output logic                         valid_o,
     output beat_t                        word_o
 );
   localparam int unsigned PLANES = $bits(element_t), BEATS = ROW_WORDS / 2;
-  localparam int unsigned PIXELS = BEAT_BITS / CHANNELS;       // in one beat
   localparam int unsigned LEAD = EPILOGUE_CYCLES - 3;          // from a tile's first sums to its first codes, less the copy
   localparam int unsigned LW = $clog2(SECTION_PLANES * BEATS + 1);
   localparam int unsigned GROUPS = (PLANES + 3) / 4;
@@ -84,12 +83,16 @@ module code_buffer
   logic [1:0] ahead_q;   // tiles that have begun and are not yet copied
   left_t      left_q;    // beats still to be sent
   logic       timely_q;  // few enough
+  logic       empty_q;   // none
   logic       step, sending;
-  assign copy   = full_q && left_q == 0;
+  assign copy   = full_q && empty_q;
   assign free_o = ahead_q == 2'd0 || (ahead_q == 2'd1 && timely_q && room_i);
+  left_t left_d;
+  assign left_d = copy ? fill_length_q : left_q - left_t'(step);
   always_ff @(posedge clk_i) begin
     ahead_q  <= ahead_q + 2'(begin_i) - 2'(copy);
-    left_q   <= copy ? fill_length_q : left_q - left_t'(step);
+    left_q   <= left_d;
+    empty_q  <= left_d == 0 || rst_i;
     timely_q <= !copy && left_q <= left_t'(LEAD);
     if (rst_i) begin
       ahead_q <= '0;
@@ -104,7 +107,7 @@ module code_buffer
   logic              valid1_q, plane_last;
   assign todo_left  = todo_q & (todo_q - PLANES'(1));
   assign plane_last = place_q == place_t'(BEATS - 1);
-  assign step       = left_q != 0 && ready_i;
+  assign step       = !empty_q && ready_i;
   always_comb begin
     plane = '0;
     for (int unsigned b = PLANES; b > 0; b--) if (todo_q[b-1]) plane = plane_t'(b - 1);
@@ -123,28 +126,30 @@ module code_buffer
     valid1_q <= step && !rst_i;
   end
 
-  // ---- the beat: four planes' choice, then among these ----------------------------------------------------------------------
-  logic [GROUPS-1:0][BEAT_BITS-1:0] beat2_q;
-  logic [$bits(plane_t)-3:0]        group2_q;
-  logic                             valid2_q, valid3_q;
-  beat_t                            word_q;
+  // ---- the beat: its place in every plane, one of four planes, one of these; a small choice in every cycle -------------------
+  logic [4*GROUPS-1:0][BEAT_BITS-1:0] beats2_q;
+  logic [GROUPS-1:0][BEAT_BITS-1:0]   beats3_q;
+  plane_t                             plane2_q, plane3_q;
+  logic                               valid2_q, valid3_q, valid4_q;
+  beat_t                              word_q;
   always_ff @(posedge clk_i) begin
-    for (int unsigned g = 0; g < GROUPS; g++)
-      for (int unsigned i = 0; i < BEAT_BITS; i++) begin
-        automatic logic [3:0][BEATS-1:0] choice = '0;
-        for (int unsigned b = 0; b < 4 && 4 * g + b < PLANES; b++)
-          for (int unsigned k = 0; k < BEATS; k++) choice[b][k] = send_q[4*g+b][k*PIXELS+i/CHANNELS][i%CHANNELS];
-        beat2_q[g][i] <= choice[plane1_q[1:0]][place1_q];
-      end
-    group2_q <= plane1_q[$bits(plane_t)-1:2];
-    word_q   <= beat2_q[group2_q];
+    for (int unsigned b = 0; b < 4 * GROUPS; b++)
+      if (b < PLANES) begin
+        automatic logic [BEATS-1:0][BEAT_BITS-1:0] places = send_q[b%PLANES];
+        beats2_q[b] <= places[place1_q];
+      end else beats2_q[b] <= '0;
+    for (int unsigned g = 0; g < GROUPS; g++) beats3_q[g] <= beats2_q[4*g+32'(plane2_q[1:0])];
+    word_q   <= beats3_q[plane3_q[$bits(plane_t)-1:2]];
+    plane2_q <= plane1_q;
+    plane3_q <= plane2_q;
     valid2_q <= valid1_q && !rst_i;
     valid3_q <= valid2_q && !rst_i;
+    valid4_q <= valid3_q && !rst_i;
   end
-  assign valid_o   = valid3_q;
-  assign word_o    = word_q;
-  assign sending   = valid1_q || valid2_q || valid3_q;
-  assign gone_o    = ahead_q == 0 && left_q == 0 && !sending;
+  assign valid_o = valid4_q;
+  assign word_o  = word_q;
+  assign sending = valid1_q || valid2_q || valid3_q || valid4_q;
+  assign gone_o  = ahead_q == 0 && empty_q && !sending;
 
 `ifndef SYNTHESIS
   // no tile is announced without a free buffer, no codes come unannounced

@@ -17,7 +17,7 @@ module result_port
     input  wire  [SOURCES-1:0]         valid_i,      // a beat that is taken in this cycle
     input  wire beat_t [SOURCES-1:0]   word_i,
     input  wire                        last_i,       // the last unit's beat is the streams' last
-    output logic                       ready_o,      // for a beat now, and for three under way
+    output logic                       ready_o,      // for a beat now, and for four under way
     output logic                       room_o,       // for ROOM beats, beside those under way
     output logic                       empty_o,
     // output streams

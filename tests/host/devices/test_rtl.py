@@ -197,7 +197,7 @@ MUTANTS = [
     Mutant("moments", "!portion_i.counts[p]", "portion_i.counts[p]"),
     Mutant("moments", "begins || root_least_q < tile_least_q", "begins || root_least_q > tile_least_q"),
     Mutant("moments", "first || tile_most_q > read_q.most", "first && tile_most_q > read_q.most"),
-    Mutant("code_buffer", "full_q && left_q == 0", "full_q || left_q == 0"),
+    Mutant("code_buffer", "full_q && empty_q", "full_q || empty_q"),
     Mutant("code_buffer", "ahead_q == 2'd1 && timely_q && room_i", "ahead_q == 2'd1"),
     Mutant("side_fetch", "last_row || &bank_t'(row_q)", "last_row && &bank_t'(row_q)"),
     Mutant("side_fetch", "tag.to_top && tag.plane < plane_t'(b)", "tag.to_top && tag.plane > plane_t'(b)"),
