@@ -24,7 +24,7 @@ from hw.nodes import KeptWidths, StepNode
 from hw.packet import END, Packet
 from hw.plan.plan import programs, steps
 from hw.plan.product import LoweringError, Product
-from hw.plan.training_step import PASSES, StepPass, TrainingStep
+from hw.plan.training_step import PASSES, StepPass, StepPasses
 
 
 @dataclass
@@ -61,7 +61,7 @@ class PassRow:
     model_error: float
 
 
-def distinct(step: TrainingStep) -> list[tuple[StepPass, int]]:
+def distinct(step: StepPasses) -> list[tuple[StepPass, int]]:
     """Passes that differ in what they compute, with how often each occurs, in order of first occurrence."""
     seen: dict[object, list[StepPass]] = {}
     for each in step.passes():
@@ -141,7 +141,7 @@ def bench(
         graph: of :func:`hw.plan.training_step.nodes`.
     """
     rows = []
-    for each, count in distinct(TrainingStep(graph, batch, bits, widths)):
+    for each, count in distinct(StepPasses(graph, batch, bits, widths)):
         progress(f"{each.node}, {each.kind} at {bits.w}/{bits.a}/{bits.g}")
         rows.append(measure(device, design, each, count, batch))
     total = sum(row.cycles * row.count for row in rows)

@@ -45,7 +45,7 @@ class StepPass:
     products: tuple[tuple[int, Product], ...]
 
 
-class TrainingStep:
+class StepPasses:
     """Passes of a training step at one precision.
 
     Args:
