@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from host.operands import ConvGeometry
 from hw.design import Design
 from hw.layer_tables import CALL
-from hw.model.lowering import lower
-from hw.model.product import LoweringError
-from hw.model.training_products import TRAINING, layer_products
 from hw.networks import PRODUCTS, Bits, ConvShape
+from hw.plan.lowering import lower
+from hw.plan.product import LoweringError
+from hw.plan.training_products import TRAINING, layer_products
 from sw_model.convert.observe import Example, run_example, unchanged
 from sw_model.convert.sites import MatmulSite, Site
 from sw_model.nn.layers import DEPTHWISE, quantized_layers
