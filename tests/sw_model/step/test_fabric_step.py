@@ -32,8 +32,7 @@ TINY = TrainConfig(
     train_limit=48, test_limit=32, lr=0.05, eval_every=1,
 )  # fmt: skip
 
-#: of the same design; the simulated RTL gives the same bits, slowly
-DEVICES = ("software", "reference", "hls")
+DEVICES = ("software", "reference", "hls", "rtl")  #: of the same design
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
