@@ -5,6 +5,11 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -304,3 +309,17 @@ def test_distributed_data_parallel_takes_a_converted_network() -> None:
     finally:
         distributed.destroy_process_group()
     assert steps[0][0] == steps[1][0] and all(torch.equal(a, b) for a, b in zip(steps[0][1], steps[1][1], strict=True))
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_weights_and_turn_together() -> None:
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*command, "tests.support.own_network_worker"],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        cwd=root, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    told = dict(re.findall(r"rank (\d): (.*)", done.stdout))
+    assert told.keys() == {"0", "1"} and told["0"] == told["1"], (done.stdout, done.stderr[-2000:])
+    assert told["0"].endswith(" 24")
