@@ -267,3 +267,9 @@ def test_the_paper_report_has_the_fabric_beside_the_board_measurement(
 
 def test_the_report_explains_every_fabric_line(lines: list[Line]) -> None:
     assert all(line.explanation for line in lines if line.fabric is not None)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "mobilenetv2"])
+def test_whole_steps_of_networks_with_large_kernels_are_costed(model: str) -> None:
+    """Statistics of sums in several packets are the host's."""
+    assert main(["cost", "--model", model, "--bits", "4/4/8", "--machine", "zc706", "--batch", "2"]) == 0
