@@ -317,11 +317,11 @@ def overlay_files(design: Design, flow: Flow, with_driver: bool = True) -> dict[
         "contract": contract,
         "vlnv": VLNV[flow],
         "package": package,
-        "parameters": asdict(design),
         "driver_packages": sorted({str(Path(n).parent).replace("/", ".") for n in driver if "/" in n}),
     }
     environment = _environment(TEMPLATES / "overlay")
-    values["parameters"] = dict(values["parameters"])
+    # as Python writes them
+    values["parameters"] = {key: json.dumps(v) if isinstance(v, str) else repr(v) for key, v in asdict(design).items()}
     texts = {
         "pyproject.toml": environment.get_template("pyproject.toml.j2").render(values),
         f"{package}/__init__.py": environment.get_template("__init__.py.j2").render(values),
@@ -338,10 +338,9 @@ def _driver_files() -> dict[str, str]:
     """Modules that the board imports: the driver, its runtime and the contract."""
     files = {"fractrain.py": (ROOT / "fractrain.py").read_text(encoding="utf-8")}
     hardware = ("__init__", "commands/__init__", "commands/completion", "commands/options", "boards", "contract", "design",
-                "files", "networks", "packet", "pipeline", "model/__init__", "model/arrangement", "model/cycles",
-                "model/gradient_sets", "model/lowering", "model/plan", "model/product", "model/schedule", "model/steps",
-                "model/tiling")  # fmt: skip
-    for path in [*sorted((ROOT / "host").rglob("*.py")), *(ROOT / "hw" / f"{name}.py" for name in hardware)]:
+                "files", "networks", "nodes", "packet", "pipeline", "tiles", "model/__init__", "model/cycles")  # fmt: skip
+    rooms = [*sorted((ROOT / "host").rglob("*.py")), *sorted((ROOT / "hw" / "plan").glob("*.py"))]
+    for path in [*rooms, *(ROOT / "hw" / f"{name}.py" for name in hardware)]:
         files[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
     return files
 

@@ -14,7 +14,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     demo = subparsers.add_parser(
         "demo", help="train on handwritten digits with every quantized product on the simulated RTL, and report"
     )
-    demo.add_argument("--recipe", type=recipe, default="digits-demo", help="a name in configs/recipes, or a TOML file")
+    demo.add_argument("--recipe", type=recipe, default="digits-fabric", help="a name in configs/recipes, or a TOML file")
     demo.add_argument("--design", default="sim-small", help="design of the fabric")
     demo.add_argument("--out", type=options.output_folder, default="runs/demo", help="folder for results")
     demo.set_defaults(run=run)

@@ -261,8 +261,10 @@ class CifarMobileNetV2(Backbone):
     """MobileNetV2 for 32-pixel images of three channels: :data:`hw.networks.MOBILENETV2`."""
 
     gate = GateShape((64, 32), 32)
+    layout = MOBILENETV2
+
     def __init__(self, classes: int = 10, *, quantize_stem: bool = True, quantize_head: bool = False) -> None:
-        super().__init__(MOBILENETV2, classes, 3, quantize_stem, quantize_head)
+        super().__init__(self.layout, classes, 3, quantize_stem, quantize_head)
 
     def ungated(self) -> set[str]:
         return {"last"}
