@@ -23,6 +23,7 @@ HEADER_CYCLES = HEADER_WORDS // 2 + 4  #: beats, and four cycles of checks
 LOAD_CYCLES = 2  #: hazard check before, step to the next packet after
 SETUP_CYCLES = 5  #: from the head of the queue to the first step
 TILE_CYCLES = STEP_CYCLES + ARRAY_CYCLES + 2  #: from a tile's last step to its first value in the drain
+INTEGER_CYCLES = 2  #: more where a tile leaves as integers, whose last words are told a cycle after they left
 OUTPUT_CYCLES = 6  #: from a beat of results to its first word on a stream
 COPY_CYCLES = 2  #: of a tile's codes, from the registers that they fill to those that are sent
 RANDOM_CYCLES = HASH_CYCLES + 5  #: from a packet's first step to its first random numbers
@@ -119,7 +120,7 @@ class _Clock:
     def _read(self, p: Packet) -> None:
         sent = p.result_words(self._design)
         start = max(self._loader, self._sequencer, self._drain, self._output)
-        self._output = self._sequencer = start + 3 + max(2 * p.rows + sent / 2, sent / self._design.output_streams)
+        self._output = self._sequencer = start + 3 + max(3 * p.rows + sent / 2, sent / self._design.output_streams)
         self._retired.append((self._sequencer, {}))
 
     def _product(self, p: Packet) -> None:
@@ -200,7 +201,7 @@ def tile_period(design: Design, p: Packet) -> float:
         shadow = max(channels * each, (channels - 1) * each + TILE_CYCLES - segments + 1)
     else:
         sums = p.has(Flag.A_SUM) / p.out_groups  # a line more for the first output group
-        shadow = (channels - 1 + sums) * each + TILE_CYCLES
+        shadow = (channels - 1 + sums) * each + TILE_CYCLES + INTEGER_CYCLES
         return max(shadow, (channels + sums) * each * 2 / design.output_streams)
     if not p.section_planes:
         return shadow

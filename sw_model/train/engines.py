@@ -11,11 +11,19 @@ DESIGN = "sim-small"  #: of the fabric, unless said otherwise
 DEVICES = ("fast", "software", "reference", "hls", "rtl")
 
 
-def open_engine(device: str, design: str | Design) -> Any:
-    """The engine of a device on a design (or the name of one in configs/designs, or a TOML file); None: fast path."""
+def open_engine(device: str, design: str | Design | None) -> Any:
+    """The engine of a device; None: fast path.
+
+    Args:
+        design: or the name of one in configs/designs, or a TOML file; None: :data:`DESIGN`, in software no design's order.
+    """
     if device == "fast":
         return None
-    design = load_design(design) if isinstance(design, str) else design
+    if device == "software" and design is None:
+        from host.exact_engine import ExactEngine
+
+        return ExactEngine()
+    design = load_design(design or DESIGN) if isinstance(design, str | None) else design
     if device == "software":
         from host.exact_engine import ExactEngine
 
@@ -61,7 +69,7 @@ def engine_to_resume(
         raise ConfigError(f"{run} was trained on device {before}, which only the program that began it can resume")
     if threads is None:
         torch.set_num_threads(before.threads)
-    return before.kind, open_engine(before.kind, before.design or DESIGN)
+    return before.kind, open_engine(before.kind, before.design)
 
 
 def accelerator_of(run: Path | None) -> str:
