@@ -160,7 +160,9 @@ module drain
   assign coded     = tile_q.codes || tile_q.moments;
   assign streaming = channel_q > channel_t'(1)
                   && (tile_q.wgrad || (coded && started_q && (!tile_q.coding.stochastic || tile_q.paced)));
-  assign busy_o    = full_q && !(streaming && 32'(left) <= (tile_q.wgrad ? AHEAD : CODED_LEFT));
+  // The next tile begins where this one ends, and finds its place among the hashes taken while a third one has none.
+  logic random_full;
+  assign busy_o    = random_full || (full_q && !(streaming && 32'(left) <= (tile_q.wgrad ? AHEAD : CODED_LEFT)));
 
   // ---- weight gradients, READ and END -----------------------------------------------------------------------------------------
   logic          add_out_of_range, read, lane_last_word;
@@ -206,12 +208,14 @@ module drain
   logic [WIDTH-1:0][15:0] random;
   if (ROUNDING != 0) begin : gen_rounding
     rounding i_rounding (
-        .clk_i, .rst_i(rst_i || fault_o), .begin_i(random_begin_i), .random_i, .ready_o(random_ready),
+        .clk_i, .rst_i(rst_i || fault_o), .begin_i(random_begin_i), .random_i, .full_o(random_full),
+        .ready_o(random_ready),
         .take_i(coded_go && lane_tile_q.coding.stochastic), .slice_i(slice_q), .last_i(slice_last), .random_o(random)
     );
   end else begin : gen_no_rounding
     logic unused;
     assign unused       = random_begin_i || |random_i;
+    assign random_full  = 1'b0;
     assign random_ready = 1'b1;
     assign random       = '0;
   end

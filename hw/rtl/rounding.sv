@@ -18,6 +18,7 @@ module rounding
     // a tile begins that will need random numbers; tiles end in this order
     input  wire                       begin_i,
     input  wire random_t              random_i,
+    output logic                      full_o,     // a tile waits for its hashes to be made: no other one may begin
     // the row of the next channel is here; the slice that leaves in this cycle, and whether it is the channel's last
     output logic                      ready_o,
     input  wire                       take_i,
@@ -38,6 +39,7 @@ module rounding
   channel_t         channel_q;
   logic             channel_last_q;
   index_t           channel_index_q, index_q;
+  assign full_o    = next_open_q;
   assign issue     = open_q && room_q;
   assign tile_last = issue && last_q && channel_last_q;
   assign accept    = !open_q || tile_last;

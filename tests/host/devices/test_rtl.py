@@ -29,7 +29,7 @@ DESIGNS = [
     SMALL,
     pytest.param(load_design("zc706"), marks=pytest.mark.slow),  # its build takes minutes
 ]
-COUNTS = {"sim-small": 60, "zc706": 12}
+COUNTS = {"sim-small": 60, "zc706": 300}
 
 
 def by_name(design: Design) -> str:
