@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hw.commands import options
@@ -107,10 +109,31 @@ def command_of(arguments: argparse.Namespace) -> str:
     words += ["--driver"] if arguments.driver else ["--output", arguments.output]
     words += ["--split"] if arguments.split else []
     words += ["--batch", str(arguments.batch)]
-    for option in ("save", "figure"):
-        if path := getattr(arguments, option):
-            words += [f"--{option}", path.as_posix()]
-    return " ".join(words)
+    return " ".join([*words, *written(arguments)])
+
+
+def written(arguments: argparse.Namespace) -> list[str]:
+    """The options that name the files of a result."""
+    files = {option: getattr(arguments, option) for option in ("save", "figure")}
+    return [word for option, path in files.items() if path for word in (f"--{option}", path.as_posix())]
+
+
+def deliver(
+    arguments: argparse.Namespace,
+    result: dict[str, Any],
+    draw: Callable[[dict[str, Any], Path], None],
+    show: Callable[[], None],
+) -> None:
+    """Writes a result into the files that were asked for, and prints it: JSON if that was, else as ``show`` does."""
+    text = json.dumps(result, indent=1)
+    if arguments.save:
+        write_atomically(arguments.save, text + "\n")
+    if arguments.figure:
+        draw(result, arguments.figure)
+    if arguments.json:
+        print(text)
+    else:
+        show()
 
 
 def run_engine(arguments: argparse.Namespace) -> int:
@@ -160,15 +183,7 @@ def run_engine(arguments: argparse.Namespace) -> int:
         "runs": runs,
         "proportionality": pairs,
     }
-    text = json.dumps(result, indent=1)
-    if arguments.save:
-        write_atomically(arguments.save, text + "\n")
-    if arguments.figure:
-        draw(result, arguments.figure)
-    if arguments.json:
-        print(text)
-    else:
-        print_tables(result, design.clock_mhz)
+    deliver(arguments, result, draw, lambda: print_tables(result, design.clock_mhz))
     return 0
 
 

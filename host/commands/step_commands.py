@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
+from host.commands.bench_commands import deliver, slashed, written
 from hw.commands import options
-from hw.files import write_atomically
 from hw.networks import Bits
 
 
@@ -46,7 +45,7 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
 
 
 def _share(text: str) -> tuple[Bits, int]:
-    """KeptWidths and a number of images."""
+    """Widths and a number of images."""
     bits, _, images = text.partition("=")
     return options.fabric_bits(bits), options.positive(images)
 
@@ -54,15 +53,12 @@ def _share(text: str) -> tuple[Bits, int]:
 def command_of(arguments: argparse.Namespace) -> str:
     """The command that makes the result with these arguments anew, for the record."""
     words = ["fractrain bench step --design", arguments.design, "--model", arguments.model, "--bits"]
-    words += [f"{bits.w}/{bits.a}/{bits.g}" for bits in arguments.bits]
-    words += ["--mix", *(f"{bits.w}/{bits.a}/{bits.g}={n}" for bits, n in arguments.mix)] if arguments.mix else []
+    words += map(slashed, arguments.bits)
+    words += ["--mix", *(f"{slashed(bits)}={n}" for bits, n in arguments.mix)] if arguments.mix else []
     words += ["--kept", str(arguments.kept)] if arguments.kept else []
     words += ["--batch", str(arguments.batch)]
     words += ["--predict"] if arguments.predict else []
-    for option in ("save", "figure"):
-        if path := getattr(arguments, option):
-            words += [f"--{option}", path.as_posix()]
-    return " ".join(words)
+    return " ".join([*words, *written(arguments)])
 
 
 def run_step(arguments: argparse.Namespace) -> int:
@@ -100,15 +96,7 @@ def run_step(arguments: argparse.Namespace) -> int:
         "batch": arguments.batch,
         "runs": runs,
     }
-    text = json.dumps(result, indent=1)
-    if arguments.save:
-        write_atomically(arguments.save, text + "\n")
-    if arguments.figure:
-        draw(result, arguments.figure)
-    if arguments.json:
-        print(text)
-    else:
-        print_tables(result, design.clock_mhz)
+    deliver(arguments, result, draw, lambda: print_tables(result, design.clock_mhz))
     return 0
 
 

@@ -253,11 +253,6 @@ class FabricStep(nn.Module):
                     layer.report("weight_gradient", some, bits.a, bits.weight_g or bits.g)
 
 
-def step_key(run: Run) -> int:
-    """Key of the random numbers of a step, apart from those of layers."""
-    return derive_key(run.seed, run.step, 1 << 33)
-
-
 class _Backbone(torch.autograd.Function):
     """All nodes of a network, whose forward pass has run."""
 
