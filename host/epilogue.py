@@ -267,26 +267,6 @@ def times_alpha(values: U32) -> U32:
     return values << one ^ (values >> top) * np.uint32(GF_POLYNOMIAL)
 
 
-def power_of_alpha(exponent: int) -> int:
-    """``alpha**exponent`` in GF(2**16): the factor of a segment whose first pixel is pixel ``exponent`` of its tensor."""
-    result, square = 1, 2
-    while exponent:
-        if exponent & 1:
-            result = field_product(result, square)
-        square, exponent = field_product(square, square), exponent >> 1
-    return result
-
-
-def field_product(a: int, b: int) -> int:
-    """``a * b`` in GF(2**16)."""
-    result = 0
-    while b:
-        if b & 1:
-            result ^= a
-        a, b = a << 1 ^ (a >> 15) * GF_POLYNOMIAL, b >> 1
-    return result
-
-
 def _multiples(words: U32) -> Iterator[U32]:
     while True:
         yield words
@@ -302,7 +282,7 @@ def random_rows(indices: U32, key: int, pixels: int, factor: int = 1) -> U32:
         indices: of the rows, uint32.
         key: of the packet.
         pixels: of a row.
-        factor: see :func:`power_of_alpha`.
+        factor: alpha**x0 where the row's first pixel is pixel x0 of its tensor: :func:`hw.plan.conv_packets.power_of_two`.
 
     Returns:
         uint32 of the shape of ``indices``, and ``pixels``.

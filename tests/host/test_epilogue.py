@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from host import epilogue
 from host.epilogue import Entries, Epilogue, EpilogueError
 from host.numerics import fmix32
+from hw.contract import GF_POLYNOMIAL
+from hw.plan.conv_packets import power_of_two
 
 WIDTHS = {"m": 18, "o": 18, "n": 18, "l": 18, "b": 48, "c": 40}
 
@@ -25,6 +27,16 @@ def shifted(t: int, s: int) -> int:
 def clamped(t: int, bits: int, is_signed: bool = True) -> int:
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1)
     return min(max(t, low), high)
+
+
+def field_product(a: int, b: int) -> int:
+    """``a * b`` in GF(2**16)."""
+    result = 0
+    while b:
+        if b & 1:
+            result ^= a
+        a, b = a << 1 ^ (a >> 15) * GF_POLYNOMIAL, b >> 1
+    return result
 
 
 def alpha_times(a: int) -> int:
@@ -138,7 +150,7 @@ def test_random_numbers_are_those_of_the_definition() -> None:
 def test_a_segment_goes_on_where_the_one_before_ended(index: int, key: int, cut: int) -> None:
     rows = np.array([index], np.uint32)
     whole = epilogue.random_rows(rows, key, cut + 8)
-    assert (whole[:, cut:] == epilogue.random_rows(rows, key, 8, epilogue.power_of_alpha(cut))).all()
+    assert (whole[:, cut:] == epilogue.random_rows(rows, key, 8, power_of_two(cut))).all()
 
 
 def test_powers_of_alpha_are_all_numbers_but_zero() -> None:
@@ -154,8 +166,8 @@ def test_random_numbers_of_two_pixels_of_a_segment_are_independent(factor: int, 
     """They are 32 independent linear forms of the hash's 32 bits, so all pairs of numbers are equally likely."""
 
     def numbers(h: int) -> int:
-        multiple = epilogue.field_product(factor, h >> 16)
-        words = [h & 0xFFFF ^ epilogue.field_product(multiple, epilogue.power_of_alpha(x)) for x in pixels]
+        multiple = field_product(factor, h >> 16)
+        words = [h & 0xFFFF ^ field_product(multiple, power_of_two(x)) for x in pixels]
         return words[0] | words[1] << 16
 
     rows = [numbers(1 << bit) for bit in range(32)]
@@ -173,7 +185,7 @@ def test_random_numbers_of_two_pixels_of_a_segment_are_independent(factor: int, 
 @given(signed(18), st.integers(0, 16), st.integers(1, 0xFFFF), st.integers(0, 31))
 def test_stochastic_rounding_of_both_sections_is_unbiased(value: int, shift: int, factor: int, pixel: int) -> None:
     """The mean of a code over all low halves of a hash is exactly its value: neither section favours a side."""
-    offset = epilogue.field_product(epilogue.field_product(factor, 0x1234), epilogue.power_of_alpha(pixel))
+    offset = field_product(field_product(factor, 0x1234), power_of_two(pixel))
     random = np.arange(1 << 16, dtype=np.uint32) ^ np.uint32(offset)
     form = Epilogue(out_bits=16, out_shift=shift, out_signed=True, keep_bits=8, keep_shift=shift, stochastic=True)
     value = max(min(value, 126 << shift), -126 << shift)  # codes of both sections hold it
