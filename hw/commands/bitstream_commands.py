@@ -30,7 +30,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--scripts-only", action="store_true", help="write sources and scripts, run no tool")
     steps.add_argument("--collect-only", action="store_true", help="collect from a build folder that has run elsewhere")
-    parser.add_argument("--accept-timing", action="store_true", help="collect a result that misses timing")
+    parser.add_argument("--accept-timing", action="store_true", help="write and collect a bitstream that misses timing")
     parser.set_defaults(run=run)
 
 
@@ -44,12 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
     )
     out = arguments.out or options.usable_folder(Path("build") / f"overlay-{design.name}-{arguments.flow}")
     if arguments.scripts_only:
-        files = render_scripts(design, arguments.flow, arguments.jobs)
+        files = render_scripts(design, arguments.flow, arguments.jobs, arguments.accept_timing)
         write_scripts(files, folder)
         first = "cd hls and run HLS, unpack export.zip to ip/fabric_hls, then " if arguments.flow == "hls" else ""
         print(f"{len(files)} files in {folder}; there, {first}vivado -mode batch -source build.tcl")
         return 0
-    tools = {} if arguments.collect_only else build(design, arguments.flow, folder, arguments.jobs)
+    tools = {}
+    if not arguments.collect_only:
+        tools = build(design, arguments.flow, folder, arguments.jobs, accept_timing=arguments.accept_timing)
     summary = collect(design, arguments.flow, folder / "out", out, accept_timing=arguments.accept_timing, tools=tools)
     report = summary["report"]
     used = {k: f"{v['used']:g}/{v['available']:g}" for k, v in report["utilization"].items()}

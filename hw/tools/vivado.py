@@ -142,8 +142,13 @@ def package_name(design: Design) -> str:
     return "fractrain_overlay_" + re.sub(r"\W", "_", design.name)
 
 
-def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
+def render_scripts(design: Design, flow: Flow, jobs: int = 2, accept_timing: bool = False) -> dict[str, str]:
     """Sources and scripts of one build: path relative to the build folder -> text.
+
+    Args:
+        design, flow: what is built.
+        jobs: parallel runs of Vivado.
+        accept_timing: write the bitstream even if a path misses the clock; otherwise the build ends and names the path.
 
     Raises:
         BitstreamError: the chip is on no board that is known here.
@@ -161,6 +166,7 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2) -> dict[str, str]:
         "board": BOARDS[design.part],
         "flow": flow,
         "jobs": jobs,
+        "accept_timing": accept_timing,
         "sources": sources,
         "vlnv": VLNV[flow],
         "control_ports": CONTROL_PORTS,
@@ -438,7 +444,15 @@ def run_tool(command: tuple[str, ...], folder: Path, log: Path, timeout: float =
         )
 
 
-def build(design: Design, flow: Flow, folder: Path, jobs: int = 2, timeout: float = BUILD_TIMEOUT) -> dict[str, str]:
+def build(
+    design: Design,
+    flow: Flow,
+    folder: Path,
+    jobs: int = 2,
+    *,
+    accept_timing: bool = False,
+    timeout: float = BUILD_TIMEOUT,
+) -> dict[str, str]:
     """Render, run HLS if asked for, and implement; results lie in ``folder/out``.
 
     Tools are looked for before anything is written.
@@ -453,7 +467,7 @@ def build(design: Design, flow: Flow, folder: Path, jobs: int = 2, timeout: floa
     hls = find_hls() if flow == "hls" else None
     shown = subprocess.run([vivado, "-version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     tools = {"vivado": vivado_version(shown.stdout) or "unknown"}
-    write_scripts(render_scripts(design, flow, jobs), folder)
+    write_scripts(render_scripts(design, flow, jobs, accept_timing), folder)
     shutil.rmtree(folder / "out", ignore_errors=True)
     if hls is not None:
         tools["hls"] = hls.name

@@ -25,6 +25,10 @@ set stub_opened ""
 set stub_bitstream 0
 set stub_packaged {}
 set stub_mapped 1
+set stub_read {}                 ;# kinds of paths whose slack was read before the bitstream
+# properties of a timing path (UG912)
+set stub_path [dict create SLACK 0 STARTPOINT_PIN a_reg/C ENDPOINT_PIN b_reg/D LOGIC_LEVELS 12 DATAPATH_DELAY 6.9 \
+    DATAPATH_LOGIC_DELAY 2.1 DATAPATH_NET_DELAY 4.8 REQUIREMENT 6.667 GROUP clk_out1]
 
 # ---- option parsing -----------------------------------------------------------------------------------------------
 # spec: option -> 1 if it takes a value.  Sets opt() and rest in the caller.
@@ -358,6 +362,12 @@ proc get_property {args} {
     options {} $args
     arguments 2
     lassign $rest name object
+    if {[regexp {^timing_path_(setup|hold)$} $object - kind]} {
+        if {![dict exists $::stub_path $name]} { fail "a timing path has no property $name" }
+        set slacks [list setup 0.104 hold 0.021]
+        if {[info exists ::env(STUB_SLACK)]} { set slacks [dict merge $slacks $::env(STUB_SLACK)] }
+        return [expr {$name eq "SLACK" ? [dict get $slacks $kind] : [dict get $::stub_path $name]}]
+    }
     if {![dict exists $::stub_runs $object]} { fail "get_property $name: no object '$object'" }
     if {$name eq "DIRECTORY"} { return [file join $::stub_project(directory) $object] }
     if {$name ni {PROGRESS STATUS}} { fail "a run has no property $name" }
@@ -685,7 +695,15 @@ proc launch_runs {args} {
     if {[info exists opt(-jobs)] && (![string is integer -strict $opt(-jobs)] || $opt(-jobs) < 1)} { fail "jobs $opt(-jobs)" }
     if {$run eq "impl_1"} {
         if {[dict get $::stub_runs synth_1 PROGRESS] ne "100%"} { fail "launch_runs impl_1 before synth_1 is finished" }
-        if {![info exists opt(-to_step)] || $opt(-to_step) ne "write_bitstream"} { fail "impl_1 must go to write_bitstream" }
+        if {$::stub_opened ne ""} { fail "launch_runs impl_1 while a design is open" }
+        set ::stub_last "route_design"
+        if {[info exists opt(-to_step)]} {
+            if {$opt(-to_step) ne "write_bitstream"} { fail "no step $opt(-to_step)" }
+            foreach kind {setup hold} {
+                if {$kind ni $::stub_read} { fail "write_bitstream before the slack of $kind was read" }
+            }
+            set ::stub_last write_bitstream
+        }
         if {[llength $::stub_constraints] == 0} { fail "launch_runs impl_1 without constraints" }
     }
     dict set ::stub_runs $run STATUS launched
@@ -700,7 +718,7 @@ proc wait_on_run {args} {
         dict set ::stub_runs $run {PROGRESS 40% STATUS "route_design ERROR"}
     } else {
         dict set ::stub_runs $run {PROGRESS 100% STATUS "Complete!"}
-        if {$run eq "impl_1"} {
+        if {$run eq "impl_1" && $::stub_last eq "write_bitstream"} {
             touch [file join $::stub_project(directory) impl_1 fabric_system_wrapper.bit] "placeholder bitstream\n"
             set ::stub_bitstream 1
         }
@@ -727,6 +745,21 @@ proc report {name spec arguments} {
         close $stream
     }
     touch $opt(-file) $text
+}
+proc close_design {args} {
+    need_open_run
+    options {-quiet 0} $args
+    arguments 0
+    set ::stub_opened ""
+}
+proc get_timing_paths {args} {
+    need_open_run
+    options {-setup 0 -hold 0 -max_paths 1 -nworst 1 -slack_lesser_than 1 -quiet 0} $args
+    arguments 0
+    if {[info exists opt(-setup)] == [info exists opt(-hold)]} { fail "get_timing_paths takes one of -setup and -hold" }
+    set kind [expr {[info exists opt(-setup)] ? "setup" : "hold"}]
+    lappend ::stub_read $kind
+    return [list timing_path_$kind]
 }
 proc report_timing_summary {args} { need_open_run; report timing {-max_paths 1 -delay_type 1} $args }
 proc report_utilization {args} { need_open_run; report utilization {-hierarchical 0 -hierarchical_depth 1} $args }

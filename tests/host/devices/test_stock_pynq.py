@@ -41,7 +41,7 @@ def test_a_step_through_pynqs_own_classes(tmp_path: Path) -> None:
     recipe = ROOT / "configs" / "recipes" / "digits-demo.toml"
     export_job(TrainConfig.from_recipe(recipe, train_limit=64, test_limit=32), tmp_path / "job.zip")
     library = build_hls(load_design("sim-small"))
-    script = ROOT / "tests" / "host" / "stock_pynq.py"
+    script = ROOT / "tests" / "support" / "stock_pynq.py"
     words = [str(environment()), str(script), str(tmp_path / "job.zip"), str(library), "sim-small", str(tmp_path)]
     done = subprocess.run(
         words, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)}

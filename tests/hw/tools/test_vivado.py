@@ -145,8 +145,10 @@ MISTAKES = [
     ("implement.tcl", "report_timing_summary -max_paths", "report_timing_summary -max_path", "no option -max_path"),
     ("implement.tcl", "finish synth_1\n", "", "before synth_1 is finished"),
     ("implement.tcl", "Flow_PerfOptimized_high", "Flow_PerfOptimised_high", "no strategy Flow_PerfOptimised_high"),
-    ("implement.tcl", "-to_step write_bitstream ", "", "must go to write_bitstream"),
+    ("implement.tcl", "-to_step write_bitstream ", "", "no such file or directory"),
     ("implement.tcl", "open_run impl_1\n", "", "before open_run"),
+    ("implement.tcl", "foreach kind {setup hold}", "foreach kind {setup}", "before the slack of hold was read"),
+    ("implement.tcl", "close_design\n", "", "while a design is open"),
     ("package_rtl.tcl", "set_property top fabric_top ", "set_property top fabric ", "takes no SystemVerilog top"),
     ("package_rtl.tcl", "set_property range 4096 $registers\n", "", "block fabric has got no address"),
     ("fabric_top.v", "xilinx.com:interface:axis:1.0 in1 TDATA", "xilinx.com:interface:axi5:1.0 in1 TDATA", "no interface"),
@@ -191,6 +193,24 @@ def test_a_failed_run_names_its_log(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "run impl_1 ended with route_design ERROR" in done.stderr
     assert "runme.log" in done.stderr
+
+
+@needs_tcl
+@pytest.mark.parametrize("kind", ["setup", "hold"])
+def test_no_bitstream_is_written_of_a_design_that_misses_its_clock(kind: str, tmp_path: Path) -> None:
+    folder = prepared("zc706", "rtl", tmp_path / "build")
+    done = stubbed(folder, STUB_SLACK=f"{kind} -0.31")
+    assert done.returncode == 1
+    assert (
+        f"no bitstream is written: {kind} is missed by 0.31 ns from a_reg/C to b_reg/D: 12 levels of logic, 2.1 ns in "
+        "cells and 4.8 ns in nets, where 6.667 ns are allowed" in done.stderr
+    ), done.stderr
+    assert not list(folder.rglob("*.bit"))
+    assert (folder / "out" / "timing.rpt").is_file()
+    write_scripts(render_scripts(load_design("zc706"), "rtl", accept_timing=True), folder)
+    done = stubbed(folder, STUB_SLACK=f"{kind} -0.31")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out" / "zc706.bit").is_file()
 
 
 def test_a_missing_tool_is_named_with_the_versions_that_work(
