@@ -357,6 +357,109 @@ REGISTERS: tuple[Register, ...] = (
 )
 REGISTER = {r.name: r for r in REGISTERS}
 
+# programs in memory: records that say where packets, payloads and results lie; docs/programs.md says what they mean
+MEMORY_PORTS = (
+    2  #: memory ports, one for each input stream; even 64-bit words lie behind port 0, odd ones behind port 1
+)
+LINE_BEATS = 16  #: no burst crosses a line of as many beats
+RECORD_WORDS = 16  #: words of a record at each port, at a multiple of as many beats: one burst
+RECORD_HEADER_WORDS = HEADER_WORDS // MEMORY_PORTS  #: of which the first are the port's half of the packet's header
+DESTINATIONS = 3  #: places to which a packet's results go in turn
+
+#: fields behind the header; both ports have the same, so word w holds the half-words 2w and 2w + 1 at either
+RECORD_FIELDS: tuple[Field, ...] = (
+    Field("payload_offset", 12, 0, 32, "first beat of the payload"),
+    Field("payload_beats", 13, 0, 32, "beats of a chunk of the payload, 0: no payload"),
+    Field("payload_stride", 14, 0, 32, "beats from one chunk's start to the next one's"),
+    Field("payload_chunks", 15, 0, 16, "chunks of the payload, 0: no payload"),
+    Field("record_flags", 15, 16, 16, "see flags of a record"),
+    Field("offset_0", 16, 0, 32, "destination 0: first beat"),
+    Field("beats_0", 17, 0, 16, "destination 0: beats of a tile, 0: none"),
+    Field("offset_1", 18, 0, 32, "destination 1: first beat"),
+    Field("beats_1", 19, 0, 16, "destination 1: beats of a tile, 0: none"),
+    Field("offset_2", 20, 0, 32, "destination 2: first beat"),
+    Field("beats_2", 21, 0, 16, "destination 2: beats of a tile, 0: none"),
+    Field("stride_0", 22, 0, 32, "destination 0: beats from one row's start to the next one's"),
+    Field("stride_1", 23, 0, 32, "destination 1: beats from one row's start to the next one's"),
+    Field("stride_2", 24, 0, 32, "destination 2: beats from one row's start to the next one's"),
+    Field("result_rows", 26, 0, 32, "rows of tiles, 0: no tiles"),
+    Field("row_tiles", 27, 0, 16, "tiles of a row, 0: no tiles"),
+    Field("tail_offset", 28, 0, 32, "first beat of the results that follow the tiles"),
+    Field("tail_beats", 29, 0, 32, "beats of the results that follow the tiles, 0: none"),
+)
+RECORD_FIELD = {f.name: f for f in RECORD_FIELDS}
+
+
+class RecordFlag(IntFlag):
+    """Bits of a record's ``record_flags``."""
+
+    LAST = 1  #: the program ends with this record: its last word carries TLAST
+    WAIT = 2  #: its payload is read after all results of the records before it have been written
+
+
+#: bits of each word of a record behind the header that belong to a field; all others must be zero (fault RANGE)
+RECORD_BITS = tuple(
+    sum((1 << f.width) - 1 << f.lsb + 32 * (f.half % 2) for f in RECORD_FIELDS if f.half // 2 == word)
+    for word in range(RECORD_WORDS)
+)
+
+
+class Fault(IntEnum):
+    """Why the memory front end stopped a program."""
+
+    NONE = 0
+    READ_SLVERR = 1
+    READ_DECERR = 2
+    WRITE_SLVERR = 3
+    WRITE_DECERR = 4
+    RANGE = 5  #: an access at or beyond LIMIT, which was not made; a record that is not aligned or sets reserved bits
+    RESULTS = 6  #: more or fewer results than the records say, without an error of the core
+    DEADLINE = 7
+    STOPPED = 8  #: by STOP
+
+
+class MemoryStatus(IntFlag):
+    """Bits of the register STATUS."""
+
+    IDLE = 1
+    DONE = 2  #: a program has ended, well or not; cleared by start
+    DRAINING = 4  #: a fault has stopped the program, and accesses that were begun are still open
+
+
+MEMORY_REGISTERS: tuple[Register, ...] = (
+    Register("START", 0x100, "w", "write 1: start the core and run the program, if idle"),
+    Register("STOP", 0x108, "w", "write 1: end the program with fault STOPPED"),
+    Register(
+        "STATUS", 0x110, "r", "bit 0 idle; 1 done, cleared by start; 2 draining: a fault waits for open accesses to end"
+    ),
+    Register("FAULT", 0x118, "r", "fault of the last program"),
+    Register(
+        "FAULT_OFFSET",
+        0x120,
+        "r",
+        "in beats: the word of a failed read, the burst of a failed write, the access beyond LIMIT, the bad record, the "
+        "result that is missing; otherwise 0",
+    ),
+    Register("INTERRUPT", 0x128, "rw", "bit 0 enable; 1 pending since a program ended, write 1 to clear"),
+    Register("BASE0_LO", 0x130, "rw", "byte address of beat 0 at port 0, a multiple of 4096: low half"),
+    Register("BASE0_HI", 0x138, "rw", "its high half"),
+    Register("BASE1_LO", 0x140, "rw", "byte address of beat 0 at port 1, a multiple of 4096: low half"),
+    Register("BASE1_HI", 0x148, "rw", "its high half"),
+    Register("LIMIT", 0x150, "rw", "beats of the memory, a multiple of 16"),
+    Register("PROGRAM", 0x158, "rw", "first record, in beats, a multiple of 16"),
+    Register("DEADLINE", 0x160, "rw", "cycles after which a program ends with fault DEADLINE, 0: none"),
+    Register("READ_BEATS", 0x168, "r", "counter: 64-bit words read, both ports together"),
+    Register("WRITE_BEATS", 0x170, "r", "counter: 64-bit words written, both ports together"),
+    Register(
+        "READ_WAIT",
+        0x178,
+        "r",
+        "counter: cycles in which a port had reads open and no word for the core, both together",
+    ),
+    Register("WRITE_WAIT", 0x180, "r", "counter: cycles in which a result waited for room in a port, both together"),
+)
+MEMORY_REGISTER = {r.name: r for r in MEMORY_REGISTERS}
+
 #: counters that every device answers alike, and those that only hardware can know
 FUNCTIONAL_COUNTERS = ("PACKETS", "SKIPPED", "SATURATED", "WORDS_IN", "WORDS_OUT")
 TIMING_COUNTERS = ("CYCLES", "BUSY", "STALL_IN", "STALL_HAZARD", "STALL_OUT", "STALL_DRAIN")

@@ -124,6 +124,11 @@ def _flag_fields() -> list[dict[str, Any]]:
     ]
 
 
+def _record_fields() -> list[dict[str, Any]]:
+    """Fields of a record in memory, with the 64-bit word of a port and the lowest bit in it."""
+    return [{**asdict(f), "word": f.half // 2, "bit": 32 * (f.half % 2) + f.lsb} for f in contract.RECORD_FIELDS]
+
+
 def _struct_members(fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Header members from the most significant down, gaps filled with pads, so that a packed struct fits exactly."""
     members: list[dict[str, Any]] = []
@@ -168,6 +173,12 @@ def context(design: Design) -> dict[str, Any]:
         "registers": registers,
         # registers that a kernel writes when it returns; 0x00 to 0x10 belong to the control interface
         "kernel_registers": [r for r in registers if r["access"] == "r"],
+        "record_fields": _record_fields(),
+        "record_bits": contract.RECORD_BITS,
+        "record_flags": _enum(contract.RecordFlag),
+        "faults": _enum(contract.Fault),
+        "memory_status": _enum(contract.MemoryStatus),
+        "memory_registers": contract.MEMORY_REGISTERS,
         "functional_counters": contract.FUNCTIONAL_COUNTERS,
         "timing_counters": contract.TIMING_COUNTERS,
         "last_register": max(r.offset for r in contract.REGISTERS),
@@ -195,16 +206,18 @@ def render(design: Design) -> dict[str, str]:
     files: dict[str, str] = {}
     for source, target in ((HLS_TEMPLATES, "hls"), (RTL_SOURCES, "rtl"), (DOC_TEMPLATES, "docs")):
         environment = _environment(source)
-        for path in sorted(source.glob("*.j2")):
+        for path in sorted([*source.glob("*.j2"), *source.glob("memory/*.j2")]):
+            template = path.relative_to(source)
+            rendered = f"{target}/{template.with_suffix('').as_posix()}"
             try:
-                files[f"{target}/{path.stem}"] = environment.get_template(path.name).render(values)
+                files[rendered] = environment.get_template(template.as_posix()).render(values)
             except jinja2.TemplateError as e:
                 line = f", line {e.lineno}" if isinstance(e, jinja2.TemplateSyntaxError) else ""
                 raise GenerateError(f"cannot render {path}{line}: {e}; correct the template") from e
-    # rtl/xc7 holds forms in the target's primitives, for synthesis; simulation reads rtl alone
+    # rtl/xc7 holds forms in the target's primitives, for synthesis; rtl/memory the front end that fetches programs
     for source, target, patterns in (
         (HLS_TEMPLATES, "hls", ("*.h", "*.cpp")),
-        (RTL_SOURCES, "rtl", ("*.sv", "xc7/*.sv")),
+        (RTL_SOURCES, "rtl", ("*.sv", "xc7/*.sv", "memory/*.sv")),
     ):
         for path in sorted(p for pattern in patterns for p in source.glob(pattern)):
             if (name := f"{target}/{path.relative_to(source).as_posix()}") in files:
@@ -219,26 +232,29 @@ def render(design: Design) -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
-def compile_order(names: Iterable[str], primitives: bool) -> list[str]:
+def compile_order(names: Iterable[str], primitives: bool, memory: bool = False) -> list[str]:
     """SystemVerilog files in the order in which tools read them, packages first.
 
     Args:
         names: files of a generated design, relative to its folder ``rtl``; others are passed over.
         primitives: files in the target's primitives replace their namesakes, for synthesis; otherwise the forms for
             simulation.
+        memory: with the memory front end, whose top is ``accelerator``; otherwise the stream core ``fabric`` alone.
     """
     paths = [Path(n) for n in names if n.endswith(".sv")]
     chosen = {p.name: p.as_posix() for p in paths if p.parent == Path()}
     if primitives:
         chosen |= {p.name: p.as_posix() for p in paths if p.parent == Path("xc7")}
-    first = ("fabric_pkg.sv", "engine_pkg.sv")
+    if memory:
+        chosen |= {p.name: p.as_posix() for p in paths if p.parent == Path("memory")}
+    first = ("fabric_pkg.sv", "engine_pkg.sv", "memory_pkg.sv")
     return [chosen[n] for n in (*(n for n in first if n in chosen), *(n for n in sorted(chosen) if n not in first))]
 
 
 def rtl_digest(design: Design) -> str:
     """SHA-256, 64 hexadecimal digits, of what a measurement on the simulated RTL rests on.
 
-    That is the rendered SystemVerilog that simulation reads, so the sources and the design's parameters, comments and
+    That is the rendered SystemVerilog of the stream core, as simulation reads it, so the sources and the design's parameters, comments and
     white space left out.
 
     Raises:
@@ -246,7 +262,7 @@ def rtl_digest(design: Design) -> str:
     """
     digest = hashlib.sha256()
     for name, text in render(design).items():
-        if name.startswith("rtl/") and not name.startswith("rtl/xc7/"):
+        if name.startswith("rtl/") and not name.startswith(("rtl/xc7/", "rtl/memory/")):
             code = " ".join(re.sub(r"//[^\n]*", "", text).split())
             digest.update(f"{name}\0{code}\0".encode())
     return digest.hexdigest()
@@ -277,6 +293,7 @@ def manifest(design: Design, files: dict[str, str]) -> dict[str, Any]:
             **{f"out{i}": {"tdata": STREAM_BITS, "tlast": 1} for i in range(design.output_streams)},
         },
         "registers": {r.name: r.offset for r in contract.REGISTERS},
+        "memory_registers": {r.name: r.offset for r in contract.MEMORY_REGISTERS},
         "files": hashes,
         "content_hash": hashlib.sha256(summary).hexdigest(),
     }

@@ -71,6 +71,18 @@ def test_header_struct_covers_every_bit_once() -> None:
     assert sorted(names) == sorted(f.name for f in contract.FIELDS)
 
 
+def test_fields_of_a_record_do_not_overlap_and_leave_the_header_alone() -> None:
+    assert sum(f.width for f in contract.RECORD_FIELDS) == sum(mask.bit_count() for mask in contract.RECORD_BITS)
+    assert not any(contract.RECORD_BITS[: contract.RECORD_HEADER_WORDS])
+    assert all(f.half < 2 * contract.RECORD_WORDS and f.lsb + f.width <= 32 for f in contract.RECORD_FIELDS)
+
+
+def test_offsets_of_registers_are_their_own() -> None:
+    offsets = [r.offset for r in (*contract.REGISTERS, *contract.MEMORY_REGISTERS)]
+    assert len(set(offsets)) == len(offsets) and all(offset % 4 == 0 for offset in offsets)
+    assert max(r.offset for r in contract.REGISTERS) < 0x100 <= min(r.offset for r in contract.MEMORY_REGISTERS)
+
+
 def test_overlapping_fields_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contract, "FIELDS", (*contract.FIELDS, contract.Field("again", 3, 8, 16, "overlaps")))
     with pytest.raises(GenerateError, match="overlaps another"):
@@ -86,6 +98,13 @@ def test_numbers_reach_every_language(design: Design) -> None:
     for register_ in contract.REGISTERS:
         if register_.access == "r":
             assert f"    X({register_.name.lower()}, 0x{register_.offset:02X}, " in files["hls/contract.h"]
+    for memory_register in contract.MEMORY_REGISTERS:
+        name, offset = memory_register.name, memory_register.offset
+        assert f"MEMORY_{name} = 9'h{offset:03X};" in files["rtl/memory/memory_pkg.sv"]
+        assert f"| 0x{offset:03X} | {name} |" in files["docs/registers.md"]
+    for fault in contract.Fault:
+        assert f"FAULT_{fault.name} = 4'd{int(fault)};" in files["rtl/memory/memory_pkg.sv"]
+        assert f"| {int(fault)} | {fault.name} |" in files["docs/registers.md"]
     for error in contract.Error:
         assert f"ERR_{error.name} = 8'd{int(error)};" in files["rtl/fabric_pkg.sv"]
         assert f"constexpr uint32_t ERR_{error.name} = {int(error)};" in files["hls/contract.h"]
