@@ -1,4 +1,4 @@
-"""Command line of the software model's measurements: ``fractrain bench train``, ``quantizers`` and ``accuracy``."""
+"""Command line of the software model's measurements: ``fractrain bench train``, ``codes``, ``quantizers``, ``accuracy``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hw.commands import options
+from sw_model.quantize.limits import ACCELERATORS
 
 STUDIES = ("statquant", "methods", "defects", "fabric", "fabric-cifar")
 
@@ -15,13 +16,22 @@ STUDIES = ("statquant", "methods", "defects", "fabric", "fabric-cifar")
 def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     """Adds the software model's measurements to ``fractrain bench``."""
     speed = kinds.add_parser("train", help="time and memory of static and gated training against float32")
-    speed.add_argument("--depth", type=options.positive, default=38, help="of the CIFAR ResNet")
-    speed.add_argument("--batch", type=options.positive, default=32, help="images per step")
+    speed.add_argument(
+        "--depth", type=options.positive, nargs="+", default=[38], help="of ResNets: 6n+2 for small images, 18 or 34"
+    )
+    speed.add_argument("--batch", type=options.positive, nargs="+", default=[32], help="images per step")
+    speed.add_argument("--pixels", type=options.whole, default=0, help="side of the images; 0: the network's own")
     speed.add_argument("--threads", type=options.threads, default=2, help="CPU threads")
     speed.add_argument("--rounds", type=options.positive, default=8, help="alternations")
-    speed.add_argument("--json", action="store_true", help="print JSON")
-    speed.add_argument("--save", type=options.output_file, help="also write the JSON to this file")
+    _add_accelerator(speed)
+    _add_report(speed)
     speed.set_defaults(run=run_bench_train)
+    codes = kinds.add_parser("codes", help="compiled kernels against PyTorch's operations: every quantizer and width")
+    codes.add_argument("--values", type=options.positive, default=10_000_000, help="of every quantizer")
+    codes.add_argument("--seed", type=options.whole, default=0, help="of values and random numbers")
+    _add_accelerator(codes)
+    _add_report(codes)
+    codes.set_defaults(run=run_bench_codes)
     noise = kinds.add_parser("quantizers", help="bias and variance of PTQ, PSQ and BHQ on real gradients")
     noise.add_argument("--data", default="digits", help="'digits' or a path")
     noise.add_argument("--rounds", type=options.several, default=50, help="roundings per gradient")
@@ -34,8 +44,7 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
         help="decompose the variance of the weight gradients on so many batches",
     )
     noise.add_argument("--draws", type=options.several, default=8, help="roundings of each of them")
-    noise.add_argument("--json", action="store_true", help="print JSON")
-    noise.add_argument("--save", type=options.output_file, help="also write the JSON to this file")
+    _add_report(noise)
     noise.set_defaults(run=run_bench_quantizers)
     accuracy = kinds.add_parser(
         "accuracy", help="what a choice does to accuracy and loss: trainings over several seeds"
@@ -64,16 +73,49 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     accuracy.set_defaults(run=run_bench_accuracy, after_interrupt=_after_interrupt)
 
 
+def _add_accelerator(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--accelerator", choices=ACCELERATORS, default="cpu", help="where PyTorch computes")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--save", type=options.output_file, help="also write the JSON to this file")
+
+
 def run_bench_train(arguments: argparse.Namespace) -> int:
     """``fractrain bench train``."""
     from hw.console import Progress
     from sw_model.studies.speed import bench_training, print_training
+    from sw_model.train.accelerator import choose_accelerator
 
-    with Progress(f"bench train of resnet-{arguments.depth}"):
-        report = bench_training(arguments.depth, arguments.batch, arguments.threads, arguments.rounds)
+    accelerator = choose_accelerator(arguments.accelerator)
+    with Progress("bench train") as progress:
+        report = bench_training(
+            arguments.depth,
+            arguments.batch,
+            arguments.threads,
+            arguments.rounds,
+            accelerator=accelerator,
+            pixels=arguments.pixels,
+            doing=progress.doing,
+        )
     print_training(report, arguments.json)
     _save(report, arguments.save)
     return 0
+
+
+def run_bench_codes(arguments: argparse.Namespace) -> int:
+    """``fractrain bench codes``: status 1 if codes differ that should be equal."""
+    from hw.console import Progress
+    from sw_model.studies.code_equality import compare_codes, print_codes
+    from sw_model.train.accelerator import choose_accelerator
+
+    accelerator = choose_accelerator(arguments.accelerator)
+    with Progress("bench codes") as progress:
+        report = compare_codes(arguments.values, accelerator, arguments.seed, progress.doing)
+    print_codes(report, arguments.json)
+    _save(report, arguments.save)
+    return 1 if report["failed"] else 0
 
 
 def _save(report: dict[str, Any], path: Path | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hw.commands import options
+from sw_model.quantize.limits import ACCELERATORS
 from sw_model.train.engines import DESIGN, DEVICES, accelerator_of, engine_to_resume, open_engine
 from sw_model.train.recipes import find_recipe
 
@@ -120,7 +121,7 @@ def _register_train(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     train.add_argument(
         "--accelerator",
-        choices=("auto", "cpu", "cuda", "mps"),
+        choices=ACCELERATORS,
         help="where PyTorch computes on device 'fast' (default: the CPU, or where the resumed run did); auto: a GPU if "
         "there is one",
     )

@@ -246,7 +246,7 @@ def kept_values(kept: Tensor, grid: Grid, scratch: str | None = None) -> Tensor:
     """The values that :func:`quantize_and_keep` returned, from what it said to keep."""
     if kept.dtype != torch.uint8:
         return kept
-    if kept.device.type == "cpu" and kernels.library() is not None:
+    if kernels.serve(kept.device):
         return kernels.dequantize_codes(kept, grid, scratch)
     return dequantize(kept, grid)
 

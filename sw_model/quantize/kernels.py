@@ -14,7 +14,8 @@ import platform
 import subprocess
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,27 @@ def _compile(command: Sequence[str], target: Path) -> None:
         done.check_returncode()
 
 
+_portable = threading.local()
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """PyTorch's operations in place of the kernels in this thread: on the CPU, what accelerators compute."""
+    before, _portable.on = getattr(_portable, "on", False), True
+    try:
+        yield
+    finally:
+        _portable.on = before
+
+
+def serve(device: torch.device) -> bool:
+    """Whether the kernels compute for tensors there."""
+    return device.type == "cpu" and not getattr(_portable, "on", False) and library() is not None
+
+
 def usable(x: Tensor) -> bool:
     """Whether the kernels can take a tensor."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
+    return x.dtype == torch.float32 and serve(x.device)
 
 
 class _Layout(ctypes.Structure):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: where PyTorch computes, see :func:`sw_model.train.accelerator.choose_accelerator`
+ACCELERATORS = ("auto", "cpu", "cuda", "mps")
+
 
 @dataclass(frozen=True)
 class Place:

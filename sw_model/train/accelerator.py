@@ -6,12 +6,14 @@ are float32 sums in an order of the accelerator's own, so runs on different acce
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
+from sw_model.quantize.limits import ACCELERATORS
 from sw_model.train.recipe import ConfigError
-
-ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 
 
 def choose_accelerator(name: str) -> torch.device:
@@ -45,3 +47,21 @@ def move(model: nn.Module, accelerator: torch.device) -> None:
 def on(accelerator: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors there."""
     return tuple(x.to(accelerator, non_blocking=True) for x in tensors)
+
+
+def name_of_device(accelerator: torch.device) -> str:
+    """What a device is called, for figures: the graphics card's or the processor's name."""
+    if accelerator.type == "cuda":
+        return torch.cuda.get_device_name(accelerator)
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if accelerator.type == "cpu" and about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def synchronize(accelerator: torch.device) -> None:
+    """Waits for what has been started there; a CPU is never behind."""
+    if accelerator.type == "cuda":
+        torch.cuda.synchronize(accelerator)
+    elif accelerator.type == "mps":
+        torch.mps.synchronize()

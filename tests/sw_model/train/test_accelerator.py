@@ -6,15 +6,14 @@ No GPU is needed: PyTorch's "meta" device computes shapes and refuses to mix wit
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from host.exact_engine import ExactEngine
 from host.operands import Grid
+from sw_model.quantize import kernels
 from sw_model.quantize.affine import dequantize, quantize, random_units
 from sw_model.train.accelerator import choose_accelerator, on
 from sw_model.train.engines import accelerator_of
@@ -74,7 +73,7 @@ def test_quantizers_stay_where_their_tensor_is(bits: int, signed: bool, key: int
     assert random_units(5, 1, device=torch.device("meta")).device.type == "meta"
 
 
-def test_portable_forms_train_as_the_compiled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_portable_forms_train_as_the_compiled_ones() -> None:
     """What a GPU computes, on the CPU: PyTorch's operations in place of the kernels, with the same codes."""
 
     def losses() -> list[float]:
@@ -82,13 +81,11 @@ def test_portable_forms_train_as_the_compiled_ones(monkeypatch: pytest.MonkeyPat
         train(SMALL, on_step=lambda step: found.append(step.loss or 0.0))
         return found
 
-    kernels = losses()
-    refuse: Callable[[Tensor], bool] = lambda x: False  # noqa: E731
-    monkeypatch.setattr("sw_model.quantize.kernels.usable", refuse)
-    monkeypatch.setattr("sw_model.quantize.kernels.library", lambda: None)
-    portable = losses()
-    assert portable[0] == pytest.approx(kernels[0], rel=1e-5)
-    assert portable == pytest.approx(kernels, rel=0.1)
+    compiled = losses()
+    with kernels.portable():
+        portable = losses()
+    assert portable[0] == pytest.approx(compiled[0], rel=1e-5)
+    assert portable == pytest.approx(compiled, rel=0.1)
 
 
 def test_tensors_are_moved_together() -> None:

@@ -276,22 +276,16 @@ def test_reference_device_trains_to_the_same_bits_as_software(tmp_path: Path) ->
     assert same(*states)
 
 
-def test_benchmarks_measure_all_variants(capsys: pytest.CaptureFixture[str]) -> None:
+def test_gradient_quantizers_have_the_variance_that_theory_gives(capsys: pytest.CaptureFixture[str]) -> None:
     from sw_model.data.images import load_data
     from sw_model.studies.noise import bench_quantizers, print_quantizers
-    from sw_model.studies.speed import VARIANTS, bench_training, print_training
-
-    report = bench_training(depth=8, batch=4, threads=1, rounds=1)
-    for variant in VARIANTS:
-        assert report[variant]["time_ratio"] > 0 and report[variant]["peak_memory_mb"] > 50
     noise = bench_quantizers(load_data("digits"), width=4, batch=16, warmup_steps=12, rounds=12, bits=(4,))["bits"][4]
     assert noise["variance"]["bhq"] < noise["variance"]["psq"] < noise["variance"]["ptq"]
     assert noise["variance"]["ptq"] <= noise["bound"]["ptq"] and noise["variance"]["psq"] <= noise["bound"]["psq"]
     assert all(abs(noise["bias"][name] - 1) < 0.2 for name in noise["bias"])
-    print_training(report, as_json=True)
     about = {"model": "m", "warmup_steps": 12, "rounds": 12, "batch": 16, "batches": 0, "draws": 2}
     print_quantizers({**about, "bits": {4: noise}}, as_json=False)
-    assert json.loads(capsys.readouterr().out.splitlines()[0])["model"] == "resnet-8"
+    assert "bhq" in capsys.readouterr().out.lower()
 
 
 def test_the_variance_of_quantized_gradients_is_the_sum_of_the_layers(tmp_path: Path) -> None:
