@@ -197,7 +197,7 @@ class FabricPasses:
             members = list(_members(self.design, wanted))
             session = self.engine.session(wanted.purpose)
             found = session.run(members)
-            orders = [_order(self.design, member) for member in members]
+            orders = [_order(self.design, member.product) for member in members]
         except (LoweringError, PassError) as error:
             raise PassError(f"{wanted.node}, {wanted.purpose}: {error}") from None
         for name, value in session.counters.items():
@@ -218,19 +218,41 @@ def computed_order(design: Design) -> Callable[[ProductPass], ResultOrder]:
     """Where the elements of a pass' result lie while a design computes it, for engines in software."""
 
     def order(wanted: ProductPass) -> ResultOrder:
-        members = list(_members(design, wanted))
-        found = _order(design, members[0])
-        if len(members) == 1:
-            return found
-        m = members[0].product.geometry
-        return found._replace(channels=m.out_channels if wanted.kind == "forward" else m.in_channels)
+        parts = parts_of(design, wanted)
+        if len(parts) == 1:
+            return parts[0].order
+        m = parts[0].product.geometry
+        return parts[0].order._replace(channels=m.out_channels if wanted.kind == "forward" else m.in_channels)
 
     return order
 
 
-def _order(design: Design, member: PassMember) -> ResultOrder:
-    correlations = lower(design, member.product).correlations
-    return order_of(correlations[0]) if correlations else ResultOrder()
+# -- parts of a pass ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PassPart:
+    """One dense product of a pass, without its data.
+
+    Attributes:
+        product: what is computed.
+        groups: of the pass that it holds, first and behind the last.
+        into, out: channels of the pass' input and output (start, stop).
+        first: index of its first random number.
+        order: where its result lies while it is computed.
+    """
+
+    product: Product
+    groups: tuple[int, int]
+    into: tuple[int, int]
+    out: tuple[int, int]
+    first: int
+    order: ResultOrder
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of the pass' result (start, stop)."""
+        return self.out if self.product.kind == "forward" else self.into
 
 
 def _blocks(wanted: ProductPass) -> Iterator[tuple[int, int]]:
@@ -245,57 +267,72 @@ def _channels(values: Array, first: int, stop: int) -> Array:
     return values[:, first:stop]
 
 
-def _members(design: Design, wanted: ProductPass) -> Iterator[PassMember]:
-    """Dense products of a pass, one for each block of groups."""
+def parts_of(design: Design, wanted: ProductPass) -> list[PassPart]:
+    """Dense products of a pass, one for each block of groups.
+
+    Raises:
+        PassError, LoweringError: the design cannot hold it, or its result has no epilogue.
+    """
     m, groups = wanted.geometry, wanted.groups
     into, out = m.in_channels // groups, m.out_channels // groups
     if m.is_linear:
         raise PassError(f"{wanted.node}: a matrix product has no epilogue; leave the layer to the host")
-    index, orders = 0, set()
+    form = form_of(wanted.behind) if wanted.behind is not None else None
+    x, w, g = (_source(codes) for codes in (wanted.x, wanted.w, wanted.g))
+    made: list[PassPart] = []
+    index = 0
     for number, (first, stop) in enumerate(_blocks(wanted)):
-        count = stop - first
-        i, o = (first * into, stop * into), (first * out, stop * out)
-        block = replace(m, in_channels=count * into, out_channels=count * out)
+        block = replace(m, in_channels=(stop - first) * into, out_channels=(stop - first) * out)
+        product = Product(wanted.kind, block, x, w, g, sums=False, behind=form, weights=number)
+        order = _order(design, product)
+        made.append(
+            PassPart(product, (first, stop), (first * into, stop * into), (first * out, stop * out), index, order)
+        )
+        height = block.out_hw[0] if wanted.kind == "forward" else block.in_hw[0]
+        channels = block.out_channels if wanted.kind == "forward" else block.in_channels
+        index += block.batch * channels * order.parts * -(-height // order.phases)
+    if form is not None and form.stochastic and len({part.order for part in made}) > 1:
+        raise PassError(
+            f"{wanted.node}: {groups} groups do not divide into products that are computed alike, so that their random "
+            f"numbers have no common order; choose channels that are a multiple of {GROUPED_CHANNELS}"
+        )
+    return made
+
+
+def _order(design: Design, product: Product) -> ResultOrder:
+    correlations = lower(design, product).correlations
+    return order_of(correlations[0]) if correlations else ResultOrder()
+
+
+def _members(design: Design, wanted: ProductPass) -> Iterator[PassMember]:
+    """Dense products of a pass with their data."""
+    for part in parts_of(design, wanted):
         tensors: dict[str, Tensor] = {}
         if wanted.x is not None:
-            tensors["x"] = _tensor(wanted.x, i, "activations")
+            tensors["x"] = _tensor(wanted.x, part.into, "activations")
         if wanted.g is not None:
-            tensors["g"] = _tensor(wanted.g, o, "output gradients")
+            tensors["g"] = _tensor(wanted.g, part.out, "output gradients")
         behind = None
         if wanted.behind is not None:
-            behind = _part(wanted.behind, *(o if wanted.kind == "forward" else i))
+            behind = _part(wanted.behind, *part.channels)
             tensors |= _operands(behind)
-        weight = _dense(wanted.w, first, stop, into, out) if wanted.w is not None else None
-        x, w, g = (_source(codes) for codes in (wanted.x, wanted.w, wanted.g))
-        form = form_of(behind) if behind is not None else None
-        product = Product(wanted.kind, block, x, w, g, sums=False, behind=form, weights=number)
-        member = PassMember(product, weight, tensors, behind=behind, first=index)
-        if behind is not None:
-            order = _order(design, member)
-            _check_phases(wanted, design, member, order)
-            orders.add(order)
-            if behind.settings.stochastic and len(orders) > 1:
-                raise PassError(
-                    f"{wanted.node}: {groups} groups do not divide into products that are computed alike, so that their random "
-                    f"numbers have no common order; choose channels that are a multiple of {GROUPED_CHANNELS}"
-                )
-            height = block.out_hw[0] if wanted.kind == "forward" else block.in_hw[0]
-            channels = block.out_channels if wanted.kind == "forward" else block.in_channels
-            index += block.batch * channels * order.parts * -(-height // order.phases)
-        yield member
+            check_phases(wanted, design, part)
+        weight = dense_weights(wanted, part) if wanted.w is not None else None
+        yield PassMember(part.product, weight, tensors, behind=behind, first=part.first)
 
 
-def _check_phases(wanted: ProductPass, design: Design, member: PassMember, order: ResultOrder) -> None:
+def check_phases(wanted: ProductPass, design: Design, part: PassPart) -> None:
     """Refuses a result whose phases the kernel does not all reach, unless the epilogue leaves zero there.
 
     Raises:
         PassError: it does not.
     """
-    behind, (task,) = member.behind, lower(design, member.product).correlations
+    behind, (task,) = wanted.behind, lower(design, part.product).correlations
     assert behind is not None
-    if task.kernel.outputs == order.phases**2 * task.kernel.channels[1] or not task.kernel.back:
+    if task.kernel.outputs == part.order.phases**2 * task.kernel.channels[1] or not task.kernel.back:
         return
-    if behind.side is not None or behind.added is not None or behind.entries.b.any() or behind.entries.c.any():
+    offsets = (column[slice(*part.channels)].any() for column in (behind.entries.b, behind.entries.c))
+    if behind.side is not None or behind.added is not None or any(offsets):
         raise PassError(
             f"{wanted.node}: a kernel that does not reach all pixels of the {wanted.kind} takes an epilogue that keeps zero "
             "alone, without operands and offsets; add its codes in another pass"
@@ -352,11 +389,18 @@ def _part(behind: PassEpilogue, first: int, stop: int) -> PassEpilogue:
     return replace(behind, entries=entries, side=cut(behind.side), added=cut(behind.added), mask=mask)
 
 
-def _dense(weight: CodeTensor, first: int, stop: int, into: int, out: int) -> I64:
-    """Weights of some groups as those of a dense convolution, zero between groups: (O, I, kh, kw)."""
+def dense_weights(wanted: ProductPass, part: PassPart) -> I64:
+    """Weights of a part as those of a dense convolution, zero between groups: (O, I, kh, kw).
+
+    Raises:
+        ValueError: codes outside their bits.
+    """
+    weight, (first, stop), m = wanted.w, part.groups, part.product.geometry
+    assert weight is not None
     check_codes(weight.values, weight.bits, weight.signed, "weights")
     count = stop - first
-    dense = np.zeros((count * out, count * into, *weight.values.shape[2:]), np.int64)
+    into, out = m.in_channels // count, m.out_channels // count
+    dense = np.zeros((m.out_channels, m.in_channels, *m.kernel), np.int64)
     for k in range(count):
         rows = slice((first + k) * out, (first + k + 1) * out)
         dense[k * out : (k + 1) * out, k * into : (k + 1) * into] = weight.values[rows]

@@ -30,7 +30,7 @@ _HALVES = range(2 * RECORD_HEADER_WORDS, 2 * RECORD_WORDS)
 _USED = {h: sum((1 << f.width) - 1 << f.lsb for f in RECORD_FIELDS if f.half == h) for h in _HALVES}
 _FLAGS = int(reduce(or_, RecordFlag))
 
-Span = tuple[int, int]  #: first beat, and how many
+BeatRange = tuple[int, int]  #: first beat, and how many
 
 
 class RecordError(ValueError):
@@ -51,7 +51,7 @@ class Chunks:
         """Beats of the payload."""
         return self.beats * self.count
 
-    def spans(self) -> Iterator[Span]:
+    def spans(self) -> Iterator[BeatRange]:
         """All runs in order."""
         if self.beats:
             yield from ((self.offset + k * self.stride, self.beats) for k in range(self.count))
@@ -92,7 +92,7 @@ class Record:
     destinations: tuple[Destination, Destination, Destination] = (NOWHERE, NOWHERE, NOWHERE)
     rows: int = 0
     row_tiles: int = 0
-    tail: Span = (0, 0)
+    tail: BeatRange = (0, 0)
     flags: RecordFlag = field(default=RecordFlag(0))
 
     # -- what it reads and writes -----------------------------------------------------------------------------------
@@ -102,11 +102,11 @@ class Record:
         """Beats of results that it has places for."""
         return self.rows * self.row_tiles * sum(d.beats for d in self.destinations) + self.tail[1]
 
-    def reads(self) -> Iterator[Span]:
+    def reads(self) -> Iterator[BeatRange]:
         """Runs of beats that make up its payload, in order."""
         return self.payload.spans()
 
-    def writes(self) -> Iterator[Span]:
+    def writes(self) -> Iterator[BeatRange]:
         """Runs of beats to which its results go, in the order in which they leave."""
         for row in range(self.rows):
             for tile in range(self.row_tiles):
