@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hw.networks import Bits, ConvShape, Layout
@@ -43,24 +44,39 @@ def nodes(layout: Layout, image: tuple[int, int, int]) -> list[StepNode]:
     Raises:
         ValueError: a network whose stem is pooled, which the epilogue does not do.
     """
-    if layout.pooled:
+    return nodes_of(layout.shapes(1, image))
+
+
+def nodes_of(shapes: Iterable[ConvShape]) -> list[StepNode]:
+    """The same from the layers of a network, which are named as :meth:`hw.networks.Layout.shapes` names them.
+
+    Raises:
+        ValueError: other layers, or a network whose stem is pooled.
+    """
+    stem, *others = (shape for shape in shapes if shape.kind != "fc")
+    blocks: dict[str, list[ConvShape]] = {}
+    for shape in others:
+        block, _, layer = shape.name.rpartition(".")
+        blocks.setdefault(block.removesuffix(".shortcut") if layer else "", []).append(shape)
+    last = blocks.pop("", [])
+    if stem.kind != "stem" or len(last) > 1 or not all(block.startswith("blocks.") for block in blocks):
+        raise ValueError("the passes of a step are known for ResNets and MobileNetV2 alone; these are other layers")
+    if others and stem.out_hw != others[0].in_hw:
         raise ValueError("the stem's max pooling is not one of the fabric's passes; choose a network for small images")
-    shapes = {shape.name: shape for shape in layout.shapes(1, image)}
-    made = [StepNode(shapes["stem"], "")]
-    before = "stem"
-    for index, block in enumerate(layout.blocks):
-        inside = [shape for name, shape in shapes.items() if name.startswith(f"blocks.{index}.")]
+    made = [StepNode(stem, "")]
+    before = stem.name
+    for inside in blocks.values():
         branch = [shape for shape in inside if shape.kind != "shortcut"]
+        depthwise = [shape for shape in inside if shape.kind == "depthwise"]  # of an inverted block
         projections = [StepNode(shape, before, relu=False) for shape in inside if shape.kind == "shortcut"]
-        shortcut = projections[0].name if projections else before if block.skippable else ""
+        skipped = not depthwise or depthwise[0].stride == 1
+        shortcut = projections[0].name if projections else before if skipped else ""
         sources = [before, *(shape.name for shape in branch)]
         row = [StepNode(shape, source) for shape, source in zip(branch, sources, strict=False)]
-        row[-1] = replace(row[-1], residual=shortcut, relu=not block.expansion)
+        row[-1] = replace(row[-1], residual=shortcut, relu=not depthwise)
         made += projections + row
         before = row[-1].name
-    if layout.last:
-        made.append(StepNode(shapes["last"], before))
-    return made
+    return made + [StepNode(shape, before) for shape in last]
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,9 @@ def run_cost(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """``fractrain report paper``."""
-    from hw.cost.fabric import paper_fabric
-    from hw.cost.paper_report import write_report
+    from hw.cost.step_cost import paper_fabric
     from hw.cost.tables import our_machine
+    from hw.reports.paper_report import write_report
 
     machine = None if arguments.design == "none" else our_machine(arguments.design, 128)
     if machine is None and arguments.design != "none":
@@ -112,10 +112,10 @@ def note_memory(memory: str) -> None:
 
 def run_roofline(arguments: argparse.Namespace) -> int:
     """``fractrain report roofline``."""
-    from hw.cost.roofline_figures import write_roofline, write_run
     from hw.cost.tables import our_machine
     from hw.cost.training import read_training
     from hw.layer_tables import layers_of
+    from hw.reports.roofline_figures import write_roofline, write_run
 
     widths, arguments.bits = arguments.bits, None
     training = None if widths else read_training(request(arguments))

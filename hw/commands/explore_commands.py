@@ -11,15 +11,15 @@ from hw.commands import options
 from hw.commands.cost_commands import add_memory, add_training, note_memory, request
 
 if TYPE_CHECKING:
-    from hw.cost.explore_report import Found
+    from hw.reports.explore_report import Found
 
 
 def run_explore(arguments: argparse.Namespace) -> int:
     """``fractrain explore``."""
     from hw.console import Progress
     from hw.cost.explore import SearchRequest, find_part, mean_work
-    from hw.cost.explore_report import search
     from hw.cost.training import read_training
+    from hw.reports.explore_report import search
 
     training = read_training(request(arguments))
     wanted = SearchRequest(
@@ -60,7 +60,7 @@ def run_explore(arguments: argparse.Namespace) -> int:
 
 
 def _print(found: Found, show: int) -> None:
-    from hw.cost.explore_report import table
+    from hw.reports.explore_report import table
 
     front = found.front
     print(

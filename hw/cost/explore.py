@@ -18,14 +18,15 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hw.boards import PARTS
 from hw.cost.count import mean_work as layer_work
-from hw.cost.fabric import BATCH, STEPS, FabricMachine, bandwidth, training_step
+from hw.cost.fabric import BATCH, FabricMachine, bandwidth
+from hw.cost.step_cost import STEPS, NetworkStep
 from hw.cost.training_schedule import TrainingSchedule
 from hw.design import DESIGNS, INPUT_STREAMS, ROOT, Design, DesignError, load_design
 from hw.files import write_atomically
@@ -42,6 +43,11 @@ DEPTHS = {
     "depth_accumulator": (2048, 4096, 8192, 16384),
 }
 EPILOGUE = 256
+#: designs that take a whole training step, and smaller ones whose host normalises
+NORMALISING: tuple[dict[str, Any], ...] = (
+    {"rounding": True, "output_streams": 2},
+    {"rounding": False, "output_streams": 1},
+)
 FABRICS = (1, 2, 3)
 MAX_LUT, MAX_BRAM = 75.0, 80.0  #: percent of the part that leave room for routing, DMA engines and interconnect
 OBJECTIVES = ("seconds", "lut", "bram36", "energy_j")
@@ -52,10 +58,12 @@ _MODELS = (
     "contract",
     "cost/explore",
     "cost/fabric",
+    "cost/step_cost",
     "design",
     "model/cycles",
     "model/resources",
     "networks",
+    "nodes",
     "packet",
     "pipeline",
     "plan/arrangement",
@@ -68,6 +76,7 @@ _MODELS = (
     "plan/steps",
     "plan/tiling",
     "plan/training_products",
+    "plan/training_step",
     "tiles",
 )
 
@@ -90,7 +99,7 @@ class DesignPoint:
         seconds: of the three products (estimate where the host computes any).
         energy_j: estimate of the same.
         cycles: of the fabric, waiting for memory not included.
-        steps: full training step by kind of normalisation, seconds (estimates).
+        steps: whole training step by who normalises, seconds (host work estimated).
     """
 
     design: Design
@@ -164,18 +173,14 @@ def find_part(name: str) -> str:
 
 
 def mean_work(shapes: Sequence[ConvShape], schedule: TrainingSchedule, count: str = "paper") -> LayerWork:
-    """How often each layer runs at which widths for one sample, on the mean over a schedule; equal layers are merged.
+    """How often each layer runs at which widths for one sample, on the mean over a schedule.
 
     Raises:
         ExploreError: the schedule has no length.
     """
     if schedule.epochs <= 0:
         raise ExploreError(f"schedule {schedule.name} lasts {schedule.epochs} epochs; give it a positive length")
-    merged: dict[tuple[ConvShape, Bits], float] = {}
-    for (shape, bits), weight in layer_work(shapes, schedule, count).items():
-        plain = replace(shape, name=f"{shape.kind} {shape.in_channels}->{shape.out_channels} of {shape.in_hw}")
-        merged[plain, bits] = merged.get((plain, bits), 0.0) + weight
-    return tuple((weight, shape, bits) for (shape, bits), weight in merged.items())
+    return tuple((weight, shape, bits) for (shape, bits), weight in layer_work(shapes, schedule, count).items())
 
 
 # -- points ---------------------------------------------------------------------------------------------------------
@@ -217,11 +222,12 @@ def candidates(request: SearchRequest) -> list[tuple[Design, int]]:
     clocks = request.clocks or tuple(round(share * ceiling, 3) for share in CLOCK_SHARES)
     chosen: dict[tuple[Any, ...], tuple[Design, int]] = {}
     short = request.part[:7]
-    kinds = itertools.product(CHANNELS, ("dsp", "lut"), itertools.product(*DEPTHS.values()))
-    for channels, accumulators, depths in kinds:
+    kinds = itertools.product(CHANNELS, ("dsp", "lut"), NORMALISING, itertools.product(*DEPTHS.values()))
+    for channels, accumulators, normalising, depths in kinds:
         sizes: dict[str, Any] = dict(zip(DEPTHS, depths, strict=True))
         for clock in clocks:
-            name = "-".join([short, f"c{channels}", accumulators, *map(str, depths), f"{clock:g}"])
+            words = [short, f"c{channels}", accumulators, *map(str, depths), f"{clock:g}"]
+            name = "-".join([*words, *(["sums"] if not normalising["rounding"] else [])])
             try:
                 design = Design(
                     name,
@@ -232,6 +238,7 @@ def candidates(request: SearchRequest) -> list[tuple[Design, int]]:
                     accumulators=accumulators,
                     epilogue_lanes=channels,
                     **sizes,
+                    **normalising,
                 )
             except DesignError as error:
                 if not 10 <= clock <= 500:
@@ -259,13 +266,14 @@ def evaluate(design: Design, fabrics: int, work: LayerWork, batch: int, memory: 
     machine = FabricMachine(design, fabrics, batch, bandwidth(design.part, memory))
     seconds = energy = cycles = 0.0
     steps = dict.fromkeys(STEPS, 0.0)
+    network = NetworkStep(machine, tuple(dict.fromkeys(shape for _, shape, _ in work)))
     for weight, shape, bits in work:
         for cost in machine.products(shape, bits).values():
             seconds += weight * cost.seconds
             energy += weight * cost.energy_j
             cycles += weight * cost.cycles
         for step in STEPS:
-            steps[step] += weight * training_step(machine, [shape], bits, step).seconds
+            steps[step] += weight * network.layer(shape, bits, step).seconds
     area = resources(design).times(fabrics)
     return DesignPoint(
         design,
@@ -363,7 +371,7 @@ def explore(
     groups: dict[tuple[Any, ...], list[tuple[Design, int]]] = {}
     for name, (design, fabrics) in wanted.items():
         if name not in done:
-            depths = tuple(getattr(design, depth) for depth in (*DEPTHS, "depth_epilogue"))
+            depths = tuple(getattr(design, depth) for depth in (*DEPTHS, "depth_epilogue", "rounding", "output_streams"))
             groups.setdefault((design.channels, fabrics, *depths), []).append((design, fabrics))
     progress(len(done), len(wanted))
     if folder:

@@ -1,4 +1,4 @@
-"""Our designs as machines that train: cycles, memory traffic, time and energy per layer and product, and whole steps.
+"""Our designs as machines that train: cycles, memory traffic, time and energy per layer and product.
 
 Cycles are those of ``hw.model.cycles``, which RTL counters confirm, on the packets that the driver sends
 (``hw.plan.schedule``), with operands as codes and without operand sums.  Results leave as codes, or as integers where
@@ -16,24 +16,22 @@ host work (``Host``); nothing of the host overlaps the fabric, since a batch's s
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 from hw.boards import BOARDS
 from hw.contract import HEADER_WORDS, MAX_BITS, Flag, Opcode, OutputFormat
 from hw.cost.bitfusion import BITFUSION
-from hw.cost.paper import Fabric
 from hw.design import Design
 from hw.model.cycles import predict
 from hw.model.resources import resources
 from hw.networks import PRODUCTS, Bits, ConvShape
 from hw.packet import Packet
 from hw.plan.product import LoweringError, Product
-from hw.plan.training_products import CODES, INTEGERS, MOMENTS, Form, layer_products, program
+from hw.plan.training_products import CODES, INTEGERS, Form, layer_products, program
 
 BATCH = 128  #: samples per step unless said otherwise, the paper's CIFAR batch
 STREAMS = ("input", "output")  #: of a fabric: two that are read in lockstep, one or two that are written
-STEPS = ("plain", "recompute")  #: how batch normalisation gets its statistics, see ``training_step``
 COUNTED = 2048  #: samples of a program that are counted packet by packet, see ``_repeated``
 
 #: where a board's ``logic_memory`` comes from, to be printed with everything that uses it
@@ -73,12 +71,15 @@ class Host:
         elements_per_second: elementwise passes that are not bound by memory, 0.3 elements per cycle and core.
         macs_per_second: float32 multiply-accumulates of products that the fabric cannot take.
         update_bytes: per weight and step: gradient, weight and momentum read, weight and momentum written, and its code.
+        channel_bytes: per channel and step where the fabric normalises: moments of both directions read, factors of four
+            passes made and written as entries, each with some ten operations on eight bytes.
     """
 
     bytes_per_second: float = 1.6e9
     elements_per_second: float = 4e8
     macs_per_second: float = 1e9
     update_bytes: float = 21.0
+    channel_bytes: float = 400.0
 
     def passes(self, elements: float, *bytes_each: float) -> float:
         """Seconds of one elementwise pass for every entry of ``bytes_each``, its bytes per element."""
@@ -256,9 +257,12 @@ def _counts(
 
 
 @lru_cache(maxsize=1 << 14)
-def _statistics_counts(design: Design, shape: ConvShape, bits: Bits, batch: int) -> _Work:
-    """Counts of a pass over a whole batch that leaves nothing but the statistics of the output."""
-    return _layer(design, shape, bits, batch, "forward", MOMENTS)
+def _planned_counts(design: Design, products: tuple[tuple[int, Product], ...], free: tuple[str, ...]) -> _Work:
+    """Counts of a program of products."""
+    counts = _Work()
+    for count, product in products:
+        counts += _program(design, product, count, free)
+    return counts
 
 
 @lru_cache(maxsize=4096)
@@ -323,19 +327,23 @@ class FabricMachine:
             seconds, energy,
         )  # fmt: skip
 
-    def statistics(self, shape: ConvShape, bits: Bits) -> FabricCost:
-        """Cost, for one sample of a batch, of the channel sums of a layer's output and of its squares, output dropped.
+    def planned(
+        self, products: tuple[tuple[int, Product], ...], macs: float = 0.0, free: tuple[str, ...] = ()
+    ) -> FabricCost:
+        """Cost, for one sample of a batch, of a program of products over a fabric's share of the batch.
 
         Args:
-            shape, bits: the layer and its widths, which the fabric has.
+            products: how often, and which, each with its epilogue.
+            macs: that they stand for.
+            free: as for :meth:`products`.
 
         Raises:
-            LoweringError: not even one group of channels fits the buffers.
+            LoweringError: a product that the buffers cannot hold, or whose sums are no single packet's.
         """
-        per_fabric = max(1, -(-self.batch // self.fabrics))
-        plain = replace(shape, name="statistics")
-        work = _statistics_counts(_geometry(self.design), plain, bits, per_fabric)
-        return self._cost(work.times(1 / per_fabric), 0.0, "forward")
+        samples = products[0][1].geometry.batch
+        work = _planned_counts(_geometry(self.design), products, free)
+        kind = "weight_gradient" if products[0][1].kind == "weight_gradient" else "forward"
+        return self._cost(work.times(1 / samples), macs, kind)
 
     def products(
         self, shape: ConvShape, bits: Bits, codes: bool = True, free: tuple[str, ...] = ()
@@ -379,110 +387,7 @@ class FabricMachine:
         """Time of ``cost`` in clock cycles, waiting for memory included: what ``hw.cost.paper.Fabric`` asks for."""
         return self.cost(shapes, bits).seconds * self.clock_hz
 
-    def step_cycles(self, shapes: Sequence[ConvShape], bits: Bits, normalisation: str = "plain") -> float:
-        """Time of a whole training step per sample in clock cycles, see ``training_step``."""
-        return training_step(self, shapes, bits, normalisation).seconds * self.clock_hz
-
 
 @lru_cache(maxsize=4096)
 def _lut(design: Design) -> int:
     return resources(design).lut
-
-
-def paper_fabric(machine: FabricMachine) -> Fabric:
-    """A machine as the report on the paper's tables needs it: products alone, and variants with more of a step."""
-    return Fabric(
-        machine.design.name,
-        machine.clock_hz,
-        machine.cycles,
-        {
-            "results as 32-bit sums": lambda s, b: machine.cost(s, b, codes=False).seconds * machine.clock_hz,
-            "full step, stored sums": lambda s, b: machine.step_cycles(s, b, "plain"),
-            "full step, recomputed sums": lambda s, b: machine.step_cycles(s, b, "recompute"),
-        },
-    )
-
-
-# -- whole steps ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """A training step, for one sample.
-
-    Attributes:
-        fabric: products, statistics passes included.
-        host: what -> seconds (estimates): statistics, normalisation with quantization, both backward, weight update.
-        energy_j: estimate; the host counts with the static power that it is part of.
-    """
-
-    fabric: FabricCost
-    host: Mapping[str, float] = field(default_factory=dict)
-    energy_j: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Fabric and host one after the other."""
-        return self.fabric.seconds + sum(self.host.values())
-
-
-def training_step(
-    machine: FabricMachine, shapes: Sequence[ConvShape], bits: Bits, normalisation: str = "plain"
-) -> StepCost:
-    """Products, batch normalisation, quantization and weight update of one sample.
-
-    Quantization steps use the ranges of earlier steps, so there is no pass for ranges.  Residual sums are not costed.
-
-    - ``plain``: sums leave as integers.  The host reads them for the statistics, then to normalise and write codes;
-      backward it reads gradient and sums for the two channel sums, then once more to write the gradient's codes.
-    - ``recompute``: the convolution runs twice, first for the channel sums of y and y^2, then with scale and shift
-      applied on the way out, as codes.  Backward reads codes in both passes.  The RTL has both passes; no driver puts
-      them together yet.
-
-    Layers without normalisation (fully connected, attention) are only quantized, once in each direction.
-
-    Args:
-        machine: design, memory, host.
-        shapes: the network.
-        bits: widths of all layers.
-        normalisation: one of ``STEPS``.
-
-    Raises:
-        ValueError: unknown normalisation.
-    """
-    if normalisation not in STEPS:
-        raise ValueError(f"normalisation {normalisation!r} is unknown; use one of {', '.join(STEPS)}")
-    plain = normalisation == "plain"
-    host = dict.fromkeys(
-        ("statistics", "normalise and quantize", "backward sums", "backward and quantize", "update"), 0.0
-    )
-    fabric = FabricCost()
-    passes = machine.host.passes
-    for shape in shapes:
-        products = machine.products(shape, bits, codes=not plain)
-        fabric += total(products.values())
-        n = shape.outputs
-        normalised = shape.kind not in ("fc", "attention")
-        codes, gradient = bits.a / 8, (bits.g + bits.weight_g) / 8
-        if plain:
-            host["normalise and quantize"] += passes(n, 4 + codes)
-            if normalised:
-                host["statistics"] += passes(n, 4)
-                host["backward sums"] += passes(n, 8)
-            host["backward and quantize"] += passes(n, (8 if normalised else 4) + gradient)
-        elif normalised:
-            if max(bits.a, bits.w) <= MAX_BITS:
-                try:
-                    fabric += machine.statistics(shape, bits)
-                except LoweringError:  # sums in several packets, such as of large kernels: the host adds them up
-                    fabric += replace(machine.products(shape, bits, codes=False)["forward"], macs=0.0)
-                    host["statistics"] += passes(n, 4)
-            else:  # the host computes the product, and adds up as it goes
-                fabric += replace(products["forward"], macs=0.0)
-            host["backward sums"] += passes(n, codes + gradient)
-            host["backward and quantize"] += passes(n, codes + 2 * gradient)
-        if shape.kind != "attention":
-            each = machine.host.update_bytes + 4 * (machine.fabrics - 1)  # every fabric brings a gradient
-            host["update"] += passes(shape.weights, each) / machine.batch
-    energy = fabric.energy_j + sum(host.values()) * machine.energy.static_w
-    return StepCost(fabric, host, energy)

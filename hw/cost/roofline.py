@@ -8,7 +8,7 @@ Time is attributed by leaving out its causes, one after the other: what the cycl
 is the output stream's, what it saves further without the input streams is theirs; of the rest, cycles in which the
 array computes are the array's, and what remains is fixed (headers, setups, pipelines that fill and drain).
 
-Of a schedule (``hw.cost.roofline_figures.write_run``), every layer and product stands where it is on the mean over the training's samples, each
+Of a schedule (``hw.reports.roofline_figures.write_run``), every layer and product stands where it is on the mean over the training's samples, each
 at the widths that it had, and the time is drawn over the epochs.
 """
 
@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 
 from hw.contract import MAX_BITS
 from hw.cost.count import counted_cost, layer_mixture
-from hw.cost.fabric import STEPS, STREAMS, FabricMachine, total, training_step
+from hw.cost.fabric import STREAMS, FabricMachine, total
+from hw.cost.step_cost import STEPS, NetworkStep
 from hw.cost.training_schedule import TrainingSchedule
 from hw.design import INPUT_STREAMS, STREAM_BITS
 from hw.networks import Bits, ConvShape
 
 WorkShares = Mapping[tuple[ConvShape, Bits], float]
 CAUSES = ("array", "output stream", "input streams", "fixed", "memory", "host")
-AGAIN = "forward once more"  #: what ``recompute`` adds to the causes, see ``hw.cost.fabric.training_step``
 
 
 class RooflineError(ValueError):
@@ -249,15 +249,15 @@ class Span:
         epochs: length of the stage.
         cp: CC as a share of float32, percent.
         products: the three products of all layers, results as codes.
-        plain, recompute: a whole training step by the kind of normalisation, see ``hw.cost.fabric.training_step``;
-            everything that the host does is its cause ``host``, an estimate.
+        plain, fabric: a whole training step by who normalises, see ``hw.cost.step_cost``; everything that the host does
+            is its cause ``host``, an estimate.
     """
 
     epochs: float
     cp: float
     products: Mapping[str, float]
     plain: Mapping[str, float]
-    recompute: Mapping[str, float]
+    fabric: Mapping[str, float]
 
 
 def spans(
@@ -276,24 +276,20 @@ def spans(
         LoweringError: a layer that the buffers cannot hold.
     """
     kinds = ("products", *STEPS)
+    network = NetworkStep(machine, shapes)
     known: dict[tuple[ConvShape, Bits], dict[str, dict[str, float]]] = {}
 
     def costs(shape: ConvShape, bits: Bits) -> dict[str, dict[str, float]]:
-        key = replace(shape, name=""), bits
+        key = shape, bits
         if key not in known:
-            sums, codes = (shares(machine, [shape], bits, c)[0].seconds for c in (False, True))
-            known[key] = {"products": dict(codes), "plain": dict(sums), "recompute": dict(codes)}
-            for kind in STEPS:
-                step, parts = training_step(machine, [shape], bits, kind), known[key][kind]
-                again = step.fabric.seconds - sum(parts.values())
-                parts["host"] += sum(step.host.values())
-                parts[AGAIN] = again if kind == "recompute" else 0.0
+            known[key] = {"products": shares(machine, [shape], bits)[0].seconds}
+            known[key] |= {kind: network.causes(shape, bits, kind) for kind in STEPS}
         return known[key]
 
     out = []
     whole = 3 * sum(shape.macs for shape in shapes)
     for stage in schedule.stages:
-        sums = {kind: dict.fromkeys((*CAUSES, AGAIN), 0.0) for kind in kinds}
+        sums = {kind: dict.fromkeys(CAUSES, 0.0) for kind in kinds}
         cc = 0.0
         for shape, mixture in zip(shapes, layer_mixture(shapes, schedule, stage, count), strict=True):
             for share, bits in mixture:

@@ -9,7 +9,8 @@ from typing import Any
 
 from hw.cost.bitfusion import BITFUSION, training_costs
 from hw.cost.count import COUNTS, computational_cost, counted_cost, mean_work
-from hw.cost.fabric import PL_SOURCE, STEPS, FabricMachine, bandwidth, training_step
+from hw.cost.fabric import PL_SOURCE, FabricMachine, bandwidth
+from hw.cost.step_cost import STEPS, NetworkStep
 from hw.cost.training import SINGLE_SAMPLE, CostedTraining
 from hw.design import DesignError, load_design
 from hw.networks import PRODUCTS, Bits, ConvShape
@@ -102,11 +103,12 @@ class _Rows:
 
 
 def _full_step(fabric: FabricMachine, training: CostedTraining) -> dict[str, dict[str, float]]:
-    """Milliseconds and energy of a whole training step for one sample, by how statistics are taken and by part."""
+    """Milliseconds and energy of a whole training step for one sample, by who normalises and by part."""
     steps: dict[str, dict[str, float]] = {step: {} for step in STEPS}
+    network = NetworkStep(fabric, training.shapes)
     for (shape, bits), weight in mean_work(training.shapes, training.schedule, training.count).items():
         for step, parts in steps.items():
-            cost = training_step(fabric, [shape], bits, step)
+            cost = network.layer(shape, bits, step)
             values = {
                 f"{part.replace(' ', '_')}_ms": s * 1e3
                 for part, s in {"fabric": cost.fabric.seconds, **cost.host}.items()
@@ -125,7 +127,7 @@ def cost_table(
     """Cost per layer and product for one sample averaged over the training, and of the whole training, as plain data.
 
     Units are in the keys; ``energy`` is an estimate.  The machine ``cc`` has operations only.  On one of our designs the
-    products are costed without the rest of a training step, which ``full_step`` adds (see ``hw.cost.fabric``).
+    products are costed without the rest of a training step, which ``full_step`` adds (see ``hw.cost.step_cost``).
 
     Args:
         training: what is costed.

@@ -28,7 +28,7 @@ class Form:
 
     Attributes:
         sums: operand sums are wanted, as affine grids need them.
-        output: of forward product and input gradient: integers, codes as wide as the first operand's, or moments.
+        output: of forward product and input gradient: integers, or codes as wide as the first operand's.
     """
 
     sums: bool = False
@@ -37,7 +37,6 @@ class Form:
 
 CODES = Form(output=OutputFormat.CODES)  #: codes in, codes out
 INTEGERS = Form()  #: codes in, integers out
-MOMENTS = Form(output=OutputFormat.MOMENTS)  #: codes in; of the output nothing but its channels' moments
 TRAINING = Form(sums=True)  #: as PyTorch's layers use the driver
 
 

@@ -37,11 +37,13 @@ class StepPass:
     Attributes:
         node: its name.
         kind: of :data:`PASSES`.
+        layer: the convolution whose weights it takes; the node's own where codes pass through.
         products: how often, and which.
     """
 
     node: str
     kind: str
+    layer: str
     products: tuple[tuple[int, Product], ...]
 
 
@@ -106,7 +108,7 @@ class StepPasses:
     def _pass(self, node: StepNode, kind: str, behind: EpilogueForm) -> StepPass:
         """A forward product of a node."""
         x, w = self._activations(node.source), Source(self.bits.w, True)
-        return StepPass(node.name, kind, _products("forward", node.shape, self.batch, behind, x=x, w=w))
+        return StepPass(node.name, kind, node.name, _products("forward", node.shape, self.batch, behind, x=x, w=w))
 
     def _backward(self, node: StepNode) -> Iterator[StepPass]:
         widths, takers = self.widths, self._takers[node.name]
@@ -130,20 +132,20 @@ class StepPasses:
             yield self._through(node, "gradients", gradients)
         if not node.source:
             g, x = Source(self.bits.g, True), self._activations("")
-            yield StepPass(node.name, "weights", _products("weight_gradient", node.shape, self.batch, None, x=x, g=g))
+            yield StepPass(node.name, "weights", node.name, _products("weight_gradient", node.shape, self.batch, None, x=x, g=g))
 
     def _back(self, taker: StepNode, node: StepNode, kind: str, product: str, behind: EpilogueForm) -> StepPass:
         """A product of the layer above, whose results are the node's."""
         x = self._activations(node.name) if product == "backward" else None
         g, w = Source(self.bits.g, True), Source(self.bits.w, True)
-        return StepPass(node.name, kind, _products(product, taker.shape, self.batch, behind, x=x, w=w, g=g))
+        return StepPass(node.name, kind, taker.name, _products(product, taker.shape, self.batch, behind, x=x, w=w, g=g))
 
     def _through(self, node: StepNode, kind: str, behind: EpilogueForm) -> StepPass:
         """Codes of a gradient, taken through the array as they are."""
         channels = node.shape.out_channels
         identity = ConvShape("identity", channels, channels, 1, 1, 0, node.shape.out_hw, channels)
         x, w = Source(self.widths.gradient, True), Source(_IDENTITY_BITS)
-        return StepPass(node.name, kind, _products("forward", identity, self.batch, behind, x=x, w=w))
+        return StepPass(node.name, kind, node.name, _products("forward", identity, self.batch, behind, x=x, w=w))
 
 
 def _products(

@@ -14,14 +14,10 @@ from hw.boards import BOARDS
 from hw.contract import HEADER_WORDS
 from hw.cost.fabric import (
     FabricMachine,
-    Host,
     _counts,
-    paper_fabric,
     total,
-    training_step,
 )
-from hw.cost.paper import Line, recompute
-from hw.cost.paper_report import to_csv
+from hw.cost.step_cost import STEPS, training_step
 from hw.design import ROOT, Design, load_design
 from hw.model.cycles import predict
 from hw.networks import PRODUCTS, Bits, ConvShape, network
@@ -176,32 +172,6 @@ def test_fabrics_share_a_batch_and_the_memory(design: Design) -> None:
     assert two.ddr_bytes >= one.ddr_bytes
 
 
-# -- whole steps ----------------------------------------------------------------------------------------------------
-
-
-def test_a_step_is_more_than_its_products(machine: FabricMachine) -> None:
-    shapes = network("resnet8")
-    products = machine.cost(shapes, BITS)
-    plain, again = (training_step(machine, shapes, BITS, kind) for kind in ("plain", "recompute"))
-    assert plain.seconds > again.seconds > products.seconds
-    assert again.fabric.seconds > products.seconds  # the convolutions of the statistics pass
-    assert again.host["statistics"] == 0 < plain.host["statistics"]
-    assert plain.host["update"] == again.host["update"]
-    elements = sum(shape.outputs for shape in shapes if shape.kind != "fc")
-    assert plain.host["statistics"] == pytest.approx(elements * 4 / machine.host.bytes_per_second)
-
-
-def test_an_infinitely_fast_host_leaves_the_fabric(design: Design) -> None:
-    host = Host(bytes_per_second=1e30, elements_per_second=1e30)
-    step = training_step(FabricMachine(design, host=host), [CONV], BITS)
-    assert step.seconds == pytest.approx(step.fabric.seconds)
-
-
-def test_unknown_normalisation(machine: FabricMachine) -> None:
-    with pytest.raises(ValueError, match="use one of plain, recompute"):
-        training_step(machine, [CONV], BITS, "fused")
-
-
 def test_a_large_batch_costs_what_counting_every_packet_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [network("resnet8")[i] for i in (0, 1, 4, 5, -1)]
     design, batch = load_design("zc706"), 12_000
@@ -234,42 +204,13 @@ def test_cost_of_a_design(capsys: pytest.CaptureFixture[str]) -> None:
     expected = machine.cost(network("resnet8"), BITS)
     assert result["per_sample"]["cycles"] == pytest.approx(expected.cycles)
     assert result["per_sample"]["latency_ms"] == pytest.approx(expected.seconds * 1e3)
-    step = training_step(machine, network("resnet8"), BITS)
-    assert result["full_step"]["plain"]["latency_ms"] == pytest.approx(step.seconds * 1e3)
+    for kind in STEPS:
+        step = training_step(machine, network("resnet8"), BITS, kind)
+        assert result["full_step"][kind]["latency_ms"] == pytest.approx(step.seconds * 1e3)
     assert command("cost", "--model", "resnet8", "--bits", "4,3,6", "--machine", "zc706") == 0
-    assert "full step, recompute" in capsys.readouterr().out
+    assert "full step, fabric" in capsys.readouterr().out
 
 
 def test_cost_names_the_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("cost", "--model", "resnet8", "--bits", "4,3,6", "--machine", "zc707") == 2
     assert "neither cc nor bitfusion nor a design" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def lines(machine: FabricMachine) -> list[Line]:
-    return recompute(fabric=paper_fabric(machine))
-
-
-def test_the_paper_report_has_the_fabric_beside_the_board_measurement(
-    machine: FabricMachine, lines: list[Line]
-) -> None:
-    ours = {(line.group, line.quantity): line.fabric for line in lines if line.table == "ZC706"}
-    for group, published in (("ResNet-38 CIFAR-100", 34.9), ("ResNet-74 CIFAR-100", 36.6)):
-        saved = ours[group, "latency saving, per sample"]
-        assert saved is not None and saved > published
-        sums = ours[group, "latency saving, per sample: results as 32-bit sums"]
-        assert sums is not None and sums < published  # what codes save in the array is lost in traffic
-        plain = ours[group, "latency saving, per sample: full step, stored sums"]
-        again = ours[group, "latency saving, per sample: full step, recomputed sums"]
-        assert plain is not None and again is not None and plain < again < saved
-    assert "fabric zc706" in to_csv(lines, paper_fabric(machine)).splitlines()[0]
-
-
-def test_the_report_explains_every_fabric_line(lines: list[Line]) -> None:
-    assert all(line.explanation for line in lines if line.fabric is not None)
-
-
-@pytest.mark.parametrize("model", ["resnet18", "mobilenetv2"])
-def test_whole_steps_of_networks_with_large_kernels_are_costed(model: str) -> None:
-    """Statistics of sums in several packets are the host's."""
-    assert main(["cost", "--model", model, "--bits", "4/4/8", "--machine", "zc706", "--batch", "2"]) == 0

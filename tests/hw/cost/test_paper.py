@@ -27,8 +27,8 @@ from hw.cost.paper import (
     load_tables,
     recompute,
 )
-from hw.cost.paper_report import to_csv, to_markdown, write_report
 from hw.networks import Bits, ConvShape
+from hw.reports.paper_report import to_csv, to_markdown, write_report
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from fractrain import main
 from hw.boards import BOARDS
 from hw.cost.count import mean_work as layer_work
 from hw.cost.explore import SearchRequest, evaluate, explore, mean_work
-from hw.cost.fabric import STEPS, STREAMS, FabricMachine, bandwidth, training_step
+from hw.cost.fabric import STREAMS, FabricMachine, bandwidth
 from hw.cost.roofline import CAUSES, mean_points, mean_shares, points, roofs, shares, spans
+from hw.cost.step_cost import STEPS, NetworkStep
 from hw.cost.training_schedule import load_schedule, static
 from hw.design import load_design
 from hw.networks import Bits, ConvShape, network
@@ -211,8 +212,9 @@ def test_time_of_a_run_is_that_of_its_stages(run: Path) -> None:
     assert first.products["host"] == pytest.approx(in_float)
     assert sum(second.products.values()) == pytest.approx(in_float + MACHINE.cost(quantized, Bits(8, 8, 8, 16)).seconds)
     for kind in STEPS:
-        step = training_step(MACHINE, quantized, Bits(8, 8, 8, 16), kind).seconds
-        step += training_step(MACHINE, exact, Bits(32, 32, 32), kind).seconds
+        network = NetworkStep(MACHINE, NETWORK)
+        step = sum(network.layer(shape, Bits(8, 8, 8, 16), kind).seconds for shape in quantized)
+        step += sum(network.layer(shape, Bits(32, 32, 32), kind).seconds for shape in exact)
         assert sum(getattr(second, kind).values()) == pytest.approx(step)
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hw.cost.count import mean_work
-from hw.cost.fabric import STEPS, FabricMachine
+from hw.cost.fabric import FabricMachine
 from hw.cost.roofline import (
-    AGAIN,
     CAUSES,
     RooflineError,
     RooflinePoint,
@@ -25,6 +24,7 @@ from hw.cost.roofline import (
     shares,
     spans,
 )  # fmt: skip
+from hw.cost.step_cost import STEPS
 from hw.cost.training_schedule import TrainingSchedule
 from hw.files import replaced, save_picture
 from hw.networks import Bits, ConvShape
@@ -131,13 +131,13 @@ def draw_spans(listed: Sequence[Span], samples: int, path: Path, title: str) -> 
         ("products", *STEPS),
         (
             "products alone, results as codes",
-            "whole step, sums stored for the host to normalise",
-            "whole step, statistics in a pass of their own",
+            "whole step, the host normalises",
+            "whole step, the fabric normalises",
         ),
         strict=True,
     ):
         below = [0.0] * len(listed)
-        for index, cause in enumerate((*CAUSES, AGAIN)):
+        for index, cause in enumerate(CAUSES):
             parts = [samples * getattr(span, kind)[cause] for span in listed]
             above = [a + b for a, b in zip(below, parts, strict=True)]
             if any(parts):
@@ -183,7 +183,7 @@ def _write_shares(path: Path, listed: Iterable[Share]) -> None:
 
 
 def _write_spans(path: Path, listed: Iterable[Span]) -> None:
-    causes = (*CAUSES, AGAIN)
+    causes = CAUSES
     with replaced(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as stream:
         lines = csv.writer(stream, lineterminator="\n")
         names = [f"{kind}_{cause.replace(' ', '_')}_us" for kind in ("products", *STEPS) for cause in causes]

@@ -105,10 +105,11 @@ def design_toml(point: DesignPoint, name: str, note: str = "") -> str:
 
 def table(points: Iterable[DesignPoint]) -> str:
     """Points as text, one per line."""
-    rows = [["design", "fabrics", "MHz", "ms/sample", "LUT %", "BRAM %", "DSP %", "mJ (estimate)"]]
+    rows = [["design", "fabrics", "MHz", "ms/sample", "step", "LUT %", "BRAM %", "DSP %", "mJ (estimate)"]]
     for p in points:
         percents = [f"{p.percent(kind):.1f}" for kind in ("lut", "bram36", "dsp")]
-        times = [f"{p.seconds * 1e3:.4g}", *percents, f"{p.energy_j * 1e3:.4g}"]
+        step = min(p.steps.values())
+        times = [f"{p.seconds * 1e3:.4g}", f"{step * 1e3:.4g}", *percents, f"{p.energy_j * 1e3:.4g}"]
         rows.append([p.design.name, str(p.fabrics), f"{p.design.clock_mhz:g}", *times])
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return "\n".join(
