@@ -15,18 +15,19 @@ from host.arrays import I32, I64, U64, Array
 from host.driver.assembly import weight_gradient
 from host.driver.fabric_engine import FabricEngine
 from host.driver.layout import Tensor
-from host.driver.session import Member, Results
+from host.driver.session import Member, Results, Session
 from host.epilogue import Entries, Moments
 from host.numerics import check_codes
-from host.operands import ConvGeometry, Grid
+from host.operands import ConvGeometry, Grid, Operand
 from host.program import packing
 from host.step.passes import CodeTensor, PassEpilogue, PassError, PassMeter, PassResult, ProductPass
 from host.step.result_order import ResultOrder, ResultShape, natural
+from host.step.software import finish, random_of
 from hw.contract import OutputFormat
 from hw.design import Design
 from hw.packet import Packet, all_planes
 from hw.plan.lowering import lower
-from hw.plan.product import Correlation, EpilogueForm, Lowered, LoweringError, Product, Source
+from hw.plan.product import Correlation, EpilogueForm, Lowered, LoweringError, PartialSumsError, Product, Source
 from hw.plan.steps import Conv, LoadEpilogue, Read
 from hw.plan.training_products import GROUPED_CHANNELS
 
@@ -187,7 +188,7 @@ class FabricPasses:
         self.meter = PassMeter(engine.meter.totals)
 
     def run(self, wanted: ProductPass) -> PassResult:
-        """Runs a pass.
+        """Runs a pass.  Where the design computes partial sums, the host adds them up and does what stands behind them.
 
         Raises:
             PassError: the design cannot hold it, or its result has no epilogue.
@@ -197,9 +198,41 @@ class FabricPasses:
             members = list(_members(self.design, wanted))
             session = self.engine.session(wanted.purpose)
             found = session.run(members)
-            orders = [_order(self.design, member.product) for member in members]
+        except PartialSumsError as error:
+            if wanted.groups > 1 or wanted.behind is None:
+                raise PassError(f"{wanted.node}, {wanted.purpose}: {error}") from None
+            return self._finished_by_host(wanted, wanted.behind)
         except (LoweringError, PassError) as error:
             raise PassError(f"{wanted.node}, {wanted.purpose}: {error}") from None
+        return self._result(wanted, members, session, found)
+
+    def _finished_by_host(self, wanted: ProductPass, behind: PassEpilogue) -> PassResult:
+        """A pass whose sums leave as integers; the epilogue is the one of software, to the bit."""
+        x, w, g = (None if codes is None else _operand(codes) for codes in (wanted.x, wanted.w, wanted.g))
+        assert w is not None
+        before, m, gradient = dict(self.engine.meter.totals), wanted.geometry, None
+        if wanted.kind == "forward":
+            assert x is not None
+            sums = self.engine.forward(x, w, m)
+        elif wanted.kind == "input_gradient":
+            assert g is not None
+            sums = self.engine.input_gradient(g, w, m)
+        else:
+            assert x is not None and g is not None
+            sums, weights = self.engine.backward(x, g, w, m)
+            gradient = weights.dot
+        for name, value in list(self.engine.meter.totals.items()):
+            self.meter.add(f"{wanted.purpose}.{name}", value - before.get(name, 0))
+        self.meter.add("PASSES", 1)
+        self.meter.add("HOST_EPILOGUES", 1)
+        result = finish(sums.dot, behind, random_of(wanted, computed_order(self.design)(wanted)))
+        return replace(result, weight_gradient=gradient)
+
+    def _result(
+        self, wanted: ProductPass, members: list[PassMember], session: Session, found: list[Results]
+    ) -> PassResult:
+        """Natural results of a pass that has run; the meter takes note."""
+        orders = [_order(self.design, member.product) for member in members]
         for name, value in session.counters.items():
             self.meter.add(name, value)
             self.meter.add(f"{wanted.purpose}.{name}", value)
@@ -352,6 +385,12 @@ def _tensor(codes: CodeTensor, channels: tuple[int, int], what: str) -> Tensor:
     values = _channels(codes.values, *channels)
     check_codes(values, codes.bits, codes.signed, what)
     return _planes(values.astype(np.int64), codes.bits)
+
+
+def _operand(codes: CodeTensor) -> Operand:
+    """Codes for an engine of sums, whose grids do not matter to integers."""
+    grid = Grid(codes.bits, codes.signed, np.ones((), np.float32), np.zeros((), np.float32))
+    return Operand(grid, codes=codes.values)
 
 
 def _planes(values: I64, bits: int) -> Tensor:

@@ -14,6 +14,10 @@ class LoweringError(ValueError):
     """A product that a design cannot hold, however it is cut; the message names the buffer and the remedy."""
 
 
+class PartialSumsError(LoweringError):
+    """A product that a design computes in partial sums, behind which no epilogue can stand."""
+
+
 @dataclass(frozen=True)
 class Source:
     """The codes as which an operand reaches the fabric: their bits, and whether they are signed."""

@@ -30,7 +30,14 @@ from hw.packet import (
 )
 from hw.plan.arrangement import Arrangement
 from hw.plan.conv_packets import ConvPackets
-from hw.plan.product import Correlation, GradientPass, GradientPiece, GradientSet, Lowered, LoweringError
+from hw.plan.product import (
+    Correlation,
+    GradientPass,
+    GradientPiece,
+    GradientSet,
+    Lowered,
+    PartialSumsError,
+)
 from hw.plan.steps import (
     Boundary,
     GroupRange,
@@ -194,7 +201,7 @@ class _Schedule:
         behind = self.product.behind
         if not whole and behind is not None and not behind.plain:
             m = self.product.geometry
-            raise LoweringError(
+            raise PartialSumsError(
                 f"design {self.design.name}: the {self.product.kind} of {m.in_channels} -> {m.out_channels} channels under a "
                 f"{m.kernel[0]}x{m.kernel[1]} kernel takes several packets for a result, and the epilogue takes whole sums; "
                 "raise depth_a and depth_w, or leave the layer to the host"

@@ -19,10 +19,11 @@ from host.devices.device import Device
 from host.devices.hls import HlsDevice
 from host.devices.reference import ReferenceDevice
 from host.driver.fabric_engine import FabricEngine
-from host.driver.fabric_passes import FabricPasses, form_of, order_of
+from host.driver.fabric_passes import FabricPasses, computed_order, form_of, order_of
 from host.epilogue import Entries, Epilogue
 from host.step.passes import CodeTensor, PassEpilogue, PassError, PassResult, ProductPass
 from host.step.result_order import random_numbers
+from host.step.software import SoftwareEngine
 from hw.design import Design, load_design
 from hw.networks import ConvGeometry
 from hw.plan.lowering import lower
@@ -187,10 +188,27 @@ def test_weights_of_a_first_layer_take_no_epilogue() -> None:
     _same(FabricPasses(FabricEngine(ReferenceDevice(DESIGN))).run(wanted), _expected(wanted))
 
 
-def test_sums_that_take_several_packets_are_refused_by_name() -> None:
+@pytest.mark.parametrize("kind", ["forward", "input_gradient", "backward"])
+@pytest.mark.parametrize("moments", [False, True])
+def test_the_host_finishes_sums_that_take_several_packets(kind: str, moments: bool) -> None:
     rng = np.random.default_rng(0)
-    m = ConvGeometry(1, 3, 8, (8, 8), (5, 5), 1, 2)
+    m = ConvGeometry(2, 3, 8, (8, 8), (5, 5), 1, 2)
+    operands = {"x": _codes(rng, (2, 3, 8, 8), 4, True), "g": _codes(rng, (2, 8, 8, 8), 6, True), "w": _codes(rng, (8, 3, 5, 5), 4, True)}
+    used = {"forward": "xw", "input_gradient": "gw", "backward": "xwg"}[kind]
+    channels = 8 if kind == "forward" else 3
+    settings = Epilogue(shift=4, value_shift=3, out_bits=4, out_shift=3, out_signed=True, stochastic=not moments)
+    behind = PassEpilogue(Entries.of(channels, m=9, n=5), settings, moments, key=5)
+    wanted = ProductPass("layer9", "codes", kind, m, behind=behind, **{name: operands[name] for name in used})
+    engine = FabricPasses(FabricEngine(ReferenceDevice(DESIGN)))
+    found = engine.run(wanted)
+    _same(found, SoftwareEngine(computed_order(DESIGN)).run(wanted))
+    assert engine.meter.totals["HOST_EPILOGUES"] == 1
+
+
+def test_partial_sums_of_groups_are_refused_by_name() -> None:
+    rng = np.random.default_rng(0)
+    m = ConvGeometry(1, 4, 8, (8, 8), (5, 5), 1, 2)
     behind = PassEpilogue(Entries.of(8, m=1), Epilogue(), moments=True)
-    x, w = _codes(rng, (1, 3, 8, 8), 4, True), _codes(rng, (8, 3, 5, 5), 4, True)
+    x, w = _codes(rng, (1, 4, 8, 8), 4, True), _codes(rng, (8, 2, 5, 5), 4, True)
     with pytest.raises(PassError, match=r"layer9.*whole sums"):
-        FabricPasses(FabricEngine(ReferenceDevice(DESIGN))).run(ProductPass("layer9", "statistics", "forward", m, x=x, w=w, behind=behind))
+        FabricPasses(FabricEngine(ReferenceDevice(DESIGN))).run(ProductPass("layer9", "statistics", "forward", m, 2, x=x, w=w, behind=behind))
