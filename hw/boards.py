@@ -11,7 +11,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """What a chip holds; ``grade``: its speed grade, as its name tells it."""
+    """What a chip holds.
+
+    Attributes:
+        name: as tools know it.
+        lut, ff, bram36, dsp: how many it has.
+        grade: its speed grade, as its name tells it.
+        routable: percent of the LUT up to which a design with all of its platform is taken to be routable; an assumption
+            (beyond about 80 % runs get long and miss their clocks, the less the slower the clock).
+    """
 
     name: str
     lut: int
@@ -19,6 +27,11 @@ class Part:
     bram36: int
     dsp: int
     grade: str = "-2"
+    routable: int = 80
+
+    def limit(self, kind: str) -> float:
+        """How much of a kind of resource a design may take."""
+        return float(getattr(self, kind)) * (self.routable / 100 if kind == "lut" else 1)
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ _BOARDS = (
         free_edition=False,
     ),
     _zynq7(
-        Part("xc7z020clg400-1", 53_200, 106_400, 140, 220, "-1"),
+        Part("xc7z020clg400-1", 53_200, 106_400, 140, 220, "-1", routable=85),
         1.575e9,  # DDR3-1050 x16
         "pynq-z2",
         "tul.com.tw:pynq-z2:part0:*",

@@ -100,7 +100,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--clock", type=options.number, action="append", metavar="MHZ",
         help="clock to try, repeatable (default: two thirds of the committed design's, and all of it)",
     )  # fmt: skip
-    parser.add_argument("--max-lut", type=options.percentage, default=75.0, metavar="PERCENT", help="of the part")
+    parser.add_argument("--max-lut", type=options.percentage, default=80.0, metavar="PERCENT", help="of the part")
     parser.add_argument("--max-bram", type=options.percentage, default=80.0, metavar="PERCENT", help="of the part")
     parser.add_argument("--jobs", type=options.processes, default=-1, help="processes, -1 for all cores")
     parser.add_argument("--show", type=options.positive, default=20, metavar="N", help="points of the front to print")

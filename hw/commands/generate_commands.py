@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if excess := beyond_part(design):
         print(
-            f"fractrain generate: by the area model the fabric alone takes {excess} of {design.part}: it can be simulated, "
+            f"fractrain generate: by the area model it takes {excess} of {design.part}: it can be simulated, "
             'not built for this part; choose fewer channels, accumulators = "lut" or a larger part to build it',
             file=sys.stderr,
         )

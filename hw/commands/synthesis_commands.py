@@ -29,10 +29,16 @@ def table(data: dict[str, Any]) -> str:
         )
 
     def line(name: str, area: dict[str, Any]) -> str:
-        return f"{name:<36}{area['lut']:>9}{area['ff']:>9}{area['bram36']:>8g}{area['dsp']:>6}"
+        return f"{name:<37}{area['lut']:>8}{area['ff']:>9}{area['bram36']:>8g}{area['dsp']:>6}"
 
     if "total" in data:
-        lines += [line("total, hierarchy kept", data["total"]), line("percent of the part", data["percent_of_part"])]
+        lines += [
+            line("reset controller (estimate)", data["system_reset"]),
+            line("total with all that a bitstream holds", data["total"]),
+            line("percent of the part", data["percent_of_part"]),
+            f"{'fits' if data['fits'] else 'does not fit'}: up to {data['routable_percent_of_lut']} % of the LUT are taken "
+            "to be routable",
+        ]
     if "flattened" in data:
         flat = data["flattened"]
         lines += [line("total, flattened", flat), line("percent of the part", flat["percent_of_part"])]
@@ -63,7 +69,7 @@ def timing_table(data: dict[str, Any]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """``fractrain synth``: 0 if the design fits its part, 1 if not."""
+    """``fractrain synth``: 0 if the design with its platform fits its part, 1 if not."""
     from hw.generate import generate
     from hw.tools import area_report, yosys
 
@@ -108,7 +114,7 @@ def figure(arguments: argparse.Namespace) -> int:
         "buffers": ("buffer_a", "buffer_g", "buffer_w"),
         "loader": ("loader",),
         "drain and epilogue": ("drain",),
-        "control": ("sequencer", "command_queue", "control_registers", "fabric"),
+        "control": ("sequencer", "command_queue", "control_registers", "control_bridge", "fabric"),
     }
     keys = {"lut": "LUT", "ff": "FF", "bram36": "BRAM36", "dsp": "DSP"}
     plt.rcParams["svg.hashsalt"] = "area"  # the same results give the same bytes

@@ -49,7 +49,7 @@ NORMALISING: tuple[dict[str, Any], ...] = (
     {"rounding": False, "output_streams": 1},
 )
 FABRICS = (1, 2, 3)
-MAX_LUT, MAX_BRAM = 75.0, 80.0  #: percent of the part that leave room for routing, DMA engines and interconnect
+MAX_LUT, MAX_BRAM = 80.0, 80.0  #: percent of the part that leave room for routing
 OBJECTIVES = ("seconds", "lut", "bram36", "energy_j")
 POINTS_FILE = "points.jsonl"
 #: modules, below ``hw``, on which a point depends

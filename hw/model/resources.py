@@ -12,7 +12,7 @@ from functools import lru_cache
 from hw import contract
 from hw.boards import PARTS
 from hw.design import BEAT_BITS, Design, memory_blocks
-from hw.tools.yosys import Area
+from hw.tools.yosys import SYSTEM_RESET, Area
 
 
 @lru_cache(maxsize=64)
@@ -89,8 +89,12 @@ MAPPED: dict[str, dict[str, tuple[float, float, float]]] = {
     "sequencer": {"lut": (1372, 0, 0), "ff": (930, 1.69, 0), "dsp": (2, 0, 0)},
     "command_queue": {"lut": (797, 0, 0), "ff": (282, 0, 0), "dsp": (0, 0, 0)},
     "control_registers": {"lut": (252, 0, 0), "ff": (40, 0, 0), "dsp": (0, 0, 0)},
+    "control_bridge": {"lut": (84, 0, 0), "ff": (149, 0, 0), "dsp": (0, 0, 0)},
     "fabric": {"lut": (310, 1, 0), "ff": (428, 1, 0), "dsp": (0, 0, 0)},
 }
+#: the two memory ports and their registers, not synthesised yet: queues of 128 and 64 words at each port in distributed
+#: memory (500 LUT by the primitives' sizes), as much again for addresses and counts of a reader and a writer; an estimate
+MEMORY_FRONT_END = Area(lut=3000, ff=3500)
 #: LUT of the bits that tell zero row words, per address of a tensor buffer
 FLAG_LUT = 0.43
 
@@ -141,12 +145,15 @@ def resources_by_module(design: Design) -> dict[str, Area]:
 
 
 def resources(design: Design) -> Area:
-    """Area of a whole design, modules apart as in the synthesis by pieces."""
-    return sum(resources_by_module(design).values(), Area())
+    """Area of a bitstream: a whole design with its platform, modules apart as in the synthesis by pieces."""
+    return sum(resources_by_module(design).values(), SYSTEM_RESET + MEMORY_FRONT_END)
 
 
 def beyond_part(design: Design) -> str:
-    """What of its part a design exceeds by itself, such as "110 % of the DSP"; empty if nothing."""
+    """What of its part a design with its platform exceeds, such as "110 % of the DSP"; empty if nothing."""
     part, area = PARTS[design.part], resources(design).as_dict()
-    shares = {name: 100 * value / getattr(part, name) for name, value in area.items()}
-    return " and ".join(f"{share:.0f} % of the {name.upper()}" for name, share in shares.items() if share > 100)
+    return " and ".join(
+        f"{100 * value / getattr(part, name):.0f} % of the {name.upper()}"
+        for name, value in area.items()
+        if value > part.limit(name)
+    )

@@ -10,14 +10,14 @@ from typing import Any
 
 from hw.boards import PARTS
 from hw.design import Design
-from hw.tools.yosys import Area, Synthesis
+from hw.tools.yosys import SYSTEM_RESET, Area, Synthesis
 
 ARRAY = ("dot_product_unit", "operand_sum_unit", "dot_product_array")
 ARRAY_AND_NETWORK = (*ARRAY, "operand_network")
 
 
 def report(design: Design, results: list[Synthesis], flat: Synthesis | None = None) -> dict[str, Any]:
-    """Area by module, in total, per binary MAC and against the part, ready for JSON."""
+    """Area by module, in total with all that a bitstream holds, per binary MAC and against the part, ready for JSON."""
     part = PARTS[design.part]
 
     def total(names: Iterable[str] | None = None) -> Area:
@@ -28,6 +28,7 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
             key: round(100 * value / getattr(part, key), 2) for key, value in area.as_dict().items()
         }  # percent of the part
 
+    everything = total() + SYSTEM_RESET
     array, fed = total(ARRAY), total(ARRAY_AND_NETWORK)
     data: dict[str, Any] = {
         "design": design.name,
@@ -48,10 +49,12 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
             }
             for r in results
         ],
-        "total": total().as_dict(),
+        "system_reset": SYSTEM_RESET.as_dict(),
+        "total": everything.as_dict(),
         "part_has": {"lut": part.lut, "ff": part.ff, "bram36": part.bram36, "dsp": part.dsp},
-        "percent_of_part": fit(total()),
-        "fits": all(v <= 100 for v in fit(total()).values()),
+        "percent_of_part": fit(everything),
+        "routable_percent_of_lut": part.routable,
+        "fits": all(value <= part.limit(kind) for kind, value in everything.as_dict().items()),
         "lut_per_binary_mac": {
             "array": round(array.lut / design.binary_macs, 3),
             "array_and_operand_network": round(fed.lut / design.binary_macs, 3),

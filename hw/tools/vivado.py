@@ -160,7 +160,7 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2, accept_timing: boo
     files = {n: t for n, t in generated.items() if n.startswith(f"{flow}/")}
     # 7-series primitives for every part, which is what hw/tools/yosys.py counts. For UltraScale+ Vivado must retarget CARRY4,
     # DSP48E1 and LUT6_2 when it links the netlist; one that it could not would be a black box, which ends the build.
-    sources = compile_order((n.removeprefix("rtl/") for n in generated if n.startswith("rtl/")), primitives=True)
+    sources = compile_order((n.removeprefix("rtl/") for n in generated if n.startswith("rtl/")), True, True)
     values: dict[str, Any] = {
         "design": design,
         "board": BOARDS[design.part],

@@ -103,6 +103,11 @@ class Area:
         return {"lut": self.lut, "ff": self.ff, "bram36": self.bram36, "dsp": self.dsp}
 
 
+#: the vendor's reset controller, the only logic of a bitstream that is not ours: two shift registers, a counter of six
+#: bits and the registers of its outputs, from its published source; an estimate
+SYSTEM_RESET = Area(lut=20, ff=40)
+
+
 @dataclass(frozen=True)
 class SynthesisPiece:
     """One synthesis run: a module with some of the modules it contains, the others left out as boxes.
@@ -123,7 +128,7 @@ class SynthesisPiece:
 
 
 def pieces(design: Design) -> list[SynthesisPiece]:
-    """Pieces that together are the whole fabric, each once."""
+    """Pieces that together are all RTL of a bitstream, each once."""
     dsp = int(design.accumulators == "dsp")
     dot = (("BITS", design.dot_bits), ("ACC", contract.ACCUMULATOR_BITS))
     row_bits, weight_bits = design.lanes * design.channels, design.channels * design.dot_bits
@@ -147,10 +152,10 @@ def pieces(design: Design) -> list[SynthesisPiece]:
         SynthesisPiece("command_queue", "command_queue"),
         SynthesisPiece("control_registers", "control_registers"),
         SynthesisPiece("fabric", "fabric", boxes=(*((name, 1) for name in children), ("tensor_buffer", 2))),
+        SynthesisPiece("control_bridge", "control_bridge"),
     ]
 
 
-#: pieces that make up the array proper, and with the network that feeds it
 @dataclass(frozen=True)
 class Synthesis:
     """Result of one run.
@@ -219,19 +224,19 @@ def synthesis_sources(folder: Path) -> list[Path]:
     """SystemVerilog files of a generated design for synthesis: primitives replace the forms for simulation."""
     rtl = folder / "rtl"
     names = (p.relative_to(rtl).as_posix() for p in rtl.rglob("*.sv"))
-    return [rtl / name for name in compile_order(names, primitives=True)]
+    return [rtl / name for name in compile_order(names, primitives=True, memory=True)]
 
 
 def _content(piece: SynthesisPiece, sources: list[Path]) -> list[tuple[str, str]]:
-    """What a piece's area depends on, found from the sources: name and text of every package and every module that it
-    contains, directly or not; of a box its header only. Comments are left out.
+    """What a piece's area depends on, found from the sources: name and text of every package that it imports and every
+    module that it contains, directly or not; of a box its header only. Comments are left out.
 
     Modules and packages lie in files of their names.
     """
     texts = {p.stem: re.sub(r"//.*", "", p.read_text(encoding="utf-8")) for p in sources}
     boxes = {name for name, _ in piece.boxes}
     found: set[str] = set()
-    front = {piece.module, *(name for name in texts if name.endswith("_pkg"))}
+    front = {piece.module}
     while front:
         found |= front
         # a name that means something else only adds a source too many

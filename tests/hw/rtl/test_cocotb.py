@@ -54,6 +54,13 @@ def test_dot_product_unit(bits: int) -> None:
     check(outcomes, 1)
 
 
+def test_control_bridge() -> None:
+    sources = [RTL_SOURCES / "memory" / "control_bridge.sv"]
+    # the master is an AXI4 one; AXI3 differs in the width of the length alone
+    build = build_simulation("control_bridge", sources, parameters={"LEN_BITS": 8})
+    check(run_bench(build, "control_bridge", "tests.hw.rtl.bench_control_bridge", {}), 3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new", "testcase"),

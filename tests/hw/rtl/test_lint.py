@@ -10,7 +10,7 @@ import pytest
 
 from host.devices.rtl import rtl_sources, verilator_environment
 from hw.design import load_design
-from hw.generate import generate
+from hw.generate import RTL_SOURCES, generate
 from hw.tools.yosys import primitive_headers, synthesis_sources
 
 #: warning, file and text that are meant, and why
@@ -37,10 +37,10 @@ WAIVERS = (
 )
 
 
-def lint(sources: list[Path]) -> list[str]:
+def lint(sources: list[Path], top: str = "fabric") -> list[str]:
     """Warnings and errors that no waiver covers."""
     done = subprocess.run(
-        ["verilator", "--lint-only", "-Wall", "--top-module", "fabric", *map(str, sources)],
+        ["verilator", "--lint-only", "-Wall", "--top-module", top, *map(str, sources)],
         env=verilator_environment(), capture_output=True, text=True,
     )  # fmt: skip
     left = []
@@ -65,7 +65,16 @@ def test_synthesis_form_is_clean(tmp_path: Path) -> None:
     folder = generate(load_design("sim-small"), tmp_path)
     headers = tmp_path / "primitives.v"
     headers.write_text(primitive_headers())
-    assert lint([headers, *synthesis_sources(folder)]) == []
+    core = [path for path in synthesis_sources(folder) if path.parent.name != "memory"]
+    assert lint([headers, *core]) == []
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_control_bridge_is_clean(tmp_path: Path, bits: int) -> None:
+    text = (RTL_SOURCES / "memory" / "control_bridge.sv").read_text()
+    source = tmp_path / "control_bridge.sv"
+    source.write_text(text.replace("LEN_BITS = 4,", f"LEN_BITS = {bits},"))
+    assert lint([source], "control_bridge") == []
 
 
 def test_synthesis_form_replaces_modules_of_the_same_name(tmp_path: Path) -> None:

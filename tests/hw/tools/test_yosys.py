@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hw.design import ROOT, load_design
 from hw.generate import generate
 from hw.tools.area_report import ARRAY, report
 from hw.tools.yosys import (
+    SYSTEM_RESET,
     Area,
     Synthesis,
     SynthesisError,
@@ -122,8 +124,9 @@ def test_report_adds_up() -> None:
     ]
     data = report(SMALL, results)
     instances = sum(p.instances for p in pieces(SMALL))
-    assert data["total"] == {"lut": 2 * instances, "ff": instances, "bram36": instances, "dsp": 0}
-    assert data["percent_of_part"]["lut"] == pytest.approx(100 * 2 * instances / 53_200, abs=0.01)
+    lut = 2 * instances + SYSTEM_RESET.lut
+    assert data["total"] == {"lut": lut, "ff": instances + SYSTEM_RESET.ff, "bram36": instances, "dsp": 0}
+    assert data["percent_of_part"]["lut"] == pytest.approx(100 * lut / 53_200, abs=0.01)
     assert data["lut_per_binary_mac"]["array"] == round(2 * (SMALL.units + SMALL.lanes + 1) / SMALL.binary_macs, 3)
     assert not data["fits"]  # more block RAM than the part has
 
@@ -155,6 +158,13 @@ def test_committed_measurement_meets_the_targets(name: str) -> None:
     assert data["lut_per_binary_mac"]["array"] == pytest.approx(
         sum(row["all"]["lut"] for row in units.values()) / data["binary_macs"], abs=0.001
     )
+
+
+@pytest.mark.parametrize(("lut", "fits"), [(45_200, True), (45_240, False)])
+def test_a_design_that_cannot_be_routed_does_not_fit(lut: int, fits: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    one = Synthesis("fabric", 1, 1.0, 1, {"LUT6": lut - SYSTEM_RESET.lut}, {})
+    data = report(replace(SMALL, part="xc7z020clg400-1"), [one])
+    assert (data["total"]["lut"], data["fits"]) == (lut, fits)  # 85 % of 53,200 are 45,220
 
 
 @pytest.mark.slow
