@@ -33,6 +33,19 @@ from hw.nodes import StepNode
 
 _POOLED, _INPUT, _LAST = 1 << 20, 1 << 21, 1 << 22  #: tell keys of roundings of one node apart
 
+#: tells the keys of a step's random numbers from those of layers
+_STEP_SALT = 1 << 33
+
+
+def step_key(seed: int, step: int) -> int:
+    """Key of a training step's random numbers."""
+    return derive_key(seed, step, _STEP_SALT)
+
+
+def range_names(graph: Sequence[StepNode]) -> list[str]:
+    """Names under which :class:`host.step.coded.Ranges` may know tensors of a network: its state, in this order."""
+    return ["", *(node.name for node in graph), *(f"{node.name}.gradient" for node in graph)]
+
 
 class NodeGradients(NamedTuple):
     """Gradients of a node's parameters, float32: weight (O, I/groups, kh, kw), gamma and beta (O,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -69,6 +69,17 @@ class Statistics:
     def unbiased(self) -> F64:
         """Variance as running statistics take it."""
         return self.variance * (self.values / max(self.values - 1, 1))
+
+    def mixed(self, mean: F32, variance: F32, momentum: float) -> tuple[F32, F32]:
+        """Running mean and variance, float32 (O,), that have taken in these ones.
+
+        Args:
+            mean, variance: the running ones before.
+            momentum: share of the new ones.
+        """
+        before, new = (mean, variance), (self.mean, self.unbiased)
+        mixed = [(1 - momentum) * b.astype(np.float64) + momentum * n for b, n in zip(before, new, strict=True)]
+        return mixed[0].astype(np.float32), mixed[1].astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -151,25 +162,42 @@ class Forward:
         bits: of every node; a block whose bits ``choose`` decides has its own.
         widths: of what is kept.
         training: batch statistics, and everything for a backward pass; else running statistics and ranges.
+        chosen: whether the bits of a node in a block are chosen sample by sample; None: of no node.
     """
 
-    def __init__(  # noqa: PLR0913 - what a step is made of
+    def __init__(
         self, graph: Sequence[StepNode], parameters: Mapping[str, Parameters], engine: PassEngine, ranges: Ranges,
-        bits: Mapping[str, Bits], widths: KeptWidths, *, training: bool = True, choose: Choose | None = None,
-        gated: Callable[[StepNode], bool] = lambda node: True,
+        bits: Mapping[str, Bits], widths: KeptWidths, *, training: bool = True,
+        chosen: Callable[[StepNode], bool] | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.parameters, self.engine, self.ranges = graph, parameters, engine, ranges
         self.bits, self.widths, self.training = bits, widths, training
-        self.choose, self.gated = choose, gated
+        self._chosen = chosen
         self.takers = {node.name: [t for t in graph if t.source == node.name] for node in graph}
         self.carried = {node.residual for node in graph if node.residual}
         self.groups: dict[str, Groups] = {}
 
-    def run(self, images: F32) -> Tape:
+    def run(self, images: F32, choose: Choose | None = None) -> Tape:
         """Forward over images, float32 (N, C, H, W).
+
+        Args:
+            choose: where nodes are chosen: the bits of every block.
 
         Raises:
             PassError: values that are not finite, sums that are too large, ranges that are unknown.
+        """
+        passes = self.passes(images)
+        try:
+            asked = next(passes)
+            while True:
+                assert choose is not None
+                asked = passes.send(choose(*asked))
+        except StopIteration:
+            return self.tape
+
+    def passes(self, images: F32) -> Generator[tuple[int, F32], Groups, None]:
+        """The same, as far as the next block whose bits are to be chosen: gives its number and its pooled input, float32
+        (N, C), and takes the bits of its samples.
         """
         if not np.isfinite(images).all():
             raise PassError("the input holds NaN or infinity; check the data")
@@ -179,13 +207,13 @@ class Forward:
         blocks: set[str] = set()
         for node in self.graph:
             block = node.name.rsplit(".", 1)[0].removesuffix(".shortcut")
-            if self.choose is not None and node.name.startswith("blocks.") and block not in blocks:
+            if self._chosen is not None and node.name.startswith("blocks.") and block not in blocks:
                 blocks.add(block)
-                self._choose(block, node.source)
+                groups = yield int(block.split(".")[1]), self._pooled(self.tape.wide[node.source])
+                self._choose(block, node.source, groups)
             self._node(node)
         last = self.graph[-1].name
         self.tape.features = self._pooled(self.tape.wide[last])
-        return self.tape
 
     # -- between nodes ----------------------------------------------------------------------------------------------
 
@@ -208,13 +236,11 @@ class Forward:
         sums = wide.values.sum((2, 3), dtype=np.int64)
         return np.asarray(sums * (part.scale / wide.values[0, 0].size), np.float32)
 
-    def _choose(self, block: str, source: str) -> None:
-        """Asks for the bits of a block's samples, and rounds its input to them."""
-        assert self.choose is not None
-        chosen = self.choose(int(block.split(".")[1]), self._pooled(self.tape.wide[source]))
+    def _choose(self, block: str, source: str, groups: Groups) -> None:
+        """Takes the bits of a block's samples, and rounds its input to them."""
         for node in self.graph:
-            if node.name.startswith(block + ".") and self.gated(node):
-                self.groups[node.name] = chosen
+            if node.name.startswith(block + ".") and self.chosen(node):
+                self.groups[node.name] = groups
         first = next(node for node in self.takers[source] if not node.on_shortcut)
         self.tape.codes[source] = self._recoded(source, self.groups[first.name])
 
@@ -335,7 +361,7 @@ class Forward:
             return everyone[1:], 0
         straight = [taker for taker in self.takers[node.name] if not taker.on_shortcut]
         groups = self.groups[straight[0].name]
-        if self.choose is not None and straight[0].name.startswith("blocks.") and self._begins(straight[0], node):
+        if self._chosen is not None and straight[0].name.startswith("blocks.") and self._begins(straight[0], node):
             return everyone[1:], 0  # the block's bits are chosen by what comes now
         wanted = node.name in self.carried or self.chosen(straight[0])
         same = len(groups) == 1 and groups[0][1].a == self.widths.shortcut
@@ -343,7 +369,7 @@ class Forward:
 
     def chosen(self, node: StepNode) -> bool:
         """Whether the bits of a node's samples are chosen one by one."""
-        return self.choose is not None and node.name.startswith("blocks.") and self.gated(node)
+        return self._chosen is not None and node.name.startswith("blocks.") and self._chosen(node)
 
     @staticmethod
     def _begins(taker: StepNode, node: StepNode) -> bool:

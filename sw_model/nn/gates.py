@@ -39,14 +39,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from host.arrays import F32
-from host.step.coded import ALL
 from host.step.forward import Groups
+from host.step.node_precision import chosen_groups
 from host.training.gate_cost import cost_factors
 from hw.networks import PRODUCTS
 from sw_model.nn.cost_meter import GATES, step_factor
@@ -153,13 +152,16 @@ class GatedNetwork(nn.Module):
 
         def choose(index: int, pooled: F32) -> Groups:
             choice = self._gate(index, torch.from_numpy(pooled)).detach().argmax(1).numpy()
-            members = [(np.flatnonzero(choice == k), bits) for k, bits in enumerate(options)]
-            chosen = [(samples, bits) for samples, bits in members if len(samples)]
-            return chosen if len(chosen) > 1 else [(ALL, chosen[0][1])]
+            return chosen_groups(choice, options)
 
-        layers = {name for name, module in self.base.named_modules() if isinstance(module, QConv2d) and self._gates(module)}
-        logits: Tensor = self.base.head(step.gated(self.base, x, StepGates(choose, options, layers, self.masks)))
+        gates = StepGates(choose, options, self.gated_names(), self.masks)
+        logits: Tensor = self.base.head(step.gated(self.base, x, gates))
         return logits
+
+    def gated_names(self) -> set[str]:
+        """Names in the base network of the layers whose bits gates choose."""
+        layers = self.gated_layers()
+        return {name for name, module in self.base.named_modules() if module in layers}
 
     def gate_macs(self) -> list[int]:
         """Multiply-accumulates per image and product of every block's gate: projection, LSTM and scores.

@@ -15,58 +15,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from host.driver.fabric_engine import FabricEngine
-from host.driver.fabric_passes import FabricPasses, computed_order
-from host.exact_engine import ExactEngine
+from host.driver import pass_engine as engines
 from host.operands import Engine
-from host.step.backward import Backward
+from host.step.backward import Backward, range_names, step_key
 from host.step.coded import Ranges, count
 from host.step.forward import Choose, Forward, Parameters, Statistics
+from host.step.node_precision import kept_widths, node_bits
 from host.step.passes import PassEngine
-from host.step.software import SoftwareEngine
 from hw.networks import Bits, Layout
 from hw.nodes import KeptWidths, StepNode, nodes
 from sw_model.nn.layers import QConv2d
 from sw_model.nn.precision import Precision, Run
-from sw_model.quantize.affine import derive_key
 from sw_model.step.fast_engine import FastEngine
 
-#: of layers that a recipe leaves in float32, which no pass computes
-FULL_BITS = Bits(8, 8, 8)
-
-#: of gradients of depthwise convolutions: their packets count the sums of a whole group of channels, which pass 32 bits
-#: with 16
-DEPTHWISE_GRADIENT = 15
-
-#: tells the keys of a step's random numbers from those of layers
-_STEP_SALT = 1 << 33
 #: an image that every network takes, to name its nodes
 _ANY_IMAGE = (3, 64, 64)
 
 
 def pass_engine(engine: Engine | None) -> PassEngine:
-    """What computes the passes of a run with this engine.
+    """What computes the passes of a run with this engine; None is the fast path.
 
     Raises:
         ValueError: an engine that computes single products only.
     """
-    if engine is None:
-        return FastEngine()
-    if isinstance(engine, ExactEngine):
-        return SoftwareEngine() if engine.design is None else SoftwareEngine(computed_order(engine.design))
-    if isinstance(engine, FabricEngine):
-        return FabricPasses(engine)
-    raise ValueError(f"{type(engine).__name__} computes single products, no passes; use norm 'batch' with this device")
+    return FastEngine() if engine is None else engines.pass_engine(engine)
 
 
 def bits_of(precision: Precision, groups: int = 1) -> Bits:
     """Bits of a layer's codes."""
-    if not precision.quantized:
-        return FULL_BITS
-    w, a, g, last = precision.widths
-    if groups > 1:
-        g, last = min(g, DEPTHWISE_GRADIENT), min(last, DEPTHWISE_GRADIENT)
-    return Bits(w, a, g, last if last != g else 0)
+    return node_bits(precision.widths if precision.quantized else (), groups)
 
 
 @dataclass
@@ -91,11 +68,12 @@ class _Members:
         """Takes the statistics of a batch into the running ones."""
         norm = self.norm
         assert norm.momentum is not None and norm.num_batches_tracked is not None
+        assert norm.running_mean is not None and norm.running_var is not None
         norm.num_batches_tracked.add_(1)
-        for running, new in ((norm.running_mean, statistics.mean), (norm.running_var, statistics.unbiased)):
-            assert running is not None
-            mixed = (1 - norm.momentum) * running.numpy().astype(np.float64) + norm.momentum * new
-            running.copy_(torch.from_numpy(mixed.astype(np.float32)))
+        running = norm.running_mean, norm.running_var
+        mixed = statistics.mixed(running[0].numpy(), running[1].numpy(), norm.momentum)
+        for old, new in zip(running, mixed, strict=True):
+            old.copy_(torch.from_numpy(new))
 
 
 def _norm_name(convolution: str) -> str:
@@ -156,8 +134,7 @@ class FabricStep(nn.Module):
     def __init__(self, layout: Layout, widths: KeptWidths = KeptWidths(0, 0, 0)) -> None:  # noqa: B008 - a constant
         super().__init__()
         self.layout, self.widths = layout, widths
-        graph = nodes(layout, _ANY_IMAGE)
-        self.names = ["", *(node.name for node in graph), *(f"{node.name}.gradient" for node in graph)]
+        self.names = range_names(nodes(layout, _ANY_IMAGE))
         self.register_buffer("tops", torch.zeros(len(self.names), dtype=torch.float64))
         self._engine: tuple[Engine | None, PassEngine] | None = None
 
@@ -179,7 +156,7 @@ class FabricStep(nn.Module):
     def _run(self, x: Tensor, members: list[_Members], gates: StepGates | None) -> Forward:
         """Runs the forward pass and takes what it has seen into the state."""
         forward = self._begin(members, gates)
-        forward.run(x.detach().numpy())
+        forward.run(x.detach().numpy(), None if gates is None else gates.choose)
         self._report(members, forward, torch.is_grad_enabled())
         if forward.training:
             for each in members:
@@ -217,22 +194,13 @@ class FabricStep(nn.Module):
         known = {name: top for name, top in zip(self.names, self.tops.tolist(), strict=True) if top}
         bits = {n.node.name: bits_of(n.convolution.precision, n.convolution.groups) for n in members}
         dense = [bits[each.node.name] for each in members if each.convolution.groups == 1]
-        widths = self.widths_at(dense if gates is None else gates.options)
+        widths = kept_widths(self.widths, dense if gates is None else gates.options)
+        layers = set() if gates is None else gates.layers
         return Forward(
             [each.node for each in members], {each.node.name: each.values() for each in members},
             self.engine(run.engine), Ranges(run.running_share, known), bits, widths, training=training,
-            choose=None if gates is None else gates.choose,
-            gated=lambda node: gates is not None and node.name in gates.layers,
+            chosen=None if gates is None else lambda node: node.name in layers,
         )  # fmt: skip
-
-    def widths_at(self, bits: Sequence[Bits]) -> KeptWidths:
-        """Widths of what is kept beside operands of these bits."""
-        some = [each for each in bits if each is not FULL_BITS] or [FULL_BITS]
-        default = KeptWidths.beside(Bits(0, max(each.a for each in some), max(each.g for each in some)))
-        own = self.widths
-        return KeptWidths(
-            own.kept or default.kept, own.shortcut or default.shortcut, own.gradient or default.gradient
-        )
 
     @torch.no_grad()
     def note_ranges(self, forward: Forward) -> None:
@@ -266,8 +234,7 @@ class _Backbone(torch.autograd.Function):
         call: _Call = ctx.call
         if not call.forward.training:
             raise RuntimeError("a step in evaluation has no gradients; call .train() first")
-        key = derive_key(call.run.seed, call.run.step, _STEP_SALT)
-        backward = Backward(call.forward, key, call.options)
+        backward = Backward(call.forward, step_key(call.run.seed, call.run.step), call.options)
         found = backward.run(grad.detach().numpy())
         call.step.note_ranges(call.forward)
         by_mask = [backward.option_gradients[f"blocks.{block}"] for block in range(ctx.masks)]

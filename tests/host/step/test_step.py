@@ -74,8 +74,10 @@ class Trial:
         self.gradient = rng.normal(size=(batch, layout.features)).astype(np.float32)
         self.ranges, self.engine = options.pop("ranges", Ranges()), SoftwareEngine()
         wide = {node.name: bits for node in self.graph}
-        self.forward = Forward(self.graph, self.own, self.engine, self.ranges, wide, WIDE, **options)
-        self.tape = self.forward.run(self.images)
+        choose = options.pop("choose", None)
+        chosen = None if choose is None else lambda node: True
+        self.forward = Forward(self.graph, self.own, self.engine, self.ranges, wide, WIDE, chosen=chosen, **options)
+        self.tape = self.forward.run(self.images, choose)
 
     def backward(self) -> Any:
         return Backward(self.forward, 99).run(self.gradient)

@@ -1,0 +1,23 @@
+"""What computes the passes of a whole step, by the engine of a run's products."""
+
+from __future__ import annotations
+
+from host.driver.fabric_engine import FabricEngine
+from host.driver.fabric_passes import FabricPasses, computed_order
+from host.exact_engine import ExactEngine
+from host.operands import Engine
+from host.step.passes import PassEngine
+from host.step.software import SoftwareEngine
+
+
+def pass_engine(engine: Engine) -> PassEngine:
+    """What computes the passes of a run with this engine.
+
+    Raises:
+        ValueError: an engine that computes single products only.
+    """
+    if isinstance(engine, ExactEngine):
+        return SoftwareEngine() if engine.design is None else SoftwareEngine(computed_order(engine.design))
+    if isinstance(engine, FabricEngine):
+        return FabricPasses(engine)
+    raise ValueError(f"{type(engine).__name__} computes single products, no passes; use norm 'batch' with this device")
