@@ -350,7 +350,10 @@ def _members(design: Design, wanted: ProductPass) -> Iterator[PassMember]:
             behind = _part(wanted.behind, *part.channels)
             tensors |= _operands(behind)
             check_phases(wanted, design, part)
-        weight = dense_weights(wanted, part) if wanted.w is not None else None
+        weight = None
+        if wanted.w is not None:
+            check_codes(wanted.w.values, wanted.w.bits, wanted.w.signed, "weights")
+            weight = dense_weights(wanted.w.values, part)
         yield PassMember(part.product, weight, tensors, behind=behind, first=part.first)
 
 
@@ -428,21 +431,15 @@ def _part(behind: PassEpilogue, first: int, stop: int) -> PassEpilogue:
     return replace(behind, entries=entries, side=cut(behind.side), added=cut(behind.added), mask=mask)
 
 
-def dense_weights(wanted: ProductPass, part: PassPart) -> I64:
-    """Weights of a part as those of a dense convolution, zero between groups: (O, I, kh, kw).
-
-    Raises:
-        ValueError: codes outside their bits.
-    """
-    weight, (first, stop), m = wanted.w, part.groups, part.product.geometry
-    assert weight is not None
-    check_codes(weight.values, weight.bits, weight.signed, "weights")
+def dense_weights(weight: Array, part: PassPart) -> I64:
+    """Weights (O, I/groups, kh, kw) of a part as those of a dense convolution, zero between groups: (O, I, kh, kw)."""
+    (first, stop), m = part.groups, part.product.geometry
     count = stop - first
     into, out = m.in_channels // count, m.out_channels // count
     dense = np.zeros((m.out_channels, m.in_channels, *m.kernel), np.int64)
     for k in range(count):
         rows = slice((first + k) * out, (first + k + 1) * out)
-        dense[k * out : (k + 1) * out, k * into : (k + 1) * into] = weight.values[rows]
+        dense[k * out : (k + 1) * out, k * into : (k + 1) * into] = weight[rows]
     return dense
 
 
@@ -464,7 +461,7 @@ def _joined(
                 least, greatest = np.minimum(least, 0), np.maximum(greatest, 0)
             moments.append(np.stack([folded[..., 0].sum(0), folded[..., 1].sum(0), least, greatest], axis=1))
         if results.gradients:
-            gradients.append(_diagonal(wanted, results.lowered, results))
+            gradients.append(diagonal(wanted, results.lowered, results))
     sections = {name: np.concatenate(each, axis=1) for name, each in parts.items()}
     table = np.concatenate(moments) if moments else None
     return PassResult(
@@ -490,7 +487,7 @@ def _all_phases(section: I32, shape: ResultShape, order: ResultOrder) -> I32:
     return section if not missing else np.pad(section, ((0, 0), (0, missing), (0, 0), (0, 0)))
 
 
-def _diagonal(wanted: ProductPass, lowered: Lowered, results: PassResults) -> I64:
+def diagonal(wanted: ProductPass, lowered: Lowered, results: PassResults) -> I64:
     """Weight gradient of a member, (O, I/groups, kh, kw): of a dense product the blocks on the diagonal."""
     m, groups = wanted.geometry, wanted.groups
     into, out = m.in_channels // groups, m.out_channels // groups

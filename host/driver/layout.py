@@ -40,6 +40,10 @@ class Tensor:
 
     def window(self, window: StackWindow, design: Design) -> Array:
         """A stack's part of the tensor as virtual images, filled up where it lies outside: (images, rows, groups, L, C)."""
+        return self.cut(window, design.lanes, design.channels)
+
+    def cut(self, window: StackWindow, lanes: int, channels: int) -> Array:
+        """The same for groups of so many channels."""
         stack, (first, groups) = window.stack, window.channels
         per = window.tensor.rows_per
         rows, columns = stack.region.rows, stack.region.columns
@@ -48,7 +52,7 @@ class Tensor:
             kept = (cut.own_start, cut.own_stop) if window.own_only else (cut.start, cut.stop)
             # in the virtual image, and in the tensor
             spans.append((cut.start * times, cut.stop * times, kept[0] * times, kept[1] * times, shift))
-        part = self.array[stack.first : stack.first + stack.count, first : first + groups * design.channels]
+        part = self.array[stack.first : stack.first + stack.count, first : first + groups * channels]
         out = np.zeros((*part.shape[:2], window.rows, columns.size), dtype=part.dtype)
         at: list[slice] = []
         of: list[slice] = []
@@ -59,7 +63,7 @@ class Tensor:
             at.append(slice(low + shift - start, high + shift - start))
         if all(each.start < each.stop for each in of):
             out[:, :, at[0], at[1]] = part[:, :, of[0], of[1]]
-        return _side_by_side(out, stack.region.side, groups, design)
+        return _side_by_side(out, stack.region.side, groups, (lanes, channels))
 
 
 def tensor_of(operand: Operand, what: str) -> Tensor:
@@ -170,21 +174,21 @@ _MOVES: dict[str, Callable[..., Array]] = {
 }
 
 
-def _side_by_side(window: Array, side: int, groups: int, design: Design) -> Array:
+def _side_by_side(window: Array, side: int, groups: int, size: tuple[int, int]) -> Array:
     """Images side by side: (n, c, rows, width) -> (ceil(n/side), rows, groups, L, C)."""
-    n, c, rows, width = window.shape
+    (lanes, channels), (n, c, rows, width) = size, window.shape
     count = -(-n // side)
-    shape = (count * side, groups * design.channels, rows, width)
+    shape = (count * side, groups * channels, rows, width)
     if shape != window.shape:
         padded = np.zeros(shape, dtype=window.dtype)
         padded[:n, :c] = window
         window = padded
-    split = window.reshape(count, side, groups, design.channels, rows, width).transpose(0, 4, 2, 1, 5, 3)
+    split = window.reshape(count, side, groups, channels, rows, width).transpose(0, 4, 2, 1, 5, 3)
     used = side * width
-    if used == design.lanes:
-        return split.reshape(count, rows, groups, used, design.channels)
-    out = np.zeros((count, rows, groups, design.lanes, design.channels), dtype=window.dtype)
-    out[:, :, :, :used] = split.reshape(count, rows, groups, used, design.channels)
+    if used == lanes:
+        return split.reshape(count, rows, groups, used, channels)
+    out = np.zeros((count, rows, groups, lanes, channels), dtype=window.dtype)
+    out[:, :, :, :used] = split.reshape(count, rows, groups, used, channels)
     return out
 
 

@@ -176,10 +176,11 @@ class Backward:
         top, scale = tape.tops[taker.source], float(gradient.whole.scale)
         for part in tape.wide[taker.source].parts:
             wide = tape.wide[taker.source].codes(part)
-            slope = gradient.values[part.samples].astype(np.int64)
+            slope = np.asarray(gradient.values[part.samples]).astype(np.int64)
             for number, bits in enumerate(self.options):
                 step, most = grid_scale(top, bits, wide.signed), code_top(bits, wide.signed)
-                levels = np.clip(np.rint(wide.values * (float(part.scale) / step)), -most, most).astype(np.int64)
+                levels = np.rint(np.asarray(wide.values) * (float(part.scale) / step))
+                levels = np.clip(levels, -most, most).astype(np.int64)
                 found[part.samples, number] += (slope * levels).sum((1, 2, 3)) * (scale * step)
 
     # -- passes -------------------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ class Forward:
         """Means over the pixels, float32 (N, C)."""
         part = wide.whole
         sums = wide.values.sum((2, 3), dtype=np.int64)
-        return np.asarray(sums * (part.scale / wide.values[0, 0].size), np.float32)
+        return np.asarray(sums * (part.scale / np.prod(wide.values.shape[2:])), np.float32)
 
     def _choose(self, block: str, source: str, groups: Groups) -> None:
         """Takes the bits of a block's samples, and rounds its input to them."""

@@ -1,0 +1,469 @@
+"""Tensors in a device's memory: where they lie, how they lie there, and what moves them between views.
+
+A *view* of a tensor is what LOAD packets take of it: virtual images of one region, row by row, group by group, plane by
+plane.  What a CODES packet leaves is a view as well, so most products read what others wrote.  Where a product reads
+another view, the host moves pixels: those of one plane and one group of channels lie side by side, in C bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from host.arrays import U64, Array, Codes
+from host.devices.memory import MemoryDevice
+from host.driver.layout import Tensor
+from host.numerics import check_codes
+from host.operands import Grid
+from host.program import packing
+from host.step.passes import PassError
+from host.step.result_order import ResultOrder, natural
+from hw.contract import LINE_BEATS
+from hw.design import Design
+from hw.packet import all_planes
+from hw.plan.arrangement import Arrangement
+from hw.plan.steps import StackWindow
+from hw.plan.tiling import Cut, Region, Stack
+
+Channels = tuple[int, int]  #: first, and behind the last
+_PIXELS = {8: np.uint8, 16: np.uint16, 32: np.uint32}  #: of one plane, by channels of a group
+_NO_GRID = Grid(1, False, np.ones((), np.float32), np.zeros((), np.float32))
+
+
+class MemoryPlanError(PassError):
+    """A step that the memory does not hold; the message says how much it has."""
+
+
+@dataclass(eq=False)
+class MemoryArea:
+    """A range of beats that serves one purpose.
+
+    Attributes:
+        owner: the tensor that it holds now.
+    """
+
+    offset: int
+    beats: int
+    owner: object | None = None
+
+
+class Arena:
+    """Gives out areas of a device's memory.  What is asked for again keeps its place.
+
+    Attributes:
+        used: beats given out.
+        busy: areas that a program which has not run yet reads or writes.
+        settle: runs that program; called before the host touches a busy area.
+        touched: bytes that the host has read and written.
+    """
+
+    def __init__(self, memory: MemoryDevice) -> None:
+        self.memory, self.used = memory, 0
+        self.busy: set[MemoryArea] = set()
+        self.settle: Callable[[], None] = lambda: None
+        self.touched = {"read": 0, "written": 0}
+        self.moves: dict[Hashable, Array | None] = {}  #: where pixels go, see :func:`_moves`
+        self._areas: dict[Hashable, MemoryArea] = {}
+
+    def area(self, key: Hashable, beats: int) -> MemoryArea:
+        """The area of this name, of at least so many beats.
+
+        Raises:
+            MemoryPlanError: the memory is full.
+        """
+        found = self._areas.get(key)
+        if found is not None and found.beats >= beats:
+            return found
+        size = -(-beats // LINE_BEATS) * LINE_BEATS
+        if self.used + size > self.memory.beats:
+            raise MemoryPlanError(
+                f"the step needs more than the {self.memory.beats * 16 / 1e6:.0f} MB of the device's memory, of which "
+                f"{self.used * 16 / 1e6:.0f} MB are taken when {size * 16 / 1e6:.1f} MB are asked for; choose a smaller batch"
+            )
+        found = self._areas[key] = MemoryArea(self.used, size)
+        self.used += size
+        return found
+
+    def write(self, area: MemoryArea, words: U64, at: int = 0) -> None:
+        """Writes words from beat ``at`` of an area on."""
+        if area in self.busy:
+            self.settle()
+        self.touched["written"] += words.nbytes
+        self.memory.write(area.offset + at, words)
+
+    def read(self, area: MemoryArea, beats: int) -> U64:
+        """The first words of an area."""
+        if area in self.busy:
+            self.settle()
+        self.touched["read"] += 16 * beats
+        return self.memory.read(area.offset, beats)
+
+
+# -- views ----------------------------------------------------------------------------------------------------------
+
+
+def _plain(cut: Cut, own_only: bool) -> Cut:
+    return cut if own_only else Cut(cut.start, cut.stop, cut.start, cut.stop)
+
+
+@dataclass(frozen=True)
+class View:
+    """How codes of a tensor lie in memory: virtual images of a region, their rows, groups and planes.
+
+    Attributes:
+        arrangement: of the tensor, whatever operand it is.
+        region: which part of every image.
+        shift, own_only: as of :class:`hw.plan.steps.StackWindow`.
+    """
+
+    arrangement: Arrangement
+    region: Region
+    shift: tuple[int, int]
+    own_only: bool = False
+
+    @classmethod
+    def of(cls, tensor: Arrangement, region: Region, shift: tuple[int, int], own_only: bool = False) -> View:
+        """The same for all that lie alike."""
+        halo = any((cut.own_start, cut.own_stop) != (cut.start, cut.stop) for cut in (region.rows, region.columns))
+        own_only &= halo
+        plain = replace(region, rows=_plain(region.rows, own_only), columns=_plain(region.columns, own_only))
+        return cls(replace(tensor, operand=""), plain, shift, own_only)
+
+    @property
+    def images(self) -> int:
+        """Virtual images of the whole batch."""
+        return -(-self.arrangement.images // self.region.side)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a virtual image."""
+        return self.region.rows.size * self.arrangement.rows_per
+
+    def window(self, groups: int) -> StackWindow:
+        """All of it, with so many groups of channels."""
+        stack = Stack(self.region, 0, self.arrangement.images, self.images)
+        return StackWindow(self.arrangement, stack, (0, groups), self.shift, self.own_only)
+
+    def beats(self, design: Design, groups: int, planes: int) -> int:
+        """Of so many groups."""
+        return self.images * self.rows * groups * planes * design.row_words // 2
+
+    def exact(self, lanes: int) -> bool:
+        """Whether a result leaves the codes in it that a load would put there, zeros beside and around them included."""
+        region, (height, width) = self.region, self.arrangement.hw
+        inside = [
+            cut.start >= shift and cut.stop <= shift + size
+            for cut, shift, size in zip((region.rows, region.columns), self.shift, (height, width), strict=True)
+        ]
+        full = region.side * region.columns.size == lanes and self.arrangement.images % region.side == 0
+        return all(inside) and full and not self.own_only
+
+
+def resized(view: View, channels: int) -> View:
+    """The view of a tensor with other channels."""
+    n, _, h, w = view.arrangement.shape
+    return replace(view, arrangement=replace(view.arrangement, shape=(n, channels, h, w)))
+
+
+# -- tensors --------------------------------------------------------------------------------------------------------
+
+
+class MemoryTensor:
+    """Codes of a tensor in memory.
+
+    Args:
+        name: tells its areas from those of others.
+        shape: (N, C, H, W).
+        planes: bits of an element.
+    """
+
+    def __init__(
+        self, arena: Arena, design: Design, name: Hashable, shape: tuple[int, int, int, int], planes: int
+    ) -> None:
+        self.arena, self.design, self.name, self.shape, self.planes = arena, design, name, shape, planes
+        self.areas: dict[tuple[View, Channels | None], MemoryArea] = {}
+
+    def elements(self) -> Array:
+        """All elements, uint16 (N, C, H, W), their planes as bits."""
+        raise NotImplementedError
+
+    def place(self, view: View, channels: Channels) -> tuple[MemoryArea, int, int]:
+        """Where the codes of some channels lie in a view: the area, how many groups it has, and the first of theirs.
+
+        Args:
+            view: of these channels.
+        """
+        c, whole = self.design.channels, (0, self.shape[1])
+        key: tuple[View, Channels | None] = view, channels
+        shared = not view.arrangement.moves and channels[0] % c == 0
+        if shared:
+            view, key = resized(view, self.shape[1]), (resized(view, self.shape[1]), None)
+        groups = -(-view.arrangement.channels // c)
+        area = self.areas.get(key)
+        if area is None:
+            area = self.arena.area((self.name, key), view.beats(self.design, groups, self.planes))
+            self.arena.write(area, self._arranged(view, whole if shared else channels))
+            area.owner = self
+            self.areas[key] = area
+        self.check(area)
+        return area, groups, channels[0] // c if shared else 0
+
+    def check(self, area: MemoryArea) -> None:
+        """Refuses an area that holds something else by now."""
+        if area.owner is not self:
+            raise RuntimeError(
+                f"codes of {self.name} have been overwritten by a later pass; read them before that pass runs"
+            )
+
+    def _arranged(self, view: View, channels: Channels) -> U64:
+        """Words of some channels in a view."""
+        array = self.elements()[:, slice(*channels)]
+        tensor = Tensor(array, _NO_GRID, 0).arranged(view.arrangement)
+        groups = -(-view.arrangement.channels // self.design.channels)
+        virtual = tensor.window(view.window(groups), self.design)
+        return packing.pack_rows(virtual.astype(np.uint16, copy=False), self.planes)
+
+
+class HostTensor(MemoryTensor):
+    """Codes that the host has made.
+
+    Args:
+        values: whose tensor it is, as long as they are the same object.
+        elements: their planes.
+    """
+
+    def __init__(
+        self, arena: Arena, design: Design, name: Hashable, values: tuple[Any, ...], elements: Array, planes: int
+    ) -> None:
+        n, c, h, w = elements.shape
+        super().__init__(arena, design, name, (n, c, h, w), planes)
+        self.values, self._elements = values, elements
+
+    def elements(self) -> Array:
+        """See :class:`MemoryTensor`."""
+        return self._elements
+
+
+def planes_of(codes: Codes, bits: int, signed: bool, what: str) -> Array:
+    """Codes as unsigned planes, uint16.
+
+    Raises:
+        ValueError: codes outside their bits.
+    """
+    values = np.asarray(codes)
+    check_codes(values, bits, signed, what)
+    return (values.astype(np.int64) & all_planes(bits)).astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a pass leaves some channels of a result.
+
+    Attributes:
+        channels: which.
+        computed: channels of the result as it is computed, its phases among them.
+        order: where its elements lie then.
+        views: of the result as it is computed, with all its groups of channels.
+    """
+
+    channels: Channels
+    computed: int
+    order: ResultOrder
+    views: tuple[tuple[View, MemoryArea], ...]
+
+
+class ResultTensor(MemoryTensor):
+    """Codes that a pass leaves."""
+
+    def __init__(
+        self, arena: Arena, design: Design, name: Hashable, shape: tuple[int, int, int, int], planes: int,
+        storages: tuple[Storage, ...],
+    ) -> None:  # fmt: skip
+        super().__init__(arena, design, name, shape, planes)
+        self._storages = storages
+        self._read: Array | None = None
+        self._held: dict[MemoryArea, U64] = {}
+        for storage in storages:
+            for view, area in storage.views:
+                area.owner = self
+                if view.exact(design.lanes):
+                    whole = not view.arrangement.moves and storage.channels == (0, shape[1])
+                    self.areas[view, None if whole else storage.channels] = area
+
+    def elements(self) -> Array:
+        """See :class:`MemoryTensor`."""
+        if self._read is None:
+            self._read = self._natural(self._codes, self.design.channels, np.uint16)
+        return self._read
+
+    def _words(self, view: View, area: MemoryArea, groups: int) -> U64:
+        """Words of a view, which are read once."""
+        if area not in self._held:
+            self.check(area)
+            self._held[area] = self.arena.read(area, view.beats(self.design, groups, self.planes))
+        return self._held[area]
+
+    def _codes(self, view: View, area: MemoryArea, groups: int, base: int) -> Array:
+        """Elements of a view (images, rows, groups, L, C)."""
+        words = self._words(view, area, groups)
+        return packing.unpack_rows(words, self.design, view.images, view.rows, groups, self.planes, False)
+
+    def _natural(self, read: Callable[[View, MemoryArea, int, int], Array], c: int, kind: npt.DTypeLike) -> Array:
+        """The whole tensor (N, channels of c each, H, W), of what ``read`` says of every view."""
+        n, _, h, w = self.shape
+        parts, base = [], 0
+        for storage in self._storages:
+            count = -(-(storage.channels[1] - storage.channels[0]) * c // self.design.channels)
+            height, width = storage.views[0][0].arrangement.hw
+            outputs = storage.order.phases**2 * count
+            found = np.zeros((n, max(outputs, -(-storage.computed * c // self.design.channels)), height, width), kind)
+            for view, area in storage.views:
+                codes = read(view, area, -(-storage.computed // self.design.channels), base)
+                base += codes.size
+                _put(found, codes, view)
+            shape = n, count, h, w
+            parts.append(natural(found[:, :outputs], shape, storage.order))
+        return np.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+
+    # -- pixels -----------------------------------------------------------------------------------------------------
+
+    def _arranged(self, view: View, channels: Channels) -> U64:
+        """See :class:`MemoryTensor`; whole pixels are moved where groups of channels stay together."""
+        index = _moves(self, view, channels)
+        if index is None:
+            return super()._arranged(view, channels)
+        d, planes = self.design, self.planes
+        words = [self._words(v, area, -(-s.computed // d.channels)) for s in self._storages for v, area in s.views]
+        source = np.concatenate(words) if len(words) > 1 else words[0]
+        pixels = source.view(_PIXELS[d.channels]).reshape(-1, planes, d.lanes)
+        out = np.empty((len(index), planes, d.lanes), pixels.dtype)
+        for plane in range(planes):
+            from_ = np.zeros(len(pixels) * d.lanes + 1, pixels.dtype)
+            from_[1:] = pixels[:, plane].reshape(-1)
+            out[:, plane] = from_.take(index)
+        return out.reshape(-1).view(np.uint64)
+
+    def signature(self) -> Hashable:
+        """What decides where its pixels lie."""
+        views = tuple((s.channels, s.computed, s.order, *(view for view, _ in s.views)) for s in self._storages)
+        return self.shape, views
+
+    def pixel_index(self) -> Array | None:
+        """Of each pixel (N, groups, H, W) one more than its number in what :meth:`_arranged` reads, if groups stay whole."""
+        c = self.design.channels
+        if c not in _PIXELS or any(
+            s.channels[0] % c or (s.order.phases > 1 and s.channels[1] % c) for s in self._storages
+        ):
+            return None
+
+        def read(view: View, area: MemoryArea, groups: int, base: int) -> Array:
+            shape = view.images, view.rows, groups, self.design.lanes, 1
+            return 1 + base + np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+
+        return self._natural(read, 1, np.int64)
+
+
+def _put(target: Array, codes: Array, view: View) -> None:
+    """Puts codes (images, rows, groups, L, c) of a view where they belong: ``target`` (N, channels, H, W)."""
+    region, (cy, cx) = view.region, view.shift
+    images, rows, groups, _, c = codes.shape
+    side, width = region.side, region.columns.size
+    split = codes[:, :, :, : side * width].reshape(images, rows, groups, side, width, c)
+    pixels = split.transpose(0, 3, 2, 5, 1, 4).reshape(images * side, groups * c, rows, width)
+    n, channels = len(target), min(groups * c, target.shape[1])
+    spans = []
+    for cut, centre, size in zip((region.rows, region.columns), (cy, cx), target.shape[2:], strict=True):
+        spans.append((max(cut.own_start, centre), max(min(cut.own_stop, centre + size), max(cut.own_start, centre))))
+    (y0, y1), (x0, x1) = spans
+    r, k = region.rows.start, region.columns.start
+    target[:, :channels, y0 - cy : y1 - cy, x0 - cx : x1 - cx] = pixels[:n, :channels, y0 - r : y1 - r, x0 - k : x1 - k]
+
+
+def _moves(tensor: ResultTensor, view: View, channels: Channels) -> Array | None:
+    """Which pixel goes where: one more than its number, or 0 for none, (tiles, L); None if groups of channels mix."""
+    key = tensor.signature(), view, channels
+    known = tensor.arena.moves
+    if key not in known:
+        known[key] = _new_moves(tensor, view, channels)
+    return known[key]
+
+
+def _new_moves(tensor: ResultTensor, view: View, channels: Channels) -> Array | None:
+    c, (first, stop) = tensor.design.channels, channels
+    names = {name for name, _ in view.arrangement.moves}
+    whole = first % c == 0 and ((stop - first) % c == 0 or not names & {"merged", "paired"})
+    if not whole or names - {"merged", "paired", "phase", "interleaved", "mirrored"}:
+        return None
+    if "paired" in names and (stop - first) % (2 * c):
+        return None
+    index = tensor.pixel_index()
+    if index is None:
+        return None
+    groups = -(-view.arrangement.channels // c)
+    arranged = Tensor(index[:, first // c : -(-stop // c)], _NO_GRID, 0).arranged(view.arrangement)
+    return np.ascontiguousarray(arranged.cut(view.window(groups), tensor.design.lanes, 1)).reshape(
+        -1, tensor.design.lanes
+    )
+
+
+# -- what takes the place of arrays ---------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class MemoryCodes:
+    """Takes the place of an array of codes: some planes of a tensor in memory, which is read when numbers are needed.
+
+    Attributes:
+        tensor: whose.
+        low, bits, signed: lowest plane and number of planes, and how they make a code; one bit that is not signed is a mask
+            if ``mask`` says so.
+    """
+
+    tensor: MemoryTensor
+    low: int
+    bits: int
+    signed: bool
+    mask: bool = False
+    _array: Array | None = field(default=None, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W)."""
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is read."""
+        return np.dtype(bool if self.mask else np.int32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) and index == slice(None):
+            return self
+        return self.read()[index]
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        found = self.read()
+        return found if dtype is None else found.astype(dtype)
+
+    def read(self) -> Array:
+        """The codes as an array: int32, or bool."""
+        if self._array is None:
+            planes = self.tensor.elements().astype(np.int32) >> self.low & all_planes(self.bits)
+            if self.mask:
+                self._array = planes.astype(bool)
+            elif self.signed:
+                self._array = planes << 32 - self.bits >> 32 - self.bits
+            else:
+                self._array = planes
+        return self._array
+
+    def sum(self, axes: tuple[int, ...], dtype: npt.DTypeLike | None = None) -> Array:
+        """Of the codes."""
+        return np.asarray(self.read().sum(axes, dtype=dtype))

@@ -1,0 +1,322 @@
+"""Passes on a device with memory: tensors stay there, a pass is built once and replayed with a few words patched.
+
+Implements :class:`host.step.passes.PassEngine`.  Codes that a pass leaves are handles (:class:`host.driver.memory_tensors.MemoryCodes`),
+which other passes take as they take arrays.  A pass whose moments or sums nobody needs yet waits for the next one, and
+both run as one program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+
+from host.devices.memory import MemoryDevice, check, record_words
+from host.driver.fabric_passes import check_phases, form_of, parts_of
+from host.driver.memory_tensors import Arena, HostTensor, MemoryArea, MemoryCodes, MemoryTensor, ResultTensor, planes_of
+from host.driver.pass_template import PassPlan, Template, TemplateBuilder, WeightArea, plan_of
+from host.epilogue import Bools
+from host.numerics import check_codes
+from host.step.passes import CodeTensor, PassEpilogue, PassError, PassMeter, PassResult, ProductPass
+from hw.contract import FIELD, RECORD_WORDS, RecordFlag
+from hw.packet import END
+from hw.plan.product import LoweringError
+from hw.plan.records import Record
+
+#: header fields that change from step to step
+_PATCHED = ("shift", "value_shift", "out_shift", "keep_shift", "wide_shift", "key")
+#: of records, word and bit at which the flag WAIT stands, at either port
+_WAIT_WORD, _WAIT = 7, np.uint64(int(RecordFlag.WAIT) << 48)
+
+
+@dataclass(eq=False)
+class _Shape:
+    """A pass but for the areas of its operands."""
+
+    plan: PassPlan
+    templates: dict[tuple[MemoryArea, ...], Template] = field(default_factory=dict)
+
+
+class _Program:
+    """Templates that run one after the other, and END: a copy of their records, with the words that changed."""
+
+    def __init__(self, arena: Arena, templates: tuple[Template, ...]) -> None:
+        self._arena, self.templates = arena, templates
+        end = record_words([Record(END, flags=RecordFlag.LAST)]).reshape(1, RECORD_WORDS, 2)
+        self._starts = np.cumsum([0, *(len(t.words) for t in templates)]).tolist()
+        self.words = np.concatenate([*(t.words for t in templates), end])
+        self.area = arena.area(("program", *map(id, templates)), len(self.words) * RECORD_WORDS)
+        self._patches: list[tuple[int, ...] | None] = [None] * len(templates)
+        self._wait()
+
+    def _wait(self) -> None:
+        """A record that reads what the program has written waits for it; those behind it need not."""
+        pending: set[MemoryArea] = set()
+        for start, template in zip(self._starts, self.templates, strict=False):
+            for record, area in template.reads:
+                if area in pending:
+                    self.words[start + record, _WAIT_WORD] |= _WAIT
+                    pending.clear()
+            pending |= set(template.writes)
+
+    def send(self) -> int:
+        """Writes the records that changed; returns how many words did."""
+        changed = 0
+        for number, template in enumerate(self.templates):
+            patch, before = template.patch, self._patches[number]
+            if before == patch:
+                continue
+            start, stop = self._starts[number : number + 2]
+            rows = self.words[start:stop]
+            for word, mask in patched_words(template.patch):
+                rows[template.convs, word // 2, word % 2] = template.words[template.convs, word // 2, word % 2] ^ mask
+                changed += len(template.convs)
+            stop += before is None and number == len(self.templates) - 1  # END, once
+            self._arena.write(self.area, self.words[start:stop].reshape(-1), start * RECORD_WORDS)
+            self._patches[number] = patch
+        return changed
+
+
+def patched_words(values: tuple[int, ...]) -> list[tuple[int, np.uint64]]:
+    """What the values of the patched fields change in a header that has zeros there: (word, bits), its checksum too."""
+    words: dict[int, int] = {}
+    check_at = FIELD["check"]
+    for name, value in zip(_PATCHED, values, strict=True):
+        place = FIELD[name]
+        bits = value << place.lsb
+        words[place.half // 2] = words.get(place.half // 2, 0) ^ bits << 32 * (place.half % 2)
+        words[check_at.half // 2] = words.get(check_at.half // 2, 0) ^ bits << 32 * (check_at.half % 2)
+    return [(word, np.uint64(bits)) for word, bits in words.items()]
+
+
+class MemoryPasses:
+    """Runs passes on a device with memory, to the bit as :class:`host.driver.fabric_passes.FabricPasses` does.
+
+    A pass that leaves codes only may wait for the next one; its saturations count with the pass behind which it runs.
+    ``meter`` has the device's counters, PASSES, PROGRAMS, and what the host did: WORDS_PATCHED of headers and entries,
+    BYTES_WRITTEN to and BYTES_READ from the memory.
+
+    Args:
+        memory: the device; the engine takes all of its memory.
+        deadline: cycles of one program, 0: none.
+    """
+
+    def __init__(self, memory: MemoryDevice, deadline: int = 0) -> None:
+        self.memory, self.design, self._deadline = memory, memory.info.design, deadline
+        self.meter = PassMeter()
+        self.arena = Arena(memory)
+        self.arena.settle = self.flush
+        self._shapes: dict[Hashable, _Shape] = {}
+        self._programs: dict[tuple[Template, ...], _Program] = {}
+        self._hosted: dict[Hashable, HostTensor] = {}
+        self._queue: list[Template] = []
+        self._context = ""
+        self._saturated = 0  #: of programs that no pass has reported yet
+
+    # -- passes -----------------------------------------------------------------------------------------------------
+
+    def run(self, wanted: ProductPass) -> PassResult:
+        """Runs a pass, or lets it wait for the next one if it leaves codes only.
+
+        Raises:
+            PassError: the design or the memory cannot hold it, or its result has no epilogue.
+            ProgramError, MemoryFaultError: the device refused a program, perhaps of a pass before.
+        """
+        operands = self._operands(wanted)
+        try:
+            template = self._template(wanted, operands)
+        except (LoweringError, PassError) as error:
+            kind = type(error) if isinstance(error, PassError) else PassError
+            raise kind(f"{wanted.node}, {wanted.purpose}: {error}") from None
+        self._fill(wanted, template)
+        self._queue.append(template)
+        self._context = f"{wanted.node}, {wanted.purpose}"
+        self.arena.busy.update(template.writes, (area for _, area in template.reads))
+        own = [template.entries, template.tail, template.weights.area if template.weights is not None else None]
+        self.arena.busy.update(area for area in own if area is not None)
+        self.meter.add("PASSES", 1)
+        codes = self._codes(wanted, template)
+        if template.moments is None and template.gradient is None:
+            return replace(codes, saturated=self._reported())
+        self.flush()
+        assert template.tail is not None
+        words = self.arena.read(template.tail, template.tail_beats)
+        return replace(
+            codes,
+            moments=template.moments.moments(words) if template.moments is not None else None,
+            weight_gradient=template.gradient.gradient(words) if template.gradient is not None else None,
+            saturated=self._reported(),
+        )
+
+    def flush(self) -> None:
+        """Runs what waits.
+
+        Raises:
+            ProgramError, MemoryFaultError: the device refused it.
+        """
+        if not self._queue:
+            return
+        key = tuple(self._queue)
+        self._queue = []
+        self.arena.busy.clear()
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = _Program(self.arena, key)
+        self.meter.add("WORDS_PATCHED", program.send())
+        result = self.memory.execute(program.area.offset, self._deadline)
+        check(result, self._context)
+        for name, value in result.counters.items():
+            self.meter.add(name, value)
+        self.meter.add("PROGRAMS", 1)
+        self._saturated += result.counters.get("SATURATED", 0)
+        self.meter.totals["BYTES_READ"] = self.arena.touched["read"]
+        self.meter.totals["BYTES_WRITTEN"] = self.arena.touched["written"]
+
+    def _reported(self) -> int:
+        found, self._saturated = self._saturated, 0
+        return found
+
+    # -- operands ---------------------------------------------------------------------------------------------------
+
+    def _operands(self, wanted: ProductPass) -> dict[str, MemoryTensor]:
+        """Tensors of the operands, those of arrays taken into memory."""
+        found = {}
+        for name, codes, what in (("x", wanted.x, "activations"), ("g", wanted.g, "output gradients")):
+            if codes is not None:
+                found[name] = self._tensor(wanted.node, name, codes, what)
+        if wanted.behind is None:
+            return found
+        if (side := self._side(wanted.node, wanted.behind)) is not None:
+            found["side"] = side
+        if wanted.behind.added is not None:
+            found["added"] = self._tensor(wanted.node, "added", wanted.behind.added, "added codes")
+        return found
+
+    def _tensor(self, node: str, name: str, codes: CodeTensor, what: str) -> MemoryTensor:
+        values: Any = codes.values
+        if isinstance(values, MemoryCodes) and (values.bits, values.tensor.planes) == (codes.bits, codes.bits):
+            return values.tensor
+        return self._host_tensor(
+            (node, name), (values,), lambda: planes_of(codes.values, codes.bits, codes.signed, what), codes.bits
+        )
+
+    def _side(self, node: str, behind: PassEpilogue) -> MemoryTensor | None:
+        """Codes of SIDE with the mask on top."""
+        side, mask = behind.side, behind.mask
+        if side is None and mask is None:
+            return None
+        codes: Any = side.values if side is not None else None
+        above: Any = mask
+        planes = (side.bits if side is not None else 0) + (mask is not None)
+        for one, low in ((codes, 0), (above, planes - 1)):
+            if isinstance(one, MemoryCodes) and one.tensor.planes == planes and one.low == low and (
+                codes is None or above is None or getattr(codes, "tensor", None) is getattr(above, "tensor", 0)
+            ):  # fmt: skip
+                return one.tensor
+        return self._host_tensor((node, "side"), (codes, above), lambda: _side_planes(side, mask), planes)
+
+    def _host_tensor(self, name: Hashable, values: tuple[Any, ...], elements: Any, planes: int) -> HostTensor:
+        """The tensor of arrays; the same as long as they are the same objects."""
+        found = self._hosted.get(name)
+        if found is None or found.planes != planes or any(
+            a is not b for a, b in zip(found.values, values, strict=True)
+        ):  # fmt: skip
+            found = HostTensor(self.arena, self.design, name, values, elements(), planes)
+            self._hosted[name] = found
+        return found
+
+    # -- templates --------------------------------------------------------------------------------------------------
+
+    def _template(self, wanted: ProductPass, operands: dict[str, MemoryTensor]) -> Template:
+        behind = wanted.behind
+        widths = tuple((t.bits, t.signed) if t is not None else None for t in (wanted.x, wanted.w, wanted.g))
+        form = None if behind is None else form_of(behind)
+        key = wanted.node, wanted.purpose, wanted.kind, wanted.geometry, wanted.groups, widths, form
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = self._shapes[key] = _Shape(plan_of(self.design, wanted, parts_of(self.design, wanted)))
+        if behind is not None:
+            for part in shape.plan.parts:
+                if part.order.phases > 1:
+                    check_phases(wanted, self.design, part)
+        places = [operands[need.operand].place(need.view, need.channels) for need in shape.plan.needs]
+        areas = tuple(area for area, _, _ in places)
+        template = shape.templates.get(areas)
+        if template is None:
+            name = (
+                wanted.node,
+                wanted.purpose,
+                wanted.kind,
+                wanted.geometry,
+                0 if behind is None else behind.settings.out_bits,
+            )
+            template = TemplateBuilder(self.arena, self.design, name, wanted, shape.plan, places).build()
+            shape.templates[areas] = template
+        return template
+
+    def _fill(self, wanted: ProductPass, template: Template) -> None:
+        """Puts this step's weights and entries into memory, and says what its headers have."""
+        if template in self._queue:
+            self.flush()
+        if template.weights is not None:
+            assert wanted.w is not None
+            self._fill_weights(template.weights, wanted.w)
+        behind = wanted.behind
+        if behind is None:
+            return
+        words = np.concatenate([behind.entries.words(), np.zeros((1, 4), np.uint64)])[template.entry_index].reshape(-1)
+        if template.last_entries is None or not np.array_equal(words, template.last_entries):
+            assert template.entries is not None
+            self.arena.write(template.entries, words)
+            self.meter.add("WORDS_PATCHED", words.size)
+            template.last_entries = words
+        form = behind.settings
+        template.patch = (
+            (form.shift, 0, 0, 0, 0, 0)
+            if behind.moments
+            else (
+                form.shift, form.value_shift, form.out_shift, form.keep_shift if form.keep_bits else 0,
+                form.wide_shift if form.wide_bits else 0, behind.key if form.stochastic else 0,
+            )
+        )  # fmt: skip
+
+    def _fill_weights(self, place: WeightArea, weights: CodeTensor) -> None:
+        if place.values is weights.values:
+            return
+        check_codes(weights.values, weights.bits, weights.signed, "weights")
+        self.arena.write(place.area, place.words(weights.values))
+        place.values = weights.values
+
+    # -- results ----------------------------------------------------------------------------------------------------
+
+    def _codes(self, wanted: ProductPass, template: Template) -> PassResult:
+        """Handles of the codes that a pass leaves."""
+        if not template.storages or wanted.behind is None:
+            return PassResult()
+        form = wanted.behind.settings
+        tensors = {
+            name: ResultTensor(
+                self.arena, self.design, (wanted.node, wanted.purpose, name), wanted.result_shape, planes, template.storages[name]
+            )
+            for name, planes in (("a", form.out_bits), ("keep", form.keep_bits + form.keep_mask), ("s", form.wide_bits))
+            if planes
+        }  # fmt: skip
+        found: dict[str, Any] = {"a": MemoryCodes(tensors["a"], 0, form.out_bits, form.out_signed)}
+        if form.keep_bits:
+            found["k"] = MemoryCodes(tensors["keep"], 0, form.keep_bits, True)
+        if form.keep_mask:
+            found["mask"] = MemoryCodes(tensors["keep"], form.keep_bits, 1, False, mask=True)
+        if form.wide_bits:
+            found["s"] = MemoryCodes(tensors["s"], 0, form.wide_bits, form.out_signed)
+        return PassResult(**cast(dict[str, Any], found))
+
+
+def _side_planes(side: CodeTensor | None, mask: Bools | None) -> Any:
+    """Elements of SIDE from arrays."""
+    bits = side.bits if side is not None else 0
+    found: Any = 0 if side is None else planes_of(side.values, side.bits, side.signed, "side codes")
+    if mask is not None:
+        found = found | np.asarray(mask).astype(np.uint16) << bits
+    return np.asarray(found, np.uint16)
