@@ -32,6 +32,18 @@ def extremes(x: F32, axis: int | None = None) -> tuple[F32, F32]:
     return low.astype(np.float32), flush(span).astype(np.float32)
 
 
+def check_width(bits: int) -> None:
+    """Refuses widths that no code has.
+
+    Raises:
+        ValueError: out of 1..16.
+    """
+    if not 1 <= bits <= 16:
+        raise ValueError(
+            f"cannot quantize to {bits} bits: a code has 1 to 16; leave the operand unquantized (0) instead"
+        )
+
+
 def grid_from_range(
     low: F32, span: F32, bits: int, key: int | None = None, smallest_scale: np.float32 = SMALLEST_SCALE
 ) -> Grid:
@@ -44,10 +56,7 @@ def grid_from_range(
     Raises:
         ValueError: if ``bits`` is out of 1..16 or the scale exceeds 2**126, where its reciprocal would be subnormal.
     """
-    if not 1 <= bits <= 16:
-        raise ValueError(
-            f"cannot quantize to {bits} bits: a code has 1 to 16; leave the operand unquantized (0) instead"
-        )
+    check_width(bits)
     scale = np.maximum(span / np.float32((1 << bits) - 1), smallest_scale)
     if (scale > LARGEST_SCALE).any():
         raise ValueError(
@@ -62,7 +71,7 @@ def weight_operand(weight: F32, bits: int, axis: int) -> Operand:
     grid = grid_from_range(*extremes(weight, axis), bits)
     shape = [1] * weight.ndim
     shape[axis] = -1
-    codes, _ = quantize(weight, grid.zero.reshape(shape), (np.float32(1) / grid.scale).reshape(shape), bits, False)
+    codes, _ = quantize(weight, grid.zero.reshape(shape), grid.reciprocal.reshape(shape), bits, False)
     return Operand(grid, codes=codes)
 
 
@@ -86,6 +95,5 @@ def host_codes(operand: Operand) -> I64:
     if not np.isfinite(values).all():
         raise ValueError("values to quantize hold NaN or infinity; check them before the product")
     indices = None if grid.key is None else np.arange(values.size, dtype=np.uint32).reshape(values.shape)
-    reciprocal = np.float32(1) / np.float32(grid.scale)
-    codes, _ = quantize(values, np.float32(grid.zero), reciprocal, grid.bits, grid.signed, grid.key, indices)
+    codes, _ = quantize(values, grid.zero, grid.reciprocal, grid.bits, grid.signed, grid.key, indices)
     return codes.astype(np.int64)

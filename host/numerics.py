@@ -68,6 +68,11 @@ def flush(x: F32) -> F32:
     return np.where(np.abs(x) < SMALLEST_NORMAL, np.float32(0), x)
 
 
+def running_mean(old: Any, new: Any, share: float) -> Any:
+    """``share * old + (1 - share) * new`` in single precision, every operation rounded: of NumPy arrays or of tensors."""
+    return old * np.float32(share) + new * np.float32(1 - share)
+
+
 def quantize(
     x: F32,
     zero: Array | np.float32,

@@ -45,6 +45,11 @@ class Grid:
             raise ValueError(f"scale {self.scale.shape} and zero {self.zero.shape} must both be () or (C,)")
 
     @property
+    def reciprocal(self) -> F32:
+        """``1 / scale``, rounded once: what quantizers multiply by, like ``scale``."""
+        return np.asarray(np.float32(1) / self.scale)
+
+    @property
     def limits(self) -> tuple[int, int]:
         """Least and greatest code."""
         return code_limits(self.bits, self.signed)

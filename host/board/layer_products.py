@@ -13,7 +13,7 @@ from host.board.operations import JobError
 from host.driver.grouped import product_sums
 from host.exact_engine import correlate, correlate_back, correlate_weight
 from host.grids import extremes, grid_from_range, weight_operand
-from host.numerics import derive_key
+from host.numerics import derive_key, running_mean
 from host.operands import ConvGeometry, Engine, Operand, backward_mixed, several
 
 MAX_COLUMNS = 1 << 28  #: elements of an unfolded operand
@@ -60,10 +60,9 @@ class LayerState:
 
     def note(self, low: Array, span: Array, momentum: float) -> None:
         """Fold in a batch's range: ``r <- m * r + (1 - m) * new``, the first batch as it is."""
-        old = momentum if self.batches else 0.0
-        m, share = np.float32(old), np.float32(1.0 - old)
-        self.low = np.asarray(self.low * m + low * share)
-        self.span = np.asarray(self.span * m + span * share)
+        if self.batches:
+            low, span = running_mean(self.low, low, momentum), running_mean(self.span, span, momentum)
+        self.low, self.span = np.asarray(low), np.asarray(span)
         self.batches += 1
 
 

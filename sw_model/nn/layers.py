@@ -23,12 +23,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from host.numerics import running_mean
 from host.operands import ConvGeometry, Engine
 from host.windows import Window
 from sw_model.nn.convolution import convolve
 from sw_model.nn.parallel import Shard
 from sw_model.nn.precision import FULL, Precision, Run
 from sw_model.nn.quantized_product import Call, dilation_of, quantized_product
+from sw_model.quantize import kernels
 from sw_model.quantize.affine import derive_key, extremes, random_units
 from sw_model.quantize.limits import refusal
 from sw_model.quantize.methods import METHODS, Convolution, check_bits
@@ -85,7 +87,7 @@ class QLayer(nn.Module):
 
         Raises:
             RuntimeError: in evaluation before any training batch.
-            ValueError: if the input holds NaN or infinity.
+            ValueError: if the input holds NaN or infinity; see :func:`sw_model.quantize.affine.extremes` on accelerators.
         """
         if self.training:
             low, span = batch_extremes(x, self.run.shard)
@@ -97,8 +99,11 @@ class QLayer(nn.Module):
                 f"layer {self.name} has not seen a training batch, so its activation range is unknown; train first, "
                 "load a checkpoint, or call .train()"
             )
-        extremes(x)  # refuses NaN and infinity, which clamping would hide
-        return self.running_low.cpu(), self.running_span.cpu()
+        _, span = extremes(x)  # refuses NaN and infinity, which clamping would hide
+        if kernels.behind(x.device):
+            unknown = torch.full_like(span, torch.nan)
+            return tuple(torch.where(span.isfinite(), r, unknown) for r in (self.running_low, self.running_span))  # type: ignore[return-value]
+        return self.running_low, self.running_span
 
     @torch.no_grad()
     def _note_range(self, low: Tensor, span: Tensor) -> None:
@@ -107,11 +112,10 @@ class QLayer(nn.Module):
         The published code starts from zero, which biases the first averages towards zero; ``fixed`` mode starts from
         the first batch.
         """
-        momentum = self.run.running_share
-        if int(self.batches) == 0 and not self.run.has_defect("zero-start"):
-            momentum = 0.0
-        self.running_low.mul_(momentum).add_(low.to(self.running_low.device), alpha=1 - momentum)
-        self.running_span.mul_(momentum).add_(span.to(self.running_span.device), alpha=1 - momentum)
+        from_zero = self.run.has_defect("zero-start")
+        for running, new in ((self.running_low, low), (self.running_span, span)):
+            mean = running_mean(running, new, self.run.running_share)
+            running.copy_(mean if from_zero else torch.where(self.batches > 0, mean, new))
         self.batches += 1
 
     def whole(self, rows: int) -> int:
@@ -168,7 +172,9 @@ class QLayer(nn.Module):
     def _comparison(self, x: Tensor, weight: Tensor, geometry: ConvGeometry | Window, groups: int) -> Tensor:
         """The product by one of the methods that FracTrain is compared with."""
         if not isinstance(geometry, ConvGeometry):
-            raise ValueError(f"layer {self.name}: quantizer {self.run.quantizer!r} takes one stride and one padding only")
+            raise ValueError(
+                f"layer {self.name}: quantizer {self.run.quantizer!r} takes one stride and one padding only"
+            )
         p = self.precision
         check_bits(self.run.quantizer, p.widths)
         key = self.gradient_key()

@@ -1,4 +1,4 @@
-"""Data-parallel training on CPU processes: every process computes a part of every batch.
+"""Data-parallel training: every process computes a part of every batch, on the CPU or each on a GPU of its own.
 
 The result is that of one process, up to the order of float32 sums:
 
@@ -32,7 +32,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from sw_model.data.images import BatchPart
-from sw_model.quantize.affine import flush, non_finite
+from sw_model.quantize import kernels
+from sw_model.quantize.affine import flush, refuse_non_finite
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ def processes() -> Iterator[Ranks]:
     # The first optimizer imports this module, whose functions have the group of that moment as a default: one that exists
     # would outlive its end, and its threads that of Python, which aborts if one of them then lets go of a tensor.
     importlib.import_module("torch.distributed.nn.functional")
-    distributed.init_process_group("gloo")
+    gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+    if gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")  # counts are summed on the CPU
     try:
         yield Ranks(BatchPart(distributed.get_rank(), distributed.get_world_size()))
     finally:
@@ -160,16 +164,17 @@ class Shard:
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Minimum and range of the global tensor of which ``x`` is a part; see ``sw_model.quantize.affine.extremes``."""
-        found = torch.full((2,), torch.inf)
+        found = x.new_full((2,), torch.inf)
         if x.numel():
             low, high = torch.aminmax(x.detach())
             # A reduction may lose NaN, infinity survives; so all processes refuse what one of them meets.
             found = torch.stack([low, -high]).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
-        low, high = self.ranks.least(found).mul(torch.tensor([1.0, -1.0])).unbind()
+        low, high = self.ranks.least(found).unbind()
+        high = -high
         low, high = flush(low), flush(high)
         span = high - low
-        if not bool(torch.isfinite(span)):
-            raise non_finite(x, low, high)
+        if not kernels.behind(x.device):
+            refuse_non_finite(x, low, span)
         return low, flush(span)
 
 
@@ -179,7 +184,7 @@ class _GlobalNormalisation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ranks: Ranks, eps: float) -> tuple[Tensor, ...]:
         axes = (0, 2, 3)
-        count = torch.tensor([x.numel() / x.shape[1]], dtype=torch.float64)
+        count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float64)
         sums = ranks.sum(torch.cat([x.sum(axes, dtype=torch.float64), count]))
         count, mean = sums[-1], sums[:-1] / sums[-1]
         centred = x.double() - mean[:, None, None]

@@ -28,6 +28,7 @@ from host import grids
 from host.numerics import derive_key as derive_key  # part of this module's interface too
 from host.operands import Grid
 from sw_model.quantize import kernels
+from sw_model.quantize.tensor_grid import grid_where_range_is
 
 Mode = Literal["fixed", "paper"]
 
@@ -57,6 +58,11 @@ def random_units(count: int, key: int, first: int = 0, device: torch.device | No
     else:
         h = torch.arange(first, end, dtype=torch.int32, device=device)
     h ^= _as_int32(key & _MASK32)
+    return _units(h)
+
+
+def _units(h: Tensor) -> Tensor:
+    """The numbers of words ``i ^ key``, int32, which are overwritten."""
     h ^= (h >> 16).bitwise_and_(0xFFFF)
     h *= _as_int32(0x85EBCA6B)
     h ^= (h >> 13).bitwise_and_(0x7FFFF)
@@ -76,7 +82,11 @@ def round_stochastically(t: Tensor, key: int, first: int = 0) -> Tensor:
         t: float32 or float64 of any shape.
         key, first: of the numbers u, see :func:`random_units`.
     """
-    u = random_units(t.numel(), key, first, t.device).reshape(t.shape)
+    return _round_up(t, random_units(t.numel(), key, first, t.device).reshape(t.shape))
+
+
+def _round_up(t: Tensor, u: Tensor) -> Tensor:
+    """``floor(t + u)`` of the exact sum."""
     whole = t.trunc()
     part = t - whole  # exact, with the sign of t, and so are 1 - u and -u
     return whole + (part >= 1 - u).to(t.dtype) - (part < -u).to(t.dtype)
@@ -88,11 +98,14 @@ def flush(x: Tensor) -> Tensor:
 
 
 def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
-    """Minimum and range (max - min) of ``x`` over everything, or per index of ``axis``; float32 on the CPU, flushed.
+    """Minimum and range (max - min) of ``x`` over everything, or per index of ``axis``; float32 where ``x`` is, flushed.
+
+    On an accelerator nobody waits for them: where the range is not finite, grids made of it turn all values into NaN
+    (:class:`sw_model.quantize.tensor_grid.TensorGrid`).
 
     Raises:
         TypeError: if ``x`` is not float32.
-        ValueError: if ``x`` is empty, holds NaN or infinity, or its range overflows.
+        ValueError: if ``x`` is empty; on the CPU, if it holds NaN or infinity, or its range overflows.
     """
     if x.dtype != torch.float32:
         raise TypeError(f"quantizers take float32 tensors, not {x.dtype}; convert with .float() first")
@@ -110,21 +123,28 @@ def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
         lo, hi = torch.aminmax(x.movedim(axis, 0).reshape(x.shape[axis], -1), dim=1)
     lo, hi = flush(lo), flush(hi)
     span = hi - lo
+    if not kernels.behind(x.device):
+        refuse_non_finite(x, lo, span)
+    return lo, flush(span)
+
+
+def refuse_non_finite(x: Tensor, lo: Tensor, span: Tensor) -> None:
+    """Refuses a tensor for its minimum and range, and waits for them.
+
+    Raises:
+        ValueError: the range is not finite.
+    """
     if not bool(torch.isfinite(span).all()):
-        raise non_finite(x, lo, hi)
-    return lo.cpu(), flush(span).cpu()
-
-
-def non_finite(x: Tensor, lo: Tensor, hi: Tensor) -> ValueError:
-    """The error about a tensor whose range is not finite."""
-    return ValueError(
-        f"a tensor of shape {tuple(x.shape)} holds NaN or infinity, or a range beyond float32 (min {lo.min():g}, "
-        f"max {hi.max():g}); training has diverged: lower the learning rate or raise the precision"
-    )
+        raise ValueError(
+            f"a tensor of shape {tuple(x.shape)} holds NaN or infinity, or a range beyond float32 (min {lo.min():g}, "
+            f"max {(lo + span).max():g}); training has diverged: lower the learning rate or raise the precision"
+        )
 
 
 def grid_from_range(lo: Tensor, span: Tensor, bits: int, *, key: int | None = None, mode: Mode = "fixed") -> Grid:
-    """The affine grid over ``[lo, lo + span]``, see :func:`host.grids.grid_from_range`."""
+    """The affine grid over ``[lo, lo + span]``, see :func:`host.grids.grid_from_range`; on an accelerator one that stays there."""
+    if kernels.behind(lo.device):
+        return grid_where_range_is(lo, span, bits, key, SCALE_FLOOR[mode])
     return grids.grid_from_range(lo.numpy(), span.numpy(), bits, key, SCALE_FLOOR[mode])
 
 
@@ -146,15 +166,15 @@ def affine_grid(x: Tensor, bits: int, *, axis: int | None = None, key: int | Non
     return grid_from_range(lo, span, bits, key=key, mode=mode)
 
 
-def _along(values: np.ndarray, ndim: int, axis: int | None, device: torch.device) -> Tensor | float:
+def _along(values: np.ndarray | Tensor, ndim: int, axis: int | None, device: torch.device) -> Tensor | float:
     """Grid numbers as something that broadcasts against a tensor of ``ndim`` axes."""
     if values.ndim == 0:
-        return float(values)
+        return values if isinstance(values, Tensor) else float(values)
     if axis is None:
         raise ValueError(f"a grid of {values.shape[0]} scales needs the axis that they belong to; pass axis=0 or 1")
     shape = [1] * ndim
     shape[axis] = -1
-    return torch.from_numpy(values).reshape(shape).to(device)
+    return torch.as_tensor(values).reshape(shape).to(device)
 
 
 def quantize(x: Tensor, grid: Grid, axis: int | None = None, first: int = 0) -> Tensor:
@@ -166,7 +186,7 @@ def quantize(x: Tensor, grid: Grid, axis: int | None = None, first: int = 0) -> 
     vouches for finite input, as :func:`extremes` does for any grid taken from the tensor itself.
     """
     zero = _along(grid.zero, x.ndim, axis, x.device)
-    reciprocal = _along(np.float32(1) / grid.scale, x.ndim, axis, x.device)
+    reciprocal = _along(grid.reciprocal, x.ndim, axis, x.device)
     t = flush(flush(x) - zero).mul_(reciprocal)
     low, high = grid.limits
     if grid.key is None:
@@ -286,12 +306,28 @@ def fake_quantize_groups(x: Tensor, groups: Sequence[Group], scratch: str | None
             places = group.before + np.arange(len(rows), dtype=np.uint64)
             table["first"][rows] = (places * length).astype(np.uint32)
         return kernels.quantize_rows(kernels.dense(x), table, stochastic, None, scratch)
-    values = torch.empty_like(x)
-    for group in groups:
-        chosen = x[group.samples]
-        first = group.before * (x.numel() // len(x))
-        values[group.samples] = dequantize(quantize(chosen, group.grid, first=first), group.grid)
-    return values
+    return _on_rows(x, groups)
+
+
+def _on_rows(x: Tensor, groups: Sequence[Group]) -> Tensor:
+    """:func:`fake_quantize_groups` in PyTorch's operations: every sample with the numbers of its grid, all at once."""
+    table = x.new_empty(5, len(x))  # zero, reciprocal, scale, least and greatest code of every sample
+    keys, first = (torch.empty(len(x), dtype=torch.int32, device=x.device) for _ in range(2))
+    length = x.numel() // len(x)
+    for samples, grid, before in groups:
+        for row, value in zip(table, (grid.zero, grid.reciprocal, grid.scale, *grid.limits), strict=True):
+            row[samples] = torch.as_tensor(value, dtype=torch.float32, device=x.device)
+        keys[samples] = _as_int32((grid.key or 0) & _MASK32)
+        places = torch.arange(before, before + len(samples), device=x.device)
+        first[samples] = (places * length).to(torch.int32)
+    zero, reciprocal, scale, low, high = (row.reshape(-1, *[1] * (x.ndim - 1)) for row in table)
+    t = flush(flush(x) - zero).mul_(reciprocal)
+    if groups[0].grid.key is None:
+        t.round_()
+    else:
+        words = torch.arange(length, dtype=torch.int32, device=x.device) + first[:, None]
+        t = _round_up(flush(t), _units(words ^ keys[:, None]).reshape(x.shape))
+    return t.clamp_(low, high) * scale + zero
 
 
 def option_products(x: Tensor, weight: Tensor, grids: list[Grid], *, fast: bool = True) -> Tensor:

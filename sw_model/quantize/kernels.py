@@ -115,7 +115,7 @@ _portable = threading.local()
 
 @contextmanager
 def portable() -> Iterator[None]:
-    """PyTorch's operations in place of the kernels in this thread: on the CPU, what accelerators compute."""
+    """On the CPU what accelerators compute, in this thread: PyTorch's operations in place of the kernels, grids as tensors."""
     before, _portable.on = getattr(_portable, "on", False), True
     try:
         yield
@@ -123,9 +123,14 @@ def portable() -> Iterator[None]:
         _portable.on = before
 
 
+def behind(device: torch.device) -> bool:
+    """Whether the host is ahead of what is computed there, and should not wait for it."""
+    return device.type != "cpu" or getattr(_portable, "on", False)
+
+
 def serve(device: torch.device) -> bool:
     """Whether the kernels compute for tensors there."""
-    return device.type == "cpu" and not getattr(_portable, "on", False) and library() is not None
+    return not behind(device) and library() is not None
 
 
 def usable(x: Tensor) -> bool:
@@ -161,7 +166,7 @@ def row_grids(grids: list[Grid]) -> np.ndarray:
     table = np.zeros(len(grids), ROW_GRID)
     for record, grid in zip(table, grids, strict=True):
         record["zero"], record["scale"] = grid.zero, grid.scale
-        record["reciprocal"] = np.float32(1) / grid.scale
+        record["reciprocal"] = grid.reciprocal
         record["top"], record["key"] = grid.limits[1], grid.key or 0
     return table
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sw_model.quantize.affine import extremes, round_stochastically
+from sw_model.quantize.affine import extremes, refuse_non_finite, round_stochastically
 
 _SMALLEST = 2.0**-126
 
@@ -67,6 +67,7 @@ def ptq(x: Tensor, bits: int, key: int) -> Tensor:
     """Per tensor, with zero on the grid; one bit has no point to spare for a zero inside the range and takes its ends."""
     _check(x, bits)
     low, span = extremes(x)
+    refuse_non_finite(x, low, span)
     bottom, top = min(float(low), 0.0), max(float(x.max()), 0.0)
     if bits == 1 and bottom < 0 < top:
         return _round_rows(x, low, span, bits, key)
@@ -123,11 +124,12 @@ def bhq(x: Tensor, bits: int, key: int) -> Tensor:
     the rows are scaled by s1 ~ w1**(-1/3) and s2 ~ (w2 / (k - 1))**(-1/3): the least variance for a given range.
     """
     _check(x, bits)
-    _, span = extremes(x, 0)
-    block, head = bhq_blocks(span)
+    low, span = extremes(x, 0)
+    refuse_non_finite(x, low, span)
+    block, head = bhq_blocks(span.cpu())
     count = int(block.max()) + 1
     # Blocks are chosen on the CPU, one row after another; what follows is done where the gradient is.
-    span, block, head = (each.to(x.device) for each in (span, block, head))
+    block, head = block.to(x.device), head.to(x.device)
     nothing, one = x.new_zeros(count), x.new_ones(())
     size = nothing.index_add(0, block, one.expand(len(x)))
     root = size.sqrt()

@@ -49,6 +49,11 @@ def on(accelerator: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(accelerator, non_blocking=True) for x in tensors)
 
 
+def is_finite(model: nn.Module) -> bool:
+    """Whether no weight of a network is NaN or infinite: one look for a whole step."""
+    return bool(torch.nn.utils.get_total_norm([p.detach() for p in model.parameters()]).isfinite())
+
+
 def name_of_device(accelerator: torch.device) -> str:
     """What a device is called, for figures: the graphics card's or the processor's name."""
     if accelerator.type == "cuda":

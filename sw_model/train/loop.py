@@ -37,7 +37,8 @@ from sw_model.nn.precision import Precision, Run
 from sw_model.nn.reproducible import arithmetic
 from sw_model.nn.transformer import QMatmul
 from sw_model.quantize.affine import straight_through
-from sw_model.train.accelerator import choose_accelerator, move, on
+from sw_model.quantize.kernels import behind
+from sw_model.train.accelerator import choose_accelerator, is_finite, move, on
 from sw_model.train.folder import EventLog, RunFolder
 from sw_model.train.metrics import TrainingResult
 from sw_model.train.pretrained import build_network
@@ -220,6 +221,10 @@ class _Training:
         self.optimizer.step()
         if not math.isfinite(value):
             raise RuntimeError(f"the loss is {value} at step {self.global_step}; lower lr ({self.config.lr})")
+        if behind(self.accelerator) and not is_finite(self.model):
+            raise RuntimeError(
+                f"weights or their gradients are not finite after step {self.global_step}; lower lr ({self.config.lr})"
+            )
         targets = shard.whole(y.numel())
         self.loss_sum += value * targets
         self.cp_sum += cp * targets

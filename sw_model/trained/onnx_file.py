@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -107,7 +106,7 @@ class _Quantizer(nn.Module):
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         self.kind = torch.uint8 if grid.bits <= 8 else torch.uint16
-        self.low, self.reciprocal = float(grid.zero), float(np.float32(1) / grid.scale)
+        self.low, self.reciprocal = float(grid.zero), float(grid.reciprocal)
         self.top = None if grid.bits in (8, 16) else grid.limits[1]  # other widths end below what their type holds
         self.register_buffer("scale", torch.tensor(float(grid.scale)))
         self.register_buffer("unit", torch.ones(()))

@@ -6,15 +6,30 @@ No GPU is needed: PyTorch's "meta" device computes shapes and refuses to mix wit
 from __future__ import annotations
 
 import json
+import math
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import fractrain
 from host.exact_engine import ExactEngine
 from host.operands import Grid
+from sw_model.nn.layers import QLinear, attach, set_precision
+from sw_model.nn.models import build_model
+from sw_model.nn.precision import Precision, Run
 from sw_model.quantize import kernels
-from sw_model.quantize.affine import dequantize, quantize, random_units
+from sw_model.quantize.affine import (
+    Group,
+    affine_grid,
+    affine_values,
+    dequantize,
+    fake_quantize_groups,
+    quantize,
+    random_units,
+)
 from sw_model.train.accelerator import choose_accelerator, on
 from sw_model.train.engines import accelerator_of
 from sw_model.train.folder import DEVICE
@@ -71,6 +86,70 @@ def test_quantizers_stay_where_their_tensor_is(bits: int, signed: bool, key: int
     per_channel = Grid(bits, signed, torch.full((3,), 0.1).numpy(), torch.zeros(3).numpy())
     assert quantize(x, per_channel, 1).device.type == "meta"
     assert random_units(5, 1, device=torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("name", ["resnet-8", "mobilenetv2", "resnet-18"])
+def test_a_step_asks_the_accelerator_for_no_number(name: str) -> None:
+    """The "meta" device has none to give: whoever asks it for one fails."""
+    model = build_model(name, 10, (3, 32, 32), quantize_head=True).to("meta")
+    attach(model, Run())
+    set_precision(model, Precision(4, 4, 6, 8))
+    x, y = torch.empty(4, 3, 32, 32, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    assert {p.grad.device.type for p in model.parameters() if p.grad is not None} == {"meta"}
+
+
+@pytest.mark.parametrize("gradient", ["affine", "psq"])
+def test_a_transformer_s_step_asks_for_no_number_either(gradient: str) -> None:
+    model = torch.nn.Sequential(torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True))
+    fractrain.convert(model, torch.randn(2, 5, 16), bits="4/4/6", run=Run(gradient=gradient))
+    y = model.to("meta")(torch.empty(2, 5, 16, device="meta"))
+    y.sum().backward()
+    assert y.device.type == "meta"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38])
+@pytest.mark.parametrize("key", [None, 3])
+def test_what_has_no_grid_becomes_nan_where_nobody_waits(bad: float, key: int | None) -> None:
+    x = torch.linspace(-3e38 if bad == 3e38 else -1, 1, 24).reshape(4, 6)
+    x[1, 2] = bad
+    with kernels.portable():
+        assert affine_values(x, 5, key=key).isnan().all()
+        rows = affine_values(x, 5, axis=0, key=key)
+        group = Group(torch.arange(4), affine_grid(x, 3, key=key))
+        assert fake_quantize_groups(x, [group]).isnan().all()
+    if bad != 3e38:
+        assert rows[1].isnan().all() and rows[[0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [(4, 4, 6), (0, 0, 0)])
+def test_diverged_training_ends_with_an_error_there(bits: tuple[int, ...]) -> None:
+    with kernels.portable(), pytest.raises(RuntimeError, match=r"lower lr"):
+        train(replace(SMALL, lr=1e30, train_limit=320, stages=(bits,)))
+
+
+def test_ranges_run_on_as_on_the_cpu() -> None:
+    """Running ranges, evaluation with them, and codes of one layer, to the bit."""
+    found = []
+    for there in (nullcontext(), kernels.portable()):
+        layer = QLinear(6, 3, bias=False)
+        torch.manual_seed(5)
+        layer.weight.data.normal_()
+        layer.precision = Precision(5, 4, 6)
+        with there:
+            outputs = [layer(torch.randn(7, 6) * scale) for scale in (1, 3, 0.5)]
+            layer.eval()
+            outputs.append(layer(torch.randn(7, 6)))
+            found.append([*outputs, layer.running_low, layer.running_span, layer.batches])
+            x = torch.randn(7, 6)
+            x[0, 0] = math.inf
+            if kernels.behind(x.device):
+                assert layer(x).isnan().all()
+            else:
+                with pytest.raises(ValueError, match="infinity"):
+                    layer(x)
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_portable_forms_train_as_the_compiled_ones() -> None:
