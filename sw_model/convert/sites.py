@@ -116,7 +116,7 @@ class LinearSite(Site):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """float32 (..., I) and (O, I) to (..., O)."""
         rows = x.reshape(-1, x.shape[-1], 1, 1)
-        window = Window(len(rows), x.shape[-1], len(weight), (1, 1), (1, 1))
+        window = Window(rows.shape[0], x.shape[-1], len(weight), (1, 1), (1, 1))
         y = self._multiply(rows, weight[:, :, None, None], window, 1).reshape(*x.shape[:-1], len(weight))
         return y if bias is None else y + bias
 

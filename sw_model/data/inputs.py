@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,27 @@ from sw_model.data.class_folders import read_image
 from sw_model.data.sources import DataError
 
 TEST_SCALE = 256 / 224  #: shorter side of a test image, before its centre is cropped, to the side of the crop
+
+
+class FileInputs(Protocol):
+    """How image files become a network's inputs."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the outputs."""
+        ...
+
+    def pixels(self, path: Path) -> Any:
+        """What :meth:`tensor` takes of a file."""
+        ...
+
+    def tensor(self, images: Sequence[Any]) -> Tensor:
+        """A batch: float32 (N, ...)."""
+        ...
+
+    def record(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps of it, see :meth:`ImageInputs.from_record`; None: the data set is asked again."""
+        ...
 
 
 @dataclass(frozen=True)

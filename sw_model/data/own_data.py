@@ -14,6 +14,7 @@ from torch import Tensor
 
 from host.numerics import ceil_div
 from host.training import batches
+from sw_model.data.class_folders import read_image
 from sw_model.data.identity import Identity
 from sw_model.data.images import WHOLE, BatchPart, Indices, fixed_sample
 from sw_model.data.sources import DataError
@@ -68,8 +69,10 @@ class OwnData:
             first = _input(self.test[int(test[0])][0]).numpy()
         return Identity.of(self.train_count, len(test), self.classes, (self.source, first))
 
-    def inputs(self) -> None:
-        """What a network takes is known to the data sets only, which prepare it."""
+    def inputs(self) -> OwnInputs | None:
+        """How an image file becomes an input: by the test set's ``transform``; None: only the data set knows."""
+        transform = _found(self.test, "transform")
+        return OwnInputs(self.classes, self.image_shape, transform) if callable(transform) else None
 
     def train_steps(self, batch: int) -> int:
         """Batches per epoch; the last one may be smaller."""
@@ -90,6 +93,40 @@ class OwnData:
         own = part.rows(len(numbers))
         for first in range(own.start, own.stop, batch):
             yield _batch(self.test, numbers[first : min(first + batch, own.stop)], first)
+
+
+@dataclass(frozen=True)
+class OwnInputs:
+    """How an image file becomes the input of a network that was trained on data of its user's.
+
+    Attributes:
+        classes: names, in the order of the outputs.
+        shape: of an input; of one channel, images are grey.
+        transform: from a PIL image to an input, that of the test set, as torchvision's data sets have one.
+    """
+
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    transform: Callable[[Any], Any]
+
+    def pixels(self, path: Path) -> Any:
+        """An image file as the transform gives it.
+
+        Raises:
+            DataError: if it cannot be read, or becomes something else than an input.
+        """
+        image = read_image(path, str(path))
+        found = _input(self.transform(image.convert("L") if self.shape[0] == 1 else image))
+        if tuple(found.shape) != self.shape:
+            raise DataError(f"{path}: the test set's transform makes {tuple(found.shape)} of it, not {self.shape}")
+        return found
+
+    def tensor(self, images: Sequence[Tensor]) -> Tensor:
+        """Inputs as :meth:`pixels` gives them: float32 (N, ...)."""
+        return torch.stack(list(images))
+
+    def record(self) -> None:
+        """Nothing that a checkpoint could keep: a run asks the data set again."""
 
 
 def _input(x: Any) -> Tensor:
@@ -146,11 +183,17 @@ def own_data(function: Callable[..., Any], source: str) -> OwnData:
 
 def _classes(data: Any) -> tuple[str, ...] | None:
     """Names of the classes of a data set, of those that it is a part of, or as many as its labels have."""
-    for name in ("classes", "categories"):
-        if (classes := getattr(data, name, None)) is not None:
-            return tuple(map(str, classes))
-    for name in ("targets", "labels"):
-        if (labels := getattr(data, name, None)) is not None:
-            return tuple(str(n) for n in range(int(max(labels)) + 1))
-    inner = getattr(data, "dataset", None)
-    return None if inner is None else _classes(inner)
+    if (classes := _found(data, "classes", "categories")) is not None:
+        return tuple(map(str, classes))
+    labels = _found(data, "targets", "labels")
+    return None if labels is None else tuple(str(n) for n in range(int(max(labels)) + 1))
+
+
+def _found(data: Any, *names: str) -> Any:
+    """The first of these attributes that a data set, or one that it is a part of, has; None: none has any."""
+    while data is not None:
+        for name in names:
+            if (value := getattr(data, name, None)) is not None:
+                return value
+        data = getattr(data, "dataset", None)
+    return None

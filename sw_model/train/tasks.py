@@ -23,7 +23,7 @@ from sw_model.convert.references import build_referenced, function_of, is_refere
 from sw_model.data.identity import Identity
 from sw_model.data.image_folders import FolderSet, open_images
 from sw_model.data.images import WHOLE, BatchPart, ImageSet
-from sw_model.data.inputs import ImageInputs
+from sw_model.data.inputs import FileInputs
 from sw_model.data.own_data import OwnData, own_data
 from sw_model.data.text import TokenSet, load_text
 from sw_model.nn.gates import way_of
@@ -44,7 +44,7 @@ class Samples(Protocol):
 
     def identity(self) -> Identity: ...
 
-    def inputs(self) -> ImageInputs | None: ...
+    def inputs(self) -> FileInputs | None: ...
 
     def train_steps(self, batch: int) -> int: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from host.operands import Grid
 from sw_model.convert.references import is_reference
@@ -12,6 +13,7 @@ from sw_model.nn.gates import GatedNetwork
 from sw_model.nn.layers import QConv2d, QLayer, QLinear, quantized_layers
 from sw_model.quantize.affine import affine_grid, grid_from_range, quantize
 from sw_model.train.recipe import ConfigError
+from sw_model.trained.converted_layers import site_weights
 from sw_model.trained.trained_network import TrainedNetwork
 
 
@@ -31,23 +33,23 @@ class LayerGrids:
 
 
 def layer_grids(network: TrainedNetwork) -> dict[str, LayerGrids]:
-    """The grids of all layers with weights, by name.
+    """The grids of all layers with weights, by name; of a network of others, of all its products.
 
     Raises:
-        ConfigError: a method's quantizers, which have no affine grids; a network of others.
+        ConfigError: a method's quantizers, which have no affine grids; products whose weights depend on the input.
     """
     if network.config.quantizer != "affine":
         raise ConfigError(
             f"quantizer {network.config.quantizer!r} has grids of its own, which only training knows; export runs of "
             "quantizer 'affine'"
         )
-    if is_reference(network.config.model):
-        raise ConfigError(
-            f"{network.config.model} is a network of others, whose weights lie where its modules have them; there is no export "
-            "of its grids: load the checkpoint's state into the network"
-        )
     layers = quantized_layers(network.model)
-    return {name: _grids(network, layer) for name, layer in layers if isinstance(layer, QConv2d | QLinear)}
+    if is_reference(network.config.model):
+        weights = site_weights(network.model, network.example)
+        return {name: _grids(network, layer, weights.get(name)) for name, layer in layers}
+    return {
+        name: _grids(network, layer, layer.weight) for name, layer in layers if isinstance(layer, QConv2d | QLinear)
+    }
 
 
 def widths(network: TrainedNetwork, layer: QLayer) -> tuple[int, tuple[int, ...]]:
@@ -59,7 +61,7 @@ def widths(network: TrainedNetwork, layer: QLayer) -> tuple[int, tuple[int, ...]
     return layer.precision.weight, (layer.precision.activation,)
 
 
-def _grids(network: TrainedNetwork, layer: QConv2d | QLinear) -> LayerGrids:
+def _grids(network: TrainedNetwork, layer: QLayer, weight: Tensor | None) -> LayerGrids:
     bits, incoming = widths(network, layer)
     mode, trained = network.run.scale_mode, int(layer.batches) > 0  # gates may have left a layer out of all training
     inputs = tuple(
@@ -67,10 +69,10 @@ def _grids(network: TrainedNetwork, layer: QConv2d | QLinear) -> LayerGrids:
         for width in incoming
         if width and trained
     )
-    if not bits:
+    if not bits or weight is None:
         return LayerGrids(None, None, inputs)
-    weight = layer.weight.detach()
+    shape, weight = weight.shape, weight.detach()
     weight = weight if weight.ndim == 4 else weight[:, :, None, None]
     grid = affine_grid(weight, bits, axis=0, mode=mode)
-    codes = quantize(weight, grid, axis=0).reshape(layer.weight.shape).numpy()
+    codes = quantize(weight, grid, axis=0).reshape(shape).numpy()
     return LayerGrids(grid, codes.astype(np.uint8 if bits <= 8 else np.uint16), inputs)

@@ -18,14 +18,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from host.operands import Grid
+from host.windows import Window
 from hw.files import write_atomically
+from sw_model.convert.references import is_reference
+from sw_model.convert.sites import MatmulSite, Site
+from sw_model.data.inputs import ImageInputs
 from sw_model.nn.layers import QConv2d, QLinear
 from sw_model.train.recipe import ConfigError
+from sw_model.trained.converted_layers import replace_products
 from sw_model.trained.layer_grids import LayerGrids, layer_grids
 from sw_model.trained.trained_network import TrainedNetwork
 
@@ -45,7 +51,7 @@ def write_onnx(network: TrainedNetwork, out: Path) -> int:
         raise ConfigError(
             "gates choose the bits of every image anew, which ONNX's quantizers cannot; export to .safetensors"
         )
-    if network.inputs is None:
+    if not network.example.is_floating_point():
         raise ConfigError(
             f"{network.config.model} multiplies activations with each other, which this export does not quantize; "
             "export to .safetensors"
@@ -55,14 +61,16 @@ def write_onnx(network: TrainedNetwork, out: Path) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError("ONNX is not installed: pip install 'fractrain-fabric[export]'") from error
     model = _with_nodes(network)
-    example = torch.zeros(2, *network.inputs.shape)
+    example = network.example.repeat(2, *[1] * (network.example.ndim - 1))
     with _quiet():
         program = torch.onnx.export(
             model, (example,), dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("images")},), verbose=False,
         )  # fmt: skip
     assert program is not None
-    program.model.metadata_props.update(recipe=network.config.to_toml(), inputs=json.dumps(network.inputs.record()))
+    program.model.metadata_props["recipe"] = network.config.to_toml()
+    if isinstance(network.inputs, ImageInputs):
+        program.model.metadata_props["inputs"] = json.dumps(network.inputs.record())
     content = program.model_proto.SerializeToString()
     write_atomically(out, content)
     return len(content)
@@ -71,21 +79,27 @@ def write_onnx(network: TrainedNetwork, out: Path) -> int:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps to itself what PyTorch's exporter says of packages that it could use, and of its own insides."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _with_nodes(network: TrainedNetwork) -> nn.Module:
     """A copy of the network whose quantized layers are written in ONNX's operations."""
     grids = layer_grids(network)
     model = copy.deepcopy(network.model)
+    if is_reference(network.config.model):
+        products = [m for m in model.modules() if isinstance(m, Site | MatmulSite)]
+        replace_products(model, {m.called: nodes for m in products if (nodes := _nodes_of(m, grids)) is not None})
+        return model.eval()
     for name, own in grids.items():
         if own.weight is not None or own.inputs:
             layer = model.get_submodule(name)
@@ -121,40 +135,80 @@ class _Quantizer(nn.Module):
         return values + self.low if self.low else values
 
 
-class _Layer(nn.Module):
-    """A convolution or linear layer with its weight as codes."""
+class _Weight(nn.Module):
+    """A weight as codes."""
 
     codes: Tensor
     scale: Tensor
     point: Tensor
     zero: Tensor
 
+    def __init__(self, grid: Grid, codes: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.from_numpy(codes))
+        self.register_buffer("scale", torch.from_numpy(grid.scale))
+        self.register_buffer("point", torch.zeros(len(grid.scale), dtype=self.codes.dtype))
+        self.register_buffer("zero", torch.from_numpy(grid.zero).reshape(-1, *[1] * (codes.ndim - 1)))
+
+    def forward(self) -> Tensor:
+        operands = (self.codes, self.scale, self.point)
+        return _node("DequantizeLinear", operands, torch.float32, self.codes.shape, axis=0) + self.zero
+
+
+class _Layer(nn.Module):
+    """A convolution or linear layer of ours with its weight as codes."""
+
     def __init__(self, layer: QConv2d | QLinear, grids: LayerGrids) -> None:
         super().__init__()
-        self.quantizer = _Quantizer(grids.inputs[0]) if grids.inputs else nn.Identity()
-        self.weight: Tensor | None = None
-        if grids.weight is None or grids.codes is None:
-            self.weight = layer.weight.detach()
-        else:
-            self.register_buffer("codes", torch.from_numpy(grids.codes))
-            self.register_buffer("scale", torch.from_numpy(grids.weight.scale))
-            self.register_buffer(
-                "point", torch.zeros(len(grids.weight.scale), dtype=torch.from_numpy(grids.codes).dtype)
-            )
-            shape = (-1, *[1] * (layer.weight.ndim - 1))
-            self.register_buffer("zero", torch.from_numpy(grids.weight.zero).reshape(shape))
+        self.quantizer, self.coded = _operands(grids)
+        self.weight: Tensor = layer.weight.detach()  # where it is not coded
         self.bias = getattr(layer, "bias", None)
         self.window: dict[str, Any] | None = None
         if isinstance(layer, QConv2d):
             self.window = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        if weight is None:
-            operands = (self.codes, self.scale, self.point)
-            weight = _node("DequantizeLinear", operands, torch.float32, self.codes.shape, axis=0) + self.zero
-        x = self.quantizer(x)
+        x, weight = self.quantizer(x), self.weight if self.coded is None else self.coded()
         return F.linear(x, weight, self.bias) if self.window is None else F.conv2d(x, weight, self.bias, **self.window)
+
+
+class _Product(nn.Module):
+    """A product of a network of others with its weight as codes."""
+
+    def __init__(self, grids: LayerGrids) -> None:
+        super().__init__()
+        self.quantizer, self.coded = _operands(grids)
+
+    def forward(self, x: Tensor, weight: Tensor, window: Window, groups: int) -> Tensor:
+        weight = weight if self.coded is None else self.coded()
+        return F.conv2d(self.quantizer(x), weight, None, window.stride, window.padding, window.dilation, groups)
+
+
+class _Matmul(nn.Module):
+    """A product of two activations."""
+
+    def __init__(self, left: LayerGrids, right: LayerGrids) -> None:
+        super().__init__()
+        self.left, self.right = _operands(left)[0], _operands(right)[0]
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        y: Tensor = self.left(a) @ self.right(b)
+        return y
+
+
+def _operands(grids: LayerGrids) -> tuple[nn.Module, _Weight | None]:
+    """Quantizer of what comes in, and the weight as codes, where they are quantized."""
+    coded = None if grids.weight is None or grids.codes is None else _Weight(grids.weight, grids.codes)
+    return _Quantizer(grids.inputs[0]) if grids.inputs else nn.Identity(), coded
+
+
+def _nodes_of(product: nn.Module, grids: dict[str, LayerGrids]) -> nn.Module | None:
+    """A product of a network of others in ONNX's operations; None: in float32."""
+    if isinstance(product, MatmulSite):
+        both = grids[product.called], grids[product.right.called]
+        return _Matmul(*both) if both[0].inputs or both[1].inputs else None
+    own = grids[product.called]  # type: ignore[index]
+    return _Product(own) if own.weight is not None or own.inputs else None
 
 
 def _node(kind: str, operands: tuple[Tensor, ...], dtype: torch.dtype, shape: Any, **attributes: int) -> Tensor:

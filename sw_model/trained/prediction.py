@@ -62,12 +62,13 @@ def predict(
 
     Raises:
         ConfigError: the network is a language model.
-        DataError: an image that cannot be read.
+        DataError: an image that cannot be read, or that a data set's own transform makes something else of.
     """
     inputs = network.inputs
     if inputs is None:
         raise ConfigError(
-            f"{network.config.model} takes text, or what a data set of your own prepares: it predicts no image files"
+            f"{network.config.model} takes no image files: it takes text, or what a data set of your own prepares. Give the "
+            "test set of that an attribute transform, from a PIL image to an input, as torchvision's data sets have one"
         )
     for first in range(0, len(files), batch):
         chosen = files[first : first + batch]

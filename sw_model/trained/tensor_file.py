@@ -7,6 +7,10 @@ Of every layer NAME with a quantized weight:
 * ``NAME.input.scale`` and ``NAME.input.zero``, float32 (P,): what comes in is ``scale * q + zero`` with
   ``q = clamp(rne((x - zero) / scale), 0, 2**bits - 1)``; P is 1, or the number of widths that gates choose from.
 
+Of a network of others the layers are its products, whose weights lie as those of a convolution, (O, I/groups, kh, kw);
+a product of two activations has ``NAME.input`` and ``NAME.right.input``.  Its modules may use their parameters
+otherwise, too, so all of them are there beside the codes.
+
 Every other tensor of the network is there in float32 under its own name.  The metadata, all texts, has ``format``,
 ``recipe`` (TOML), ``layers`` (JSON: the widths of every layer) and ``inputs`` (JSON: shape, classes, normalisation).
 """
@@ -19,6 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from hw.files import write_atomically
+from sw_model.convert.references import is_reference
+from sw_model.data.inputs import ImageInputs
 from sw_model.train.recipe import ConfigError
 from sw_model.trained.layer_grids import layer_grids
 from sw_model.trained.trained_network import TrainedNetwork
@@ -47,12 +53,13 @@ def write_tensors(network: TrainedNetwork, out: Path) -> int:
             tensors[f"{name}.input.scale"] = np.stack([grid.scale for grid in grids.inputs])
             tensors[f"{name}.input.zero"] = np.stack([grid.zero for grid in grids.inputs])
         if grids.weight is not None and grids.codes is not None:
-            del tensors[f"{name}.weight"]
+            if not is_reference(network.config.model):
+                del tensors[f"{name}.weight"]
             tensors[f"{name}.weight.codes"] = grids.codes
             tensors[f"{name}.weight.scale"], tensors[f"{name}.weight.zero"] = grids.weight.scale, grids.weight.zero
     metadata = {"format": FORMAT, "recipe": network.config.to_toml(), "layers": json.dumps(layers)}
-    if network.inputs is not None:
+    if isinstance(network.inputs, ImageInputs):
         metadata["inputs"] = json.dumps(network.inputs.record())
-    content = save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata)
+    content = save({name: np.asarray(x, order="C") for name, x in tensors.items()}, metadata)
     write_atomically(out, content)
     return len(content)

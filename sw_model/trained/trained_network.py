@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from host.operands import Engine
 from sw_model.data.images import ImageSet
-from sw_model.data.inputs import ImageInputs
+from sw_model.data.inputs import FileInputs, ImageInputs
 from sw_model.nn.layers import attach, set_precision
 from sw_model.nn.precision import Precision, Run
 from sw_model.nn.reproducible import arithmetic
@@ -29,17 +29,19 @@ class TrainedNetwork:
 
     Attributes:
         config: the run's recipe.
-        inputs: what it takes and what its outputs mean; None for a language model.
+        inputs: how image files become its inputs, and what its outputs mean; None: they do not.
         model: maps float32 (N, C, H, W) to logits (N, classes), or words (N, T) to logits (N, T, words).
         precision: of the layers that the schedule governs; gates choose that of their own.
         run: what its layers share.
+        example: a batch of one input, zeros.
     """
 
     config: TrainConfig
-    inputs: ImageInputs | None
+    inputs: FileInputs | None
     model: nn.Module
     precision: Precision
     run: Run
+    example: Tensor
 
     @property
     def gated(self) -> bool:
@@ -89,10 +91,10 @@ def open_trained(run: Path) -> TrainedNetwork:
         raise ConfigError(f"{run / CHECKPOINT} does not fit its own recipe ({error}); it is damaged") from error
     precision = _last_precision(config, state)
     set_precision(model, precision)
-    return TrainedNetwork(config, inputs, model.eval(), precision, shared)
+    return TrainedNetwork(config, inputs, model.eval(), precision, shared, task.example())
 
 
-def _task(config: TrainConfig, state: Mapping[str, Any]) -> tuple[Task, ImageInputs | None]:
+def _task(config: TrainConfig, state: Mapping[str, Any]) -> tuple[Task, FileInputs | None]:
     """The run's task, on no images where the checkpoint says what they are like, and what its network takes."""
     if state.get("inputs") is None:
         task = open_task(config)
