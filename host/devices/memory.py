@@ -6,7 +6,7 @@ docs/programs.md says of programs in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,20 +14,31 @@ import numpy as np
 import numpy.typing as npt
 
 from host.arrays import U64
-from host.devices.device import DEFAULT_TIMEOUT, Device, DeviceError, DeviceInfo, ProgramError
+from host.devices.device import (
+    DEFAULT_TIMEOUT,
+    Device,
+    DeviceError,
+    DeviceInfo,
+    HasWords,
+    ProgramError,
+    Result,
+    program_words,
+)
+from host.program.builder import read_program
 from hw.contract import (
     DESTINATIONS,
     HEADER_WORDS,
     LINE_BEATS,
     MAGIC,
     MEMORY_PORTS,
+    RECORD_HEADER_WORDS,
     RECORD_WORDS,
     Error,
     Fault,
     RecordFlag,
 )
 from hw.packet import END
-from hw.plan.records import Record, RecordError, unpack_fields
+from hw.plan.records import Chunks, Record, RecordError, unpack_fields
 
 Beats = npt.NDArray[np.int64]
 
@@ -187,6 +198,65 @@ class Memory:
     def read(self, offset: int, beats: int) -> U64:
         """See :class:`MemoryDevice`."""
         return self.words[self.span(offset, beats)].reshape(-1).copy()
+
+
+class MemoryStreams:
+    """Runs stream programs on a device with memory.  Implements :class:`host.devices.device.Device`.
+
+    A program is written into memory as it is; a record for each packet says where its payload lies, and results follow.
+
+    Args:
+        place: gives the first of so many beats that are free, a multiple of 16.
+        deadline: cycles of one program, 0: none.
+    """
+
+    def __init__(self, memory: MemoryDevice, place: Callable[[int], int], deadline: int = 0) -> None:
+        self._memory, self._place, self._deadline = memory, place, deadline
+
+    @property
+    def info(self) -> DeviceInfo:
+        return self._memory.info
+
+    def run(self, program: HasWords | U64, timeout: float = DEFAULT_TIMEOUT) -> Result:
+        """See :class:`host.devices.device.Device`; the device's own limits count, not ``timeout``.
+
+        Raises:
+            MemoryFaultError: the memory front end stopped the program.
+        """
+        words = program_words(program)
+        packets = list(read_program(words))
+        size = words.size // 2
+        results = [packet.result_words(self.info.design) // 2 for _, packet in packets]
+        at = -(-(size + sum(results)) // RECORD_WORDS) * RECORD_WORDS
+        base = self._place(at + RECORD_WORDS * len(packets))
+        records, tail = [], base + size
+        for (start, packet), beats in zip(packets, results, strict=True):
+            payload = Chunks(base + (start + HEADER_WORDS) // 2, packet.payload_words // 2, 0, 1)
+            flags = RecordFlag.LAST if packet is packets[-1][1] else RecordFlag(0)
+            records.append(Record(packet, payload if payload.beats else Chunks(), tail=(tail, beats), flags=flags))
+            tail += beats
+        self._memory.write(base, words)
+        packed = record_words(records).reshape(-1, RECORD_WORDS, MEMORY_PORTS)
+        for record, (start, _) in zip(packed, packets, strict=True):  # headers as they are, good or bad
+            record[:RECORD_HEADER_WORDS] = words[start : start + HEADER_WORDS].reshape(-1, MEMORY_PORTS)
+        self._memory.write(base + at, packed.reshape(-1))
+        done = self._memory.execute(base + at, self._deadline)
+        if done.fault is not Fault.NONE:
+            check(done)
+        found = self._memory.read(base + size, sum(results))
+        return Result(found, dict(done.counters), done.error, done.position)
+
+    def run_streams(self, words0: U64, words1: U64, timeout: float = DEFAULT_TIMEOUT) -> Result:
+        """Not here: a program in memory has one length.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("streams of their own lengths are for devices with streams; use a program's words")
+
+    def reset(self) -> None:
+        """See :class:`host.devices.device.Device`."""
+        self._memory.reset()
 
 
 class _FaultError(Exception):

@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from host.devices.memory import MemoryDevice, check, record_words
-from host.driver.fabric_passes import check_phases, form_of, parts_of
+from host.devices.memory import MemoryDevice, MemoryStreams, check, record_words
+from host.driver.fabric_engine import FabricEngine
+from host.driver.fabric_passes import FabricPasses, check_phases, form_of, parts_of
 from host.driver.memory_tensors import Arena, HostTensor, MemoryArea, MemoryCodes, MemoryTensor, ResultTensor, planes_of
 from host.driver.pass_template import PassPlan, Template, TemplateBuilder, WeightArea, plan_of
 from host.epilogue import Bools
@@ -22,7 +23,7 @@ from host.numerics import check_codes
 from host.step.passes import CodeTensor, PassEpilogue, PassError, PassMeter, PassResult, ProductPass
 from hw.contract import FIELD, RECORD_WORDS, RecordFlag
 from hw.packet import END
-from hw.plan.product import LoweringError
+from hw.plan.product import LoweringError, PartialSumsError
 from hw.plan.records import Record
 
 #: header fields that change from step to step
@@ -95,6 +96,7 @@ class MemoryPasses:
     """Runs passes on a device with memory, to the bit as :class:`host.driver.fabric_passes.FabricPasses` does.
 
     A pass that leaves codes only may wait for the next one; its saturations count with the pass behind which it runs.
+    What a design computes in partial sums runs as a stream program, and the host does what stands behind them.
     ``meter`` has the device's counters, PASSES, PROGRAMS, and what the host did: WORDS_PATCHED of headers and entries,
     BYTES_WRITTEN to and BYTES_READ from the memory.
 
@@ -114,6 +116,8 @@ class MemoryPasses:
         self._queue: list[Template] = []
         self._context = ""
         self._saturated = 0  #: of programs that no pass has reported yet
+        streams = MemoryStreams(memory, lambda beats: self.arena.area("streams", beats).offset, deadline)
+        self._streams = FabricPasses(FabricEngine(streams, keep_rows=False))
 
     # -- passes -----------------------------------------------------------------------------------------------------
 
@@ -127,6 +131,8 @@ class MemoryPasses:
         operands = self._operands(wanted)
         try:
             template = self._template(wanted, operands)
+        except PartialSumsError:
+            return self._streamed(wanted)
         except (LoweringError, PassError) as error:
             kind = type(error) if isinstance(error, PassError) else PassError
             raise kind(f"{wanted.node}, {wanted.purpose}: {error}") from None
@@ -149,6 +155,17 @@ class MemoryPasses:
             weight_gradient=template.gradient.gradient(words) if template.gradient is not None else None,
             saturated=self._reported(),
         )
+
+    def _streamed(self, wanted: ProductPass) -> PassResult:
+        """A pass that the design computes in partial sums: with arrays, in programs of its own."""
+        self.flush()
+        behind = wanted.behind
+        if behind is not None:
+            mask = None if behind.mask is None else np.asarray(behind.mask)
+            behind = replace(behind, side=_as_array(behind.side), added=_as_array(behind.added), mask=mask)
+        arrays = replace(wanted, x=_as_array(wanted.x), g=_as_array(wanted.g), behind=behind)
+        self.meter.add("STREAMED_PASSES", 1)
+        return self._streams.run(arrays)
 
     def flush(self) -> None:
         """Runs what waits.
@@ -311,6 +328,10 @@ class MemoryPasses:
         if form.wide_bits:
             found["s"] = MemoryCodes(tensors["s"], 0, form.wide_bits, form.out_signed)
         return PassResult(**cast(dict[str, Any], found))
+
+
+def _as_array(codes: CodeTensor | None) -> CodeTensor | None:
+    return None if codes is None else replace(codes, values=np.asarray(codes.values))
 
 
 def _side_planes(side: CodeTensor | None, mask: Bools | None) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.devices.device import ProgramError
-from host.devices.memory import MemoryFaultError, StreamMemory, check, record_words
+from host.devices.memory import MemoryFaultError, MemoryStreams, StreamMemory, check, record_words
 from host.devices.reference import ReferenceDevice
 from hw.contract import FUNCTIONAL_COUNTERS, RECORD_WORDS, Error, Fault, Opcode, OutputFormat, RecordFlag, Target
 from hw.design import load_design
@@ -162,3 +162,25 @@ def test_records_lie_at_the_ports_as_the_front_end_reads_them() -> None:
     for record, found in zip(program.records, words, strict=True):
         assert found[:, 0].tolist() == record.pack()[0]
         assert found[:, 1].tolist() == record.pack()[1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1 << 30))
+def test_stream_programs_run_in_memory_as_on_streams(seed: int) -> None:
+    words = random_program(DESIGN, seed)
+    wanted = ReferenceDevice(DESIGN).run(words)
+    streams = MemoryStreams(memory(1 << 16), lambda beats: 32)
+    found = streams.run(words)
+    assert np.array_equal(found.words, wanted.words)
+    assert {name: found.counters[name] for name in FUNCTIONAL_COUNTERS} == wanted.counters
+
+
+def test_a_stream_program_that_the_core_refuses_has_its_error() -> None:
+    streams = MemoryStreams(memory(1 << 16), lambda beats: 0)
+    words = random_program(DESIGN, 3)
+    words[11] ^= np.uint64(1 << 40)
+    assert streams.run(words).error is Error.BAD_CHECK
+    assert streams.info.design == DESIGN
+    streams.reset()
+    with pytest.raises(ValueError, match="for devices with streams"):
+        streams.run_streams(words[::2], words[1::2])
