@@ -49,6 +49,7 @@ ROOMS = (
     "host.commands.cosim_commands",
     "host.commands.bench_commands",
     "host.commands.step_commands",
+    "host.commands.host_commands",
     "host.commands.saif_commands",
     "host.commands.simulation_commands",
     "host.commands.board_commands",
