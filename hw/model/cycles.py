@@ -17,18 +17,27 @@ from dataclasses import dataclass
 from hw.contract import HEADER_WORDS, MOMENT_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import Design
 from hw.packet import Packet, Range
-from hw.pipeline import ARRAY_CYCLES, EPILOGUE_CYCLES, HASH_CYCLES, QUEUE_SLOTS, STEP_CYCLES, VALUE_CYCLES
+from hw.pipeline import (
+    ARRAY_CYCLES,
+    CHECK_CYCLES,
+    EPILOGUE_CYCLES,
+    HASH_CYCLES,
+    PERMIT_CYCLES,
+    QUEUE_SLOTS,
+    STEP_CYCLES,
+    VALUE_CYCLES,
+)
 
-HEADER_CYCLES = HEADER_WORDS // 2 + 4  #: beats, and four cycles of checks
+HEADER_CYCLES = HEADER_WORDS // 2 + CHECK_CYCLES  #: beats, and the checks
 LOAD_CYCLES = 2  #: hazard check before, step to the next packet after
-SETUP_CYCLES = 5  #: from the head of the queue to the first step
+SETUP_CYCLES = 8  #: from the head of the queue to the first step
 TILE_CYCLES = STEP_CYCLES + ARRAY_CYCLES + 2  #: from a tile's last step to its first value in the drain
 INTEGER_CYCLES = 2  #: more where a tile leaves as integers, whose last words are told a cycle after they left
 OUTPUT_CYCLES = 6  #: from a beat of results to its first word on a stream
 COPY_CYCLES = 2  #: of a tile's codes, from the registers that they fill to those that are sent
-RANDOM_CYCLES = HASH_CYCLES + 5  #: from a packet's first step to its first random numbers
+RANDOM_CYCLES = HASH_CYCLES + 2  #: from a packet's first step to its first random numbers
 MOMENT_CYCLES = 5  #: of the moments of two channels, on their way out
-TRAILER_CYCLES = 3  #: from the last results' way out to the end
+TRAILER_CYCLES = 5  #: from the last results' way out to the end
 
 
 @dataclass
@@ -120,7 +129,7 @@ class _Clock:
     def _read(self, p: Packet) -> None:
         sent = p.result_words(self._design)
         start = max(self._loader, self._sequencer, self._drain, self._output)
-        self._output = self._sequencer = start + 3 + max(3 * p.rows + sent / 2, sent / self._design.output_streams)
+        self._output = self._sequencer = start + 4 + max(3 * p.rows + sent / 2, sent / self._design.output_streams)
         self._retired.append((self._sequencer, {}))
 
     def _product(self, p: Packet) -> None:
@@ -129,8 +138,6 @@ class _Clock:
         whole, *extra = p.tiles()
         tiles, compute = sum(t.number for t in (whole, *extra)), p.steps()
         of_ones, steps_of_ones = (extra[0].number, extra[0].steps) if extra else (0, 0)
-        # cycles between groups, where the precision may change
-        turns = (p.groups + 1) * p.out_groups - 1 if extra else 0
         drained, period = drain_cycles(self._design, p), tile_period(self._design, p)
         planes = p.side_planes + p.added_bits  # read one after the other while the tile is computed
         first_end = max(start + max(whole.steps, planes), self._drain)
@@ -139,7 +146,7 @@ class _Clock:
         if p.has(Flag.STOCHASTIC):
             first_end = max(first_end, start + RANDOM_CYCLES - TILE_CYCLES)
         rest = (tiles - 1 - of_ones) * max(whole.steps, planes, period) + of_ones * max(steps_of_ones, period)
-        end = max(first_end + rest, start + compute + turns)
+        end = max(first_end + rest, start + compute)
         if p.opcode == Opcode.CONV:
             end = self._send(p, first_end, end, tiles)
         self._drain = end + TILE_CYCLES + drained
@@ -193,10 +200,11 @@ def tile_period(design: Design, p: Packet) -> float:
     channels, each = design.channels, _channel_cycles(design, p)
     last = channels if p.opcode == Opcode.WGRAD else channels - 1
     segments = p.segment_start.bit_count() if p.has(Flag.STOCHASTIC) else 1
+    gap = TILE_CYCLES + PERMIT_CYCLES  # from the drain's word to the first value that comes then
     if p.opcode == Opcode.WGRAD or (p.has_epilogue and segments == 1):
-        ahead = STEP_CYCLES + ARRAY_CYCLES
+        ahead = PERMIT_CYCLES + STEP_CYCLES + ARRAY_CYCLES
         left = ahead if p.opcode == Opcode.WGRAD else (ahead + 1) // each - 1  # channels that are gone in time
-        shadow: float = max((last + 1) * each, (max(2, last - left) - 1) * each + TILE_CYCLES)
+        shadow: float = max((last + 1) * each, (max(2, last - left) - 1) * each + gap)
     elif p.has_epilogue:
         shadow = max(channels * each, (channels - 1) * each + TILE_CYCLES - segments + 1)
     else:

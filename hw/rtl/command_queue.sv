@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Commands between loader and sequencer, and the answer to the loader's question: may this buffer range be overwritten?
+// The command at the head is read into registers: it shows two cycles after the one before has been removed.
 `default_nettype none
 
 module command_queue
@@ -23,7 +24,7 @@ module command_queue
     input  wire [16:0]     g_end_i,
     input  wire [16:0]     w_begin_i,
     input  wire [16:0]     w_end_i,
-    output logic           conflict_o,
+    output logic           conflict_o,  // a cycle later; no command may come in between
     output logic           empty_o
 );
   localparam int unsigned PW = $clog2(SLOTS);
@@ -49,29 +50,35 @@ module command_queue
   logic    [SLOTS-1:0] used_q;
   logic    [PW-1:0]    head_q, tail_q;
 
-  assign full_o    = &used_q;
-  assign valid_o   = |used_q;
-  assign empty_o   = !valid_o;
-  assign command_o = memory[head_q];
+  command_t command_q;
+  logic     valid_q, conflict, conflict_q;
+  assign full_o     = &used_q;
+  assign valid_o    = valid_q;
+  assign empty_o    = !(|used_q);
+  assign command_o  = command_q;
+  assign conflict_o = conflict_q;
 
   function automatic logic overlap(input logic [16:0] b0, e0, b1, e1);
     return b0 < e1 && b1 < e0;
   endfunction
 
   always_comb begin
-    conflict_o = 1'b0;
+    conflict = 1'b0;
     for (int unsigned s = 0; s < SLOTS; s++)
       if (used_q[s] && (ranges_q[s].conv || ranges_q[s].wgrad)) begin
-        if (overlap(a_begin_i, a_end_i, ranges_q[s].a_begin, ranges_q[s].a_end)) conflict_o = 1'b1;
-        if (ranges_q[s].conv && overlap(w_begin_i, w_end_i, ranges_q[s].b_begin, ranges_q[s].b_end)) conflict_o = 1'b1;
+        if (overlap(a_begin_i, a_end_i, ranges_q[s].a_begin, ranges_q[s].a_end)) conflict = 1'b1;
+        if (ranges_q[s].conv && overlap(w_begin_i, w_end_i, ranges_q[s].b_begin, ranges_q[s].b_end)) conflict = 1'b1;
         if (ranges_q[s].conv && (overlap(g_begin_i, g_end_i, ranges_q[s].side_begin, ranges_q[s].side_end)
                                  || overlap(g_begin_i, g_end_i, ranges_q[s].added_begin, ranges_q[s].added_end)))
-          conflict_o = 1'b1;
-        if (ranges_q[s].wgrad && overlap(g_begin_i, g_end_i, ranges_q[s].b_begin, ranges_q[s].b_end)) conflict_o = 1'b1;
+          conflict = 1'b1;
+        if (ranges_q[s].wgrad && overlap(g_begin_i, g_end_i, ranges_q[s].b_begin, ranges_q[s].b_end)) conflict = 1'b1;
       end
   end
 
   always_ff @(posedge clk_i) begin
+    command_q  <= memory[head_q];
+    valid_q    <= used_q[head_q] && !pop_i && !rst_i;
+    conflict_q <= conflict;
     if (pop_i) begin
       used_q[head_q] <= 1'b0;
       head_q         <= head_q + PW'(1);
@@ -99,7 +106,7 @@ module command_queue
   a_push: assert property (@(posedge clk_i) disable iff (rst_i) push_i |-> !full_o);
   a_pop: assert property (@(posedge clk_i) disable iff (rst_i) pop_i |-> valid_o);
   // the command at the head stays until it is removed
-  a_head_waits: assert property (@(posedge clk_i) disable iff (rst_i) valid_o && !pop_i |=> valid_o && $stable(head_q));
+  a_head_waits: assert property (@(posedge clk_i) disable iff (rst_i) valid_o && !pop_i |=> valid_o && $stable(command_o));
 `endif
 endmodule
 

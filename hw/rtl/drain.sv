@@ -151,8 +151,8 @@ module drain
     end
   end
   // Once a tile streams, the next one may end as soon as the rest is gone by the time it arrives, which is AHEAD cycles
-  // after the sequencer's decision.  The next channel goes at the latest when the slices of the one before have gone.
-  localparam int AHEAD = STEP_CYCLES + ARRAY_CYCLES;
+  // after this word.  The next channel goes at the latest when the slices of the one before have gone.
+  localparam int AHEAD = PERMIT_CYCLES + STEP_CYCLES + ARRAY_CYCLES;
   localparam int CODED_LEFT = (AHEAD + 1) / SLICES - 1;
   logic     streaming, coded;
   channel_t left;
@@ -162,7 +162,7 @@ module drain
                   && (tile_q.wgrad || (coded && started_q && (!tile_q.coding.stochastic || tile_q.paced)));
   // The next tile begins where this one ends, and finds its place among the hashes taken while a third one has none.
   logic random_full;
-  assign busy_o    = random_full || (full_q && !(streaming && 32'(left) <= (tile_q.wgrad ? AHEAD : CODED_LEFT)));
+  assign busy_o    = random_full || (full_d && !(streaming && 32'(left) <= (tile_q.wgrad ? AHEAD : CODED_LEFT)));
 
   // ---- weight gradients, READ and END -----------------------------------------------------------------------------------------
   logic          add_out_of_range, read, lane_last_word;

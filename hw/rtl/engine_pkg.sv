@@ -70,10 +70,25 @@ package engine_pkg;
     address_t    added_end;
   } command_t;
 
-  // A product of two small numbers, added up from shifted terms: a DSP slice would be wasted on it.
-  function automatic logic [18:0] times(input logic [13:0] a, input logic [4:0] b);
-    times = '0;
-    for (int unsigned k = 0; k < 5; k++) if (b[k]) times = times + (19'(a) << k);
+  typedef logic [$clog2(2 * MAX_BITS + 1)-1:0]          diagonal_t;  // i + j of two planes
+
+  // A pair of planes that the array multiplies next.
+  typedef struct packed {
+    logic [3:0] i;         // plane of the first operand; that of the second is diagonal - i
+    diagonal_t  diagonal;
+    logic       bubble;    // the diagonal has no pair: shift only
+    logic       first;     // of the tile
+    logic       shift;     // first of its diagonal, but not of the tile
+    logic       last;      // of the tile
+  } plane_pair_t;
+
+  // A product of two small numbers, added up from shifted terms: a DSP slice would be wasted on it.  The two parts are to be
+  // registered and then added.
+  typedef logic [1:0][18:0] parts_t;
+  function automatic parts_t times(input logic [13:0] a, input logic [4:0] b);
+    automatic logic [4:0][18:0] term;
+    for (int unsigned k = 0; k < 5; k++) term[k] = b[k] ? 19'(a) << k : '0;
+    return {term[3] + term[4], term[0] + term[1] + term[2]};
   endfunction
 
   // What the array does in one cycle.
@@ -97,6 +112,23 @@ package engine_pkg;
     logic [7:0]       bank_valid; // weight gradient: row of this bank and its partner exist
     logic [LANES-1:0] segment_start;
   } step_t;
+
+  // Where the walk over a command's tiles is: which tile, and where its operands and results lie.
+  typedef struct packed {
+    image_t      image;
+    row_t        row;
+    group_t      group;       // of the first operand (weight gradient)
+    group_t      out_group;
+    logic [3:0]  tap;
+    logic [1:0]  dy;          // of the tap
+    logic [1:0]  dx;
+    logic        ones;        // the first operand is one at every valid position
+    address_t    a_outer;     // first addresses
+    address_t    b_outer;
+    address_t    entry;
+    index_t      row_index;   // random index of the row, of the tile
+    index_t      tile_index;
+  } tile_place_t;
 
   // An entry of buffer E, word by word, what a channel's epilogue multiplies by and adds.
   typedef struct packed {

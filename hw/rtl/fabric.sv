@@ -56,7 +56,7 @@ module fabric
     $error("fabric: CHANNELS = %0d, must be 8 or 16", CHANNELS);
   end
 
-  logic wait_pipeline;
+  logic wait_pipeline, compute_idle_q, results_idle_q;
   logic clk, rst, start, soft_reset, running_q, finished;
   assign clk = ap_clk;
   // in reset from power-up on; not always_ff, which would forbid the initial value
@@ -88,7 +88,7 @@ module fabric
       .e_address_o(e_write_address), .slice_o(slice), .data_o(write_data),
       .push_o(push), .command_o(pushed), .full_i(full),
       .a_begin_o(a_begin), .a_end_o(a_end), .g_begin_o(g_begin), .g_end_o(g_end), .w_begin_o(w_begin), .w_end_o(w_end),
-      .conflict_i(conflict), .compute_idle_i(queue_empty && drain_idle && !wait_pipeline), .fault_i(fault),
+      .conflict_i(conflict), .compute_idle_i(compute_idle_q), .fault_i(fault),
       .took_o(took), .starved_o(starved), .hazard_o(hazard)
   );
 
@@ -124,7 +124,7 @@ module fabric
       .next_step_o(next_step), .step_o(step), .tile_o(tile), .drain_busy_i(drain_busy), .drain_capture_i(last_q[ARRAY_CYCLES-1]),
       .job_valid_o(job_valid), .job_o(job),
       .side_start_o(side_start), .side_active_o(side_active), .side_next_o(side_next), .side_done_i(side_done),
-      .tile_index_o(tile_index), .job_done_i(job_done), .drain_idle_i(drain_idle && !wait_pipeline), .fault_i(fault), .busy_o(sequencer_busy),
+      .tile_index_o(tile_index), .job_done_i(job_done), .drain_idle_i(results_idle_q), .fault_i(fault), .busy_o(sequencer_busy),
       .wait_drain_o(wait_drain), .skipped_valid_o(skipped_valid), .skipped_o(skipped)
   );
 
@@ -177,6 +177,9 @@ module fabric
 
   assign wait_pipeline = |last_q || (step.valid && step.last) || read;
   always_ff @(posedge clk) begin
+    // a cycle late: who asks has asked for nothing that would end it
+    results_idle_q <= drain_idle && !wait_pipeline;
+    compute_idle_q <= drain_idle && !wait_pipeline && queue_empty;
     tile_q <= {tile_q[ARRAY_CYCLES-2:0], tile};
     last_q <= {last_q[ARRAY_CYCLES-2:0], step.valid && step.last};
     if (rst || fault) last_q <= '0;

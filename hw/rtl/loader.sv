@@ -55,7 +55,7 @@ module loader
     output logic                      hazard_o
 );
   typedef enum logic [3:0] {
-    STOP, HEADER, CHECK1, CHECK2, CHECK3, CHECK4, HAZARD, PAYLOAD, PUSH, NEXT, PUSH_END, SWALLOW
+    STOP, HEADER, CHECK, HAZARD, PAYLOAD, PUSH, NEXT, PUSH_END, SWALLOW
   } state_t;
   state_t state_q, state_d;
 
@@ -63,9 +63,17 @@ module loader
   logic       beat_ready, beat;
   logic [1:0] seen_last_q, seen_last_d;
   beat_t      word;
-  assign beat_ready = state_q == HEADER || state_q == PAYLOAD;
+  // what is asked in every cycle, and by every bit of the header, beside the state
+  (* keep = "true" *) logic in_header_q;
+  logic in_payload_q, swallows_q;
+  always_ff @(posedge clk_i) begin
+    in_header_q  <= state_d == HEADER;
+    in_payload_q <= state_d == PAYLOAD;
+    swallows_q   <= state_d == SWALLOW;
+  end
+  assign beat_ready = in_header_q || in_payload_q;
   assign beat       = beat_ready && &in_valid_i;
-  assign in_ready_o = state_q == SWALLOW ? ~seen_last_q : {2{beat}};
+  assign in_ready_o = swallows_q ? ~seen_last_q : {2{beat}};
   assign took_o     = beat;
   assign starved_o  = beat_ready && !beat;
   assign hazard_o   = state_q == HAZARD || state_q == PUSH;
@@ -78,19 +86,20 @@ module loader
   error_t   check_error;
   line_t    group_planes;
   address_t a_end, b_end, side_end, added_end;
-  assign kind = kind_of(h.opcode, h.target);
-  always_ff @(posedge clk_i) if (state_q == HEADER && beat) h_q <= {word, h_q[HEADER_BITS-1:BEAT_BITS]};
+  always_ff @(posedge clk_i) begin
+    if (in_header_q && &in_valid_i) h_q <= {word, h_q[HEADER_BITS-1:BEAT_BITS]};
+    kind <= kind_of(h.opcode, h.target);  // known long before the checks are done
+  end
   assign h = h_q;
   header_check i_check (
-      .clk_i, .header_i(h), .kind_i(kind), .step_i({state_q == CHECK3, state_q == CHECK2, state_q == CHECK1}),
-      .cut_i(cut_q), .ended_i(&seen_last_q), .error_o(check_error), .group_planes_o(group_planes), .a_end_o(a_end),
-      .b_end_o(b_end), .side_end_o(side_end), .added_end_o(added_end)
+      .clk_i, .header_i(h), .kind_i(kind), .cut_i(cut_q), .ended_i(&seen_last_q), .error_o(check_error),
+      .group_planes_o(group_planes), .a_end_o(a_end), .b_end_o(b_end), .side_end_o(side_end), .added_end_o(added_end)
   );
 
   // ---- payload --------------------------------------------------------------------------------------------------------
   logic     payload_begins, payload_beat;
   assign payload_begins = state_q == HAZARD;
-  assign payload_beat   = state_q == PAYLOAD && beat;
+  assign payload_beat   = in_payload_q && &in_valid_i;
 
   place_t   to;
   address_t entry;
@@ -99,17 +108,22 @@ module loader
       .beat_i(payload_beat), .place_o(to), .entry_o(entry)
   );
 
-  assign data_o       = word;
-  assign a_write_o    = kind.to_a && payload_beat;
-  assign g_write_o    = kind.to_g && payload_beat;
-  assign w_write_o    = kind.to_w && payload_beat;
-  assign e_write_o    = kind.to_e && payload_beat;
-  assign bank_o       = to.bank;
-  assign slice_o      = to.slice;
-  assign a_address_o  = AW'(to.a_address);
-  assign g_address_o  = GW'(to.g_address);
-  assign w_address_o  = WW'(entry);
-  assign e_address_o  = EW'(entry);
+  // written a cycle later: the way to all memories is long, and later is never too early (command_queue)
+  address_t to_a_q, to_g_q, to_entry_q;
+  always_ff @(posedge clk_i) begin
+    data_o     <= word;
+    bank_o     <= to.bank;
+    slice_o    <= to.slice;
+    to_a_q     <= to.a_address;
+    to_g_q     <= to.g_address;
+    to_entry_q <= entry;
+    {a_write_o, g_write_o, w_write_o, e_write_o} <=
+        {4{payload_beat && !rst_i}} & {kind.to_a, kind.to_g, kind.to_w, kind.to_e};
+  end
+  assign a_address_o = AW'(to_a_q);
+  assign g_address_o = GW'(to_g_q);
+  assign w_address_o = WW'(to_entry_q);
+  assign e_address_o = EW'(to_entry_q);
 
   // ---- command, and the ranges that the packet writes -------------------------------------------------------------------
   error_t      error_q, error_d;
@@ -138,6 +152,7 @@ module loader
   logic [31:0]                     beats_left_q, beats_left_d;
   logic                            end_pushed_q, end_pushed_d;
   logic                            header_last;
+  logic [CHECK_CYCLES-1:0]         check_q;       // cycle of the check
   assign header_last = header_beat_q == ($bits(header_beat_q))'(HEADER_BEATS - 1);
   always_comb begin
     state_d       = state_q;
@@ -164,19 +179,17 @@ module loader
         if (beat) begin
           cut_d         = |in_last_i;
           header_beat_d = header_last ? '0 : header_beat_q + 1'b1;
-          if (header_last) state_d = CHECK1;
+          if (header_last) state_d = CHECK;
           else if (|in_last_i) begin
             error_d = ERR_TRUNCATED;
             state_d = PUSH_END;
           end
         end
-      CHECK1: state_d = CHECK2;
-      CHECK2: state_d = CHECK3;
-      CHECK3: begin
-        error_d = check_error;
-        state_d = CHECK4;
-      end
-      CHECK4: state_d = error_q != ERR_NONE || kind.ends ? PUSH_END : kind.load ? HAZARD : PUSH;
+      CHECK:
+        if (check_q[CHECK_CYCLES-1]) begin
+          error_d = check_error;
+          state_d = check_error != ERR_NONE || kind.ends ? PUSH_END : kind.load ? HAZARD : PUSH;
+        end
       HAZARD: begin
         beats_left_d = h.payload_words >> 1;
         if (kind.to_e ? compute_idle_i : !conflict_i) state_d = PAYLOAD;
@@ -210,6 +223,7 @@ module loader
   end
 
   always_ff @(posedge clk_i) begin
+    check_q       <= {check_q[CHECK_CYCLES-2:0], state_q == HEADER && beat && header_last};
     state_q       <= state_d;
     error_q       <= error_d;
     position_q    <= position_d;
@@ -218,19 +232,18 @@ module loader
     cut_q         <= cut_d;
     end_pushed_q  <= end_pushed_d;
     seen_last_q   <= seen_last_d;
+    if (rst_i) check_q <= '0;
   end
 
 `ifndef SYNTHESIS
-  logic storing;  // registers that a packet starts have no reset: before the first they may hold anything
-  assign storing = state_q == PAYLOAD;
   // both streams are read in lockstep
   a_beat: assert property (@(posedge clk_i) disable iff (rst_i) took_o |-> &in_valid_i && &in_ready_o);
   // no push into a full queue
   a_push: assert property (@(posedge clk_i) disable iff (rst_i) push_o |-> !full_i);
   // writes stay within the ranges that the queue was asked about
-  a_range_a: assert property (@(posedge clk_i) disable iff (rst_i) storing && a_write_o |-> to.a_address >= a_begin_o && to.a_address < a_end_o);
-  a_range_g: assert property (@(posedge clk_i) disable iff (rst_i) storing && g_write_o |-> to.g_address >= g_begin_o && to.g_address < g_end_o);
-  a_range_w: assert property (@(posedge clk_i) disable iff (rst_i) storing && w_write_o |-> entry >= w_begin_o && entry < w_end_o);
+  a_range_a: assert property (@(posedge clk_i) disable iff (rst_i) a_write_o |-> to_a_q >= a_begin_o && to_a_q < a_end_o);
+  a_range_g: assert property (@(posedge clk_i) disable iff (rst_i) g_write_o |-> to_g_q >= g_begin_o && to_g_q < g_end_o);
+  a_range_w: assert property (@(posedge clk_i) disable iff (rst_i) w_write_o |-> to_entry_q >= w_begin_o && to_entry_q < w_end_o);
 `endif
 endmodule
 

@@ -20,7 +20,7 @@ module side_fetch
     input  wire                            active_i,    // it computes tiles with an epilogue
     input  wire                            next_i,      // the last step of a tile is decided in this cycle
     output logic                           begin_o,     // the first cycle of a tile
-    output logic                           done_o,      // nothing is left to be read of this tile after this cycle
+    output logic                           done_o,      // nothing is left to be read of this tile PERMIT_CYCLES after this cycle
     // buffer G: in step with the sequencer's addresses; data in step with the array's operands
     output logic                           read_o,
     output logic [GW-1:0]                  address_o,
@@ -48,7 +48,7 @@ module side_fetch
   assign h           = header_i;
   assign reading     = active_i && count_q != planes_q;
   assign of_side     = count_q < side_planes_q;
-  assign done_o      = !active_i || count_q + count_t'(1) >= planes_q;
+  assign done_o      = !active_i || count_q + count_t'(1 + PERMIT_CYCLES) >= planes_q;
   assign begin_o     = active_i && !begun_q;
   assign row_end     = group_q == group_t'(h.out_groups) - group_t'(1);
   assign last_row    = row_q == row_t'(h.rows) - row_t'(1);
@@ -155,7 +155,7 @@ module side_fetch
 
 `ifndef SYNTHESIS
   // a tile ends only when all its planes have been asked for
-  a_done: assert property (@(posedge clk_i) disable iff (rst_i) next_i |-> done_o);
+  a_done: assert property (@(posedge clk_i) disable iff (rst_i) next_i |-> count_q + count_t'(1) >= planes_q);
   // planes stay within the ranges that the packet was checked for
   a_range: assert property (@(posedge clk_i) disable iff (rst_i) reading |-> 32'(of_side ? side_q : added_q) < DEPTH_G);
 `endif

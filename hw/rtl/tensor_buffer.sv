@@ -19,7 +19,7 @@ module tensor_buffer #(
     input  wire                        read_i,
     input  wire  [7:0][AW-1:0]         read_address_i,
     output logic [7:0][WIDTH-1:0]      read_data_o,
-    // whether any bank's row word at this address has a bit set, in the same cycle
+    // whether any bank's row word at this address has a bit set, a cycle later
     input  wire  [AW-1:0]              flag_address_i,
     output logic                       flag_o
 );
@@ -51,7 +51,9 @@ module tensor_buffer #(
     assign flags[b] = flag[flag_address_i];
     initial for (int unsigned k = 0; k < DEPTH; k++) flag[k] = 1'b0;  // as the memory after configuration
   end
-  assign flag_o = |flags;
+  logic flag_q;
+  always_ff @(posedge clk_i) flag_q <= |flags;
+  assign flag_o = flag_q;
 endmodule
 
 `default_nettype wire
