@@ -25,7 +25,7 @@ from hw.plan.records import Record
 
 _CLASSES = 10
 #: what the meter counts of a step
-COUNTS = ("PASSES", "PROGRAMS", "WORDS_PATCHED", "BYTES_READ", "BYTES_WRITTEN")
+_COUNTS = ("PASSES", "PROGRAMS", "WORDS_PATCHED", "BYTES_READ", "BYTES_WRITTEN")
 
 
 class InstantMemory:
@@ -182,5 +182,5 @@ def bench(
         "parts": parts,
         "building_seconds": building,
         "memory_bytes": 16 * engine.arena.used,
-        **{name.lower(): (engine.meter.totals[name] - before[name]) / steps for name in COUNTS},
+        **{name.lower(): (engine.meter.totals[name] - before[name]) / steps for name in _COUNTS},
     }
