@@ -34,6 +34,10 @@ class EpilogueError(ValueError):
     """Settings or entries that no packet can state; the message names the value and its limits."""
 
 
+#: least and greatest of each field of an entry
+_LIMITS = np.array([code_limits(n, True) for n in (*[MULTIPLIER_BITS] * 4, OFFSET_BITS, VALUE_OFFSET_BITS)]).T
+
+
 @dataclass(frozen=True)
 class Entries:
     """Parameters of channels: the entries of buffer E.
@@ -55,15 +59,19 @@ class Entries:
     c: I64
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            values = np.asarray(getattr(self, field.name), dtype=np.int64)
-            object.__setattr__(self, field.name, values)
-            bits = {"b": OFFSET_BITS, "c": VALUE_OFFSET_BITS}.get(field.name, MULTIPLIER_BITS)
-            low, high = code_limits(bits, True)
+        names = [field.name for field in fields(self)]
+        arrays = [np.asarray(getattr(self, name), dtype=np.int64) for name in names]
+        for name, values in zip(names, arrays, strict=True):
+            object.__setattr__(self, name, values)
+        table = np.array(arrays) if len({values.shape for values in arrays}) == 1 else None
+        limits = _LIMITS.reshape(2, -1, *[1] * arrays[0].ndim)
+        if table is not None and not ((table < limits[0]) | (table > limits[1])).any():
+            return
+        for name, values, low, high in zip(names, arrays, *_LIMITS.tolist(), strict=True):
             if values.size and (int(values.min()) < low or int(values.max()) > high):
                 raise EpilogueError(
-                    f"entries {field.name} span {int(values.min())}..{int(values.max())}, outside {low}..{high} of "
-                    f"{bits} signed bits; choose a smaller shift"
+                    f"entries {name} span {int(values.min())}..{int(values.max())}, outside {low}..{high} of "
+                    f"{(high - low).bit_length()} signed bits; choose a smaller shift"
                 )
 
     @classmethod

@@ -8,168 +8,24 @@ another view, the host moves pixels: those of one plane and one group of channel
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from host.arrays import U64, Array, Codes
-from host.devices.memory import MemoryDevice
 from host.driver.layout import Tensor
+from host.driver.memory_views import Arena, Channels, MemoryArea, View, ViewPlace
 from host.numerics import check_codes
 from host.operands import Grid
 from host.program import packing
-from host.step.passes import PassError
 from host.step.result_order import ResultOrder, natural
-from hw.contract import LINE_BEATS
 from hw.design import Design
 from hw.packet import all_planes
-from hw.plan.arrangement import Arrangement
-from hw.plan.steps import StackWindow
-from hw.plan.tiling import Cut, Region, Stack
 
-Channels = tuple[int, int]  #: first, and behind the last
 _PIXELS = {8: np.uint8, 16: np.uint16, 32: np.uint32}  #: of one plane, by channels of a group
 _NO_GRID = Grid(1, False, np.ones((), np.float32), np.zeros((), np.float32))
-
-
-class MemoryPlanError(PassError):
-    """A step that the memory does not hold; the message says how much it has."""
-
-
-@dataclass(eq=False)
-class MemoryArea:
-    """A range of beats that serves one purpose.
-
-    Attributes:
-        owner: the tensor that it holds now.
-    """
-
-    offset: int
-    beats: int
-    owner: object | None = None
-
-
-class Arena:
-    """Gives out areas of a device's memory.  What is asked for again keeps its place.
-
-    Attributes:
-        used: beats given out.
-        busy: areas that a program which has not run yet reads or writes.
-        settle: runs that program; called before the host touches a busy area.
-        touched: bytes that the host has read and written.
-    """
-
-    def __init__(self, memory: MemoryDevice) -> None:
-        self.memory, self.used = memory, 0
-        self.busy: set[MemoryArea] = set()
-        self.settle: Callable[[], None] = lambda: None
-        self.touched = {"read": 0, "written": 0}
-        self.moves: dict[Hashable, Array | None] = {}  #: where pixels go, see :func:`_moves`
-        self._areas: dict[Hashable, MemoryArea] = {}
-
-    def area(self, key: Hashable, beats: int) -> MemoryArea:
-        """The area of this name, of at least so many beats.
-
-        Raises:
-            MemoryPlanError: the memory is full.
-        """
-        found = self._areas.get(key)
-        if found is not None and found.beats >= beats:
-            return found
-        size = -(-beats // LINE_BEATS) * LINE_BEATS
-        if self.used + size > self.memory.beats:
-            raise MemoryPlanError(
-                f"the step needs more than the {self.memory.beats * 16 / 1e6:.0f} MB of the device's memory, of which "
-                f"{self.used * 16 / 1e6:.0f} MB are taken when {size * 16 / 1e6:.1f} MB are asked for; choose a smaller batch"
-            )
-        found = self._areas[key] = MemoryArea(self.used, size)
-        self.used += size
-        return found
-
-    def write(self, area: MemoryArea, words: U64, at: int = 0) -> None:
-        """Writes words from beat ``at`` of an area on."""
-        if area in self.busy:
-            self.settle()
-        self.touched["written"] += words.nbytes
-        self.memory.write(area.offset + at, words)
-
-    def read(self, area: MemoryArea, beats: int) -> U64:
-        """The first words of an area."""
-        if area in self.busy:
-            self.settle()
-        self.touched["read"] += 16 * beats
-        return self.memory.read(area.offset, beats)
-
-
-# -- views ----------------------------------------------------------------------------------------------------------
-
-
-def _plain(cut: Cut, own_only: bool) -> Cut:
-    return cut if own_only else Cut(cut.start, cut.stop, cut.start, cut.stop)
-
-
-@dataclass(frozen=True)
-class View:
-    """How codes of a tensor lie in memory: virtual images of a region, their rows, groups and planes.
-
-    Attributes:
-        arrangement: of the tensor, whatever operand it is.
-        region: which part of every image.
-        shift, own_only: as of :class:`hw.plan.steps.StackWindow`.
-    """
-
-    arrangement: Arrangement
-    region: Region
-    shift: tuple[int, int]
-    own_only: bool = False
-
-    @classmethod
-    def of(cls, tensor: Arrangement, region: Region, shift: tuple[int, int], own_only: bool = False) -> View:
-        """The same for all that lie alike."""
-        halo = any((cut.own_start, cut.own_stop) != (cut.start, cut.stop) for cut in (region.rows, region.columns))
-        own_only &= halo
-        plain = replace(region, rows=_plain(region.rows, own_only), columns=_plain(region.columns, own_only))
-        return cls(replace(tensor, operand=""), plain, shift, own_only)
-
-    @property
-    def images(self) -> int:
-        """Virtual images of the whole batch."""
-        return -(-self.arrangement.images // self.region.side)
-
-    @property
-    def rows(self) -> int:
-        """Rows of a virtual image."""
-        return self.region.rows.size * self.arrangement.rows_per
-
-    def window(self, groups: int) -> StackWindow:
-        """All of it, with so many groups of channels."""
-        stack = Stack(self.region, 0, self.arrangement.images, self.images)
-        return StackWindow(self.arrangement, stack, (0, groups), self.shift, self.own_only)
-
-    def beats(self, design: Design, groups: int, planes: int) -> int:
-        """Of so many groups."""
-        return self.images * self.rows * groups * planes * design.row_words // 2
-
-    def exact(self, lanes: int) -> bool:
-        """Whether a result leaves the codes in it that a load would put there, zeros beside and around them included."""
-        region, (height, width) = self.region, self.arrangement.hw
-        inside = [
-            cut.start >= shift and cut.stop <= shift + size
-            for cut, shift, size in zip((region.rows, region.columns), self.shift, (height, width), strict=True)
-        ]
-        full = region.side * region.columns.size == lanes and self.arrangement.images % region.side == 0
-        return all(inside) and full and not self.own_only
-
-
-def resized(view: View, channels: int) -> View:
-    """The view of a tensor with other channels."""
-    n, _, h, w = view.arrangement.shape
-    return replace(view, arrangement=replace(view.arrangement, shape=(n, channels, h, w)))
-
-
-# -- tensors --------------------------------------------------------------------------------------------------------
 
 
 class MemoryTensor:
@@ -185,32 +41,24 @@ class MemoryTensor:
         self, arena: Arena, design: Design, name: Hashable, shape: tuple[int, int, int, int], planes: int
     ) -> None:
         self.arena, self.design, self.name, self.shape, self.planes = arena, design, name, shape, planes
-        self.areas: dict[tuple[View, Channels | None], MemoryArea] = {}
+        self.areas: dict[int, MemoryArea] = {}  #: by the number of a place
 
     def elements(self) -> Array:
         """All elements, uint16 (N, C, H, W), their planes as bits."""
         raise NotImplementedError
 
-    def place(self, view: View, channels: Channels) -> tuple[MemoryArea, int, int]:
-        """Where the codes of some channels lie in a view: the area, how many groups it has, and the first of theirs.
-
-        Args:
-            view: of these channels.
-        """
-        c, whole = self.design.channels, (0, self.shape[1])
-        key: tuple[View, Channels | None] = view, channels
-        shared = not view.arrangement.moves and channels[0] % c == 0
-        if shared:
-            view, key = resized(view, self.shape[1]), (resized(view, self.shape[1]), None)
-        groups = -(-view.arrangement.channels // c)
-        area = self.areas.get(key)
+    def place(self, place: ViewPlace) -> MemoryArea:
+        """The area of a view, which the host fills if nobody has."""
+        area = self.areas.get(place.key)
         if area is None:
-            area = self.arena.area((self.name, key), view.beats(self.design, groups, self.planes))
-            self.arena.write(area, self._arranged(view, whole if shared else channels))
+            beats = place.view.beats(self.design, place.groups, self.planes)
+            area = self.arena.area((self.name, place.key), beats)
+            self.arena.write(area, self._arranged(place.view, place.channels))
             area.owner = self
-            self.areas[key] = area
-        self.check(area)
-        return area, groups, channels[0] // c if shared else 0
+            self.areas[place.key] = area
+        elif area.owner is not self:
+            self.check(area)
+        return area
 
     def check(self, area: MemoryArea) -> None:
         """Refuses an area that holds something else by now."""
@@ -268,12 +116,23 @@ class Storage:
         computed: channels of the result as it is computed, its phases among them.
         order: where its elements lie then.
         views: of the result as it is computed, with all its groups of channels.
+        exact: those in which a load finds what it wants, by the number of their place.
     """
 
     channels: Channels
     computed: int
     order: ResultOrder
     views: tuple[tuple[View, MemoryArea], ...]
+    exact: tuple[tuple[int, MemoryArea], ...]
+
+    @classmethod
+    def of(
+        cls, arena: Arena, lanes: int, channels: Channels, computed: int, order: ResultOrder,
+        views: list[tuple[View, MemoryArea]],
+    ) -> Storage:  # fmt: skip
+        """With the places that loads may find."""
+        exact = [(arena.number((view, channels)), area) for view, area in views if view.exact(lanes)]
+        return cls(channels, computed, order, tuple(views), tuple(exact))
 
 
 class ResultTensor(MemoryTensor):
@@ -288,11 +147,10 @@ class ResultTensor(MemoryTensor):
         self._read: Array | None = None
         self._held: dict[MemoryArea, U64] = {}
         for storage in storages:
-            for view, area in storage.views:
+            for key, area in storage.exact:
+                self.areas[key] = area
+            for _, area in storage.views:
                 area.owner = self
-                if view.exact(design.lanes):
-                    whole = not view.arrangement.moves and storage.channels == (0, shape[1])
-                    self.areas[view, None if whole else storage.channels] = area
 
     def elements(self) -> Array:
         """See :class:`MemoryTensor`."""

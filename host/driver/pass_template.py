@@ -15,7 +15,8 @@ from host.arrays import I64, U64, Array
 from host.devices.memory import record_words
 from host.driver.fabric_passes import PassPart, PassResults, dense_weights, diagonal
 from host.driver.layout import block_codes, correlation_kernel
-from host.driver.memory_tensors import Arena, Channels, MemoryArea, Storage, View, resized
+from host.driver.memory_tensors import Storage
+from host.driver.memory_views import Arena, Channels, MemoryArea, View, ViewPlace, place_of, resized
 from host.epilogue import Moments
 from host.program import packing
 from host.step.passes import PassError, ProductPass
@@ -36,12 +37,13 @@ class Need:
 
     Attributes:
         operand: "x", "g", "side" or "added".
-        channels: of the operand.
+        channels: of the operand, which has ``all_channels``.
     """
 
     operand: str
     view: View
     channels: Channels
+    all_channels: int
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,17 @@ class PassPlan:
     parts: tuple[PassPart, ...]
     steps: tuple[Step, ...]
     needs: tuple[Need, ...]
+    places: tuple[ViewPlace, ...]
 
 
-def plan_of(design: Design, wanted: ProductPass, parts: Sequence[PassPart]) -> PassPlan:
+def plan_of(arena: Arena, design: Design, wanted: ProductPass, parts: Sequence[PassPart]) -> PassPlan:
     """The plan of a pass.
 
     Raises:
         LoweringError, PassError: the design cannot hold it.
     """
     found = [step for step in steps(design, [part.product for part in parts]) if not isinstance(step, Boundary)]
-    needs = dict.fromkeys(_need(step, parts[step.member]) for step in found if isinstance(step, Load))
+    needs = dict.fromkeys(_need(wanted, step, parts[step.member]) for step in found if isinstance(step, Load))
     for step in found:
         if isinstance(step, Conv) and step.packets[0].format not in (OutputFormat.CODES, OutputFormat.MOMENTS):
             (packet,) = step.packets
@@ -68,14 +71,18 @@ def plan_of(design: Design, wanted: ProductPass, parts: Sequence[PassPart]) -> P
                 f"a sum of {packet.a_bits} by {packet.b_bits} bits may pass 32 bits, more than an epilogue takes; give its "
                 "operands fewer bits"
             )
-    return PassPlan(tuple(parts), tuple(found), tuple(needs))
+    places = tuple(place_of(arena, design, need.view, need.channels, need.all_channels) for need in needs)
+    return PassPlan(tuple(parts), tuple(found), tuple(needs), places)
 
 
-def _need(step: Load, part: PassPart) -> Need:
+def _need(wanted: ProductPass, step: Load, part: PassPart) -> Need:
     window = step.window
     operand = window.tensor.operand
     channels = {"x": part.into, "g": part.out}.get(operand, part.channels)
-    return Need(operand, View.of(window.tensor, window.stack.region, window.shift, window.own_only), channels)
+    m = wanted.geometry
+    all_channels = {"x": m.in_channels, "g": m.out_channels}.get(operand, wanted.result_shape[1])
+    view = View.of(window.tensor, window.stack.region, window.shift, window.own_only)
+    return Need(operand, view, channels, all_channels)
 
 
 @dataclass(eq=False)
@@ -88,6 +95,7 @@ class Template:
         reads: (record, area) of the operands, in order; ``writes``: areas of codes.
         entries, entry_index: where the entries lie, and of which channel each is, -1: of none.
         weights: where they lie, and which element each one is.
+        areas: all that it reads or writes.
         tail: of all records, one after the other; ``tail_beats``: in all.
         storages: of each section.
     """
@@ -106,6 +114,12 @@ class Template:
     gradient: GradientTail | None
     patch: tuple[int, ...] = (0,) * 6
     last_entries: U64 | None = None
+    areas: frozenset[MemoryArea] = frozenset()
+
+    def __post_init__(self) -> None:
+        own = [self.entries, self.tail, self.weights.area if self.weights is not None else None]
+        loaded = (area for _, area in self.reads)
+        self.areas = frozenset([*self.writes, *loaded, *(area for area in own if area is not None)])
 
 
 @dataclass(eq=False)
@@ -223,15 +237,15 @@ class TemplateBuilder:
 
     Args:
         name: of the pass, for its areas.
-        places: of each need its area, the groups that it has, and the first of them that counts.
+        areas: of each of the plan's places.
     """
 
     def __init__(
         self, arena: Arena, design: Design, name: Hashable, wanted: ProductPass, plan: PassPlan,
-        places: Sequence[tuple[MemoryArea, int, int]],
+        areas: Sequence[MemoryArea],
     ) -> None:  # fmt: skip
         self.arena, self.design, self.name, self.wanted, self.plan = arena, design, name, wanted, plan
-        self._places = dict(zip(plan.needs, places, strict=True))
+        self._places = dict(zip(plan.needs, zip(areas, plan.places, strict=True), strict=True))
         self._row = design.row_words // 2
         self._c = design.channels
         self._records: list[Record] = []
@@ -292,10 +306,11 @@ class TemplateBuilder:
 
     def _load(self, step: Load, packet: Packet) -> Record:
         """A stack's part of an operand; all its groups lie together, or some of every row."""
-        need = _need(step, self.plan.parts[step.member])
-        area, groups, first = self._places[need]
+        need = _need(self.wanted, step, self.plan.parts[step.member])
+        area, place = self._places[need]
+        groups = place.groups
         window, tile = step.window, packet.a_bits * self._row
-        start = window.channels[0] // self._c + first
+        start = window.channels[0] // self._c + place.first
         rows = window.stack.first // need.view.region.side * need.view.rows
         offset = area.offset + (rows * groups + start) * tile
         self._reads.append((len(self._records), area))
@@ -381,7 +396,8 @@ class TemplateBuilder:
             for place, view in enumerate(views):
                 beats = view.beats(self.design, -(-computed // self._c), planes)
                 made.append((view, self.arena.area((self.name, name, number, place), beats)))
-            yield Storage((0, channels) if shared else part.channels, computed, part.order, tuple(made))
+            mine = (0, channels) if shared else part.channels
+            yield Storage.of(self.arena, self.design.lanes, mine, computed, part.order, made)
 
     # -- entries and weights ------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from hw.contract import VALUE_BITS
 from hw.networks import ConvGeometry
 from hw.nodes import StepNode
 
+_OPEN = entries(bounded(np.ones(1), np.ones(1)))  #: of an epilogue whose entries are filled in later
 _POOLED, _INPUT, _LAST = 1 << 20, 1 << 21, 1 << 22  #: tell keys of roundings of one node apart
 
 #: tells the keys of a step's random numbers from those of layers
@@ -115,7 +116,7 @@ class Backward:
     # -- what comes from above ----------------------------------------------------------------------------------------
 
     def _key(self, node: StepNode, *more: int) -> int:
-        return derive_key(self.key, self.forward.graph.index(node), *more)
+        return derive_key(self.key, self.forward.number[node.name], *more)
 
     def _pooled(self, features: F32, last: StepNode) -> Coded:
         """Codes of the last node's gradient: that of a mean over its pixels, rounded at random, a scale per channel."""
@@ -266,9 +267,7 @@ class Backward:
         xhat = CodeTensor(kept.xhat.values[samples], kept.xhat.bits, True)
         mask = None if kept.mask is None else kept.mask[samples]
         extra = None if added is None else added.codes(added.whole, samples)
-        return xhat, PassEpilogue(
-            entries(bounded(np.ones(1), np.ones(1))), Epilogue(), side=xhat, mask=mask, added=extra
-        )
+        return xhat, PassEpilogue(_OPEN, Epilogue(), side=xhat, mask=mask, added=extra)
 
     def _moments(self, node: StepNode, way: _Way, added: Coded | None, kept: Kept) -> ChannelMoments:
         """Moments of the gradient behind the mask, with the normalised values: those of gamma and beta."""
@@ -336,7 +335,7 @@ class Backward:
             x: its input, for the weight gradient beside it; None leaves that out.
         """
         forward = self.forward
-        source = next(node for node in forward.graph if node.name == taker.source)
+        source = forward.graph[forward.number[taker.source]]
         way = _Way(self._codes[taker.name], self._back_weights(taker), taker)
         name, bits = f"{taker.name}.gradient", forward.widths.gradient
         if name not in forward.ranges.tops:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from host.arrays import F32, Array, Codes
+from host.arrays import F32, I64, Array, Codes
 from host.step.channel_parameters import F64, code_top
 from host.step.passes import CodeTensor, PassError
 
@@ -134,25 +135,31 @@ class CodedWeights:
         """
         if bits < 2:
             raise PassError(f"{node}: symmetric weights take at least 2 bits, not {bits}")
-        if not np.isfinite(weight).all():
-            raise PassError(f"{node}: weights hold NaN or infinity; training has diverged: lower the learning rate")
         axis = 1 if back and groups == 1 else 0
         others = tuple(i for i in range(4) if i != axis)
-        most = np.abs(weight).max(others).astype(np.float64)
+        most = np.maximum(weight.max(others), -weight.min(others)).astype(np.float64)
+        if not np.isfinite(most).all():
+            raise PassError(f"{node}: weights hold NaN or infinity; training has diverged: lower the learning rate")
         scale = np.where(most > 0, most, 1.0) / code_top(bits, True)
         shape = [1] * 4
         shape[axis] = -1
-        codes = np.rint(weight.astype(np.float64) / scale.reshape(shape)).astype(np.int16)
+        ratio = weight / scale.reshape(shape)
+        codes = np.rint(ratio, out=ratio).astype(np.int16)
         return cls(CodeTensor(codes, bits, True), scale, axis)
 
     def bound(self, operand: CodeTensor | CodedPart) -> F64:
         """Greatest magnitude of a sum, per channel of the result."""
-        others = tuple(i for i in range(4) if i != self.axis)
-        values = self.codes.values.astype(np.int64)
-        up, down = (np.maximum(sign * values, 0).sum(others) for sign in (1, -1))
+        magnitudes, totals = self._sums
         if operand.signed:
-            return np.asarray((up + down) * (1 << operand.bits - 1), np.float64)
-        return np.asarray(np.maximum(up, down) * ((1 << operand.bits) - 1), np.float64)
+            return np.asarray(magnitudes * (1 << operand.bits - 1), np.float64)
+        # half of each: the sums of the positive codes, and of the negative ones
+        return np.asarray((magnitudes + np.abs(totals)) // 2 * ((1 << operand.bits) - 1), np.float64)
+
+    @cached_property
+    def _sums(self) -> tuple[I64, I64]:
+        """Sums of the codes' magnitudes, and of the codes, per channel of the result."""
+        others, values = tuple(i for i in range(4) if i != self.axis), self.codes.values
+        return np.abs(values).sum(others, dtype=np.int64), values.sum(others, dtype=np.int64)
 
 
 @dataclass

@@ -15,8 +15,9 @@ import numpy as np
 
 from host.devices.memory import MemoryDevice, MemoryStreams, check, record_words
 from host.driver.fabric_engine import FabricEngine
-from host.driver.fabric_passes import FabricPasses, check_phases, form_of, parts_of
-from host.driver.memory_tensors import Arena, HostTensor, MemoryArea, MemoryCodes, MemoryTensor, ResultTensor, planes_of
+from host.driver.fabric_passes import FabricPasses, check_phases, parts_of
+from host.driver.memory_tensors import HostTensor, MemoryCodes, MemoryTensor, ResultTensor, planes_of
+from host.driver.memory_views import Arena, MemoryArea
 from host.driver.pass_template import PassPlan, Template, TemplateBuilder, WeightArea, plan_of
 from host.epilogue import Bools
 from host.numerics import check_codes
@@ -34,9 +35,10 @@ _WAIT_WORD, _WAIT = 7, np.uint64(int(RecordFlag.WAIT) << 48)
 
 @dataclass(eq=False)
 class _Shape:
-    """A pass but for the areas of its operands."""
+    """A pass but for the areas of its operands; ``phases``: its result is computed in several."""
 
     plan: PassPlan
+    phases: bool
     templates: dict[tuple[MemoryArea, ...], Template] = field(default_factory=dict)
 
 
@@ -139,9 +141,7 @@ class MemoryPasses:
         self._fill(wanted, template)
         self._queue.append(template)
         self._context = f"{wanted.node}, {wanted.purpose}"
-        self.arena.busy.update(template.writes, (area for _, area in template.reads))
-        own = [template.entries, template.tail, template.weights.area if template.weights is not None else None]
-        self.arena.busy.update(area for area in own if area is not None)
+        self.arena.busy |= template.areas
         self.meter.add("PASSES", 1)
         codes = self._codes(wanted, template)
         if template.moments is None and template.gradient is None:
@@ -247,29 +247,22 @@ class MemoryPasses:
     # -- templates --------------------------------------------------------------------------------------------------
 
     def _template(self, wanted: ProductPass, operands: dict[str, MemoryTensor]) -> Template:
-        behind = wanted.behind
-        widths = tuple((t.bits, t.signed) if t is not None else None for t in (wanted.x, wanted.w, wanted.g))
-        form = None if behind is None else form_of(behind)
-        key = wanted.node, wanted.purpose, wanted.kind, wanted.geometry, wanted.groups, widths, form
+        key = _key(wanted)
         shape = self._shapes.get(key)
         if shape is None:
-            shape = self._shapes[key] = _Shape(plan_of(self.design, wanted, parts_of(self.design, wanted)))
-        if behind is not None:
+            plan = plan_of(self.arena, self.design, wanted, parts_of(self.design, wanted))
+            shape = self._shapes[key] = _Shape(plan, any(part.order.phases > 1 for part in plan.parts))
+        if shape.phases and wanted.behind is not None:
             for part in shape.plan.parts:
-                if part.order.phases > 1:
-                    check_phases(wanted, self.design, part)
-        places = [operands[need.operand].place(need.view, need.channels) for need in shape.plan.needs]
-        areas = tuple(area for area, _, _ in places)
+                check_phases(wanted, self.design, part)
+        areas = tuple(
+            operands[need.operand].place(place) for need, place in zip(shape.plan.needs, shape.plan.places, strict=True)
+        )
         template = shape.templates.get(areas)
         if template is None:
-            name = (
-                wanted.node,
-                wanted.purpose,
-                wanted.kind,
-                wanted.geometry,
-                0 if behind is None else behind.settings.out_bits,
-            )
-            template = TemplateBuilder(self.arena, self.design, name, wanted, shape.plan, places).build()
+            bits = 0 if wanted.behind is None else wanted.behind.settings.out_bits
+            name = wanted.node, wanted.purpose, wanted.kind, wanted.geometry, bits
+            template = TemplateBuilder(self.arena, self.design, name, wanted, shape.plan, areas).build()
             shape.templates[areas] = template
         return template
 
@@ -328,6 +321,30 @@ class MemoryPasses:
         if form.wide_bits:
             found["s"] = MemoryCodes(tensors["s"], 0, form.wide_bits, form.out_signed)
         return PassResult(**cast(dict[str, Any], found))
+
+
+def _widths(codes: CodeTensor | None) -> tuple[int, bool] | None:
+    return None if codes is None else (codes.bits, codes.signed)
+
+
+def _key(wanted: ProductPass) -> Hashable:
+    """What decides a pass but for its values, and for where its operands lie."""
+    operands = _widths(wanted.x), _widths(wanted.w), _widths(wanted.g)
+    key = wanted.node, wanted.purpose, wanted.kind, wanted.geometry, wanted.groups, operands
+    behind = wanted.behind
+    if behind is None:
+        return key
+    beside = (
+        _widths(behind.side),
+        behind.mask is None,
+        _widths(behind.added),
+        behind.moments,
+        behind.cross,
+        behind.records,
+    )
+    s = behind.settings
+    form = s.relu, s.out_bits, s.out_signed, s.keep_bits, s.keep_mask, s.wide_bits, s.stochastic
+    return key, beside, form
 
 
 def _as_array(codes: CodeTensor | None) -> CodeTensor | None:

@@ -173,7 +173,11 @@ class Forward:
         self.graph, self.parameters, self.engine, self.ranges = graph, parameters, engine, ranges
         self.bits, self.widths, self.training = bits, widths, training
         self._chosen = chosen
-        self.takers = {node.name: [t for t in graph if t.source == node.name] for node in graph}
+        self.takers: dict[str, list[StepNode]] = {node.name: [] for node in graph}
+        for node in graph:
+            if node.source:
+                self.takers[node.source].append(node)
+        self.number = {node.name: number for number, node in enumerate(graph)}
         self.carried = {node.residual for node in graph if node.residual}
         self.groups: dict[str, Groups] = {}
 

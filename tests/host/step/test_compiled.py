@@ -14,7 +14,8 @@ from host.devices.memory import StreamMemory
 from host.devices.reference import ReferenceDevice
 from host.driver.fabric_engine import FabricEngine
 from host.driver.fabric_passes import FabricPasses
-from host.driver.memory_tensors import MemoryPlanError, ResultTensor
+from host.driver.memory_tensors import ResultTensor
+from host.driver.memory_views import MemoryPlanError
 from host.program.builder import PacketError
 from host.step.backward import Backward
 from host.step.coded import ALL, Ranges
