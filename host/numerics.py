@@ -68,6 +68,18 @@ def flush(x: F32) -> F32:
     return np.where(np.abs(x) < SMALLEST_NORMAL, np.float32(0), x)
 
 
+def tree_sum_of_rows(rows: Any) -> Any:
+    """Sum over the leading axis of float64, a NumPy array or a tensor, which is overwritten; in an order that is part of
+    the definition: the two halves of the list are added element by element, then the halves of that, until one is left
+    (the middle element of an odd list waits)."""
+    n = len(rows)
+    while n > 1:
+        half = (n + 1) // 2
+        rows[: n - half] += rows[half:n]
+        n = half
+    return rows[:1].sum(0)  # of one row, or of none
+
+
 def running_mean(old: Any, new: Any, share: float) -> Any:
     """``share * old + (1 - share) * new`` in single precision, every operation rounded: of NumPy arrays or of tensors."""
     return old * np.float32(share) + new * np.float32(1 - share)

@@ -211,13 +211,13 @@ def test_recipes_and_models_go_by_any_of_their_names() -> None:
 def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for wrong in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert options.refusal(wrong, folder=True)
+        assert options.output_refusal(wrong, folder=True)
     for wrong in (tmp_path, tmp_path / "file" / "below"):
-        assert options.refusal(wrong, folder=False)
+        assert options.output_refusal(wrong, folder=False)
     for right in (tmp_path, tmp_path / "new" / "deep"):
-        assert options.refusal(right, folder=True) is None
+        assert options.output_refusal(right, folder=True) is None
     for right in (tmp_path / "file", tmp_path / "new" / "deep.json"):
-        assert options.refusal(right, folder=False) is None
+        assert options.output_refusal(right, folder=False) is None
 
 
 @pytest.mark.parametrize("words", [("train",), ("generate",), ("csim",), ("bitstream", "--scripts-only")], ids=" ".join)

@@ -38,6 +38,17 @@ WRITTEN_IN_PLACE = {
 SAME_CLASSES = {
     "DEPTHWISE": "the widths of depthwise layers, as costs and as PyTorch's layers count widths",
 }
+_ARRAYS = "of NumPy arrays and of PyTorch's tensors, the same codes: tests/sw_model/quantize/test_affine.py"
+_EPILOGUE = "a stage of the fabric's epilogue: its integers, and how a pass or a channel comes to them"
+_COMMANDS = "what every module of commands has for the command line"
+#: public function -> why more than one module defines it
+SAME_FUNCTIONS = {
+    **dict.fromkeys(("extremes", "flush", "grid_from_range", "quantize"), _ARRAYS),
+    **dict.fromkeys(("finish", "inner", "random_numbers", "value"), _EPILOGUE),
+    **dict.fromkeys(("register", "register_bench", "register_report", "run"), _COMMANDS),
+    "build": "what a tool makes of sources: g++ a program, Vivado a bitstream",
+    "check": "refuses a failed result: of a device's program, of its memory",
+}
 #: base names that stand for the same thing in every room
 SHARED_NAMES = {"__init__.py"}
 
@@ -130,6 +141,25 @@ def test_a_class_and_a_constant_have_one_meaning() -> None:
     twice = {n: p for n, p in places.items() if len(p) > 1}
     assert {n: p for n, p in twice.items() if n not in SAME_CLASSES} == {}, "name them for what they are"
     assert set(SAME_CLASSES) <= set(twice), "exceptions that are no longer needed"
+
+
+def public_functions(path: Path) -> list[str]:
+    """Functions of a module's top level, without those that begin with an underscore."""
+    body = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+    names = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def test_a_public_function_has_one_meaning() -> None:
+    places = defaultdict(list)
+    for path in sources(".py"):
+        for name in public_functions(path):
+            places[name].append(str(path))
+    twice = {n: p for n, p in places.items() if len(p) > 1}
+    assert {n: p for n, p in twice.items() if n not in SAME_FUNCTIONS} == {}, "name them for what they do"
+    assert set(SAME_FUNCTIONS) <= set(twice), "exceptions that are no longer needed"
+    in_commands = [p for n, why in SAME_FUNCTIONS.items() if why == _COMMANDS for p in twice[n]]
+    assert all(Path(p).name.endswith("_commands.py") for p in in_commands), "for modules of commands alone"
 
 
 def test_files_are_written_whole_or_not_at_all() -> None:

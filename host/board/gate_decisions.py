@@ -62,7 +62,7 @@ class Gates:
         return value
 
 
-def option_products(x: Array, weight: Array, grids: list[Grid]) -> Array:
+def exact_option_products(x: Array, weight: Array, grids: list[Grid]) -> Array:
     """``sum weight[n] * Q_k(x)[n]`` for every sample n and per-tensor grid k: float32 (N, K)."""
     columns = []
     for grid in grids:

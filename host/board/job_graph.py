@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from host.board.job_archive import MAX_ELEMENTS, mapping
-from host.board.job_settings import get, integers, is_number
+from host.board.job_settings import get, integer_list, is_number
 from host.board.operations import OPERATIONS, JobError
 
 MAX_NODES = 20_000
@@ -145,7 +145,7 @@ def _node(node: dict[str, Any], known: Mapping[str, tuple[int, ...]], facts: Fac
     for name, shape in zip(outputs, shapes, strict=True):
         if not isinstance(name, str) or not NAME.fullmatch(name) or name in known or name in sized:
             raise JobError(f"{where}: {name!r:.60} cannot name a result, or names another one already")
-        sized[name] = integers(shape, f"{where}: shape", 0, MAX_ELEMENTS, 8)
+        sized[name] = integer_list(shape, f"{where}: shape", 0, MAX_ELEMENTS, 8)
         if math.prod(sized[name]) > MAX_ELEMENTS:
             raise JobError(f"{where}: values become too large; use a smaller batch")
     attributes = _attributes(node, rule.attributes, where)
@@ -161,7 +161,7 @@ def _attributes(node: dict[str, Any], rules: Mapping[str, tuple[Any, ...]], wher
     clean: dict[str, Any] = {}
     for key, (kind, low, high) in rules.items():
         if kind == "ints":
-            clean[key] = integers(raw[key], f"{where}: {key}", low, high, 8)
+            clean[key] = integer_list(raw[key], f"{where}: {key}", low, high, 8)
             continue
         good = is_number(raw[key]) if kind == "float" else isinstance(raw[key], int) and is_number(raw[key])
         if not good or not low <= raw[key] <= high:

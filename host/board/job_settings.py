@@ -20,7 +20,7 @@ def get(mapping: dict[str, Any], key: str, kind: type | tuple[type, ...], what: 
     return value
 
 
-def integers(value: Any, what: str, low: int, high: int, most: int = 64) -> tuple[int, ...]:
+def integer_list(value: Any, what: str, low: int, high: int, most: int = 64) -> tuple[int, ...]:
     """A list of at most ``most`` integers between ``low`` and ``high``."""
     if not isinstance(value, list) or len(value) > most:
         raise JobError(f"{what} is not a list of at most {most} integers")
@@ -95,7 +95,7 @@ def _setting(recipe: dict[str, Any], key: str, rule: tuple[Any, ...]) -> Any:
             raise JobError(f"recipe: {key} must be a list of numbers")
         return tuple(float(v) for v in value)
     if rule[0] is list:
-        return integers(value, f"recipe: {key}", rule[1], rule[2], 1000)
+        return integer_list(value, f"recipe: {key}", rule[1], rule[2], 1000)
     if rule[0] is bool:
         return get(recipe, key, bool, "recipe")
     if rule[0] is int:
@@ -114,7 +114,7 @@ def is_number(value: Any) -> bool:
 
 def checked_widths(stage: Any) -> tuple[int, ...]:
     """A precision: 3 or 4 widths."""
-    widths = integers(stage, "a stage", 0, 16, 4)
+    widths = integer_list(stage, "a stage", 0, 16, 4)
     if len(widths) not in (3, 4) or (0 in widths and any(widths)):
         raise JobError(f"stage {list(widths)} must be 3 or 4 widths of 1..16, or all 0 for float32")
     return widths
@@ -130,8 +130,8 @@ def checked_gates(raw: Any, recipe: dict[str, Any]) -> Gates | None:
     options = get(gates, "options", list, "gates")
     if not 2 <= len(options) <= 64:
         raise JobError(f"gates choose among 2 to 64 options, not {len(options)}")
-    pairs = [integers(option, "an option of the gates", 1, 16, 2) for option in options]
+    pairs = [integer_list(option, "an option of the gates", 1, 16, 2) for option in options]
     if any(len(pair) != 2 for pair in pairs):
         raise JobError("an option of the gates is a pair of widths, activation and gradient")
-    (bits,) = integers([gates.get("weight_bits")], "gates: weight_bits", 1, 16)
+    (bits,) = integer_list([gates.get("weight_bits")], "gates: weight_bits", 1, 16)
     return Gates(tuple((a, g) for a, g in pairs), bits, recipe["beta"], recipe["band"], recipe["cap"])

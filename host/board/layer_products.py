@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from host.arrays import Array
-from host.board.gate_decisions import Gates, option_products
+from host.board.gate_decisions import Gates, exact_option_products
 from host.board.operations import JobError
 from host.driver.grouped import product_sums
 from host.exact_engine import correlate, correlate_back, correlate_weight
@@ -22,7 +22,7 @@ MAX_COLUMNS = 1 << 28  #: elements of an unfolded operand
 # -- convolutions -------------------------------------------------------------------------------------------------
 
 
-def geometry_of(
+def job_geometry(
     x: tuple[int, ...], weight: tuple[int, ...], stride: int, padding: int, groups: int = 1
 ) -> ConvGeometry:
     """Geometry of a convolution; its weights are (O, I/groups, kh, kw).
@@ -139,7 +139,7 @@ class LayerProducts:
 
     def product(self, x: Array, weight: Array, *, layer: int, stride: int, padding: int, groups: int) -> Array:
         """Convolution of x with weight, float32."""
-        g = geometry_of(x.shape, weight.shape, stride, padding, groups)
+        g = job_geometry(x.shape, weight.shape, stride, padding, groups)
         widths = self._widths(layer)
         if not any(widths):
             return _once(correlate, x, weight, self._dense(g, groups, layer))
@@ -212,7 +212,7 @@ class LayerProducts:
 
     @staticmethod
     def _checked(grad: Array, x: Array, weight: Array, stride: int, padding: int, groups: int = 1) -> ConvGeometry:
-        g = geometry_of(x.shape, weight.shape, stride, padding, groups)
+        g = job_geometry(x.shape, weight.shape, stride, padding, groups)
         if grad.shape != (g.batch, g.out_channels, *g.out_hw):
             raise JobError(f"an output gradient of {grad.shape} does not fit {x.shape} and weights {weight.shape}")
         return g
@@ -245,7 +245,7 @@ class LayerProducts:
         self, x: Array, weight: Array, mask: Array, *, layer: int, stride: int, padding: int
     ) -> Array:  # fmt: skip
         """Convolution of x with weight, each sample at the bits that it chose, float32."""
-        g, members = geometry_of(x.shape, weight.shape, stride, padding), self.gates.members(mask, len(x))
+        g, members = job_geometry(x.shape, weight.shape, stride, padding), self.gates.members(mask, len(x))
         self._activation_range(x, layer)
         w = weight_operand(weight, self.gates.weight_bits, 0)
         y = np.empty((g.batch, g.out_channels, *g.out_hw), np.float32)
@@ -301,7 +301,7 @@ class LayerProducts:
         if dx.shape != x.shape:
             raise JobError(f"a gradient of {dx.shape} for values of {x.shape}")
         low, span = self._kept_range(layer)
-        return option_products(
+        return exact_option_products(
             np.ascontiguousarray(x), dx, [grid_from_range(low, span, bits) for bits, _ in self.gates.options]
         )
 

@@ -59,6 +59,7 @@ from typing import Any
 import numpy as np
 
 from host.arrays import Array
+from host.numerics import tree_sum_of_rows
 
 
 class JobError(ValueError):
@@ -80,16 +81,10 @@ def _column(values: Array) -> Array:
 
 
 def tree_sum(a: Array, axes: Sequence[int]) -> Array:
-    """Sum over axes in float64, in an order that is part of the definition: the two halves of the list are added
-    element by element, then the halves of that, until one is left (the middle element of an odd list waits)."""
+    """Sum over axes in float64, in the order of :func:`host.numerics.tree_sum_of_rows`."""
     kept = [i for i in range(a.ndim) if i not in axes]
     rows = a.transpose(*axes, *kept).reshape(-1, *(a.shape[i] for i in kept)).astype(np.float64)
-    n = len(rows)
-    while n > 1:
-        half = (n + 1) // 2
-        rows[: n - half] += rows[half:n]
-        n = half
-    return np.asarray(rows[:1].sum(0))  # of one row, or of none
+    return np.asarray(tree_sum_of_rows(rows))
 
 
 def _image(x: Array, *parameters: Array) -> None:

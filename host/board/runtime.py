@@ -29,6 +29,7 @@ from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
 from host.numerics import ceil_div
 from host.operands import Engine
 from host.training import batches
+from host.training.descent import descended
 from host.training.precision_schedule import learning_rate, make_schedule
 from hw.files import write_atomically
 
@@ -189,7 +190,7 @@ class Training:
         if not math.isfinite(loss):
             raise JobError(f"the loss is {loss} at step {at}; lower lr ({recipe['lr']})")
         for name in self.job.parameters:
-            self._update(name, values[graph.gradients[name]], np.float32(lr))
+            self._update(name, values[graph.gradients[name]], lr)
         for name, value in graph.buffers.items():
             self.state[name] = np.array(values[value])
         right = int((values[graph.logits].argmax(1) == y).sum())
@@ -210,18 +211,12 @@ class Training:
             return "gated"
         return "/".join(map(str, widths)) if any(widths) else "fp32"
 
-    def _update(self, name: str, gradient: Array, lr: np.float32) -> None:
-        """Stochastic gradient descent with momentum and weight decay, in single precision."""
-        recipe, weight = self.job.recipe, self.state[name]
-        if recipe["weight_decay"]:
-            gradient = gradient + np.float32(recipe["weight_decay"]) * weight
-        if recipe["momentum"]:
-            velocity = self.momentum.get(name)
-            share = np.float32(recipe["momentum"])
-            velocity = np.array(gradient) if velocity is None else share * velocity + gradient
+    def _update(self, name: str, gradient: Array, lr: float) -> None:
+        """Takes a step with one parameter."""
+        before = self.momentum.get(name)
+        self.state[name], velocity = descended(self.state[name], gradient, before, lr, self.job.recipe)
+        if velocity is not None:
             self.momentum[name] = velocity
-            gradient = gradient + share * velocity if recipe["nesterov"] else velocity
-        self.state[name] = weight - lr * gradient
 
     @property
     def last_widths(self) -> tuple[int, ...]:

@@ -102,7 +102,7 @@ def run_kernel(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def command_of(arguments: argparse.Namespace) -> str:
+def engine_command(arguments: argparse.Namespace) -> str:
     """The command that makes the result with these arguments anew, for the record."""
     words = ["fractrain bench engine --design", arguments.design, "--model", arguments.model, "--bits"]
     words += map(slashed, arguments.bits)
@@ -139,7 +139,15 @@ def deliver(
 def run_engine(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     from host.devices.device import open_device
-    from host.measure.engine_bench import FORMS, Row, bench, draw, measure, proportionality, refuse_unfit
+    from host.measure.engine_bench import (
+        FORMS,
+        Row,
+        bench_engine,
+        draw_engine,
+        measure_product,
+        proportionality,
+        refuse_unfit,
+    )
     from hw.console import Progress
     from hw.design import load_design
     from hw.generate import rtl_digest
@@ -159,11 +167,11 @@ def run_engine(arguments: argparse.Namespace) -> int:
     device = open_device("rtl", design)
 
     def rows_of(output: str, shape: ConvShape, bits: Bits, count: int, first: bool) -> list[Row]:
-        return measure(device, design, shape, bits, count, output, arguments.batch, arguments.split, first)
+        return measure_product(device, design, shape, bits, count, output, arguments.batch, arguments.split, first)
 
     with Progress(f"bench engine of {design.name}") as progress:
         runs = [
-            bench(design, shapes, bits, partial(rows_of, output), progress.doing)
+            bench_engine(design, shapes, bits, partial(rows_of, output), progress.doing)
             for bits in arguments.bits
             for output in outputs
         ]
@@ -174,7 +182,7 @@ def run_engine(arguments: argparse.Namespace) -> int:
         run["saved"] = 1 - run["cycles_per_image"] / base["cycles_per_image"]
 
     result = {
-        "command": command_of(arguments),
+        "command": engine_command(arguments),
         "design": design.name,
         "hash": f"{design.hash64:016x}",
         "rtl": digest,
@@ -183,11 +191,11 @@ def run_engine(arguments: argparse.Namespace) -> int:
         "runs": runs,
         "proportionality": pairs,
     }
-    deliver(arguments, result, draw, lambda: print_tables(result, design.clock_mhz))
+    deliver(arguments, result, draw_engine, lambda: print_engine(result, design.clock_mhz))
     return 0
 
 
-def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
+def print_engine(result: dict[str, Any], clock_mhz: float) -> None:
     """The result of ``bench engine`` for people, on standard output."""
     from rich.table import Table
 

@@ -50,7 +50,7 @@ def _share(text: str) -> tuple[Bits, int]:
     return options.fabric_bits(bits), options.positive(images)
 
 
-def command_of(arguments: argparse.Namespace) -> str:
+def step_command(arguments: argparse.Namespace) -> str:
     """The command that makes the result with these arguments anew, for the record."""
     words = ["fractrain bench step --design", arguments.design, "--model", arguments.model, "--bits"]
     words += map(slashed, arguments.bits)
@@ -64,7 +64,7 @@ def command_of(arguments: argparse.Namespace) -> str:
 def run_step(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     from host.devices.device import open_device
-    from host.measure.step_bench import bench, draw, mixture
+    from host.measure.step_bench import bench_step, draw_step, mixture
     from hw.console import Progress
     from hw.design import load_design
     from hw.generate import rtl_digest
@@ -79,7 +79,7 @@ def run_step(arguments: argparse.Namespace) -> int:
 
         def measured(bits: Bits, batch: int) -> dict[str, Any]:
             widths = KeptWidths.beside(bits) if arguments.kept is None else KeptWidths(*[arguments.kept] * 3)
-            return bench(device, design, graph, bits, widths, batch, progress.doing)
+            return bench_step(device, design, graph, bits, widths, batch, progress.doing)
 
         runs = [measured(bits, arguments.batch) for bits in arguments.bits]
         if arguments.mix:
@@ -87,7 +87,7 @@ def run_step(arguments: argparse.Namespace) -> int:
     for run in runs:
         run["saved"] = 1 - run["cycles_per_image"] / runs[0]["cycles_per_image"]
     result = {
-        "command": command_of(arguments),
+        "command": step_command(arguments),
         "design": design.name,
         "hash": f"{design.hash64:016x}",
         "rtl": digest,
@@ -96,11 +96,11 @@ def run_step(arguments: argparse.Namespace) -> int:
         "batch": arguments.batch,
         "runs": runs,
     }
-    deliver(arguments, result, draw, lambda: print_tables(result, design.clock_mhz))
+    deliver(arguments, result, draw_step, lambda: print_step(result, design.clock_mhz))
     return 0
 
 
-def print_tables(result: dict[str, Any], clock_mhz: float) -> None:
+def print_step(result: dict[str, Any], clock_mhz: float) -> None:
     """The result for people, on standard output."""
     from rich.table import Table
 

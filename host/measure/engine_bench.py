@@ -92,7 +92,7 @@ def _filled(packet: Packet, rng: np.random.Generator) -> tuple[Packet, U64 | Non
     return packet, data
 
 
-def program(design: Design, packets: Iterable[Packet], seed: int = 0) -> U64:
+def random_program(design: Design, packets: Iterable[Packet], seed: int = 0) -> U64:
     """Words of a program with random payload."""
     rng = np.random.default_rng(seed)
     builder = ProgramBuilder(design)
@@ -103,7 +103,7 @@ def program(design: Design, packets: Iterable[Packet], seed: int = 0) -> U64:
     return builder.words()
 
 
-def distinct(shapes: Iterable[ConvShape]) -> list[tuple[ConvShape, int]]:
+def distinct_shapes(shapes: Iterable[ConvShape]) -> list[tuple[ConvShape, int]]:
     """Convolutions that differ in shape, with how often each occurs, in order of first occurrence."""
     seen: dict[tuple[object, ...], list[ConvShape]] = {}
     for s in shapes:
@@ -142,12 +142,12 @@ def ideal_cycles(design: Design, shape: ConvShape, bits: Bits, kind: str) -> flo
 def refuse_unfit(
     design: Design, shapes: Iterable[ConvShape], bits: Bits, form: Form = CODES, split: bool = False, batch: int = 128
 ) -> None:
-    """Check every packet that :func:`bench` would send with these arguments, without a device.
+    """Check every packet that :func:`bench_engine` would send with these arguments, without a device.
 
     Raises:
         UnfitError: a layer that the design cannot hold, by name, with the remedy.
     """
-    for index, (shape, _) in enumerate(distinct(shapes)):
+    for index, (shape, _) in enumerate(distinct_shapes(shapes)):
         for kind in passes(split, index == 0):
             try:
                 packets = [p for each in layer_programs(design, shape, bits, batch, kind, form) for p in each]
@@ -162,7 +162,7 @@ def refuse_unfit(
                     )
 
 
-def measure(  # noqa: PLR0913 - the options of the command
+def measure_product(  # noqa: PLR0913 - the options of the command
     device: Device,
     design: Design,
     shape: ConvShape,
@@ -194,7 +194,7 @@ def measure(  # noqa: PLR0913 - the options of the command
         counters: Counter[str] = Counter()
         predicted = 0
         for packets in layer_programs(design, shape, bits, batch, kind, FORMS[output]):
-            words = program(design, packets)
+            words = random_program(design, packets)
             result = check(device.run(words), f"{shape.name} {kind}")
             if compare is not None:
                 other = check(compare.run(words), f"{shape.name} {kind}")
@@ -228,7 +228,7 @@ def measure(  # noqa: PLR0913 - the options of the command
     return rows
 
 
-def bench(
+def bench_engine(
     design: Design,
     shapes: Iterable[ConvShape],
     bits: Bits,
@@ -238,10 +238,10 @@ def bench(
     """All convolutions of a network at one precision: rows, cycles per image, images per second at the design's clock.
 
     Args:
-        rows_of: :func:`measure` of a layer, its widths, how often it occurs, and whether it is the first.
+        rows_of: :func:`measure_product` of a layer, its widths, how often it occurs, and whether it is the first.
     """
     rows: list[Row] = []
-    for index, (shape, count) in enumerate(distinct(shapes)):
+    for index, (shape, count) in enumerate(distinct_shapes(shapes)):
         progress(f"{shape.name} at {bits.w}/{bits.a}/{bits.g}")
         rows += rows_of(shape, bits, count, index == 0)
     total = sum(r.cycles * r.count for r in rows)
@@ -273,7 +273,7 @@ def proportionality(device: Device, design: Design) -> list[dict[str, Any]]:
                 programs = [_repeated(design, name, groups, a_bits, b_bits, n) for n in (1, 2)]
                 if any(packet.overflows(design) for packet in programs[0]):
                     continue
-                one, two = (check(device.run(program(design, packets))) for packets in programs)
+                one, two = (check(device.run(random_program(design, packets))) for packets in programs)
                 measured = next(packet for packet in programs[0] if packet.is_product)
                 pairs.append(
                     {
@@ -316,7 +316,7 @@ def _repeated(design: Design, name: str, groups: int, a_bits: int, b_bits: int, 
     return [*loads, *[packet] * repeats, END]
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw_engine(result: dict[str, Any], path: Path) -> None:
     """Where the cycles of an image go, for every precision and output format, as one picture."""
     from matplotlib import rcParams
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -17,7 +17,7 @@ from pathlib import Path
 from host.devices.device import check
 from host.devices.library import LibraryDevice
 from host.devices.rtl import build_rtl
-from host.measure.engine_bench import layer_programs, passes, program
+from host.measure.engine_bench import layer_programs, passes, random_program
 from hw.design import ROOT, Design
 from hw.networks import Bits, ConvShape
 from hw.plan.product import LoweringError
@@ -133,7 +133,7 @@ def record(design: Design, shape: ConvShape, bits: Bits, path: Path, images: int
     device.start(path, half)
     busy = 0
     for packets in (p for kind in passes() for p in layer_programs(design, shape, bits, images, kind)):
-        result = check(device.run(program(design, packets, seed), TIMEOUT), f"{shape.name} at {bits}")
+        result = check(device.run(random_program(design, packets, seed), TIMEOUT), f"{shape.name} at {bits}")
         busy += result.counters["CYCLES"]
     cycles = device.stop()
     device.close()

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from host.devices.device import Device, check
-from host.measure.engine_bench import layer_programs, passes, program
+from host.measure.engine_bench import layer_programs, passes, random_program
 from hw.networks import Bits, ConvShape
 
 
@@ -53,7 +53,7 @@ def simulation_speed(device: Device, shape: ConvShape, bits: Bits, images: int, 
         raise ValueError(f"--images {images}: nothing to simulate; give at least 1")
     design = device.info.design
     programs = [
-        program(design, packets, seed)
+        random_program(design, packets, seed)
         for kind in passes()
         for packets in layer_programs(design, shape, bits, images, kind)
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from host.devices.device import Device, check
-from host.measure.engine_bench import program
+from host.measure.engine_bench import random_program
 from hw import contract
 from hw.contract import HEADER_WORDS, TIMING_COUNTERS
 from hw.design import Design
@@ -61,7 +61,7 @@ class PassRow:
     model_error: float
 
 
-def distinct(step: StepPasses) -> list[tuple[StepPass, int]]:
+def distinct_passes(step: StepPasses) -> list[tuple[StepPass, int]]:
     """Passes that differ in what they compute, with how often each occurs, in order of first occurrence."""
     seen: dict[object, list[StepPass]] = {}
     for each in step.passes():
@@ -86,7 +86,7 @@ def _numbered(products: list[Product]) -> list[Product]:
     return [replace(product, weights=number) for number, product in enumerate(products)]
 
 
-def measure(device: Device | None, design: Design, each: StepPass, count: int, batch: int) -> PassRow:
+def measure_pass(device: Device | None, design: Design, each: StepPass, count: int, batch: int) -> PassRow:
     """One pass over a batch.
 
     Args:
@@ -104,7 +104,7 @@ def measure(device: Device | None, design: Design, each: StepPass, count: int, b
         if device is None:
             counters.update(CYCLES=prediction.cycles, BUSY=prediction.compute)
             continue
-        result = check(device.run(program(design, packets)), f"{each.node} {each.kind}")
+        result = check(device.run(random_program(design, packets)), f"{each.node} {each.kind}")
         counters.update({name: result.counters[name] for name in TIMING_COUNTERS})
     per = {name: counters[name] / batch for name in (*TIMING_COUNTERS, "predicted")}
     return PassRow(
@@ -125,7 +125,7 @@ def measure(device: Device | None, design: Design, each: StepPass, count: int, b
     )
 
 
-def bench(
+def bench_step(
     device: Device | None,
     design: Design,
     graph: list[StepNode],
@@ -141,9 +141,9 @@ def bench(
         graph: of :func:`hw.plan.training_step.nodes`.
     """
     rows = []
-    for each, count in distinct(StepPasses(graph, batch, bits, widths)):
+    for each, count in distinct_passes(StepPasses(graph, batch, bits, widths)):
         progress(f"{each.node}, {each.kind} at {bits.w}/{bits.a}/{bits.g}")
-        rows.append(measure(device, design, each, count, batch))
+        rows.append(measure_pass(device, design, each, count, batch))
     total = sum(row.cycles * row.count for row in rows)
     kinds = {kind: sum(row.cycles * row.count for row in rows if row.kind == kind) for kind in PASSES}
     return {
@@ -160,7 +160,7 @@ def bench(
 
 
 def mixture(parts: list[tuple[dict[str, Any], int]], design: Design) -> dict[str, Any]:
-    """A step whose images have bits of their own: results of :func:`bench`, each with its number of images.
+    """A step whose images have bits of their own: results of :func:`bench_step`, each with its number of images.
 
     The parts' passes run one after the other; moments are added by the host.
     """
@@ -184,7 +184,7 @@ def mixture(parts: list[tuple[dict[str, Any], int]], design: Design) -> dict[str
     }
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw_step(result: dict[str, Any], path: Path) -> None:
     """Cycles of an image by kind of pass, for every precision, as one picture."""
     from matplotlib import rcParams
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,1 +1,1 @@
-"""Decisions of training that PyTorch and the board share: precision, learning rate, batches, the gates' cost term."""
+"""Training that PyTorch and the board share: precision, learning rate, batches, the gates' cost term, descent."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from host.verify.simulation import build_fabric, run_bench
+from host.verify.simulation import build_fabric, run_cocotb_bench
 from hw.contract import MAX_BITS
 from hw.design import DesignError, load_design
 
@@ -55,7 +55,7 @@ def cosimulate(
             "COSIM_SEED": str(seed),
             "COSIM_REPORT": folder,
         }
-        outcomes = run_bench(build, "fabric", BENCH, environment, seed=seed)
+        outcomes = run_cocotb_bench(build, "fabric", BENCH, environment, seed=seed)
         parts = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(folder).glob("*.json"))]
     return {
         "design": design,

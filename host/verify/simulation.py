@@ -140,7 +140,7 @@ def build_fabric(design: Design, sources: Sequence[Path] | None = None) -> Path:
     return build_simulation("fabric", sources, f"fabric-{design.name}")
 
 
-def run_bench(
+def run_cocotb_bench(
     build: Path,
     top: str,
     module: str,

@@ -77,7 +77,7 @@ def run_cost(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_report(arguments: argparse.Namespace) -> int:
+def run_paper_report(arguments: argparse.Namespace) -> int:
     """``fractrain report paper``."""
     from hw.cost.step_cost import paper_fabric
     from hw.cost.tables import our_machine
@@ -203,7 +203,7 @@ def register_report(kinds: argparse._SubParsersAction[Any]) -> None:
     paper.add_argument("--out", type=options.output_folder, required=True, metavar="DIR", help="folder to write")
     paper.add_argument("--no-figures", action="store_true", help="tables only")
     paper.add_argument("--design", default="zc706", help="our fabric's column: a design's name or file, or none")
-    paper.set_defaults(run=run_report)
+    paper.set_defaults(run=run_paper_report)
     _register_roofline(kinds)
 
 

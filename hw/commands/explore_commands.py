@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def run_explore(arguments: argparse.Namespace) -> int:
     """``fractrain explore``."""
     from hw.console import Progress
-    from hw.cost.explore import SearchRequest, find_part, mean_work
+    from hw.cost.explore import SearchRequest, find_part, work_of_layers
     from hw.cost.training import read_training
     from hw.reports.explore_report import search
 
@@ -25,7 +25,7 @@ def run_explore(arguments: argparse.Namespace) -> int:
     wanted = SearchRequest(
         find_part(arguments.part),
         training.model,
-        mean_work(training.shapes, training.schedule, training.count),
+        work_of_layers(training.shapes, training.schedule, training.count),
         training.batch,
         arguments.max_lut,
         arguments.max_bram,
@@ -60,18 +60,18 @@ def run_explore(arguments: argparse.Namespace) -> int:
 
 
 def _print(found: Found, show: int) -> None:
-    from hw.reports.explore_report import table
+    from hw.reports.explore_report import point_table
 
     front = found.front
     print(
         f"{found.title}: {len(found.points)} designs fit, {len(front)} on the front of latency, LUT, block RAM and energy"
     )
-    print(table(front[:show]))
+    print(point_table(front[:show]))
     print("best:")
-    print(table([found.best]))
+    print(point_table([found.best]))
     if found.committed:
         print("committed:")
-        print(table(found.committed))
+        print(point_table(found.committed))
 
 
 def _after_interrupt(arguments: argparse.Namespace) -> str:
@@ -102,7 +102,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )  # fmt: skip
     parser.add_argument("--max-lut", type=options.percentage, default=80.0, metavar="PERCENT", help="of the part")
     parser.add_argument("--max-bram", type=options.percentage, default=80.0, metavar="PERCENT", help="of the part")
-    parser.add_argument("--jobs", type=options.processes, default=-1, help="processes, -1 for all cores")
+    parser.add_argument("--jobs", type=options.process_count, default=-1, help="processes, -1 for all cores")
     parser.add_argument("--show", type=options.positive, default=20, metavar="N", help="points of the front to print")
     parser.add_argument("--json", action="store_true", help="machine-readable summary")
     parser.set_defaults(run=run_explore, after_interrupt=_after_interrupt, machine="explore", samples=None, count=None)

@@ -74,7 +74,7 @@ def whole(text: str) -> int:
     return _integer(text, 0, LARGEST, f"give a whole number of at least 0, at most {LARGEST}")
 
 
-def several(text: str) -> int:
+def at_least_two(text: str) -> int:
     """A count of at least 2: an interval needs two values."""
     return _integer(
         text, 2, LARGEST, f"give a whole number of at least 2, at most {LARGEST}, since one value has no interval"
@@ -97,7 +97,7 @@ def threads(text: str) -> int:
     return _integer(text, 1, most, f"this machine has {os.cpu_count()} processors; give 1 to {most} threads")
 
 
-def processes(text: str) -> int:
+def process_count(text: str) -> int:
     """Processes: a positive count, or -1 for all cores."""
     return -1 if text.strip() == "-1" else _integer(text, 1, 1024, "give 1 to 1024 processes, or -1 for all cores")
 
@@ -146,7 +146,7 @@ def fabric_bits(text: str) -> Bits:
 # -- paths ----------------------------------------------------------------------------------------------------------
 
 
-def refusal(path: Path, folder: bool) -> str | None:
+def output_refusal(path: Path, folder: bool) -> str | None:
     """Why ``path`` cannot become a file, or a ``folder`` of files: cause and remedy; None if it can."""
     wanted = "folder" if folder else "file"
     if path.exists() and path.is_dir() is not folder:
@@ -167,7 +167,7 @@ def usable_folder(path: Path, option: str = "--out") -> Path:
     Raises:
         ValueError: it cannot; the message says why.
     """
-    if why := refusal(path, folder=True):
+    if why := output_refusal(path, folder=True):
         raise ValueError(f"{why} with {option}")
     return path
 
@@ -177,7 +177,7 @@ def _writable(text: str, folder: bool) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} is no path; name a {'folder' if folder else 'file'}")
     path = Path(text)
     try:
-        why = refusal(path, folder)
+        why = output_refusal(path, folder)
     except OSError as error:
         why = f"{path} cannot be used ({error.strerror}); choose another name"
     if why:

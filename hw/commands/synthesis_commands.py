@@ -15,7 +15,7 @@ from hw.design import load_design
 from hw.files import save_picture, write_atomically
 
 
-def table(data: dict[str, Any]) -> str:
+def report_text(data: dict[str, Any]) -> str:
     """Report as text."""
     lines = [
         f"{data['design']} on {data['part']}, {data['tool']}",
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         results.append(yosys.synthesize(piece, folder, grade=grade, seconds=arguments.seconds))
     if arguments.flatten:
         print("synthesising the whole, flattened ...", file=sys.stderr, flush=True)
-        flat = yosys.synthesize(yosys.whole(design), folder, grade=grade, seconds=arguments.seconds)
+        flat = yosys.synthesize(yosys.whole_design(design), folder, grade=grade, seconds=arguments.seconds)
     data = area_report.report(design, results, flat)
     if arguments.accumulators:
         data["command"] += f" --accumulators {arguments.accumulators}"
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     text = json.dumps(data, indent=1)
     if arguments.save:
         write_atomically(arguments.save, text + "\n")
-    print(text if arguments.json else table(data) + (timing_table(data) if arguments.timing else ""))
+    print(text if arguments.json else report_text(data) + (timing_table(data) if arguments.timing else ""))
     return 0 if data.get("fits", True) else 1
 
 

@@ -416,7 +416,7 @@ def training_costs(
     return rows
 
 
-def total(rows: Iterable[ProductCost]) -> Cost:
+def total_cost(rows: Iterable[ProductCost]) -> Cost:
     """Sum of the costs of products that run one after the other."""
     return sum((row.cost for row in rows), Cost())
 
@@ -445,7 +445,7 @@ def scheduled_costs(
         sums = np.zeros(12)
         for shape, mixture in zip(shapes, layer_mixture(shapes, schedule, stage, count), strict=True):
             for share, bits in mixture:
-                cost = total(training_costs([shape], bits, batch, machine))
+                cost = total_cost(training_costs([shape], bits, batch, machine))
                 sums += share / batch * np.array(_numbers(cost))
         n = [round(value) for value in sums[:-1]]
         reads, writes = (n[5], n[6], n[7]), (n[8], n[9], n[10])

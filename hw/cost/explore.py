@@ -172,7 +172,7 @@ def find_part(name: str) -> str:
     return found[0]
 
 
-def mean_work(shapes: Sequence[ConvShape], schedule: TrainingSchedule, count: str = "paper") -> LayerWork:
+def work_of_layers(shapes: Sequence[ConvShape], schedule: TrainingSchedule, count: str = "paper") -> LayerWork:
     """How often each layer runs at which widths for one sample, on the mean over a schedule.
 
     Raises:
@@ -257,7 +257,7 @@ def _identity(design: Design, fabrics: int) -> tuple[Any, ...]:
     return (*(value for key, value in asdict(design).items() if key != "name"), fabrics)
 
 
-def evaluate(design: Design, fabrics: int, work: LayerWork, batch: int, memory: str = "ps") -> DesignPoint:
+def evaluate_point(design: Design, fabrics: int, work: LayerWork, batch: int, memory: str = "ps") -> DesignPoint:
     """Costs of one point.
 
     Raises:
@@ -294,7 +294,7 @@ def _evaluate_all(
     points: Sequence[tuple[Design, int]], work: LayerWork, batch: int, options: Mapping[str, str]
 ) -> list[DesignPoint]:
     """Points of one geometry, which share their cycle counts."""
-    return [evaluate(design, fabrics, work, batch, **options) for design, fabrics in points]
+    return [evaluate_point(design, fabrics, work, batch, **options) for design, fabrics in points]
 
 
 def load_points(file: Path, key: str) -> list[DesignPoint]:

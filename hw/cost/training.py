@@ -14,7 +14,7 @@ from hw.cost.training_schedule import (
     TrainingSchedule,
     load_schedule,
     parse_schedule,
-    static,
+    static_schedule,
 )
 from hw.layer_tables import layers_of
 from hw.networks import Bits, ConvShape, canonical
@@ -160,6 +160,6 @@ def _schedule(request: CostRequest, imagenet: bool) -> TrainingSchedule:
     """The schedule that a request states in words."""
     epochs = sum(request.stages) if request.stages else request.epochs or (IMAGENET_EPOCHS if imagenet else EPOCHS)
     if request.bits:
-        return static(request.bits, epochs)
+        return static_schedule(request.bits, epochs)
     options, early = (IMAGENET_OPTIONS, 1 / 3) if imagenet else (CIFAR_OPTIONS, 0.5)
     return parse_schedule(request.schedule or "", epochs, request.stages, options, early)

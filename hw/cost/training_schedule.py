@@ -231,7 +231,7 @@ def stage_epochs(stages: int, epochs: float, early: float = 0.5) -> list[float]:
     return [epochs * early / (stages - 1)] * (stages - 1) + [epochs * (1 - early)]
 
 
-def static(bits: Bits, epochs: float) -> TrainingSchedule:
+def static_schedule(bits: Bits, epochs: float) -> TrainingSchedule:
     """The same widths throughout."""
     return TrainingSchedule(str(bits), (Stage(epochs, ((1.0, bits),)),))
 

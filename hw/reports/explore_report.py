@@ -103,7 +103,7 @@ def design_toml(point: DesignPoint, name: str, note: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(points: Iterable[DesignPoint]) -> str:
+def point_table(points: Iterable[DesignPoint]) -> str:
     """Points as text, one per line."""
     rows = [["design", "fabrics", "MHz", "ms/sample", "step", "LUT %", "BRAM %", "DSP %", "mJ (estimate)"]]
     for p in points:
@@ -118,7 +118,7 @@ def table(points: Iterable[DesignPoint]) -> str:
     )
 
 
-def draw(points: Sequence[DesignPoint], path: Path, title: str) -> None:
+def draw_points(points: Sequence[DesignPoint], path: Path, title: str) -> None:
     """Latency against LUT and block RAM of all points, the front, the best and the committed designs."""
     from matplotlib.figure import Figure
 
@@ -155,5 +155,5 @@ def write_results(points: Sequence[DesignPoint], folder: Path, title: str) -> li
     files = [folder / "best.toml", folder / "front.json", folder / "explore.svg"]
     write_atomically(files[0], design_toml(chosen, f"best-{chosen.design.part[:7]}", title))
     write_atomically(files[1], json.dumps([asdict(p) for p in pareto(points)], indent=1) + "\n")
-    draw(points, files[2], title)
+    draw_points(points, files[2], title)
     return files

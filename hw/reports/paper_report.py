@@ -120,7 +120,7 @@ def to_markdown(lines: Sequence[Line], fabric: Fabric | None = None, figures: It
     return "\n".join(out)
 
 
-def draw(lines: Sequence[Line], folder: Path, fabric: Fabric | None = None) -> list[Path]:
+def draw_figures(lines: Sequence[Line], folder: Path, fabric: Fabric | None = None) -> list[Path]:
     """Figures as SVG: published against recomputed CC, Table 3's energy and latency, savings.
 
     Args:
@@ -255,7 +255,7 @@ def write_report(folder: Path, fabric: Fabric | None = None, figures: bool = Tru
         The files written, the Markdown first.
     """
     lines = recompute(fabric=fabric)
-    drawn = draw(lines, folder, fabric) if figures else []
+    drawn = draw_figures(lines, folder, fabric) if figures else []
     markdown, table = folder / "paper.md", folder / "paper.csv"
     write_atomically(markdown, to_markdown(lines, fabric, [path.name for path in drawn]))
     write_atomically(table, to_csv(lines, fabric))

@@ -434,7 +434,7 @@ def chosen_pieces(design: Design, module: str | None = None) -> list[SynthesisPi
     return found
 
 
-def whole(design: Design) -> SynthesisPiece:
+def whole_design(design: Design) -> SynthesisPiece:
     """The whole fabric as one flattened piece."""
     return SynthesisPiece(f"{design.name} flattened", "fabric")
 

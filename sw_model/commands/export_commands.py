@@ -97,13 +97,13 @@ def _export_network(trained: Path, out: Path, overrides: dict[str, Any]) -> int:
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """``fractrain predict``."""
-    from sw_model.trained.prediction import image_files, predict
+    from sw_model.trained.prediction import image_files, predict_images
     from sw_model.trained.trained_network import open_trained
 
     files = image_files(arguments.images)
     network = open_trained(arguments.trained)
     engine = open_engine(arguments.device, arguments.design)
-    found = predict(network, files, top=arguments.top, batch=arguments.batch, engine=engine)
+    found = predict_images(network, files, top=arguments.top, batch=arguments.batch, engine=engine)
     if arguments.json:
         rows = [{"file": str(p.file), "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in found]
         print(json.dumps(rows))

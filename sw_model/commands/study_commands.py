@@ -34,7 +34,7 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     codes.set_defaults(run=run_bench_codes)
     noise = kinds.add_parser("quantizers", help="bias and variance of PTQ, PSQ and BHQ on real gradients")
     noise.add_argument("--data", default="digits", help="'digits' or a path")
-    noise.add_argument("--rounds", type=options.several, default=50, help="roundings per gradient")
+    noise.add_argument("--rounds", type=options.at_least_two, default=50, help="roundings per gradient")
     noise.add_argument("--steps", type=options.whole, default=60, help="training steps before measuring")
     noise.add_argument("--bits", type=options.width, nargs="+", default=[4, 5, 6, 8], help="of the gradients")
     noise.add_argument(
@@ -43,7 +43,7 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
         default=0,
         help="decompose the variance of the weight gradients on so many batches",
     )
-    noise.add_argument("--draws", type=options.several, default=8, help="roundings of each of them")
+    noise.add_argument("--draws", type=options.at_least_two, default=8, help="roundings of each of them")
     _add_report(noise)
     noise.set_defaults(run=run_bench_quantizers)
     accuracy = kinds.add_parser(
@@ -56,7 +56,7 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
         "defects: details of the published code that mode 'fixed' repairs; fabric: the fabric's integers, by widths; "
         "fabric-cifar: the same on CIFAR-10",
     )
-    accuracy.add_argument("--seeds", type=options.several, default=8, help="trainings of each variant")
+    accuracy.add_argument("--seeds", type=options.at_least_two, default=8, help="trainings of each variant")
     accuracy.add_argument("--bits", type=options.width, default=5, help="statquant: of the gradients")
     accuracy.add_argument("--data", default="data/cifar-10", help="fabric-cifar: path of CIFAR-10")
     accuracy.add_argument("--images", type=options.whole, default=0, help="fabric-cifar: to train on; 0: all")
@@ -163,9 +163,9 @@ def run_bench_accuracy(arguments: argparse.Namespace) -> int:
         "fabric-cifar": lambda: accuracy.fabric_cifar(arguments.data, arguments.images),
     }
     study = known[arguments.study]()
-    runs = accuracy.read_report(arguments.save, study) if arguments.save else {}
+    runs = accuracy.read_study(arguments.save, study) if arguments.save else {}
     accuracy.compare(study, {}, seeds)  # refuses too few seeds before anything is trained
-    trainings = accuracy.run(
+    trainings = accuracy.run_trainings(
         study, seeds, only=arguments.only, finished={} if arguments.again else runs, jobs=arguments.jobs,
         threads=arguments.threads,
     )  # fmt: skip
@@ -174,9 +174,9 @@ def run_bench_accuracy(arguments: argparse.Namespace) -> int:
             progress.at(progress.done + 1)
             progress.line(f"seed {seed}  {name}: accuracy {trained.accuracy:.2f} %, loss {trained.loss:.4f}")
             runs.setdefault(name, {})[seed] = trained
-            _save(accuracy.report(study, runs, seeds), arguments.save)
+            _save(accuracy.study_report(study, runs, seeds), arguments.save)
     # also where nothing was left to train: the outcomes are those of the seeds asked for
-    _save(accuracy.report(study, runs, seeds), arguments.save)
+    _save(accuracy.study_report(study, runs, seeds), arguments.save)
     accuracy.show(study, runs, seeds, arguments.json)
     return 0
 

@@ -71,7 +71,7 @@ def register_report(kinds: argparse._SubParsersAction[Any]) -> None:
         "runs", nargs="+", type=options.run_folder, metavar="RUN", help="run folders, the baseline first"
     )
     report.add_argument("--out", type=options.output_file, help="page to write (default: RUN/report.html of the first)")
-    report.set_defaults(run=run_report)
+    report.set_defaults(run=run_page)
 
 
 def _register_train(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -212,15 +212,15 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     """``fractrain compare``."""
-    from sw_model.studies.compare import differences, draw, read_runs, table
+    from sw_model.studies.compare import draw_runs, read_runs, score_rows, why_not_comparable
 
     runs = read_runs(arguments.runs)
-    for difference in differences(runs):
+    for difference in why_not_comparable(runs):
         print(f"warning: {difference}", file=sys.stderr)
     if arguments.figure is not None:
         arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-        draw(runs, arguments.figure)
-    rows = table(runs)
+        draw_runs(runs, arguments.figure)
+    rows = score_rows(runs)
     if arguments.json:
         print(json.dumps(rows))
         return 0
@@ -246,12 +246,12 @@ def run_compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_report(arguments: argparse.Namespace) -> int:
+def run_page(arguments: argparse.Namespace) -> int:
     """``fractrain report run``."""
-    from sw_model.studies.run_report import write_report
+    from sw_model.studies.run_report import write_page
 
     out = arguments.out or arguments.runs[0] / "report.html"
-    write_report(arguments.runs, out)
+    write_page(arguments.runs, out)
     print(out)
     return 0
 

@@ -216,7 +216,7 @@ RULES: dict[Any, Callable[..., Plan]] = {
 _ALIASES = {"tensor2": "other", "mat2": "other", "self": "input"}
 
 
-def plan_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+def site_plan(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     """What a call of a function of :data:`RULES` becomes.
 
     Raises:
@@ -256,7 +256,7 @@ class Products(TorchFunctionMode):
         frame = RUNNING.frames[-1] if RUNNING.frames else None
         if func not in RULES or frame is None or frame.module.kept:
             return func(*args, **kwargs)
-        plan = plan_of(func, args, kwargs)
+        plan = site_plan(func, args, kwargs)
         site = frame.module.site_for(frame, plan)
         with torch._C.DisableTorchFunction():
             return plan.run(site)

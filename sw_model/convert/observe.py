@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sw_model.convert.calls import RULES, Plan, Unsupported, name_of, plan_of
+from sw_model.convert.calls import RULES, Plan, Unsupported, name_of, site_plan
 
 #: operations that multiply matrices, whatever called them
 _PRODUCTS = (
@@ -99,7 +99,7 @@ class _Watch(TorchFunctionMode):
             finally:
                 self.outer.pop()
         try:
-            plan = plan_of(func, args, kwargs)
+            plan = site_plan(func, args, kwargs)
             if self.calls:
                 self.calls[-1].plans.append(plan)
         except Unsupported as error:

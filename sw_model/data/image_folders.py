@@ -34,7 +34,7 @@ from sw_model.data.images import (
     half_of,
     load_data,
     load_from,
-    normalised,
+    normalised_tensor,
     path_of,
 )
 from sw_model.data.inputs import ImageInputs, centre
@@ -177,7 +177,7 @@ class FolderSet:
             images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
             for image, future in zip(images, futures, strict=True):
                 image[...] = future.result()
-            return rows, normalised(images, 255.0, IMAGENET_MEAN, IMAGENET_STD)
+            return rows, normalised_tensor(images, 255.0, IMAGENET_MEAN, IMAGENET_STD)
 
         try:
             for rows in batches:

@@ -103,7 +103,7 @@ def fixed_sample(count: int, limit: int) -> Indices:
     return np.sort(np.random.default_rng(0).permutation(count)[:limit])
 
 
-def normalised(images: np.ndarray, full_scale: float, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalised_tensor(images: np.ndarray, full_scale: float, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """As :func:`host.training.batches.normalised`, a tensor."""
     return torch.from_numpy(batches.normalised(images, full_scale, mean, std))
 
@@ -176,7 +176,7 @@ class ImageSet:
         return ImageInputs(self.image_shape, self.classes, self.mean, self.std)
 
     def _normalise(self, images: np.ndarray) -> Tensor:
-        return normalised(images, self.full_scale, self.mean, self.std)
+        return normalised_tensor(images, self.full_scale, self.mean, self.std)
 
     @property
     def train_count(self) -> int:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from host.board.gate_decisions import exact_option_products
 from host.operands import ConvGeometry, Grid, backward_mixed, several
 from sw_model.nn.convolution import convolve, gradients
 from sw_model.nn.layers import QConv2d, QLayer, batch_extremes
 from sw_model.nn.parallel import ALONE, Shard
 from sw_model.nn.precision import Precision
-from sw_model.nn.quantized_product import tensor_operand, weight_operand
+from sw_model.nn.quantized_product import layer_weight_operand, tensor_operand
 from sw_model.quantize.affine import (
     Group,
     affine_values,
@@ -85,7 +86,7 @@ class _DispatchedConvolution(torch.autograd.Function):
             wq = affine_values(weight, bits, axis=0, mode=layer.run.scale_mode)
             return convolve(xq, wq, call.shape.stride, call.shape.padding)
         ctx.save_for_backward(x, weight)
-        w = weight_operand(weight, bits, 0)
+        w = layer_weight_operand(weight, bits, 0)
         y = torch.empty(len(x), call.shape.out_channels, *call.shape.out_hw)
         members = [
             (tensor_operand(x[index], call.activation_grid(k)), w, call.geometry(len(index)))
@@ -119,7 +120,7 @@ class _DispatchedConvolution(torch.autograd.Function):
             xq = call.mixed_input(x) if need_w else x
             dx, dw = gradients(xq, wq, gq, call.shape.stride, call.shape.padding, of=need)
         else:
-            w = weight_operand(weight, bits, 1)
+            w = layer_weight_operand(weight, bits, 1)
             if need_x or need_mask:
                 dx = torch.empty_like(x)
             dw = torch.zeros_like(weight) if need_w else None
@@ -145,7 +146,10 @@ class _DispatchedConvolution(torch.autograd.Function):
             live = [k for k, precision in enumerate(call.options) if precision.activation]
             dmask = x.new_zeros(len(x), len(call.options))
             grids = [call.activation_grid(k) for k in live]
-            dmask[:, live] = option_products(x, dx, grids, fast=engine is None)
+            if engine is None:
+                dmask[:, live] = option_products(x, dx, grids)
+            else:  # as in the run's job, to the bit
+                dmask[:, live] = torch.from_numpy(exact_option_products(x.numpy(), dx.numpy(), grids))
         return (dx if need_x else None), dw, dmask, None
 
 

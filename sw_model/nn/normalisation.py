@@ -36,7 +36,7 @@ class _Normalised(torch.autograd.Function):
     ) -> Tensor:
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last)
-        y, table = kernels.normalise(x, norm, momentum, residual, positive)
+        y, table = kernels.normalise_batch(x, norm, momentum, residual, positive)
         ctx.positive, ctx.add = positive, residual is not None
         # Without a residual the backward pass tells from x where the result was positive.
         ctx.save_for_backward(x, table, y if positive and ctx.add else None)

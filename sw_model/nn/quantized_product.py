@@ -58,7 +58,7 @@ def _numpy(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().cpu().numpy())
 
 
-def weight_operand(weight: Tensor, bits: int, axis: int) -> Operand:
+def layer_weight_operand(weight: Tensor, bits: int, axis: int) -> Operand:
     """A weight (O, I, kh, kw) as codes, one grid per output (axis 0) or input channel (axis 1)."""
     return grids.weight_operand(_numpy(weight), bits, axis)
 
@@ -83,8 +83,8 @@ def _by_output(weight: Any, groups: int) -> Any:
 def input_gradient_weight(weight: Tensor, bits: int, groups: int = 1) -> Operand:
     """A weight (O, I/groups, kh, kw) as codes for the input gradient: one grid per input channel, over all groups."""
     if groups == 1:
-        return weight_operand(weight, bits, 1)
-    operand = weight_operand(_by_input(weight.detach(), groups), bits, 0)
+        return layer_weight_operand(weight, bits, 1)
+    operand = layer_weight_operand(_by_input(weight.detach(), groups), bits, 0)
     return Operand(operand.grid, codes=np.ascontiguousarray(_by_output(operand.codes, groups)))
 
 
@@ -122,7 +122,7 @@ class _QuantizedProduct(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         assert call.grid is not None
         a = tensor_operand(x, call.grid)
-        w = weight_operand(weight, p.weight, 0)
+        w = layer_weight_operand(weight, p.weight, 0)
         y = convolution_sums(call.engine, "forward", a, w, g, groups).real(a.grid, w.grid, 1)
         return torch.from_numpy(y).to(x.device)
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from host.numerics import tree_sum_of_rows
 from sw_model.nn.precision import Run
 
 _aten = torch.ops.aten
@@ -79,16 +80,12 @@ def _column(values: Tensor) -> Tensor:
     return values.reshape(-1, 1, 1)
 
 
-def tree_sum(a: Tensor, axes: Sequence[int]) -> Tensor:
-    """As :func:`host.board.operations.tree_sum`: float64 sums over axes, in an order that is part of the definition."""
+def sum_over(a: Tensor, axes: Sequence[int]) -> Tensor:
+    """Sum over axes in float64, in the order of :func:`host.numerics.tree_sum_of_rows`."""
     kept = [i for i in range(a.ndim) if i not in axes]
     rows = a.permute(*axes, *kept).reshape(-1, *(a.shape[i] for i in kept)).to(torch.float64, copy=True)
-    n = len(rows)
-    while n > 1:
-        half = (n + 1) // 2
-        rows[: n - half] += rows[half:n]
-        n = half
-    return rows[:1].sum(0)
+    found: Tensor = tree_sum_of_rows(rows)
+    return found
 
 
 def _reduced(func: Any, a: Tensor, axes: Sequence[int] | None, keep: bool = False, **kwargs: Any) -> Tensor:
@@ -96,7 +93,7 @@ def _reduced(func: Any, a: Tensor, axes: Sequence[int] | None, keep: bool = Fals
     if a.dtype != torch.float32 or any(v is not None for v in kwargs.values()):
         return cast(Tensor, func(a, axes, keep, **kwargs))
     reduced = [i % a.ndim for i in axes] if axes else list(range(a.ndim))
-    total = tree_sum(a, reduced)
+    total = sum_over(a, reduced)
     if func is _aten.mean.dim:
         total = total / math.prod(a.shape[i] for i in reduced)
     return (total.reshape([1 if i in reduced else n for i, n in enumerate(a.shape)]) if keep else total).float()
@@ -108,9 +105,9 @@ def _batch_norm(
     """As :func:`host.board.operations.batch_norm`; updates the running statistics in place."""
     if training:
         n = x.numel() // x.shape[1]
-        exact = tree_sum(x, (0, 2, 3)) / n
+        exact = sum_over(x, (0, 2, 3)) / n
         batch_mean = exact.float()
-        squares = tree_sum((x - _column(batch_mean)).double().square(), (0, 2, 3))
+        squares = sum_over((x - _column(batch_mean)).double().square(), (0, 2, 3))
         inverse = (1 / (squares / n + eps).sqrt()).float()
         mean.copy_(momentum * exact + (1 - momentum) * mean.double())
         variance.copy_(momentum * squares / (n - 1) + (1 - momentum) * variance.double())
@@ -130,8 +127,8 @@ def _batch_norm_backward(  # noqa: PLR0913 - those of PyTorch's operator
         raise ValueError("no gradient through a normalisation with running statistics; call .train()")
     n = x.numel() // x.shape[1]
     centred = x - _column(mean)
-    bias = tree_sum(grad, (0, 2, 3))
-    dot = tree_sum(centred.double() * grad.double(), (0, 2, 3))
+    bias = sum_over(grad, (0, 2, 3))
+    dot = sum_over(centred.double() * grad.double(), (0, 2, 3))
     slope = (dot * inverse.double().square() / n).float()
     dx = (grad - _column((bias / n).float()) - centred * _column(slope)) * _column(inverse * weight)
     return dx, (dot * inverse.double()).float(), bias.float()

@@ -330,16 +330,14 @@ def _on_rows(x: Tensor, groups: Sequence[Group]) -> Tensor:
     return t.clamp_(low, high) * scale + zero
 
 
-def option_products(x: Tensor, weight: Tensor, grids: list[Grid], *, fast: bool = True) -> Tensor:
-    """``sum weight[n] * Q_k(x)[n]`` for every sample n and per-tensor grid k rounded to nearest: float32 (N, K).
-
-    Without ``fast`` the sum is one PyTorch operation, whose order :mod:`sw_model.nn.reproducible` may settle.
-    """
-    if fast and _fused(x, grids):
+def option_products(x: Tensor, weight: Tensor, grids: list[Grid]) -> Tensor:
+    """``sum weight[n] * Q_k(x)[n]`` for every sample n and per-tensor grid k rounded to nearest: float32 (N, K), in an order
+    of the processor's own; :func:`host.board.gate_decisions.exact_option_products` settles it."""
+    if _fused(x, grids):
         x, weight = kernels.dense(x.detach()), weight.detach()
         if weight.stride() != x.stride():
             weight = torch.empty_like(x).copy_(weight)
-        return kernels.option_products(x, weight, kernels.row_grids(grids))
+        return kernels.fused_option_products(x, weight, kernels.row_grids(grids))
     columns = [(weight * dequantize(quantize(x, grid), grid)).flatten(1).sum(1) for grid in grids]
     return torch.stack(columns, 1)
 

@@ -258,7 +258,7 @@ def dequantize_codes(codes: Tensor, grid: Grid, scratch: str | None = None) -> T
     return values
 
 
-def option_products(x: Tensor, weight: Tensor, table: np.ndarray) -> Tensor:
+def fused_option_products(x: Tensor, weight: Tensor, table: np.ndarray) -> Tensor:
     """``sum_i weight[n, i] * Q_k(x)[n, i]`` for every row n and grid k: float32 (N, K); both tensors in one layout."""
     sums = torch.empty(len(x), len(table))
     library().option_products(
@@ -287,7 +287,7 @@ def _address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def normalise(
+def normalise_batch(
     x: Tensor, norm: nn.BatchNorm2d, momentum: float, residual: Tensor | None, positive: bool
 ) -> tuple[Tensor, Tensor]:
     """Batch normalisation in training, then ``+ residual``, then the positive part; updates the running statistics.
@@ -325,11 +325,11 @@ def normalise(
 def normalise_gradient(
     grad: Tensor, x: Tensor, y: Tensor | None, table: Tensor, positive: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of :func:`normalise` by x, weight, bias and, if ``y`` is given, by the residual.
+    """Gradients of :func:`normalise_batch` by x, weight, bias and, if ``y`` is given, by the residual.
 
     Args:
         grad: gradient by the result, like x.
-        x, table: what :func:`normalise` took and returned.
+        x, table: what :func:`normalise_batch` took and returned.
         y: the result, if a residual was added before the positive part was taken.
         positive: whether the positive part was taken.
     """

@@ -32,7 +32,7 @@ from sw_model.step.fast_engine import FastEngine
 _ANY_IMAGE = (3, 64, 64)
 
 
-def pass_engine(engine: Engine | None) -> PassEngine:
+def pass_engine_or_fast(engine: Engine | None) -> PassEngine:
     """What computes the passes of a run with this engine; None is the fast path.
 
     Raises:
@@ -175,7 +175,7 @@ class FabricStep(nn.Module):
     def engine(self, engine: Engine | None) -> PassEngine:
         """What computes the passes of a run with this engine; the same as long as it is."""
         if self._engine is None or self._engine[0] is not engine:
-            self._engine = engine, pass_engine(engine)
+            self._engine = engine, pass_engine_or_fast(engine)
         return self._engine[1]
 
     def members(self, backbone: nn.Module, x: Tensor) -> list[_Members]:

@@ -155,7 +155,7 @@ def _train(config: TrainConfig, data: ImageSet) -> TrainedVariant:
     return TrainedVariant(100 * result.test_accuracy, float(result.history[-1]["loss"]))
 
 
-def run(
+def run_trainings(
     study: Study,
     seeds: Sequence[int],
     *,
@@ -236,8 +236,8 @@ def _changes(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value != default[key]}
 
 
-def report(study: Study, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
-    """Recipes, outcomes and every single training, for a JSON file; see :func:`read_report`."""
+def study_report(study: Study, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
+    """Recipes, outcomes and every single training, for a JSON file; see :func:`read_study`."""
     return {
         "title": study.title,
         "reference": study.reference,
@@ -248,7 +248,7 @@ def report(study: Study, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def read_report(path: Path, study: Study) -> Runs:
+def read_study(path: Path, study: Study) -> Runs:
     """The trainings of a report of this study, none if there is no file.
 
     Raises:
@@ -276,7 +276,7 @@ def read_report(path: Path, study: Study) -> Runs:
 def show(study: Study, runs: Runs, seeds: Sequence[int], as_json: bool) -> None:
     """Prints the outcomes as JSON or as a table."""
     if as_json:
-        print(json.dumps(report(study, runs, seeds)))
+        print(json.dumps(study_report(study, runs, seeds)))
         return
     from rich.table import Table
 

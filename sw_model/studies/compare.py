@@ -117,7 +117,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return {name: values[name] for name in DATA if name in values}
 
 
-def differences(runs: Sequence[FinishedRun]) -> list[str]:
+def why_not_comparable(runs: Sequence[FinishedRun]) -> list[str]:
     """Why scores of runs should not be compared: they were not trained as long, or on the same data."""
     found = []
     for name in ("epochs", *DATA):
@@ -140,7 +140,7 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     return runs
 
 
-def table(runs: Sequence[FinishedRun]) -> list[dict[str, float | str]]:
+def score_rows(runs: Sequence[FinishedRun]) -> list[dict[str, float | str]]:
     """Score, its difference to the first run's, and the share of the first run's cost saved, in percent."""
     base = runs[0]
     return [
@@ -157,7 +157,7 @@ def table(runs: Sequence[FinishedRun]) -> list[dict[str, float | str]]:
     ]
 
 
-def draw(runs: Sequence[FinishedRun], path: Path) -> None:
+def draw_runs(runs: Sequence[FinishedRun], path: Path) -> None:
     """Test scores of all runs over epochs and over cost as one picture (the suffix of ``path`` says which format)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from hw.cost.training_schedule import RECORD, Mixture, Stage, TrainingSchedule, load_schedule
 from hw.files import write_atomically
 from hw.networks import PRODUCTS
-from sw_model.studies.compare import ComparisonError, differences, read_runs, table
+from sw_model.studies.compare import ComparisonError, read_runs, score_rows, why_not_comparable
 from sw_model.studies.run_pictures import bars, curves, precision_map
 from sw_model.train.metrics import METRICS, Metric
 
@@ -155,7 +155,7 @@ def _object(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
+def write_page(folders: Sequence[Path], out: Path) -> None:
     """Writes the page about the runs of ``folders``, the baseline first, to ``out``.
 
     Raises:
@@ -187,13 +187,13 @@ def _comparison(folders: Sequence[Path], records: Sequence[RunRecord]) -> Sectio
     rows = [
         (str(row["run"]), f"{row[base.metric.name]:.2f}", f"{row['difference']:+.2f}", f"{row['cc']:.4g}",
          f"{row['cc_saved']:.1f} %", f"{row['cc_full']:.4g}", f"{row['cc_full_saved']:.1f} %")
-        for row in table(runs)
+        for row in score_rows(runs)
     ]  # fmt: skip
     headings = ("run", f"test {base.scale}", "difference", "CC as published", "saved", "CC of every product", "saved")
     return Section(
         "comparison",
         "Side by side",
-        "; ".join(differences(runs)),
+        "; ".join(why_not_comparable(runs)),
         figures=[
             _picture(curves("both-epochs", over_epochs, "epoch", f"test {base.scale}"), "Test score over epochs"),
             _picture(

@@ -45,7 +45,7 @@ from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.record import GATED, RunSchedule
 from sw_model.train.run_device import RunDevice, check_accelerator, check_engine, check_ranks
-from sw_model.train.tasks import Task, evaluate, open_task
+from sw_model.train.tasks import Task, evaluate_network, open_task
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ class _Loop:
             return None
         state.run.engine = self.engines.evaluation
         with _without_cost(state.cost), arithmetic(state.run):
-            return evaluate(state.model, state.task, config.eval_batch or config.batch, state.ranks)
+            return evaluate_network(state.model, state.task, config.eval_batch or config.batch, state.ranks)
 
     def _report(self, tested: float | None, precision: Precision, started: float) -> None:
         """Adds the epoch's row to the history and shows it."""

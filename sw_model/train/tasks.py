@@ -274,7 +274,7 @@ def open_task(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, batch: int, ranks: Ranks = ALONE) -> float:
+def evaluate_network(model: nn.Module, task: Task, batch: int, ranks: Ranks = ALONE) -> float:
     """The metric of the test data, in evaluation mode; the mode is restored."""
     was_training, place = model.training, next(model.parameters()).device
     model.eval()

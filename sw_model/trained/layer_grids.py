@@ -52,7 +52,7 @@ def layer_grids(network: TrainedNetwork) -> dict[str, LayerGrids]:
     }
 
 
-def widths(network: TrainedNetwork, layer: QLayer) -> tuple[int, tuple[int, ...]]:
+def operand_widths(network: TrainedNetwork, layer: QLayer) -> tuple[int, tuple[int, ...]]:
     """Bits of a layer's weight, and those that its input may have; 0: float32."""
     model = network.model
     if isinstance(model, GatedNetwork) and layer in model.gated_layers():
@@ -62,7 +62,7 @@ def widths(network: TrainedNetwork, layer: QLayer) -> tuple[int, tuple[int, ...]
 
 
 def _grids(network: TrainedNetwork, layer: QLayer, weight: Tensor | None) -> LayerGrids:
-    bits, incoming = widths(network, layer)
+    bits, incoming = operand_widths(network, layer)
     mode, trained = network.run.scale_mode, int(layer.batches) > 0  # gates may have left a layer out of all training
     inputs = tuple(
         grid_from_range(layer.running_low.cpu(), layer.running_span.cpu(), width, mode=mode)

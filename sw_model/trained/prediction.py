@@ -48,7 +48,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def predict(
+def predict_images(
     network: TrainedNetwork, files: Sequence[Path], *, top: int = 1, batch: int = 64, engine: Engine | None = None
 ) -> Iterator[ImagePrediction]:
     """Predictions for image files, in order.

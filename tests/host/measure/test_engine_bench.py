@@ -15,7 +15,15 @@ from host.devices.reference import ReferenceDevice
 from host.devices.rtl import RtlDevice
 from host.driver.fabric_engine import FabricEngine
 from host.measure import engine_bench
-from host.measure.engine_bench import FORMS, UnfitError, layer_programs, measure, program, proportionality, refuse_unfit
+from host.measure.engine_bench import (
+    FORMS,
+    UnfitError,
+    layer_programs,
+    measure_product,
+    proportionality,
+    random_program,
+    refuse_unfit,
+)
 from host.operands import ConvGeometry, Grid, Operand
 from host.program.builder import read_program
 from hw.contract import Flag, array_idle
@@ -127,7 +135,7 @@ def test_the_model_counts_the_steps_of_the_array(rtl: RtlDevice) -> None:
 def test_measured_cycles_are_the_models_and_every_one_is_accounted_for(
     rtl: RtlDevice, bits: Bits, output: str, split: bool
 ) -> None:
-    rows = measure(rtl, DESIGN, LAYER, bits, output=output, split=split, batch=8)
+    rows = measure_product(rtl, DESIGN, LAYER, bits, output=output, split=split, batch=8)
     assert [row.product for row in rows] == [
         "forward",
         *(["input_gradient", "weight_gradient"] if split else ["backward"]),
@@ -139,13 +147,13 @@ def test_measured_cycles_are_the_models_and_every_one_is_accounted_for(
 
 
 def test_the_first_layer_has_no_input_gradient(rtl: RtlDevice) -> None:
-    rows = measure(rtl, DESIGN, SMALL, Bits(2, 2, 2), output="driver", batch=3, first=True)
+    rows = measure_product(rtl, DESIGN, SMALL, Bits(2, 2, 2), output="driver", batch=3, first=True)
     assert [row.product for row in rows] == ["forward", "weight_gradient"]
 
 
 def test_cycles_in_which_loads_hold_the_array_up_are_idle(rtl: RtlDevice) -> None:
     """At stride 2 four rows are loaded for one, which one-bit weights are done with before the next have come."""
-    (forward, _) = measure(rtl, DESIGN, ConvShape("strided", 8, 8, 3, 2, 1, (16, 16)), Bits(1, 8, 8), batch=16)
+    (forward, _) = measure_product(rtl, DESIGN, ConvShape("strided", 8, 8, 3, 2, 1, (16, 16)), Bits(1, 8, 8), batch=16)
     assert forward.idle > forward.cycles / 2
 
 
@@ -174,7 +182,7 @@ def test_what_is_measured_is_what_the_driver_sends(kind: str, as_values: bool) -
     else:
         engine.backward(x, g, w, m)
     measured = [
-        [p for _, p in read_program(program(DESIGN, packets))]
+        [p for _, p in read_program(random_program(DESIGN, packets))]
         for packets in layer_programs(DESIGN, LAYER, bits, batch, kind, TRAINING)
     ]
 

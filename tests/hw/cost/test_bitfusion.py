@@ -7,7 +7,16 @@ import time
 
 import pytest
 
-from hw.cost.bitfusion import BITFUSION, BUFFERS, ArrayTask, Machine, best_cost, product_tasks, total, training_costs
+from hw.cost.bitfusion import (
+    BITFUSION,
+    BUFFERS,
+    ArrayTask,
+    Machine,
+    best_cost,
+    product_tasks,
+    total_cost,
+    training_costs,
+)
 from hw.networks import PRODUCTS, Bits, ConvShape, network, transformer_lm
 
 # Stage 1 of a CIFAR ResNet, forward, 8/8 bits.  Worked by hand:
@@ -149,12 +158,12 @@ def test_resnet38_reaches_the_published_simulators_figures() -> None:
     start = time.perf_counter()
     shapes = network("resnet38")
     samples = 151 * 50_000
-    cost = total(training_costs(shapes, Bits(8, 8, 8)))
+    cost = total_cost(training_costs(shapes, Bits(8, 8, 8)))
     minutes = cost.cycles * samples / BITFUSION.clock_hz / 60
     assert minutes == pytest.approx(240, rel=0.10)
     assert cost.energy_pj * samples * 1e-15 == pytest.approx(22.7, rel=0.10)
-    low = total(training_costs(shapes, Bits(w=4, a=4, g=8)))
-    middle = total(training_costs(shapes, Bits(w=4, a=6, g=8)))
+    low = total_cost(training_costs(shapes, Bits(w=4, a=4, g=8)))
+    middle = total_cost(training_costs(shapes, Bits(w=4, a=6, g=8)))
     assert low.cycles / cost.cycles == pytest.approx(0.79, abs=0.04)
     assert middle.cycles / cost.cycles == pytest.approx(0.88, abs=0.04)
     assert time.perf_counter() - start < 10
@@ -171,7 +180,7 @@ def test_every_network_maps() -> None:
 
 def test_fewer_bits_never_cost_more_compute() -> None:
     shapes = network("resnet20")
-    compute = [total(training_costs(shapes, Bits(b, b, b))).compute_cycles for b in (2, 4, 8, 16)]
+    compute = [total_cost(training_costs(shapes, Bits(b, b, b))).compute_cycles for b in (2, 4, 8, 16)]
     assert compute == sorted(compute)
 
 

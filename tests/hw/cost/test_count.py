@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hw.cost.bitfusion import best_cost, product_tasks, scheduled_costs, total, training_costs
+from hw.cost.bitfusion import best_cost, product_tasks, scheduled_costs, total_cost, training_costs
 from hw.cost.count import computational_cost, product_cost, unquantized_layers
 from hw.cost.training_schedule import (
     CIFAR_OPTIONS,
@@ -18,7 +18,7 @@ from hw.cost.training_schedule import (
     mixture_for,
     parse_schedule,
     stage_epochs,
-    static,
+    static_schedule,
 )
 from hw.networks import Bits, ConvShape, network, transformer_lm
 
@@ -47,7 +47,7 @@ def test_cost_of_an_option(w: int, a: int, g: int, cp: float) -> None:
 
 @pytest.mark.parametrize(("model", "cost"), [("resnet38", 1.279e14), ("resnet74", 2.584e14)])
 def test_static_training(model: str, cost: float) -> None:
-    result = computational_cost(network(model), static(Bits(8, 8, 8), CIFAR_EPOCHS), 50_000)
+    result = computational_cost(network(model), static_schedule(Bits(8, 8, 8), CIFAR_EPOCHS), 50_000)
     assert result.total == pytest.approx(cost, rel=1e-3)
     assert result.cp == pytest.approx(6.25)
     assert result.mean_per_sample == pytest.approx(result.per_sample[0])
@@ -82,7 +82,7 @@ def test_pfq_is_the_weighted_sum_of_its_stages() -> None:
     lengths = [10.0, 20.0, 30.0, 40.0]
     schedule = parse_schedule("FW(3,4,6,8) / BW(6,8,12,16)", 100, lengths)
     parts = [
-        computational_cost(shapes, static(Bits(f, f, b), n), 50_000).total
+        computational_cost(shapes, static_schedule(Bits(f, f, b), n), 50_000).total
         for f, b, n in zip((3, 4, 6, 8), (6, 8, 12, 16), lengths, strict=True)
     ]
     assert computational_cost(shapes, schedule, 50_000).total == pytest.approx(sum(parts))
@@ -225,9 +225,9 @@ def test_bitfusion_follows_the_schedule() -> None:
     shapes = network("resnet8")
     mixed = TrainingSchedule("mix", (Stage(1, ((0.5, Bits(8, 8, 8)), (0.5, Bits(4, 4, 8)))),))
     (_, cost), *_ = scheduled_costs(shapes, mixed)
-    ends = [total(training_costs(shapes, bits)).cycles for bits in (Bits(8, 8, 8), Bits(4, 4, 8))]
+    ends = [total_cost(training_costs(shapes, bits)).cycles for bits in (Bits(8, 8, 8), Bits(4, 4, 8))]
     assert cost.cycles == pytest.approx(sum(ends) / 2, abs=1)
-    (_, full), *_ = scheduled_costs(shapes, static(Bits(4, 4, 8), 1), count="full")
+    (_, full), *_ = scheduled_costs(shapes, static_schedule(Bits(4, 4, 8), 1), count="full")
     exact = product_tasks(shapes[-1], Bits(32, 32, 32))["forward"][1]
     assert best_cost(exact).compute_cycles == 4 * 16
     assert full.cycles > ends[1]
@@ -248,6 +248,6 @@ def test_bad_values_are_refused() -> None:
     with pytest.raises(ValueError, match="4 stages, but 2 lengths"):
         parse_schedule("cp=1/2/3/4", 10, [5, 5])
     with pytest.raises(ValueError, match="train nothing"):
-        computational_cost(network("resnet8"), static(Bits(8, 8, 8), 0), 10)
+        computational_cost(network("resnet8"), static_schedule(Bits(8, 8, 8), 0), 10)
     with pytest.raises(ValueError, match="count 'half'"):
-        computational_cost(network("resnet8"), static(Bits(8, 8, 8), 1), 10, "half")
+        computational_cost(network("resnet8"), static_schedule(Bits(8, 8, 8), 1), 10, "half")

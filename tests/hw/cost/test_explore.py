@@ -16,12 +16,12 @@ from hw.cost.explore import (
     SearchRequest,
     best,
     candidates,
-    evaluate,
+    evaluate_point,
     explore,
     find_part,
     load_points,
-    mean_work,
     pareto,
+    work_of_layers,
 )
 from hw.cost.training_schedule import parse_schedule
 from hw.design import load_design
@@ -39,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> SearchRequest:
         "DEPTHS",
         {"depth_a": (512, 1024), "depth_g": (512,), "depth_w": (512,), "depth_accumulator": (8192,)},
     )
-    work = mean_work(network("resnet8"), parse_schedule("4,3,6", 10.0))
+    work = work_of_layers(network("resnet8"), parse_schedule("4,3,6", 10.0))
     return SearchRequest(PART, "resnet8", work, batch=32)
 
 
@@ -60,18 +60,18 @@ def test_parts_are_found_by_their_beginning() -> None:
 
 def test_work_is_the_mean_over_a_schedule() -> None:
     shapes = network("resnet8")
-    work = mean_work(shapes, parse_schedule("FW(4,8)/BW(8,8)", 10.0, [2.5, 7.5]))
+    work = work_of_layers(shapes, parse_schedule("FW(4,8)/BW(8,8)", 10.0, [2.5, 7.5]))
     assert sum(weight for weight, _, _ in work) == pytest.approx(len(shapes))
     narrow = sum(weight for weight, _, bits in work if bits == Bits(4, 4, 8))
     assert narrow == pytest.approx(len(shapes) / 4)
     with pytest.raises(ExploreError, match="positive length"):
-        mean_work(shapes, parse_schedule("8,8,8", 0.0))
+        work_of_layers(shapes, parse_schedule("8,8,8", 0.0))
 
 
 def test_candidates_fit_the_limits(small: SearchRequest) -> None:
     part = PARTS[PART]
     for design, fabrics in candidates(small):
-        point = evaluate(design, fabrics, (), small.batch)
+        point = evaluate_point(design, fabrics, (), small.batch)
         assert point.lut <= 0.8 * part.lut and point.bram36 <= 0.8 * part.bram36 and point.dsp <= part.dsp
     assert "zc706" in {design.name for design, _ in candidates(small)}
     assert {fabrics for _, fabrics in candidates(small)} == {1, 2, 3}
@@ -92,9 +92,9 @@ def test_a_clock_that_no_design_may_have(small: SearchRequest) -> None:
 
 def test_at_least_as_good_as_the_committed_design() -> None:
     """At the schedule of the paper, over the wide array's geometries and the narrow one's deepest."""
-    work = mean_work(network("resnet38"), parse_schedule("cp=1.5/2/2.5/3", 163.84))
+    work = work_of_layers(network("resnet38"), parse_schedule("cp=1.5/2/2.5/3", 163.84))
     request = SearchRequest(PART, "resnet38", work)
-    reference = evaluate(load_design("zc706"), 1, work, request.batch)
+    reference = evaluate_point(load_design("zc706"), 1, work, request.batch)
     deepest = max(room.DEPTHS["depth_a"])
     searched = [
         (design, fabrics)
@@ -105,7 +105,7 @@ def test_at_least_as_good_as_the_committed_design() -> None:
         and design.rounding
     ]
     assert {design.channels for design, _ in searched} == {8, 16}
-    found = best([evaluate(design, fabrics, work, request.batch) for design, fabrics in searched])
+    found = best([evaluate_point(design, fabrics, work, request.batch) for design, fabrics in searched])
     assert found.seconds <= reference.seconds
     assert found.percent("lut") <= 75 and found.percent("bram36") <= 80
 
@@ -136,9 +136,9 @@ def test_a_run_goes_on_where_it_stopped(small: SearchRequest, tmp_path: Path, mo
 
     def counting(design, fabrics, work, batch):  # type: ignore[no-untyped-def]
         costed.append(design.name)
-        return evaluate(design, fabrics, work, batch)
+        return evaluate_point(design, fabrics, work, batch)
 
-    monkeypatch.setattr(room, "evaluate", counting)
+    monkeypatch.setattr(room, "evaluate_point", counting)
     calls: list[tuple[int, int]] = []
     again = explore(small, tmp_path, progress=lambda done, number: calls.append((done, number)))
     assert again == whole

@@ -10,11 +10,11 @@ import pytest
 from fractrain import main
 from hw.boards import BOARDS
 from hw.cost.count import mean_work as layer_work
-from hw.cost.explore import SearchRequest, evaluate, explore, mean_work
+from hw.cost.explore import SearchRequest, evaluate_point, explore, work_of_layers
 from hw.cost.fabric import STREAMS, FabricMachine, bandwidth
 from hw.cost.roofline import CAUSES, mean_points, mean_shares, points, roofs, shares, spans
 from hw.cost.step_cost import STEPS, NetworkStep
-from hw.cost.training_schedule import load_schedule, static
+from hw.cost.training_schedule import load_schedule, static_schedule
 from hw.design import load_design
 from hw.networks import Bits, ConvShape, network
 
@@ -48,7 +48,7 @@ def test_memories_that_do_not_exist_are_refused(part: str, memory: str, message:
 def test_a_second_memory_helps_fabrics_that_wait_for_the_first() -> None:
     """Two fabrics' six streams ask for more than the processor's DDR gives; one fabric's three hardly do."""
     work = tuple((1.0, shape, BITS) for shape in network("resnet8"))
-    slow, fast = (evaluate(DESIGN, 2, work, 128, memory) for memory in ("ps", "ps+pl"))
+    slow, fast = (evaluate_point(DESIGN, 2, work, 128, memory) for memory in ("ps", "ps+pl"))
     assert fast.cycles == slow.cycles
     assert fast.seconds < slow.seconds
     assert fast.seconds == pytest.approx(fast.cycles / DESIGN.clock_mhz / 1e6)  # nothing waits any more
@@ -57,17 +57,17 @@ def test_a_second_memory_helps_fabrics_that_wait_for_the_first() -> None:
 def test_points_of_one_memory_do_not_count_for_another() -> None:
     request = SearchRequest(DESIGN.part, "resnet8", ())
     assert request.key() != replace(request, memory="ps+pl").key()
-    elsewhere = SearchRequest(load_design("pynq-z2").part, "resnet8", mean_work(network("resnet8"), static(BITS, 1)))
+    elsewhere = SearchRequest(load_design("pynq-z2").part, "resnet8", work_of_layers(network("resnet8"), static_schedule(BITS, 1)))
     with pytest.raises(ValueError, match="has no DDR beside"):
         explore(replace(elsewhere, memory="ps+pl"))
 
 
 def test_the_search_costs_with_the_memory_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hw.cost.explore.candidates", lambda request: [(DESIGN, 2)])
-    work = mean_work(network("resnet8"), static(BITS, 1))
+    work = work_of_layers(network("resnet8"), static_schedule(BITS, 1))
     for memory in ("ps", "ps+pl"):
         (found,) = explore(SearchRequest(DESIGN.part, "resnet8", work, memory=memory))
-        assert found == evaluate(DESIGN, 2, work, 128, memory)
+        assert found == evaluate_point(DESIGN, 2, work, 128, memory)
 
 
 def test_the_command_says_that_the_second_memory_is_unverified(capsys: pytest.CaptureFixture[str]) -> None:

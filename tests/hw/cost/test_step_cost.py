@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fractrain import main
-from host.measure.step_bench import bench
+from host.measure.step_bench import bench_step
 from hw.cost.fabric import FabricMachine, Host
 from hw.cost.paper import Line, recompute
 from hw.cost.step_cost import NetworkStep, paper_fabric, training_step
@@ -35,7 +35,7 @@ def test_passes_are_those_of_the_benchmark(design: Design, model: str) -> None:
     machine = FabricMachine(design, batch=batch)
     step = NetworkStep(machine, shapes)
     cycles = sum(step.layer(shape, BITS, "fabric").fabric.cycles for shape in shapes if shape.kind != "fc")
-    counted = bench(None, design, nodes(*image_layout(model)), BITS, KeptWidths.beside(BITS), batch)
+    counted = bench_step(None, design, nodes(*image_layout(model)), BITS, KeptWidths.beside(BITS), batch)
     assert cycles == pytest.approx(counted["predicted_per_image"], rel=0.01)  # there each pass is cut into programs
 
 

@@ -8,7 +8,7 @@ import pytest
 import fractrain
 from host.devices.device import check
 from host.devices.hls import HlsDevice
-from host.measure.engine_bench import layer_programs, passes, program
+from host.measure.engine_bench import layer_programs, passes, random_program
 from hw.contract import MOMENT_WORDS, Flag, Opcode, OutputFormat, Target
 from hw.design import load_design
 from hw.model.kernel_cycles import (
@@ -58,7 +58,7 @@ def programs(shape: ConvShape) -> list[list[Packet]]:
 def test_array_steps_are_those_of_the_kernel(name: str) -> None:
     device = counting("for (Walk walk = begin_walk(planes); !walk.done; ", "advance(walk, planes,")
     for packets in programs(SHAPES[name]):
-        counted = check(device.run(program(SMALL, packets)), name).counters["SKIPPED"]
+        counted = check(device.run(random_program(SMALL, packets)), name).counters["SKIPPED"]
         assert predict_kernel(SMALL, packets).compute == counted
 
 
@@ -73,7 +73,7 @@ def test_the_array_rests_for_lines_that_outlast_the_next_tile_and_for_the_last_o
                 lines = lines_of_tile(SMALL, p)
                 steps = [tiles.steps for tiles in p.tiles() for _ in range(tiles.number)]
                 rests += sum(max(0, lines - s) for s in steps[1:]) + lines
-        assert check(device.run(program(SMALL, packets)), name).counters["SKIPPED"] == rests
+        assert check(device.run(random_program(SMALL, packets)), name).counters["SKIPPED"] == rests
 
 
 EPILOGUES = {
@@ -101,7 +101,7 @@ def with_epilogue(name: str, bits: int = 1) -> list[Packet]:
 @pytest.mark.parametrize("name", EPILOGUES)
 def test_the_output_process_takes_what_the_model_counts(name: str) -> None:
     def count(before: str, statement: str) -> int:
-        result = check(counting(before, statement).run(program(SMALL, packets)), name)
+        result = check(counting(before, statement).run(random_program(SMALL, packets)), name)
         return result.counters["SKIPPED"]
 
     packets = with_epilogue(name)
@@ -126,7 +126,7 @@ def test_a_tile_waits_for_the_planes_of_its_side_operands(bits: int) -> None:
     device = counting(
         "type = intra dependent = false\n        ", "fetch_plane(buffers, fetch, side);\n        hand_over"
     )
-    counted = check(device.run(program(SMALL, packets)), "planes").counters["SKIPPED"]
+    counted = check(device.run(random_program(SMALL, packets)), "planes").counters["SKIPPED"]
     assert counted == tiles.number * (tile_cycles(packet, tiles.steps) - tiles.steps)
     assert (counted == 0) == (bits == 4)
 
@@ -146,7 +146,7 @@ def test_loads_are_stored_while_the_product_before_them_runs() -> None:
     assert len(loads) == VIRTUAL
     # all but the first one find a product to overlap with; the end of a load is a write too
     writes = sum(p.rows * p.groups * p.a_bits + 1 for p in loads[1:])
-    assert check(device.run(program(SMALL, packets)), "loads").counters["SKIPPED"] == writes
+    assert check(device.run(random_program(SMALL, packets)), "loads").counters["SKIPPED"] == writes
 
 
 def test_loads_that_must_wait_cost_cycles() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from host.devices.device import DeviceError
 from host.devices.rtl import rtl_sources
-from host.verify.simulation import build_fabric, build_simulation, run_bench
+from host.verify.simulation import build_fabric, build_simulation, run_cocotb_bench
 from hw.design import load_design
 from hw.generate import RTL_SOURCES, generate
 
@@ -18,7 +18,7 @@ FABRIC = "tests.hw.rtl.bench_fabric"
 def run_fabric(name: str, testcase: str | None = None, **environment: str) -> dict[str, str]:
     """Outcomes of the fabric's bench on a design."""
     build = build_fabric(load_design(name))
-    return run_bench(build, "fabric", FABRIC, {"BENCH_DESIGN": name, **environment}, testcase)
+    return run_cocotb_bench(build, "fabric", FABRIC, {"BENCH_DESIGN": name, **environment}, testcase)
 
 
 def check(outcomes: dict[str, str], at_least: int) -> None:
@@ -50,7 +50,7 @@ def unit(name: str, *sources: str, **parameters: int) -> Path:
 @pytest.mark.parametrize("bits", [72, pytest.param(144, marks=pytest.mark.slow)])
 def test_dot_product_unit(bits: int) -> None:
     build = unit("dot_product_unit", BITS=bits)
-    outcomes = run_bench(build, "dot_product_unit", "tests.hw.rtl.bench_dot_product", {"BENCH_BITS": str(bits)})
+    outcomes = run_cocotb_bench(build, "dot_product_unit", "tests.hw.rtl.bench_dot_product", {"BENCH_BITS": str(bits)})
     check(outcomes, 1)
 
 
@@ -58,7 +58,7 @@ def test_control_bridge() -> None:
     sources = [RTL_SOURCES / "memory" / "control_bridge.sv"]
     # the master is an AXI4 one; AXI3 differs in the width of the length alone
     build = build_simulation("control_bridge", sources, parameters={"LEN_BITS": 8})
-    check(run_bench(build, "control_bridge", "tests.hw.rtl.bench_control_bridge", {}), 3)
+    check(run_cocotb_bench(build, "control_bridge", "tests.hw.rtl.bench_control_bridge", {}), 3)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_a_broken_protocol_is_found(tmp_path: Path, file: str, old: str, new: st
     path.write_text(text.replace(old, new))
     build = build_fabric(design, sources)
     try:
-        outcomes = run_bench(build, "fabric", FABRIC, {"BENCH_DESIGN": design.name}, testcase)
+        outcomes = run_cocotb_bench(build, "fabric", FABRIC, {"BENCH_DESIGN": design.name}, testcase)
     except DeviceError as error:  # an assertion in the RTL was first, and ended the simulator
         assert "Assertion failed" in str(error)
     else:

@@ -24,7 +24,7 @@ from hw.tools.yosys import (
     pieces,
     primitive_headers,
     synthesize,
-    whole,
+    whole_design,
 )
 
 MEASUREMENTS = ROOT / "docs" / "measurements"
@@ -109,7 +109,7 @@ def test_the_cache_knows_results_by_all_sources_that_they_come_from(
     name: str, source: str, changes: bool, tmp_path: Path
 ) -> None:
     design = generate(SMALL, tmp_path)
-    wanted = next(p for p in (*pieces(SMALL), whole(SMALL)) if p.name == name)
+    wanted = next(p for p in (*pieces(SMALL), whole_design(SMALL)) if p.name == name)
     before = cache_key(wanted, design, "-2")
     path = design / "rtl" / f"{source}.sv"
     end = "endpackage" if source.endswith("_pkg") else "endmodule"
@@ -169,6 +169,6 @@ def test_a_design_that_cannot_be_routed_does_not_fit(lut: int, fits: bool, capsy
 
 @pytest.mark.slow
 def test_the_whole_small_design_flattened_is_no_larger(folder: Path) -> None:
-    flat = synthesize(whole(SMALL), folder).area()
+    flat = synthesize(whole_design(SMALL), folder).area()
     apart = sum((r.area().times(r.instances) for r in (synthesize(p, folder) for p in pieces(SMALL))), Area())
     assert flat.lut <= 1.05 * apart.lut and flat.bram36 == apart.bram36

@@ -19,7 +19,7 @@ from sw_model.data.text import load_text
 from sw_model.train.loop import train
 from sw_model.train.metrics import ACCURACY, PERPLEXITY
 from sw_model.train.recipe import ConfigError, TrainConfig
-from sw_model.train.tasks import evaluate, open_task
+from sw_model.train.tasks import evaluate_network, open_task
 from tests.sw_model.train.test_loop import same, state_of
 
 SENTENCES = ["the cat sat on the mat", "a dog ran to the <unk>", "", "the dog sat"]
@@ -164,7 +164,7 @@ def test_perplexity_of_a_network_that_knows_nothing_is_the_size_of_the_vocabular
     model = task.build(settings(folder))
     model.head.weight.data.zero_()
     model.head.bias.data.zero_()
-    assert evaluate(model, task, 3) == pytest.approx(len(task.data.vocabulary), rel=1e-5)  # type: ignore[attr-defined]
+    assert evaluate_network(model, task, 3) == pytest.approx(len(task.data.vocabulary), rel=1e-5)  # type: ignore[attr-defined]
     assert PERPLEXITY.value(1e6, 10) == math.inf
     assert (PERPLEXITY.best([3.0, 2.0]), ACCURACY.best([0.3, 0.2])) == (2.0, 0.3)
     assert (PERPLEXITY.text(2.0), ACCURACY.text(0.2)) == ("2.00", "20.00 %")

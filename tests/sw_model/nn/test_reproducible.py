@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from host.board import operations
-from sw_model.nn.reproducible import Reproducible, tree_sum
+from sw_model.nn.reproducible import Reproducible, sum_over
 
 
 class Small(nn.Module):
@@ -69,7 +69,7 @@ def test_steps_are_pytorchs_to_rounding_and_the_same_for_any_number_of_threads()
 def test_sums_are_the_boards_to_the_bit(seed: int, shape: list[int], data: st.DataObject) -> None:
     axes = data.draw(st.lists(st.integers(0, len(shape) - 1), min_size=1, unique=True).map(sorted))
     values = (np.random.default_rng(seed).normal(size=shape) * 10.0 ** (seed % 7)).astype(np.float32)
-    ours, theirs = operations.tree_sum(values, axes), tree_sum(torch.from_numpy(values), axes).numpy()
+    ours, theirs = operations.tree_sum(values, axes), sum_over(torch.from_numpy(values), axes).numpy()
     assert np.array_equal(ours, theirs)
     assert ours == pytest.approx(values.astype(np.float64).sum(tuple(axes)), rel=1e-9, abs=1e-9)
 

@@ -11,9 +11,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from host import numerics
+from host import grids, numerics
 from host.operands import Grid
 from sw_model.quantize import affine as Q
+from sw_model.quantize import kernels
 
 TINY = np.float32(2.0**-126)
 
@@ -66,6 +67,30 @@ def test_codes_equal_the_contract_element_by_element(x: np.ndarray, bits: int, k
     tensor = torch.from_numpy(x)
     codes = Q.quantize(tensor, Q.affine_grid(tensor, bits, key=key))
     assert codes.tolist() == scalar_codes(x, bits, key)
+
+
+@settings(max_examples=200, deadline=None)
+@given(floats, st.integers(1, 16), st.one_of(st.none(), st.integers(0, 2**32 - 1)), st.integers(1, 4))
+def test_numpy_has_the_same_flush_ranges_grids_and_codes(x: np.ndarray, bits: int, key: int | None, rows: int) -> None:
+    x = np.resize(x, (rows, x.size))
+    tensor = torch.from_numpy(x)
+    assert np.array_equal(numerics.flush(x), Q.flush(tensor).numpy())
+    for axis in (None, 0, 1):
+        theirs = [part.numpy() for part in Q.extremes(tensor, axis)]
+        ours = grids.extremes(x, axis)
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        grid, other = grids.grid_from_range(*ours, bits, key), Q.grid_from_range(*Q.extremes(tensor, axis), bits, key=key)
+        with kernels.portable():
+            third = Q.grid_from_range(*Q.extremes(tensor, axis), bits, key=key)
+        for found in (other, third):
+            assert (found.bits, found.limits, found.key) == (grid.bits, grid.limits, grid.key)
+            for name in ("scale", "zero", "reciprocal"):
+                assert np.array_equal(getattr(grid, name), np.asarray(getattr(found, name))), name
+        if axis is None:
+            index = np.arange(x.size, dtype=np.uint32).reshape(x.shape)
+            codes, _ = numerics.quantize(x, grid.zero, grid.reciprocal, bits, False, key, None if key is None else index)
+            assert np.array_equal(codes, Q.quantize(tensor, other).numpy())
+            assert np.array_equal(codes, Q.quantize(tensor, third).numpy())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8, 10])

@@ -12,7 +12,7 @@ import pytest
 
 from fractrain import main
 from sw_model.studies import accuracy
-from sw_model.studies.accuracy import Estimate, Outcome, Runs, Study, TrainedVariant, compare, run, show
+from sw_model.studies.accuracy import Estimate, Outcome, Runs, Study, TrainedVariant, compare, run_trainings, show
 from sw_model.train.recipe import ConfigError, TrainConfig
 
 STUDIES = [accuracy.statquant(5), accuracy.statquant(4), accuracy.methods(), accuracy.defects(), accuracy.fabric()]
@@ -61,7 +61,7 @@ def test_a_study_is_saved_continued_and_repeated_in_part(
         ["seed 3  slow", "seed 3  fast", *(f"seed {s}  SBM" for s in (1, 2, 3))]
     )
     whole = json.loads(path.read_text())
-    assert compare(study, collected(run(study, [1, 2, 3])), [1, 2, 3]) == {
+    assert compare(study, collected(run_trainings(study, [1, 2, 3])), [1, 2, 3]) == {
         name: Outcome(**{k: Estimate(**v) if v else None for k, v in row.items()})
         for name, row in whole["variants"].items()
     }
@@ -81,13 +81,13 @@ def test_a_study_is_saved_continued_and_repeated_in_part(
 def test_several_processes_train_what_one_does() -> None:
     base = tiny(accuracy.methods().variants["SBM"])
     study = Study("jobs", {"SBM": base, "PSQ": replace(base, gradient="psq")}, "SBM")
-    assert collected(run(study, [1, 2], jobs=2)) == collected(run(study, [1, 2]))
+    assert collected(run_trainings(study, [1, 2], jobs=2)) == collected(run_trainings(study, [1, 2]))
 
 
 def test_gains_are_paired_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
     base = tiny(accuracy.defects().variants["fixed"])
     study = Study("pairs", {"same": base, "reference": base, "other": replace(base, lr=0.01)}, "reference")
-    ended = list(run(study, [1, 2]))
+    ended = list(run_trainings(study, [1, 2]))
     assert [(name, seed) for name, seed, _ in ended] == [(name, seed) for seed in (1, 2) for name in study.variants]
     outcomes = compare(study, runs := collected(ended), [1, 2])
     assert outcomes["reference"].loss_gain is None
@@ -102,7 +102,7 @@ def test_gains_are_paired_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("study", STUDIES, ids=lambda s: s.title)
 def test_every_variant_of_every_study_trains(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     small = replace(study, variants={name: tiny(config) for name, config in study.variants.items()})
-    outcomes = compare(small, runs := collected(run(small, [1, 2])), [1, 2])
+    outcomes = compare(small, runs := collected(run_trainings(small, [1, 2])), [1, 2])
     assert all(np.isfinite(o.loss.mean) and 0 <= o.accuracy.mean <= 100 for o in outcomes.values())
     losses = [o.loss.mean for o in outcomes.values()]
     # Two steps do not show every published detail: running ranges, for one, matter to evaluation only.
@@ -118,6 +118,6 @@ def test_senseless_studies_are_refused(capsys: pytest.CaptureFixture[str]) -> No
             compare(study, {}, seeds)
     for wrong in ({"only": ["DFQ"]}, {"study": replace(study, reference="DFQ")}):
         with pytest.raises(ConfigError, match="'DFQ' is none of the variants"):
-            next(run(**{"study": study, "seeds": [1, 2], **wrong}))
+            next(run_trainings(**{"study": study, "seeds": [1, 2], **wrong}))
     assert command("methods", "--seeds", "1") == 2
     assert "--seeds" in capsys.readouterr().err

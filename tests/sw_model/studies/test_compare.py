@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fractrain import main
-from sw_model.studies.compare import ComparisonError, draw, read_run, table
+from sw_model.studies.compare import ComparisonError, draw_runs, read_run, score_rows
 from sw_model.train.loop import train
 from sw_model.train.recipe import TrainConfig
 
@@ -25,7 +25,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_table_is_against_the_first_run(folders: list[Path]) -> None:
-    wide, narrow = table([read_run(folder) for folder in folders])
+    wide, narrow = score_rows([read_run(folder) for folder in folders])
     assert wide["difference"] == wide["cc_saved"] == 0
     assert narrow["cc_saved"] == pytest.approx(75)
     assert narrow["accuracy"] == pytest.approx(wide["accuracy"] + narrow["difference"])
@@ -55,5 +55,5 @@ def test_a_run_that_has_not_finished_is_named(
 
 
 def test_picture_of_one_run(folders: list[Path], tmp_path: Path) -> None:
-    draw([read_run(folders[0])], tmp_path / "one.png")
+    draw_runs([read_run(folders[0])], tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 5000

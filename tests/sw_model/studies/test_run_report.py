@@ -13,7 +13,7 @@ import pytest
 
 from fractrain import main
 from host.exact_engine import ExactEngine
-from sw_model.studies.run_report import read_record, write_report
+from sw_model.studies.run_report import read_record, write_page
 from sw_model.train.loop import train
 from sw_model.train.recipe import TrainConfig
 
@@ -70,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def text(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(runs, out)
+    write_page(runs, out)
     return out.read_text(encoding="utf-8")
 
 

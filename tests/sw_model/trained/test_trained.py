@@ -25,7 +25,7 @@ from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.trained import onnx_file
 from sw_model.trained.layer_grids import layer_grids
-from sw_model.trained.prediction import image_files, predict
+from sw_model.trained.prediction import image_files, predict_images
 from sw_model.trained.tensor_file import write_tensors
 from sw_model.trained.trained_network import TrainedNetwork, open_trained
 from tests.sw_model.train.test_loop import same, state_of
@@ -68,7 +68,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_predictions_are_what_the_run_was_tested_with(run: Path, pictures: Path) -> None:
     network = open_trained(run)
-    predictions = list(predict(network, image_files([pictures]), batch=10))
+    predictions = list(predict_images(network, image_files([pictures]), batch=10))
     assert [p.file.name for p in predictions] == [f"{i:03}.png" for i in range(STATIC.test_limit)]
     labels = load_digits_set().limited(0, STATIC.test_limit).test_labels
     right = np.mean([p.classes[0][0] == str(label) for p, label in zip(predictions, labels, strict=True)])
@@ -88,7 +88,7 @@ def test_the_test_images_get_the_score_of_the_result(which: str, request: pytest
 def test_predictions_run_on_exact_products_too(run: Path, pictures: Path) -> None:
     network, files = open_trained(run), image_files([pictures])[:4]
     engine = ExactEngine()
-    exact, fast = list(predict(network, files, top=99, engine=engine)), list(predict(network, files, top=99))
+    exact, fast = list(predict_images(network, files, top=99, engine=engine)), list(predict_images(network, files, top=99))
     assert engine.meter.totals["PRODUCTS"]
     for a, b in zip(exact, fast, strict=True):
         assert len(a.classes) == 10 and dict(a.classes) == pytest.approx(dict(b.classes), abs=1e-4)
@@ -99,7 +99,7 @@ def test_neither_data_nor_recipe_are_needed_again(
 ) -> None:
     (tmp_path / CHECKPOINT).write_bytes((run / CHECKPOINT).read_bytes())
     monkeypatch.setattr("sw_model.trained.trained_network.open_task", lambda *_: pytest.fail("opens the data"))
-    assert len(list(predict(open_trained(tmp_path), image_files([pictures / "000.png"])))) == 1
+    assert len(list(predict_images(open_trained(tmp_path), image_files([pictures / "000.png"])))) == 1
 
 
 def test_images_of_other_sizes_and_kinds_are_brought_to_the_networks(tmp_path: Path) -> None:
