@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from sw_model.convert.composite import CELLS, CellSite, Heads, MultiheadSite, RecurrentSite
+from sw_model.convert.einsum import Contraction
 from sw_model.convert.sites import AttentionSite, Convolution2d, ConvolutionSite, LinearSite, MatmulSite, TransposedSite
 
 HOST = "float32 on the host"  #: what runs instead of a quantized product
@@ -132,6 +133,22 @@ def _baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, 
     return _addmm(input, batch1, batch2, beta=beta, alpha=alpha)
 
 
+def _einsum(equation: str, *operands: Any) -> Plan:
+    taken: tuple[Any, ...] = tuple(operands[0]) if len(operands) == 1 and not isinstance(operands[0], Tensor) else operands
+    form = Contraction.of(equation) if isinstance(equation, str) and len(taken) == 2 else None
+    if form is None or form.sizes(*taken) is None:
+        raise Unsupported(
+            f"einsum {equation!r}: those of two operands that are one matrix product, without an ellipsis, are quantized"
+        )
+    a, b = taken
+    if isinstance(a, nn.Parameter) and not isinstance(b, nn.Parameter):
+        a, b, form = b, a, form.swapped
+    left, right = form.factors(a, b)
+    if isinstance(b, nn.Parameter) and not form.batch:
+        return Plan(LinearSite, "linear", lambda site: form.result(site(left, right, None), a, b))
+    return Plan(MatmulSite, "matmul", lambda site: form.result(site(left, right.transpose(-2, -1)), a, b))
+
+
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
@@ -207,6 +224,7 @@ RULES: dict[Any, Callable[..., Plan]] = {
     Tensor.__rmatmul__: lambda input, other: _matmul(other, input),
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _baddbmm),
+    torch.einsum: _einsum,
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multihead,
     **{getattr(torch, cell): partial(_recurrent, cell) for cell in CELLS},

@@ -23,13 +23,21 @@ from torch.nn.parallel import DistributedDataParallel
 import fractrain
 from host.exact_engine import ExactEngine
 from sw_model.convert.conversion import as_precision
-from sw_model.nn.layers import quantized_layers
+from sw_model.convert.sites import LinearSite, MatmulSite
+from sw_model.nn.layers import quantized_layers, set_precision
 from sw_model.nn.precision import Run
 from sw_model.train.engines import open_engine
 from tests.support.both_paths import BothPaths, train_a_step
 from tests.support.networks_of_others import NETWORKS, Encoder, Tied, TwoInputs, UNet
 
 IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def documented_products(name: str) -> int:
+    """Products of a network in the table of docs/own-networks.md."""
+    page = (Path(__file__).parents[3] / "docs/own-networks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]*) \| (\d+) \| equal \|$", page, re.MULTILINE)
+    return next(int(count) for cell, count in rows if name in cell)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -41,6 +49,7 @@ def test_networks_of_others_train_a_step_with_the_same_products_on_both_paths(na
     found = fractrain.convert(model, batch, bits="6/5/7")
     assert not found.unsupported and found.quantized and not found.kept
     both = BothPaths(model)
+    assert len(found.quantized) == documented_products(name)
     assert math.isfinite(train_a_step(model, batch))
     compared = {layer for layer, _, _ in both.distances}
     assert compared == set(found.quantized)
@@ -216,6 +225,51 @@ def test_fabrics_compute_what_software_does(device: str) -> None:
     )
 
 
+EINSUMS = [
+    ("ij,kj->ik", (3, 4), (5, 4), False),
+    ("bhqd,bhkd->bhqk", (2, 3, 4, 5), (2, 3, 6, 5), False),
+    ("bhqk,bkhd->bqhd", (2, 3, 4, 6), (2, 6, 3, 5), False),
+    ("nctv,vw->nctw", (2, 3, 4, 5), (5, 5), True),
+    ("oc,nchw->nohw", (6, 3), (2, 3, 4, 4), True),
+    ("bi,ijk->bjk", (4, 3), (3, 2, 5), True),
+    ("bmn,bnm->b", (2, 3, 4), (2, 4, 3), False),
+    ("ba, cb", (3, 4), (5, 3), False),
+]
+
+
+@pytest.mark.parametrize(("equation", "left", "right", "parameter"), EINSUMS)
+def test_einsum_is_a_matrix_product(
+    equation: str, left: tuple[int, ...], right: tuple[int, ...], parameter: bool
+) -> None:
+    class Contracts(nn.Module):
+        """With a parameter in the place of the operand that has fewer axes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = parameter and len(left) < len(right)
+            self.own = nn.Parameter(torch.randn(left if self.first else right)) if parameter else None
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            if self.own is not None:
+                a, b = (self.own, b) if self.first else (a, self.own)
+            return torch.einsum(equation, a, b)
+
+    torch.manual_seed(0)
+    model, operands = Contracts(), (torch.randn(left, requires_grad=True), torch.randn(right, requires_grad=True))
+    wanted = model(*operands)
+    found = fractrain.convert(model, operands)
+    assert model(*operands).shape == wanted.shape and torch.allclose(model(*operands), wanted, atol=1e-5)
+    kind = LinearSite if parameter else MatmulSite
+    assert [type(site) for site in model.products] == [kind]
+    set_precision(model, as_precision("12/12/12"))
+    both = BothPaths(model)
+    y = model(*operands)
+    assert torch.allclose(y, wanted, atol=0.02) and not torch.equal(y, wanted)
+    y.square().sum().backward()
+    assert {layer for layer, _, _ in both.distances} == set(found.quantized)
+    assert max(distance for *_, distance in both.distances) < 3e-5
+
+
 # -- refused -----------------------------------------------------------------------------------------------------------
 
 
@@ -234,7 +288,10 @@ class Calls(nn.Module):
 @pytest.mark.parametrize(
     ("function", "named"),
     [
-        (lambda x: torch.einsum("ij,kj->ik", x, x), "einsum"),
+        (lambda x: torch.einsum("ij,jk,kl->il", x, x, x), "einsum 'ij,jk,kl->il'"),
+        (lambda x: torch.einsum("...j,kj->...k", x, x), "einsum"),
+        (lambda x: torch.einsum("ii,ij->ij", x, x), "einsum"),
+        (lambda x: torch.einsum("ij,kj->k", x, x), "einsum"),
         (lambda x: x @ x[0], "vector"),
         (lambda x: F.conv_transpose2d(x[None, None], torch.ones(1, 1, 3, 3), stride=2), "transposed convolution"),
         (lambda x: F.conv3d(x[None, None, None], torch.ones(1, 1, 1, 2, 2)), "conv3d"),
