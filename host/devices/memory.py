@@ -7,7 +7,7 @@ docs/programs.md says of programs in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from host.devices.device import (
     HasWords,
     ProgramError,
     Result,
+    open_device,
     program_words,
 )
 from host.program.builder import read_program
@@ -37,10 +38,12 @@ from hw.contract import (
     Fault,
     RecordFlag,
 )
+from hw.design import Design
 from hw.packet import END
 from hw.plan.records import Chunks, Record, RecordError, unpack_fields
 
 Beats = npt.NDArray[np.int64]
+MEMORY = "-memory"  #: ends the kinds of devices whose programs lie in a memory of their own
 
 #: what each fault means and what helps, for people
 FAULT_MEANING: dict[Fault, tuple[str, str]] = {
@@ -208,14 +211,32 @@ class MemoryStreams:
     Args:
         place: gives the first of so many beats that are free, a multiple of 16.
         deadline: cycles of one program, 0: none.
+
+    Attributes:
+        reserved: first beats of the memory, which are for its programs alone.
     """
 
     def __init__(self, memory: MemoryDevice, place: Callable[[int], int], deadline: int = 0) -> None:
-        self._memory, self._place, self._deadline = memory, place, deadline
+        self.memory, self._place, self._deadline, self.reserved = memory, place, deadline, 0
+
+    @classmethod
+    def in_front(cls, memory: MemoryDevice, beats: int, deadline: int = 0) -> MemoryStreams:
+        """With the first ``beats`` beats of a memory for its programs."""
+
+        def place(wanted: int) -> int:
+            if wanted > beats:
+                raise ValueError(f"a stream program of {wanted} beats does not fit the {beats} that are kept for it")
+            return 0
+
+        made = cls(memory, place, deadline)
+        made.reserved = beats
+        return made
 
     @property
     def info(self) -> DeviceInfo:
-        return self._memory.info
+        """Of the memory, its kind with :data:`MEMORY` at the end."""
+        info = self.memory.info
+        return replace(info, kind=info.kind + MEMORY)
 
     def run(self, program: HasWords | U64, timeout: float = DEFAULT_TIMEOUT) -> Result:
         """See :class:`host.devices.device.Device`; the device's own limits count, not ``timeout``.
@@ -235,15 +256,15 @@ class MemoryStreams:
             flags = RecordFlag.LAST if packet is packets[-1][1] else RecordFlag(0)
             records.append(Record(packet, payload if payload.beats else Chunks(), tail=(tail, beats), flags=flags))
             tail += beats
-        self._memory.write(base, words)
+        self.memory.write(base, words)
         packed = record_words(records).reshape(-1, RECORD_WORDS, MEMORY_PORTS)
         for record, (start, _) in zip(packed, packets, strict=True):  # headers as they are, good or bad
             record[:RECORD_HEADER_WORDS] = words[start : start + HEADER_WORDS].reshape(-1, MEMORY_PORTS)
-        self._memory.write(base + at, packed.reshape(-1))
-        done = self._memory.execute(base + at, self._deadline)
+        self.memory.write(base + at, packed.reshape(-1))
+        done = self.memory.execute(base + at, self._deadline)
         if done.fault is not Fault.NONE:
             check(done)
-        found = self._memory.read(base + size, sum(results))
+        found = self.memory.read(base + size, sum(results))
         return Result(found, dict(done.counters), done.error, done.position)
 
     def run_streams(self, words0: U64, words1: U64, timeout: float = DEFAULT_TIMEOUT) -> Result:
@@ -256,7 +277,7 @@ class MemoryStreams:
 
     def reset(self) -> None:
         """See :class:`host.devices.device.Device`."""
-        self._memory.reset()
+        self.memory.reset()
 
 
 class _FaultError(Exception):
@@ -387,3 +408,19 @@ class _Run:
         self._done += len(self._places)
         self._words, self._places = [], []
         return result.error, position
+
+
+MEMORY_KINDS = ("reference", "hls", "rtl")  #: devices that there are with a memory
+MEMORY_BYTES = 512 * 2**20  #: of a simulated one, as the smallest board has
+STREAM_BYTES = MEMORY_BYTES // 8  #: of it for stream programs
+
+
+def open_memory(kind: str, design: Design, beats: int = MEMORY_BYTES // 16) -> MemoryDevice:
+    """A device with memory: the memory front end in NumPy over a device with streams.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind not in MEMORY_KINDS:
+        raise ValueError(f"no device kind {kind!r} has a memory; use one of {', '.join(MEMORY_KINDS)}")
+    return StreamMemory(open_device(kind, design), beats)

@@ -37,15 +37,18 @@ class MemoryArea:
 class Arena:
     """Gives out areas of a device's memory.  What is asked for again keeps its place.
 
+    Args:
+        first: beat that may be given out.
+
     Attributes:
-        used: beats given out.
+        used: beats given out, and those before the first.
         busy: areas that a program which has not run yet reads or writes.
         settle: runs that program; called before the host touches a busy area.
         touched: bytes that the host has read and written.
     """
 
-    def __init__(self, memory: MemoryDevice) -> None:
-        self.memory, self.used = memory, 0
+    def __init__(self, memory: MemoryDevice, first: int = 0) -> None:
+        self.memory, self.used = memory, first
         self.busy: set[MemoryArea] = set()
         self.settle: Callable[[], None] = lambda: None
         self.touched = {"read": 0, "written": 0}

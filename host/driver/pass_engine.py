@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from host.devices.memory import MemoryStreams
 from host.driver.fabric_engine import FabricEngine
 from host.driver.fabric_passes import FabricPasses, computed_order
 from host.exact_engine import ExactEngine
 from host.operands import Engine
+from host.step.compiled import MemoryPasses
 from host.step.passes import PassEngine
 from host.step.software import SoftwareEngine
 
@@ -18,6 +20,8 @@ def pass_engine(engine: Engine) -> PassEngine:
     """
     if isinstance(engine, ExactEngine):
         return SoftwareEngine() if engine.design is None else SoftwareEngine(computed_order(engine.design))
+    if isinstance(engine, FabricEngine) and isinstance(engine.device, MemoryStreams):
+        return MemoryPasses(engine.device.memory, engine=engine)
     if isinstance(engine, FabricEngine):
         return FabricPasses(engine)
     raise ValueError(f"{type(engine).__name__} computes single products, no passes; use norm 'batch' with this device")

@@ -105,12 +105,13 @@ class MemoryPasses:
     Args:
         memory: the device; the engine takes all of its memory.
         deadline: cycles of one program, 0: none.
+        engine: of sums, on a part of the memory that is its own; its meter counts all.
     """
 
-    def __init__(self, memory: MemoryDevice, deadline: int = 0) -> None:
+    def __init__(self, memory: MemoryDevice, deadline: int = 0, engine: FabricEngine | None = None) -> None:
         self.memory, self.design, self._deadline = memory, memory.info.design, deadline
-        self.meter = PassMeter()
-        self.arena = Arena(memory)
+        own = engine is not None and isinstance(engine.device, MemoryStreams)
+        self.arena = Arena(memory, engine.device.reserved if own else 0)  # type: ignore[union-attr]
         self.arena.settle = self.flush
         self._shapes: dict[Hashable, _Shape] = {}
         self._programs: dict[tuple[Template, ...], _Program] = {}
@@ -118,8 +119,11 @@ class MemoryPasses:
         self._queue: list[Template] = []
         self._context = ""
         self._saturated = 0  #: of programs that no pass has reported yet
-        streams = MemoryStreams(memory, lambda beats: self.arena.area("streams", beats).offset, deadline)
-        self._streams = FabricPasses(FabricEngine(streams, keep_rows=False))
+        if engine is None:
+            streams = MemoryStreams(memory, lambda beats: self.arena.area("streams", beats).offset, deadline)
+            engine = FabricEngine(streams, keep_rows=False)
+        self._streams = FabricPasses(engine)
+        self.meter = PassMeter(engine.meter.totals)
 
     # -- passes -----------------------------------------------------------------------------------------------------
 

@@ -85,7 +85,8 @@ def _register_train(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--device",
         choices=DEVICES,
         help="who computes the quantized products: floating point with the same codes (fast), exact integers in "
-        "software, or the fabric as NumPy reference, compiled HLS or simulated RTL (default: fast)",
+        "software, or the fabric as NumPy reference, compiled HLS or simulated RTL, with a memory of its own or on streams "
+        "(default: fast)",
     )
     train.add_argument("--design", help=f"design of the fabric (default: {DESIGN})")
     train.add_argument(

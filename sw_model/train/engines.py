@@ -8,7 +8,7 @@ from typing import Any
 from hw.design import Design, load_design
 
 DESIGN = "sim-small"  #: of the fabric, unless said otherwise
-DEVICES = ("fast", "software", "reference", "hls", "rtl")
+DEVICES = ("fast", "software", "reference", "hls", "rtl", "reference-memory", "hls-memory", "rtl-memory")
 
 
 def open_engine(device: str, design: str | Design | None) -> Any:
@@ -29,8 +29,12 @@ def open_engine(device: str, design: str | Design | None) -> Any:
 
         return ExactEngine(design)
     from host.devices.device import open_device
+    from host.devices.memory import MEMORY, STREAM_BYTES, MemoryStreams, open_memory
     from host.driver.fabric_engine import FabricEngine
 
+    if device.endswith(MEMORY):
+        memory = open_memory(device.removesuffix(MEMORY), design)
+        return FabricEngine(MemoryStreams.in_front(memory, STREAM_BYTES // 16), keep_rows=False)
     return FabricEngine(open_device(device, design), keep_rows=False)
 
 

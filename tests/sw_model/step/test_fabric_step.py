@@ -19,7 +19,7 @@ from sw_model.nn.models import Backbone, build_model, use_fabric_step
 from sw_model.nn.parallel import ALONE
 from sw_model.nn.precision import Precision, Run
 from sw_model.train.engines import open_engine
-from sw_model.train.folder import CHECKPOINT, read_tensors
+from sw_model.train.folder import CHECKPOINT, RunFolder, read_tensors
 from sw_model.train.loop import train
 from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
@@ -32,7 +32,7 @@ TINY = TrainConfig(
     train_limit=48, test_limit=32, lr=0.05, eval_every=1,
 )  # fmt: skip
 
-DEVICES = ("software", "reference", "hls", "rtl")  #: of the same design
+DEVICES = ("software", "reference", "hls", "rtl", "reference-memory", "rtl-memory")  #: of the same design
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
@@ -149,6 +149,8 @@ def test_a_run_has_the_same_bits_in_software_and_on_a_device(tmp_path: Path) -> 
     for device in DEVICES:
         train(config, open_engine(device, "sim-small"), out=tmp_path / device)
     assert all(same(state(tmp_path / "software"), state(tmp_path / device)) for device in DEVICES)
+    kinds = [found.kind for device in DEVICES if (found := RunFolder(tmp_path / device).device()) is not None]
+    assert kinds == list(DEVICES)
 
 
 GATED = replace(
