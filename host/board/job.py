@@ -22,6 +22,7 @@ from host.board.gate_decisions import Gates
 from host.board.job_archive import mapping, parse_json, parse_npy, read_members
 from host.board.job_graph import NAME, Facts, Graph, graph_of
 from host.board.job_settings import checked_gates, checked_recipe, checked_widths, get, is_number
+from host.board.job_step import JobStep, checked_step
 from host.board.operations import JobError
 from host.numerics import ceil_div
 
@@ -48,6 +49,7 @@ class Job:
         state: parameter and buffer name -> initial value.
         parameters: names in the optimizer's order.
         gates: what the gates of a gated network choose from.
+        step: the backbone that runs in passes of the fabric; None if the host normalises.
         train, evaluate: graphs by batch size.
         train_images, test_images: uint8 (N, C, H, W); train_labels, test_labels: int64 (N,).
         full_scale, mean, std, shift, flip: preparation of images, as in the software model's data sets.
@@ -59,6 +61,7 @@ class Job:
     state: Mapping[str, Array]
     parameters: tuple[str, ...]
     gates: Gates | None
+    step: JobStep | None
     train: Mapping[int, Graph]
     evaluate: Mapping[int, Graph]
     train_images: Array
@@ -120,9 +123,10 @@ def build_job(members: Mapping[str, bytes], digest: str) -> Job:
     if ceil_div(len(labels["train"]), recipe["batch"]) * recipe["epochs"] > MAX_STEPS:
         raise JobError(f"the recipe asks for more than {MAX_STEPS} steps")
     scope = {f"state:{name}": value.shape for name, value in state.items()}
-    facts = Facts(len(layers), parameters, classes, gates is not None)
-    graphs = mapping(document.get("graphs"), "graphs")
     shape = images["train"].shape[1:]
+    step = checked_step(document.get("step"), recipe, [layer.name for layer in layers], gates, shape)
+    facts = Facts(len(layers), parameters, classes, gates is not None, step)
+    graphs = mapping(document.get("graphs"), "graphs")
     sizes = {
         "train": _batch_sizes(len(labels["train"]), recipe["batch"]),
         "evaluate": _batch_sizes(len(labels["test"]), recipe["eval_batch"]),
@@ -134,6 +138,7 @@ def build_job(members: Mapping[str, bytes], digest: str) -> Job:
         state,
         parameters,
         gates,
+        step,
         found["train"],
         found["evaluate"],
         images["train"],

@@ -21,7 +21,7 @@ from host.arrays import Array
 from host.board.operations import JobError
 from hw.files import replaced
 
-FORMAT, VERSION = "fractrain-job", 2
+FORMAT, VERSION = "fractrain-job", 3
 MAX_FILE = 1 << 31  #: bytes of an archive, and of its members together
 MAX_MEMBERS = 8192
 MAX_JSON = 1 << 26

@@ -15,11 +15,12 @@ from typing import Any
 
 from host.board.job_archive import MAX_ELEMENTS, mapping
 from host.board.job_settings import get, integer_list, is_number
+from host.board.job_step import BACKWARD, FORWARD, JobStep
 from host.board.operations import OPERATIONS, JobError
 
 MAX_NODES = 20_000
 MAX_GRAPH_ELEMENTS = 1 << 30  #: of all values of a graph
-MAX_OPERANDS = 256  #: of one node
+MAX_OPERANDS = 1 << 13  #: of one node
 NAME = re.compile(r"[A-Za-z_%][\w.%:\-]{0,200}")
 
 
@@ -58,12 +59,14 @@ class Graph:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a graph refers to: number of layers, names of parameters, number of classes, whether there are gates."""
+    """What a graph refers to: number of layers, names of parameters, number of classes, whether there are gates, and the
+    backbone that runs in passes of the fabric, if one does."""
 
     layers: int
     parameters: Collection[str]
     classes: int
     gated: bool
+    step: JobStep | None
 
 
 def graph_of(raw: Any, batch: int, training: bool, scope: Mapping[str, tuple[int, ...]], facts: Facts) -> Graph:
@@ -83,6 +86,11 @@ def graph_of(raw: Any, batch: int, training: bool, scope: Mapping[str, tuple[int
     graph = mapping(raw, what)
     known = dict(scope)
     nodes = _nodes(get(graph, "nodes", list, what), known, facts, what)
+    of_step = [(node.op, node.attributes.get("block", 0)) for node in nodes if node.op in (*FORWARD, *BACKWARD)]
+    if facts.step is not None:
+        facts.step.check_order(of_step, training, what)
+    elif of_step:
+        raise JobError(f"{what} has {of_step[0][0]}, and the job no step")
 
     def value(key: str, shape: tuple[int, ...]) -> str:
         name = get(graph, key, str, what)
@@ -134,10 +142,9 @@ def _node(node: dict[str, Any], known: Mapping[str, tuple[int, ...]], facts: Fac
     rule = OPERATIONS[op]
     inputs, outputs = get(node, "in", list, where), get(node, "out", list, where)
     shapes = get(node, "shapes", list, where)
-    fits = 1 <= len(inputs) <= MAX_OPERANDS if rule.inputs is None else len(inputs) == rule.inputs
-    if not fits or len(outputs) != rule.outputs or len(shapes) != rule.outputs:
-        wanted = f"1 to {MAX_OPERANDS}" if rule.inputs is None else rule.inputs
-        raise JobError(f"{where}: {op} takes {wanted} operands and gives {rule.outputs} results")
+    if not _fits(inputs, rule.inputs) or not _fits(outputs, rule.outputs) or len(shapes) != len(outputs):
+        wanted, given = (f"1 to {MAX_OPERANDS}" if n is None else n for n in (rule.inputs, rule.outputs))
+        raise JobError(f"{where}: {op} takes {wanted} operands and gives {given} results")
     for name in inputs:
         if not isinstance(name, str) or name not in known:
             raise JobError(f"{where}: operand {name!r:.60} is not defined before")
@@ -151,7 +158,26 @@ def _node(node: dict[str, Any], known: Mapping[str, tuple[int, ...]], facts: Fac
     attributes = _attributes(node, rule.attributes, where)
     if "layer" in attributes and attributes["layer"] >= facts.layers:
         raise JobError(f"{where}: there is no layer {attributes['layer']}")
+    if op in (*FORWARD, *BACKWARD) and facts.step is not None:
+        _check_step(facts.step, op, attributes.get("block", 0), [known[name] for name in inputs], [*sized.values()], where)
     return JobNode(op, tuple(inputs), tuple(outputs), tuple(sized.values()), attributes)
+
+
+def _fits(names: list[Any], count: int | None) -> bool:
+    return 1 <= len(names) <= MAX_OPERANDS if count is None else len(names) == count
+
+
+def _check_step(
+    step: JobStep, op: str, block: int, operands: list[tuple[int, ...]], results: list[tuple[int, ...]], where: str
+) -> None:
+    """Refuses an operation of the step with operands or results of other shapes than the backbone's."""
+    if block >= max(step.blocks, 1):
+        raise JobError(f"{where}: there is no block {block} whose bits gates choose")
+    batch = operands[0][0] if operands[0] else 0
+    for kind, found, wanted in zip(("operands", "results"), (operands, results), step.shapes(op, batch, block), strict=True):
+        if found != wanted:
+            odd = next((pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1]), (len(found), len(wanted)))
+            raise JobError(f"{where}: {op} has {kind} of {odd[0]} where the backbone has {odd[1]}")
 
 
 def _attributes(node: dict[str, Any], rules: Mapping[str, tuple[Any, ...]], where: str) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class LayerProducts:
         self._gradient.clear()
         self._by_weight.clear()
 
-    def _widths(self, layer: int) -> tuple[int, ...]:
+    def layer_widths(self, layer: int) -> tuple[int, ...]:
         """Widths of a layer in this step, all 0 for float32."""
         return self._fixed.get(layer, self.widths) if any(self.widths) else self.widths
 
@@ -140,7 +140,7 @@ class LayerProducts:
     def product(self, x: Array, weight: Array, *, layer: int, stride: int, padding: int, groups: int) -> Array:
         """Convolution of x with weight, float32."""
         g = job_geometry(x.shape, weight.shape, stride, padding, groups)
-        widths = self._widths(layer)
+        widths = self.layer_widths(layer)
         if not any(widths):
             return _once(correlate, x, weight, self._dense(g, groups, layer))
         grid = grid_from_range(*self._activation_range(x, layer), widths[1])
@@ -155,7 +155,7 @@ class LayerProducts:
 
     def _bifurcated(self, layer: int) -> bool:
         """Whether the output gradient has another width in the weight gradient."""
-        widths = self._widths(layer)
+        widths = self.layer_widths(layer)
         return len(widths) == 4 and widths[3] != widths[2]
 
     def _known_by_weight(self, grad: Array, x: Array, layer: int) -> Array | None:
@@ -165,12 +165,12 @@ class LayerProducts:
 
     def _activation_operand(self, x: Array, layer: int) -> Operand:
         """A layer's input on the grid of its forward product."""
-        grid = grid_from_range(*self._kept_range(layer), self._widths(layer)[1])
+        grid = grid_from_range(*self._kept_range(layer), self.layer_widths(layer)[1])
         return Operand(grid, values=np.ascontiguousarray(x))
 
     def _gradient_operand(self, grad: Array, layer: int, last: bool) -> Operand:
         """The output gradient; with a width of its own in the weight gradient it is rounded independently."""
-        widths, key = self._widths(layer), self._key(layer)
+        widths, key = self.layer_widths(layer), self._key(layer)
         bits = widths[2]
         if last and self._bifurcated(layer):
             bits, key = widths[3], derive_key(key, 1)
@@ -182,7 +182,7 @@ class LayerProducts:
     ) -> Array:
         """Gradient of the product by x, float32."""
         g = self._checked(grad, x, weight, stride, padding, groups)
-        widths = self._widths(layer)
+        widths = self.layer_widths(layer)
         if not any(widths):
             return _once(correlate_back, grad, weight, self._dense(g, groups, layer))
         operand = self._gradient_operand(grad, layer, last=False)
@@ -200,7 +200,7 @@ class LayerProducts:
     ) -> Array:
         """Gradient of the product by the weight, float32."""
         g = self._checked(grad, x, weight, stride, padding, groups)
-        widths = self._widths(layer)
+        widths = self.layer_widths(layer)
         if not any(widths):
             return _once(correlate_weight, x, grad, self._dense(g, groups, layer))
         known = self._known_by_weight(grad, x, layer)

@@ -42,6 +42,7 @@ softmax_gradient     g, y                                      gradient by the o
 sum                  a                                         sum over axes, which stay with length 1 or go
 mean                 a                                         mean over axes, likewise
 fill                 a                                         a constant in a's shape
+passes, ...          a backbone in passes of the fabric, see host/board/job_step.py
 log_softmax          a                                         along one axis
 log_softmax_gradient g, y                                      gradient by the operand, y the result
 nll                  y, labels                                 mean negative log-likelihood, number of labels
@@ -68,10 +69,10 @@ class JobError(ValueError):
 
 @dataclass(frozen=True)
 class Operation:
-    """Number of operands (None: one or more) and results, attributes with their ranges, and the function (None: done by the runtime)."""
+    """Number of operands and of results (None: one or more), attributes with their ranges, and the function (None: done by the runtime)."""
 
     inputs: int | None
-    outputs: int
+    outputs: int | None
     run: Callable[..., Any] | None
     attributes: Mapping[str, tuple[str, float, float]] = field(default_factory=dict)
 
@@ -285,6 +286,10 @@ OPERATIONS: dict[str, Operation] = {
     "log_softmax_gradient": Operation(2, 1, _log_softmax_gradient, _AXIS),
     "nll": Operation(2, 2, _nll),
     "nll_gradient": Operation(4, 1, _nll_gradient),
+    "passes": Operation(None, 1, None),
+    "passes_chosen": Operation(1, 1, None, {"block": ("int", 0, 9999)}),
+    "passes_statistics": Operation(1, None, None),
+    "passes_gradient": Operation(1, None, None),
 }
 
 Shape = tuple[int, ...]

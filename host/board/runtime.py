@@ -14,7 +14,7 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,8 @@ from host.board.job import Job
 from host.board.job_graph import Graph
 from host.board.layer_products import LayerProducts, LayerState
 from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
+from host.board.step_passes import StepPasses
+from host.driver.pass_engine import pass_engine
 from host.numerics import ceil_div
 from host.operands import Engine
 from host.training import batches
@@ -33,7 +35,7 @@ from host.training.descent import descended
 from host.training.precision_schedule import learning_rate, make_schedule
 from hw.files import write_atomically
 
-JOB_CHECKPOINT_FORMAT = 3
+JOB_CHECKPOINT_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ class RunResult:
     counters: dict[str, int] = field(default_factory=dict)
 
 
-def execute(graph: Graph, values: dict[str, Array], products: LayerProducts) -> dict[str, Array]:
+def execute(graph: Graph, values: dict[str, Array], performers: Sequence[object]) -> dict[str, Array]:
     """Run a graph.
 
     Args:
         graph: checked by :func:`host.board.job.load_job`.
         values: ``x``, ``y`` and ``state:NAME`` entries; results are added.
+        performers: what has methods of the names of the operations that are no functions.
 
     Returns:
         ``values``, without intermediate ones that are not used again.
@@ -93,7 +96,7 @@ def execute(graph: Graph, values: dict[str, Array], products: LayerProducts) -> 
                 raise JobError(f"operands {[o.shape for o in operands]} do not give {wanted}")
             if any(o.dtype.kind == "i" for o in operands) and not node.op.startswith("nll"):
                 raise JobError("labels are no operand of arithmetic")
-            run = OPERATIONS[node.op].run or getattr(products, node.op)
+            run = OPERATIONS[node.op].run or next(getattr(p, node.op) for p in performers if hasattr(p, node.op))
             with np.errstate(all="ignore"):
                 found = run(*operands, **node.attributes)
         except (ValueError, TypeError, IndexError, MemoryError, ZeroDivisionError, OverflowError) as e:
@@ -124,7 +127,12 @@ class Training:
         self.layers = [LayerState(layer.name) for layer in job.layers]
         fixed = {layer.index: layer.fixed for layer in job.layers if layer.fixed is not None}
         recipe = job.recipe
-        self.products = LayerProducts(engine, self.layers, fixed, recipe["seed"], recipe["range_momentum"], job.gates)
+        seed, momentum = recipe["seed"], recipe["range_momentum"]
+        self.products = LayerProducts(engine, self.layers, fixed, seed, momentum, job.gates)
+        self.passes: StepPasses | None = None
+        if job.step is not None:
+            widths = self.products.layer_widths
+            self.passes = StepPasses(job.step, pass_engine(engine), widths, seed, momentum, job.gates)
         self.schedule = make_schedule(recipe)
         self.epoch, self.step, self.seen, self.right = 0, 0, 0, 0
         self.loss_sum, self.cost_sum = 0.0, 0.0
@@ -168,8 +176,17 @@ class Training:
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def _values(self, x: Array, y: Array) -> dict[str, Array]:
-        return {"x": x, "y": y, **{f"state:{name}": value for name, value in self.state.items()}}
+    def _execute(
+        self, graph: Graph, x: Array, y: Array, widths: tuple[int, ...], number: int, training: bool
+    ) -> dict[str, Array]:
+        """Run a graph as step ``number`` at a precision; see :func:`execute`."""
+        self.products.begin(widths, number, training=training, target=self.target or 0.0)
+        performers: list[object] = [self.products]
+        if self.passes is not None:
+            self.passes.begin(number, training)
+            performers.append(self.passes)
+        state = {f"state:{name}": value for name, value in self.state.items()}
+        return execute(graph, {"x": x, "y": y, **state}, performers)
 
     def train_step(self) -> dict[str, Any]:
         """One step; returns its log line.
@@ -183,8 +200,7 @@ class Training:
         lr = learning_rate(recipe, at, self.steps)
         x, y = self.train_batch(self.epoch, self.step)
         graph = self.job.train[len(y)]
-        self.products.begin(widths, at, training=True, target=self.target or 0.0)
-        values = execute(graph, self._values(x, y), self.products)
+        values = self._execute(graph, x, y, widths, at, True)
         assert graph.loss is not None
         loss = float(values[graph.loss])
         if not math.isfinite(loss):
@@ -228,8 +244,7 @@ class Training:
         widths, right = self.last_widths, 0
         for x, y in self.test_batches():
             graph = self.job.evaluate[len(y)]
-            self.products.begin(widths, 0, training=False)
-            values = execute(graph, self._values(x, y), self.products)
+            values = self._execute(graph, x, y, widths, 0, False)
             right += int((values[graph.logits].argmax(1) == y).sum())
         return right / len(self.job.test_labels)
 
@@ -263,6 +278,7 @@ class Training:
         arrays |= {f"momentum.{n}": v for n, v in self.momentum.items()}
         arrays["ranges"] = np.array([(s.low, s.span) for s in self.layers], np.float32)
         arrays["batches"] = np.array([s.batches for s in self.layers], np.int64)
+        arrays["tops"] = self.passes.tops if self.passes is not None else np.zeros(0)
         rest = {
             "format": JOB_CHECKPOINT_FORMAT,
             "job": self.job.digest,
@@ -293,9 +309,11 @@ class Training:
             for name, value in [*state.items(), *momentum.items()]:
                 if value.dtype != np.float32 or value.shape != self.job.state[name].shape:
                     raise ValueError(f"{name} is {value.dtype} {value.shape}")
-            ranges, batches = arrays["ranges"], arrays["batches"]
+            ranges, batches, tops = arrays["ranges"], arrays["batches"], arrays["tops"]
             if ranges.shape != (len(self.layers), 2) or batches.shape != (len(self.layers),):
                 raise ValueError("another number of layers")
+            if tops.shape != (len(self.passes.names) if self.passes is not None else 0,) or not (tops >= 0).all():
+                raise ValueError("another number of ranges, or one below zero")
             epoch, step, seen, right = (int(v) for v in rest["position"])
             loss_sum, cost_sum = (float(v) for v in rest["sums"])
             history = list(rest["history"])
@@ -312,6 +330,8 @@ class Training:
         self.loss_sum, self.cost_sum, self.history = loss_sum, cost_sum, history
         for layer, (low, span), count in zip(self.layers, ranges, batches, strict=True):
             layer.low, layer.span, layer.batches = np.asarray(low), np.asarray(span), int(count)
+        if self.passes is not None:
+            self.passes.tops = tops
 
 
 def _keep_lines(path: Path, steps: int) -> None:

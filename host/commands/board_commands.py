@@ -51,7 +51,11 @@ def _device_options(parser: argparse.ArgumentParser) -> None:
         default="reference",
         help="pynq, rtl, hls, reference, numpy (exact products without a fabric), or tcp://HOST:PORT",
     )
-    parser.add_argument("--design", help="design of the fabric (default: sim-small; for tcp, whatever is served)")
+    parser.add_argument(
+        "--design",
+        help="design of the fabric (default: sim-small; for tcp, whatever is served; for numpy, none: the order of random "
+        "numbers is that of any design)",
+    )
     parser.add_argument("--overlay", type=Path, help="bitstream for --device pynq (default: the installed overlay)")
     parser.add_argument(
         "--energy",
@@ -132,6 +136,7 @@ def run_job_command(arguments: argparse.Namespace) -> int:
     from host.driver.fabric_engine import FabricEngine
     from host.exact_engine import ExactEngine
     from host.operands import Engine
+    from hw.design import load_design
 
     def shown(line: dict[str, Any]) -> None:
         if not arguments.json and "stage" in line:
@@ -147,7 +152,7 @@ def run_job_command(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.job)
     engine: Engine
     if arguments.device == "numpy":
-        engine = ExactEngine()
+        engine = ExactEngine(load_design(arguments.design) if arguments.design else None)
     else:
         engine = FabricEngine(open_any(arguments), keep_rows=False)
     result = run_job(job, engine, out, resume=arguments.resume, stop_after=arguments.stop_after, on_line=shown)
@@ -189,9 +194,10 @@ def check_command(arguments: argparse.Namespace) -> int:
 
     job = load_job(arguments.job)
     nodes = sum(len(g.nodes) for g in (*job.train.values(), *job.evaluate.values()))
+    step = "" if job.step is None else f", {len(job.step.graph)} nodes in passes of the fabric"
     print(
         f"{arguments.job}: {len(job.train_labels)} training and {len(job.test_labels)} test images, {len(job.layers)} "
-        f"layers, {nodes} operations, schedule {job.recipe['schedule']}, {job.recipe['epochs']} epochs; sound"
+        f"layers{step}, {nodes} operations, schedule {job.recipe['schedule']}, {job.recipe['epochs']} epochs; sound"
     )
     return 0
 

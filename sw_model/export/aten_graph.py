@@ -143,6 +143,7 @@ class _Lowering:
         aten = torch.ops.aten
         return {
             **{getattr(torch.ops.fractrain, op).default: partial(self._own, op) for op in OPERATORS},
+            **self._passes(),
             aten.ones_like.default: lambda n: self._emit(n, "fill", n.args[:1], value=1.0),
             aten._log_softmax.default: lambda n: self._emit(n, "log_softmax", n.args[:1], axis=_axis(n, n.args[1])),
             aten._log_softmax_backward_data.default: lambda n: self._emit(
@@ -153,6 +154,18 @@ class _Lowering:
             aten._native_batch_norm_legit_functional.default: self._batch_norm,
             aten._native_batch_norm_legit_no_training.default: self._batch_norm_fixed,
             aten.native_batch_norm_backward.default: self._batch_norm_gradient,
+        }
+
+    def _passes(self) -> Rules:
+        """Rules of a backbone in passes of the fabric, see :mod:`host.board.job_step`."""
+        own = torch.ops.fractrain
+        return {
+            own.passes.default: lambda n: self._emit(n, "passes", (n.args[0], *n.args[1])),
+            own.passes_chosen.default: lambda n: self._emit(n, "passes_chosen", n.args[:1], block=n.args[1]),
+            own.passes_features.default: self._alias,
+            own.passes_statistics.default: lambda n: self._all(n, "passes_statistics"),
+            own.passes_gradient.default: lambda n: self._all(n, "passes_gradient"),
+            torch.ops.aten.copy.default: lambda n: self._rename(n, n.args[1]),
         }
 
     def name(self, node: Any) -> str:
@@ -183,8 +196,16 @@ class _Lowering:
         shapes = [[int(n) for n in values[p].shape] for p in order]
         self._add_node(op, [self.name(i) for i in inputs], names, shapes, attributes)
 
+    def _all(self, node: Any, op: str) -> None:
+        """A node whose results are a list, of its first operand."""
+        count = len(node.meta["val"])
+        self._several(node, op, node.args[:1], count, tuple(range(count)))
+
     def _alias(self, node: Any) -> None:
-        self._names[node] = self.name(node.args[0])
+        self._rename(node, node.args[0])
+
+    def _rename(self, node: Any, source: Any) -> None:
+        self._names[node] = self.name(source)
 
     def _getitem(self, node: Any) -> None:
         if tuple(node.args) not in self._parts:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from host.operands import ConvGeometry
 from sw_model.nn.convolution import convolve
 from sw_model.nn.gates import GatedNetwork
-from sw_model.nn.layers import QConv2d, quantized_layers
-from sw_model.nn.models import Convolve, plain
+from sw_model.nn.layers import QConv2d, quantized_layers, set_precision
+from sw_model.nn.models import Backbone, Convolve, plain
+from sw_model.nn.precision import Precision
+from sw_model.step.fabric_step import FabricStep
 
 
-def _operator(name: str, result: Callable[..., Tensor]) -> Any:
-    """An operator whose result has the shape and type of ``result(*operands)``."""
+def _operator(name: str, result: Callable[..., Any]) -> Any:
+    """An operator whose results have the shape and type of ``result(*operands)``."""
     made = torch.library.custom_op(f"fractrain::{name}", result, mutates_args=())
     made.register_fake(result)
     return made
@@ -74,6 +76,26 @@ def _like_grad(grad: Tensor, cost: Tensor, task: Tensor) -> Tensor:
     return grad.new_empty(grad.shape)
 
 
+def _pooled(x: Tensor, own: list[Tensor], channels: int) -> Tensor:
+    return x.new_empty(len(x), channels)
+
+
+def _pooled_behind(choice: Tensor, block: int, channels: int) -> Tensor:
+    return choice.new_empty(len(choice), channels)
+
+
+def _features(pooled: Tensor, choices: list[Tensor], parameters: list[Tensor]) -> Tensor:
+    return pooled.new_empty(pooled.shape)
+
+
+def _like_statistics(features: Tensor, statistics: list[Tensor]) -> list[Tensor]:
+    return [each.new_empty(each.shape) for each in statistics]
+
+
+def _like_leaves(grad: Tensor, choices: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    return [each.new_empty(each.shape) for each in (*choices, *parameters)]
+
+
 _product = _operator("product", _convolved)
 _input_gradient = _operator("input_gradient", _like_x)
 _weight_gradient = _operator("weight_gradient", _like_weight)
@@ -84,6 +106,11 @@ _gated_mask_gradient = _operator("gated_mask_gradient", _like_mask)
 _choice = _operator("choice", _like_soft)
 cost_term = _operator("cost_term", _like_cost)
 _cost_term_gradient = _operator("cost_term_gradient", _like_grad)
+_passes = _operator("passes", _pooled)
+_passes_chosen = _operator("passes_chosen", _pooled_behind)
+_passes_features = _operator("passes_features", _features)
+_passes_statistics = _operator("passes_statistics", _like_statistics)
+_passes_gradient = _operator("passes_gradient", _like_leaves)
 
 
 def _keep(tensors: int) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
@@ -112,7 +139,19 @@ def _cost_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _cost_term_gradient(grad, *ctx.saved_tensors), None
 
 
-#: names of the operators, which the runtime has under the same name, attributes in the same order
+def _keep_leaves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, choices, parameters = inputs
+    ctx.save_for_backward(*choices, *parameters)
+    ctx.choices = len(choices)
+
+
+def _features_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    choices, parameters = ctx.saved_tensors[: ctx.choices], ctx.saved_tensors[ctx.choices :]
+    found = _passes_gradient(grad, list(choices), list(parameters))
+    return None, found[: ctx.choices], found[ctx.choices :]
+
+
+#: names of the operators of products and gates, which the runtime has under the same name, attributes in the same order
 OPERATORS = (
     "product", "input_gradient", "weight_gradient", "gated_product", "gated_input_gradient", "gated_weight_gradient",
     "gated_mask_gradient", "choice", "cost_term", "cost_term_gradient",
@@ -121,6 +160,7 @@ OPERATORS = (
 _product.register_autograd(_product_backward, setup_context=_keep(2))
 _gated_product.register_autograd(_gated_backward, setup_context=_keep(3))
 cost_term.register_autograd(_cost_backward, setup_context=_keep(2))
+_passes_features.register_autograd(_features_backward, setup_context=_keep_leaves)
 
 
 def with_operators(model: nn.Module) -> nn.Module:
@@ -134,7 +174,11 @@ def with_operators(model: nn.Module) -> nn.Module:
             return out
 
         layer._product = product  # type: ignore[method-assign,assignment]
-    if isinstance(clone, GatedNetwork):
+    base = clone.base if isinstance(clone, GatedNetwork) else clone
+    if isinstance(base, Backbone) and base.step is not None:
+        set_precision(clone, Precision(8, 8, 8))  # any that takes the way through the step
+        _trace_step(base.step, clone)
+    elif isinstance(clone, GatedNetwork):
         gates = clone._gates
 
         def convolution(mask: Tensor) -> Convolve:
@@ -146,9 +190,43 @@ def with_operators(model: nn.Module) -> nn.Module:
 
             return convolve
 
+        clone._convolution = convolution  # type: ignore[method-assign]
+    if isinstance(clone, GatedNetwork):
+
         def one_hot(soft: Tensor, block: int) -> Tensor:
             out: Tensor = _choice(soft)
             return out
 
-        clone._convolution, clone._one_hot = convolution, one_hot  # type: ignore[method-assign]
+        clone._one_hot = one_hot  # type: ignore[method-assign]
     return clone
+
+
+def _trace_step(step: FabricStep, model: nn.Module) -> None:
+    """Has a network's backbone call the operators of a step."""
+
+    def run(backbone: nn.Module, x: Tensor) -> Tensor:
+        members = step.members(backbone, x)
+        shapes = [each.node.shape for each in members]
+        norms = [each.norm for each in members]
+        parameters = [p for each in members for p in each.parameters()]
+        own = [t.detach() for each in members for t in (*each.parameters(), *each.statistics())]
+        statistics = [t for each in members for t in each.statistics()]
+        choices: list[Tensor] = []
+        if isinstance(model, GatedNetwork):
+            seen = [block.in_channels for block in model.base.block_list()]
+            pooled = _passes(x, own, seen[0])
+            for block, channels in enumerate([*seen[1:], shapes[-1].out_channels]):
+                choices.append(model._gate(block, pooled))
+                pooled = _passes_chosen(choices[-1].detach(), block, channels)
+        else:
+            pooled = _passes(x, own, shapes[-1].out_channels)
+        features: Tensor = _passes_features(pooled, choices, parameters)
+        if norms[0].training:
+            with torch.no_grad():
+                for old, new in zip(statistics, _passes_statistics(pooled, statistics), strict=True):
+                    old.copy_(new)
+        return features
+
+    step.forward = run  # type: ignore[method-assign]
+    if isinstance(model, GatedNetwork):
+        model._in_passes = lambda step, x: model.base.head(run(model.base, x))  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from host.board.job_archive import write_job
@@ -13,10 +14,12 @@ from host.board.job_settings import RECIPE
 from sw_model.data.images import ImageSet
 from sw_model.data.own_data import OwnData
 from sw_model.export.aten_graph import ExportError, lower_step
+from sw_model.nn.gates import GatedNetwork
 from sw_model.nn.layers import DEPTHWISE, QLayer, quantized_layers
+from sw_model.nn.models import Backbone
 from sw_model.nn.precision import Run
 from sw_model.quantize.limits import refusal
-from sw_model.train.pretrained import build_network
+from sw_model.train.pretrained import RANGES, build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.tasks import Classification, open_task
 
@@ -106,6 +109,7 @@ def export_job(config: TrainConfig, path: Path, data: ImageSet | None = None) ->
         "model": config.model,
         "layers": [{"name": name, "fixed": _fixed(model, name, layer)} for name, layer in quantized_layers(model)],
         "gates": None if gated is None else gates,
+        "step": _step(base, gated, data.image_shape),
         "parameters": parameters,
         "state": {name: f"state/{name}.npy" for name in state},
         "graphs": graphs,
@@ -117,6 +121,23 @@ def export_job(config: TrainConfig, path: Path, data: ImageSet | None = None) ->
         "parameters": sum(state[name].size for name in parameters),
         "images": len(data.train_labels) + len(data.test_labels),
         "bytes": path.stat().st_size,
+    }
+
+
+def _step(base: nn.Module, gated: GatedNetwork | None, image: tuple[int, ...]) -> dict[str, Any] | None:
+    """The backbone that runs in passes of the fabric, as :mod:`host.board.job_step` reads it; None if the host normalises."""
+    if not isinstance(base, Backbone) or base.step is None:
+        return None
+    model, prefix = (base, "") if gated is None else (gated, "base.")
+    numbers = {name: number for number, (name, _) in enumerate(quantized_layers(model))}
+    members = base.step.members(base, torch.zeros(1, *image))
+    layout, kept = base.layout, base.step.widths
+    return {
+        "layout": {"stem": list(layout.stem), "blocks": [list(block) for block in layout.blocks], "last": layout.last},
+        "kept": [kept.kept, kept.shortcut, kept.gradient],
+        "layers": [numbers[prefix + each.node.name] for each in members],
+        "constants": [[each.norm.eps, each.norm.momentum] for each in members],
+        "gated": [] if gated is None else sorted(gated.gated_names()),
     }
 
 
@@ -136,13 +157,13 @@ def _graphs(model: nn.Module, data: ImageSet, batch: int, eval_batch: int) -> di
 
 
 def _state(model: nn.Module) -> dict[str, np.ndarray]:
-    """Parameters and statistics; a layer's activation range and counters of batches are the runtime's own."""
+    """Parameters and statistics; ranges and counters of batches are the runtime's own."""
     layers = [name for name, module in model.named_modules() if isinstance(module, QLayer)]
     owned = {f"{name}.{leaf}" for name in layers for leaf in ("running_low", "running_span", "batches")}
     return {
         name: tensor.detach().numpy()
         for name, tensor in model.state_dict().items()
-        if name not in owned and not name.endswith("num_batches_tracked")
+        if name not in owned and not name.endswith(("num_batches_tracked", RANGES))
     }
 
 

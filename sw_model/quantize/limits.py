@@ -32,7 +32,7 @@ PLACES = {
         {"quantizer": ("affine",)}, "has no rule for products of two activations, which attention consists of"
     ),
     "processes": Place({**_AFFINE, "norm": ("batch",)}, "takes the whole batch in one process"),
-    "job": Place({**_AFFINE, "mode": ("fixed",), "norm": ("batch",)}, "has no counterpart in jobs"),
+    "job": Place({**_AFFINE, "mode": ("fixed",), "norm": ("batch", "fabric")}, "has no counterpart in jobs"),
     #: with a comparison method of :mod:`sw_model.quantize.methods`
     "method": Place(
         {"gradient": ("affine",), "mode": ("fixed",)},

@@ -57,20 +57,23 @@ class _Members:
     def parameters(self) -> list[nn.Parameter]:
         return [self.convolution.weight, self.norm.weight, self.norm.bias]
 
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        return mean, variance
+
     def values(self) -> Parameters:
-        norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
-        weight, gamma, beta = (p.detach().numpy() for p in self.parameters())
-        return Parameters(weight, gamma, beta, norm.running_mean.numpy(), norm.running_var.numpy(), norm.eps)
+        weight, gamma, beta, mean, variance = (t.detach().numpy() for t in (*self.parameters(), *self.statistics()))
+        return Parameters(weight, gamma, beta, mean, variance, self.norm.eps)
 
     @torch.no_grad()
     def note(self, statistics: Statistics) -> None:
         """Takes the statistics of a batch into the running ones."""
         norm = self.norm
         assert norm.momentum is not None and norm.num_batches_tracked is not None
-        assert norm.running_mean is not None and norm.running_var is not None
         norm.num_batches_tracked.add_(1)
-        running = norm.running_mean, norm.running_var
+        running = self.statistics()
         mixed = statistics.mixed(running[0].numpy(), running[1].numpy(), norm.momentum)
         for old, new in zip(running, mixed, strict=True):
             old.copy_(torch.from_numpy(new))

@@ -22,7 +22,7 @@ import pytest
 from fractrain import main
 from host.board.job import build_job, load_job
 from host.board.job_archive import members_of, npy_bytes, parse_npy, read_members, write_members
-from host.board.operations import OPERATIONS, JobError
+from host.board.operations import JobError
 from host.board.runtime import RunResult, Training, run_job
 from host.devices.device import DeviceError
 from host.devices.pynq_device import PynqDevice
@@ -34,13 +34,12 @@ from host.operands import ConvGeometry, Engine, Operand, Sums
 from hw.design import ROOT, Design, load_design
 from hw.networks import MOBILENETV2, BlockLayout
 from hw.tools.vivado import overlay_files
-from sw_model.data.images import ImageSet
 from sw_model.export.aten_graph import ExportError
 from sw_model.export.training_job import export_job
 from sw_model.nn.models import CifarMobileNetV2
-from sw_model.train.folder import load_checkpoint
 from sw_model.train.loop import train
 from sw_model.train.recipe import TrainConfig
+from tests.support.jobs import colours, fuzz, refused, same_training
 from tests.support.observed_engine import ObservedEngine
 from tests.support.substitute_pynq import Board, install
 from tests.support.substitute_pynq import overlay_files as overlay_files_of
@@ -115,25 +114,6 @@ def test_codes_of_the_first_step_are_pytorchs(path: Path, tmp_path: Path, change
     assert line["loss"] == losses[0]
 
 
-SAME_ROW = ("bits", "stage", "loss", "train_accuracy", "test_accuracy", "target")
-
-
-def same_training(config: TrainConfig, path: Path, folder: Path, data: ImageSet | None = None) -> RunResult:
-    """Train by PyTorch and by the job, and compare all that changes to the bit."""
-    train(config, ExactEngine(), out=folder / "eager", data=data)
-    eager = load_checkpoint(folder / "eager" / "checkpoint.pt")
-    board = run_job(load_job(path), ExactEngine(), folder / "run")
-    for ours, theirs in zip(board.history, eager["history"], strict=True):
-        assert {k: ours[k] for k in SAME_ROW} == {k: theirs[k] for k in SAME_ROW}
-        assert ours["cp"] in (None, theirs["cp"])
-    with np.load(folder / "run" / "checkpoint.npz") as found:
-        names = [n for n in eager["model"] if f"state.{n}" in found.files]
-        assert len(names) == sum(n.startswith("state.") for n in found.files)
-        for name in names:
-            assert np.array_equal(found[f"state.{name}"], eager["model"][name].numpy()), name
-    return board
-
-
 def test_training_is_pytorchs_to_the_bit(path: Path, tmp_path: Path) -> None:
     board = same_training(small(), path, tmp_path)
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 4
@@ -173,25 +153,6 @@ def test_options_are_products_of_their_own_on_the_fabric(gated_path: Path) -> No
         assert np.array_equal(exact.state[name], fabric.state[name]), name
     pairs = {tuple(map(int, entry.split(")")[-1].split()[:2])) for entry in recorder.seen}
     assert len(pairs) > 4, "samples must differ in their bits for the test to mean something"
-
-
-def colours(count: int) -> ImageSet:
-    rng = np.random.default_rng(4)
-    images = rng.integers(0, 256, (count + 8, 3, 8, 8)).astype(np.uint8)
-    labels = np.arange(count + 8) % 4
-    images[:, 0] = (images[:, 0] // 4) + (48 * labels)[:, None, None].astype(np.uint8)
-    return ImageSet(
-        images[:count],
-        labels[:count],
-        images[count:],
-        labels[count:],
-        tuple("abcd"),
-        255.0,
-        (0.5,) * 3,
-        (0.25,) * 3,
-        1,
-        True,
-    )
 
 
 @pytest.mark.slow
@@ -387,12 +348,6 @@ def test_npy_members_have_one_form() -> None:
             parse_npy(bad, "a")
 
 
-def refused(members: dict[str, bytes]) -> str:
-    with pytest.raises(JobError) as caught:
-        build_job(members, "")
-    return str(caught.value)
-
-
 def test_what_is_wrong_is_named(path: Path, tmp_path: Path) -> None:
     members, _ = read_members(path)
     document = json.loads(members["job.json"])
@@ -467,96 +422,25 @@ def test_broken_archives_are_refused(path: Path) -> None:
             assert members == read_members(path)[0], "a change that the checksums missed"
 
 
-_STRANGE: list[Any] = [
-    None, True, -1, 0, 1, 2, 17, 1 << 31, 1 << 63, 10**19, 0.0, -0.5, 1e300, "", "x", "y", "state:", "%1", "eval", "__class__",
-    [], [[]], [0], [1, 2, 3, 4], [1 << 26, 1 << 26], {}, {"a": 1}, "../../etc/passwd", "relu", [8, 8, 8],
-]  # fmt: skip
-
-
-def _mutate(value: Any, rng: random.Random) -> Any:
-    """A copy of a JSON value with one or two places changed."""
-    value = copy.deepcopy(value)
-    for _ in range(rng.randint(1, 2)):
-        holder: Any = value
-        while True:
-            keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
-            if not keys:
-                break
-            key = rng.choice(keys)
-            inner = holder[key]
-            if isinstance(inner, dict | list) and inner and rng.random() < 0.9:
-                holder = inner
-                continue
-            action = rng.random()
-            if action < 0.15:
-                del holder[key]
-            elif action < 0.3 and isinstance(holder, list):
-                holder.insert(key, rng.choice(_STRANGE))
-            elif action < 0.5 and isinstance(inner, int | float) and not isinstance(inner, bool):
-                holder[key] = inner + rng.choice((-1, 1, 0.5, 1 << 20))
-            elif action < 0.7 and isinstance(inner, str):
-                names = [f"%{rng.randrange(120)}", "x", "y", "state:stem.weight", rng.choice(sorted(OPERATIONS))]
-                holder[key] = rng.choice(names)
-            else:
-                holder[key] = rng.choice(_STRANGE)
-            break
-    return value
-
-
 def test_other_versions_are_refused_by_name(path: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "old.zip", "w") as new:
         for name in old.namelist():
             data = old.read(name)
-            new.writestr(name, data.replace(b'"version": 2', b'"version": 1') if name == "manifest.json" else data)
-    with pytest.raises(JobError, match="version 1, this program reads 'fractrain-job' version 2"):
+            new.writestr(name, data.replace(b'"version": 3', b'"version": 1') if name == "manifest.json" else data)
+    with pytest.raises(JobError, match="version 1, this program reads 'fractrain-job' version 3"):
         load_job(tmp_path / "old.zip")
-
-
-def _fuzz(path: Path, count: int, seed: int) -> Counter[str]:
-    members, _ = read_members(path)
-    document = json.loads(members["job.json"])
-    rng = random.Random(seed)
-    outcome: Counter[str] = Counter()
-    for _ in range(count):
-        other = dict(document)
-        part = rng.choice(("graphs", "graphs", "graphs", "recipe", "data", "layers", "state", "parameters", "whole"))
-        if part == "whole":
-            other = _mutate(document, rng)
-        else:
-            other[part] = _mutate(document[part], rng)
-        changed = dict(members)
-        if rng.random() < 0.1:
-            name = rng.choice(sorted(n for n in members if n.endswith(".npy")))
-            data = bytearray(members[name])
-            for _ in range(rng.randint(1, 8)):
-                data[rng.randrange(min(len(data), 300))] = rng.randrange(256)
-            changed[name] = bytes(data)
-        changed["job.json"] = json.dumps(other).encode()
-        begun = time.monotonic()
-        try:
-            job = build_job(changed, "")
-            outcome["loaded"] += 1
-            if outcome["loaded"] % 4 == 0 or count <= 400:
-                state = Training(job, ExactEngine())
-                state.train_step()
-                outcome["ran"] += 1
-        except JobError as e:
-            assert len(str(e)) > 10
-            outcome["refused"] += 1
-        assert time.monotonic() - begun < 20
-    return outcome
 
 
 def test_changed_jobs_are_refused_or_run_but_never_crash(path: Path, gated_path: Path) -> None:
     """Contents changed with checksums made right again, so that the checks behind them are reached."""
-    assert _fuzz(path, 100, 1)["refused"] > 45
-    assert _fuzz(gated_path, 100, 1)["refused"] > 45
+    assert fuzz(path, 100, 1)["refused"] > 45
+    assert fuzz(gated_path, 100, 1)["refused"] > 45
 
 
 @pytest.mark.slow
 def test_thousands_of_changed_jobs(path: Path, gated_path: Path) -> None:
     for job in (path, gated_path):
-        assert _fuzz(job, 3000, 2)["refused"] > 1500
+        assert fuzz(job, 3000, 2)["refused"] > 1500
 
 
 # -- without PyTorch ------------------------------------------------------------------------------------------------

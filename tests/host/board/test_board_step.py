@@ -1,0 +1,279 @@
+"""Jobs whose backbone runs in passes of the fabric: PyTorch's bits on every device, killed and resumed, refused if broken."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fractrain import main
+from host.board.job import load_job
+from host.board.job_archive import npy_bytes, read_members
+from host.board.operations import JobError
+from host.board.runtime import Training, run_job
+from host.devices.reference import ReferenceDevice
+from host.driver.fabric_engine import FabricEngine
+from host.exact_engine import ExactEngine
+from host.operands import Meter
+from hw.design import ROOT, load_design
+from hw.networks import MOBILENETV2, BlockLayout
+from sw_model.export.aten_graph import ExportError
+from sw_model.export.training_job import export_job
+from sw_model.nn.models import CifarMobileNetV2
+from sw_model.train.recipe import TrainConfig
+from tests.support.jobs import colours, fuzz, refused, same_training
+
+RECIPE = ROOT / "configs" / "recipes" / "digits-fabric.toml"
+DESIGN = "sim-small"
+
+
+def small(**changes: Any) -> TrainConfig:
+    settings = {"train_limit": 40, "test_limit": 24, "epochs": 3, "batch": 16, "width": 4, "deadlines": (0, 1, 2)}
+    return TrainConfig.from_recipe(RECIPE, **{**settings, **changes})
+
+
+def gated(**changes: Any) -> TrainConfig:
+    options = {"schedule": "dfq", "stages": ((8, 8, 8),), "options": ((3, 6), (4, 8), (8, 8)), "weight_bits": 4}
+    options |= {"targets": (3.0, 5.0), "deadlines": (0,), "beta": 0.1, "epochs": 2, "quantize_stem": False}
+    return small(**{**options, **changes})  # gates of seed 1 choose differently from the second step on
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("job") / "job.zip"
+    export_job(small(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def gated_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gated") / "job.zip"
+    export_job(gated(), path)
+    return path
+
+
+# -- against PyTorch ----------------------------------------------------------------------------------------------
+
+
+def test_training_is_pytorchs_to_the_bit(path: Path, tmp_path: Path) -> None:
+    """PFQ through its stages; the last batch of an epoch is smaller."""
+    board = same_training(small(), path, tmp_path, design=DESIGN, device="reference")
+    assert board.steps == 9 and [row["bits"] for row in board.history] == ["3/3/6", "4/4/6", "6/6/8"]
+
+
+def test_gated_training_is_pytorchs_to_the_bit(gated_path: Path, tmp_path: Path) -> None:
+    same_training(gated(), gated_path, tmp_path, design=DESIGN, device="reference")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len({line["cp"] for line in lines}) > 1, "samples must choose differently for the test to mean something"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": "static", "stages": ((4, 3, 6, 8),), "kept_bits": 5, "shortcut_bits": 4, "momentum": 0.0},
+        pytest.param({"schedule": "cyclic", "stages": ((8, 8, 8),), "cycles": 2, "nesterov": True}, marks=pytest.mark.slow),
+        pytest.param({"schedule": "static", "stages": ((8, 8, 8),), "quantize_stem": False, "quantize_head": False}, marks=pytest.mark.slow),
+    ],
+    ids=["bifurcated", "cyclic", "float-ends"],
+)  # fmt: skip
+def test_other_recipes_are_pytorchs_to_the_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = small(epochs=1, deadlines=(), **changes)
+    export_job(config, tmp_path / "job.zip")
+    same_training(config, tmp_path / "job.zip", tmp_path)
+
+
+def test_depthwise_convolutions_train_as_in_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = (BlockLayout(4, 6, 1, 2), BlockLayout(6, 6, 1, 2), BlockLayout(6, 8, 2, 2))
+    layout = MOBILENETV2._replace(stem=(4, 3, 1), blocks=blocks, last=12)
+    monkeypatch.setattr(CifarMobileNetV2, "layout", layout)
+    config = small(model="mobilenetv2", epochs=1, deadlines=(), batch=8, train_limit=0, test_limit=0)
+    export_job(config, tmp_path / "job.zip", colours(16))
+    same_training(config, tmp_path / "job.zip", tmp_path, colours(16), design=DESIGN, device="reference")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["hls", "rtl"])
+def test_the_digits_recipe_on_simulated_hardware_is_pytorchs_to_the_bit(tmp_path: Path, device: str) -> None:
+    config = TrainConfig.from_recipe(RECIPE, epochs=4, train_limit=320, deadlines=(0, 1, 2))
+    export_job(config, tmp_path / "job.zip")
+    board = same_training(config, tmp_path / "job.zip", tmp_path, design=DESIGN, device=device)
+    assert board.steps == 40 and board.history[-1]["loss"] < board.history[0]["loss"]
+
+
+@pytest.mark.slow
+def test_gated_training_on_the_rtl_is_pytorchs_to_the_bit(gated_path: Path, tmp_path: Path) -> None:
+    same_training(gated(), gated_path, tmp_path, design=DESIGN, device="rtl")
+
+
+# -- resume -------------------------------------------------------------------------------------------------------
+
+
+def kill_and_resume(path: Path, folder: Path, device: str, kills: int) -> int:
+    """Trains a job in processes of which the first ones are killed at random times; returns how many were."""
+    rng, killed = random.Random(3), 0
+    code = "import sys; from fractrain import main; sys.exit(main())"
+    words = [sys.executable, "-c", code, "board", "run", str(path), "--device", device, "--design", DESIGN]
+    for attempt in range(kills + 1):
+        resume = ["--resume"] if (folder / "checkpoint.npz").exists() else []
+        process = subprocess.Popen([*words, "--out", str(folder), *resume], cwd=ROOT, stdout=subprocess.DEVNULL)
+        if attempt == kills:
+            assert process.wait(600) == 0
+            break
+        log, before = folder / "log.jsonl", time.monotonic()
+        old = log.stat().st_size if log.exists() else 0
+        # from when it trains on, at a random moment of the steps that follow
+        while (not log.exists() or log.stat().st_size <= old) and process.poll() is None:
+            assert time.monotonic() < before + 300
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        killed += process.wait() < 0
+    return killed
+
+
+def same_run(job: Path, folder: Path, whole: Path) -> None:
+    run_job(load_job(job), ExactEngine(load_design(DESIGN)), whole)
+    assert (whole / "log.jsonl").read_text() == (folder / "log.jsonl").read_text()
+    with np.load(whole / "checkpoint.npz") as a, np.load(folder / "checkpoint.npz") as b:
+        assert a.files == b.files and (a["tops"] > 0).any()
+        assert all(np.array_equal(a[name], b[name]) for name in a.files if name != "rest")
+
+
+def with_checkpoints(config: TrainConfig, path: Path) -> Path:
+    """The job of a recipe with a checkpoint behind every second step."""
+    export_job(TrainConfig.from_recipe(RECIPE, **{**vars(config), "checkpoint_every": 2}), path)
+    return path
+
+
+def test_stopped_and_resumed_is_as_if_never_stopped(path: Path, tmp_path: Path) -> None:
+    """Ranges among the state; the first evaluation comes behind the first stop."""
+    job, engine = load_job(path), ExactEngine(load_design(DESIGN))
+    for stop in (2, 4, 8, None):
+        run_job(job, engine, tmp_path / "parts", resume=stop != 2, stop_after=stop)
+    same_run(path, tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["numpy", "rtl"])
+def test_killed_ten_times_it_resumes_to_the_bit(tmp_path: Path, device: str) -> None:
+    job = with_checkpoints(small(train_limit=480, epochs=4), tmp_path / "job.zip")
+    killed = kill_and_resume(job, tmp_path / "run", device, 10)
+    assert killed == 10, "training was over before it was killed ten times"
+    same_run(job, tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_checkpoint_of_other_ranges_is_refused(path: Path, tmp_path: Path) -> None:
+    job = load_job(path)
+    run_job(job, ExactEngine(), tmp_path / "run", stop_after=1)
+    file = tmp_path / "run" / "checkpoint.npz"
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    for tops in (arrays["tops"][:-1], -arrays["tops"], np.full_like(arrays["tops"], np.nan)):
+        np.savez(file, **{**arrays, "tops": tops})
+        state = Training(job, ExactEngine())
+        with pytest.raises(JobError, match=r"checkpoint .* is broken .*range"):
+            state.load(file)
+        assert state.global_step == 0
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_is_named(path: Path, gated_path: Path) -> None:
+    def changed(job: Path, edit: Any) -> dict[str, bytes]:
+        members, _ = read_members(job)
+        other = json.loads(members["job.json"])
+        edit(other)
+        return {**members, "job.json": json.dumps(other).encode()}
+
+    def step(job: Path = path, **changes: Any) -> str:
+        return refused(changed(job, lambda d: d["step"].update(changes)))
+
+    def layout(**changes: Any) -> str:
+        return refused(changed(path, lambda d: d["step"]["layout"].update(changes)))
+
+    def nodes(edit: Any, job: Path = path) -> str:
+        return refused(changed(job, lambda d: edit(d["graphs"]["train"]["16"]["nodes"])))
+
+    assert "passes, and the job no step" in refused(changed(path, lambda d: d.update(step=None)))
+    assert "'more' is missing or unknown" in step(more=1)
+    assert "kept = [6, 6, 1]" in step(kept=[6, 6, 1])
+    assert "a layer of its own" in step(layers=[0] * 9)
+    assert "a pair for each of 9 nodes" in step(constants=[[1e-5, 0.1]])
+    assert "outside 1e-12..1" in step(constants=[[0.0, 0.1]] * 9)
+    assert "gates to them" in step(gated=["blocks.0.conv1"])
+    assert "gates to them" in step(gated_path, gated=[])
+    assert "an odd kernel" in layout(stem=[4, 2, 1])
+    assert "it must be 8 channels in" in layout(blocks=[[4, 8, 1, 0], [4, 8, 1, 0]])
+    assert "none or too many" in layout(stem=[65536, 3, 1], blocks=[[65536, 65536, 1, 0]])
+    assert "passes has operands of" in layout(blocks=[[4, 4, 1, 0], [4, 8, 2, 0], [8, 20, 2, 0]])
+    assert "weights and gradients of 2..16 bits" in refused(
+        changed(path, lambda d: d["recipe"].update(stages=[[1, 3, 6], *d["recipe"]["stages"][1:]]))
+    )
+    assert "does not run the step once and in order" in nodes(lambda n: n.pop(next(i for i, v in enumerate(n) if v["op"] == "passes_statistics")))  # fmt: skip
+
+    def swap(n: list[dict[str, Any]]) -> None:
+        first, second = [v for v in n if v["op"] == "passes_chosen"][:2]
+        first["attributes"], second["attributes"] = second["attributes"], first["attributes"]
+
+    assert "passes_chosen has results of (16, 4) where the backbone has (16, 8)" in nodes(swap, gated_path)
+    mean = {**read_members(path)[0], "state/bn.running_mean.npy": npy_bytes(np.zeros(5, np.float32))}
+    assert "passes has operands of (5,) where the backbone has (4,)" in refused(mean)
+
+
+def test_recipes_that_a_job_cannot_express(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="last batch of one"):
+        export_job(small(train_limit=33), tmp_path / "job.zip")
+    with pytest.raises(ExportError, match="init = 'runs/earlier'"):
+        export_job(small(init="runs/earlier"), tmp_path / "job.zip")
+    assert not (tmp_path / "job.zip").exists()
+
+
+def test_an_engine_without_passes_is_refused(path: Path) -> None:
+    class Products:
+        meter = Meter()
+
+    with pytest.raises(ValueError, match="Products computes single products"):
+        Training(load_job(path), Products())  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_not_finite_names_its_node(path: Path) -> None:
+    job = load_job(path)
+    state = Training(job, ExactEngine())
+    state.state["bn.weight"] = np.full_like(state.state["bn.weight"], np.inf)
+    with pytest.raises(JobError, match=r"node 0 \(passes.*stem: results up to"):
+        state.train_step()
+
+
+def test_changed_jobs_are_refused_or_run_but_never_crash(path: Path, gated_path: Path) -> None:
+    assert fuzz(path, 60, 1, "step", "step", "step", "step")["refused"] > 25
+    assert fuzz(gated_path, 40, 1, "step", "step", "step")["refused"] > 15
+
+
+@pytest.mark.slow
+def test_thousands_of_changed_jobs(path: Path, gated_path: Path) -> None:
+    for job in (path, gated_path):
+        assert fuzz(job, 2000, 2, "step", "step", "step", "step")["refused"] > 1000
+
+
+# -- commands -----------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_know_such_jobs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["board", "check", str(path)]) == 0
+    assert "9 nodes in passes of the fabric" in capsys.readouterr().out
+    words = ["board", "run", str(path), "--device", "numpy", "--design", DESIGN, "--stop-after", "2"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    fabric = FabricEngine(ReferenceDevice(load_design(DESIGN)), keep_rows=False)
+    run_job(load_job(path), fabric, tmp_path / "fabric", stop_after=2)
+    assert (tmp_path / "run" / "log.jsonl").read_text() == (tmp_path / "fabric" / "log.jsonl").read_text()
+    counters = Counter(json.loads((tmp_path / "fabric" / "result.json").read_text())["counters"])
+    assert counters["PASSES"] > 60 and counters["statistics.PACKETS"] > 20
