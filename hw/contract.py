@@ -397,9 +397,13 @@ class RecordFlag(IntFlag):
     WAIT = 2  #: its payload is read after all results of the records before it have been written
 
 
-#: bits of each word of a record behind the header that belong to a field; all others must be zero (fault RANGE)
+#: bits of each word of a record behind the header that mean something; all others must be zero (fault RANGE)
 RECORD_BITS = tuple(
-    sum((1 << f.width) - 1 << f.lsb + 32 * (f.half % 2) for f in RECORD_FIELDS if f.half // 2 == word)
+    sum(
+        (sum(RecordFlag) if f.name == "record_flags" else (1 << f.width) - 1) << f.lsb + 32 * (f.half % 2)
+        for f in RECORD_FIELDS
+        if f.half // 2 == word
+    )
     for word in range(RECORD_WORDS)
 )
 

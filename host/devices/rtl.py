@@ -91,10 +91,11 @@ def verilator_environment() -> dict[str, str]:
     return environment
 
 
-def rtl_sources(folder: Path) -> list[Path]:
-    """SystemVerilog files of a generated design in compile order: packages first."""
+def rtl_sources(folder: Path, memory: bool = False) -> list[Path]:
+    """SystemVerilog files of a generated design in compile order, packages first; those of the memory front end if asked."""
     rtl = folder / "rtl"
-    return [rtl / name for name in compile_order((p.name for p in rtl.glob("*.sv")), primitives=False)]
+    names = (p.relative_to(rtl).as_posix() for p in rtl.rglob("*.sv"))
+    return [rtl / name for name in compile_order(names, primitives=False, memory=memory)]
 
 
 def build_rtl(
@@ -103,6 +104,7 @@ def build_rtl(
     jobs: int = 2,
     harness: Path = HARNESS,
     options: Sequence[str] = (),
+    top: str = "fabric",
 ) -> Path:
     """Shared library of the Verilated fabric; an unchanged design is taken from the cache.
 
@@ -112,14 +114,15 @@ def build_rtl(
         jobs: parallel compilations.
         harness: C++ source of the library, the plain one or one that includes it.
         options: further ones for Verilator, for example to trace.
+        top: module to simulate, ``fabric`` or ``accelerator``.
 
     Raises:
         DeviceError: a tool is missing, or Verilator refuses the sources (its message is included).
     """
     environment = verilator_environment()
     if sources is None:
-        sources = rtl_sources(generated(design))
-    digest = hashlib.sha256(" ".join([CXX_FLAGS, *options, version("verilator"), *_compiler()]).encode())
+        sources = rtl_sources(generated(design), memory=top != "fabric")
+    digest = hashlib.sha256(" ".join([CXX_FLAGS, top, *options, version("verilator"), *_compiler()]).encode())
     for source in [*sources, *dict.fromkeys((HARNESS, harness))]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     library = cache_folder() / f"rtl-{design.name}-{digest.hexdigest()[:16]}.so"
@@ -134,7 +137,7 @@ def build_rtl(
         # not through its Perl wrapper, which would follow the link
         environment["VERILATOR_ROOT"] = tool
         command = [
-            f"{tool}/bin/verilator_bin", "--cc", "--exe", "--build", "-j", str(jobs), "--top-module", "fabric", "--prefix", "Vfabric",
+            f"{tool}/bin/verilator_bin", "--cc", "--exe", "--build", "-j", str(jobs), "--top-module", top, "--prefix", f"V{top}",
             "-O3", "--x-assign", "fast", "--x-initial", "fast", "--assert", "-Wno-fatal", *options,
             "-CFLAGS", CXX_FLAGS, "-LDFLAGS", "-shared", "-MAKEFLAGS", "OPT_FAST=-O3 OPT_SLOW=-O1", "--Mdir", folder,
             "-o", "fabric.so", *files, main,

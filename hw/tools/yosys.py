@@ -153,6 +153,7 @@ def pieces(design: Design) -> list[SynthesisPiece]:
         SynthesisPiece("control_registers", "control_registers"),
         SynthesisPiece("fabric", "fabric", boxes=(*((name, 1) for name in children), ("tensor_buffer", 2))),
         SynthesisPiece("control_bridge", "control_bridge"),
+        SynthesisPiece("memory_front_end", "accelerator", boxes=(("fabric", 1),)),
     ]
 
 
@@ -221,7 +222,8 @@ def primitive_headers(names: tuple[str, ...] = XC7_PRIMITIVES) -> str:
 
 
 def synthesis_sources(folder: Path) -> list[Path]:
-    """SystemVerilog files of a generated design for synthesis: primitives replace the forms for simulation."""
+    """SystemVerilog files of a generated design for synthesis: primitives replace the forms for simulation.  With the memory
+    front end, which needs the core's files."""
     rtl = folder / "rtl"
     names = (p.relative_to(rtl).as_posix() for p in rtl.rglob("*.sv"))
     return [rtl / name for name in compile_order(names, primitives=True, memory=True)]

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads a program from memory for one input stream: a record, then the chunks of its payload.  The next record is asked for
+// before the payload, so that its header lies ready when the payload ends.
+//
+//   records  -> header queue  --+--> stream
+//            -> places of results --> writer
+//   payloads -> payload queue --+
+//
+// A word of an open burst always has room, so data are taken whenever they come.
+`default_nettype none
+
+module memory_reader
+  import memory_pkg::*;
+#(
+    parameter int unsigned OPEN  = 8,   /// bursts that may be open at a time, a power of two
+    parameter int unsigned SLOTS = 512  /// words of payload that the queue holds, a power of two
+) (
+    input  wire          clk_i,
+    input  wire          rst_i,            // empties everything; no burst may be open
+    input  wire          start_i,
+    input  wire  [31:4]  program_i,        // line of the first record
+    input  wire  [31:4]  limit_i,          // lines of the memory
+    input  wire          halt_i,           // no further bursts; held until the reset
+    input  wire          finish_i,         // no further bursts, and the stream ends; held until the reset
+    // bursts to read, in beats
+    output logic         ar_valid_o,       // one cycle, only when ready
+    output logic [31:0]  ar_offset_o,
+    output logic [3:0]   ar_length_o,      // beats - 1
+    input  wire          ar_ready_i,
+    // their data, always taken
+    input  wire          r_valid_i,
+    input  wire  [63:0]  r_data_i,
+    input  wire  [1:0]   r_response_i,
+    input  wire          r_last_i,
+    // places of results
+    output logic         place_write_o,
+    output logic [2:0]   place_word_o,
+    output logic [63:0]  place_data_o,
+    output logic         place_end_o,      // a record is complete
+    input  wire          place_room_i,     // for a record
+    input  wire          written_i,        // all results of the records before the newest one are in memory
+    // stream
+    output logic         out_valid_o,
+    output logic [63:0]  out_data_o,
+    output logic         out_last_o,
+    input  wire          out_ready_i,
+    // -> control
+    output logic         done_o,           // the stream has ended, nothing is open
+    output logic         quiet_o,          // nothing is open
+    output logic [3:0]   fault_o,
+    output logic [31:0]  fault_offset_o,
+    output logic         took_o,           // a word came; counts
+    output logic         starved_o         // words are on their way and none is here; counts
+);
+  localparam int unsigned PW = $clog2(SLOTS);
+  localparam int unsigned OW = $clog2(OPEN);
+  localparam int unsigned HEADERS = 5;     // records of which the header queue has the headers
+  localparam int unsigned HEADER_SLOTS = 32;
+  if (SLOTS != 1 << PW || SLOTS < 2 * LINE_BEATS) begin : gen_check_slots
+    $error("memory_reader: SLOTS = %0d must be a power of two, %0d or more", SLOTS, 2 * LINE_BEATS);
+  end
+  if (OPEN != 1 << OW || OPEN < 2) begin : gen_check_open
+    $error("memory_reader: OPEN = %0d must be a power of two, 2 or more", OPEN);
+  end
+  if (HEADERS * RECORD_HEADER_WORDS > HEADER_SLOTS || RECORD_WORDS != LINE_BEATS) begin : gen_check_record
+    $error("memory_reader: records of %0d words with headers of %0d do not suit it", RECORD_WORDS, RECORD_HEADER_WORDS);
+  end
+
+  typedef struct packed {
+    logic        is_record;
+    logic        ends;    // the payload ends with this burst
+    logic [31:0] offset;
+  } burst_t;
+  typedef enum logic [2:0] {STOP, FETCH, ASK, RECORD, TAKE, BURST, ISSUE, END} state_t;
+  state_t state_q;
+
+  // ---- bursts that are open, oldest first ----------------------------------------------------------------------------------
+  (* ram_style = "distributed" *) burst_t opened[OPEN];
+  logic [OW-1:0] newest_q, oldest_q;
+  logic [OW:0]   open_q;
+  burst_t        asked, burst;
+  logic          ask, closes;
+  assign burst = opened[oldest_q];
+  always_ff @(posedge clk_i) begin
+    if (ask) opened[newest_q] <= asked;
+    newest_q <= newest_q + OW'(ask);
+    oldest_q <= oldest_q + OW'(closes);
+    open_q   <= open_q + (OW + 1)'(ask) - (OW + 1)'(closes);
+    if (rst_i) {newest_q, oldest_q, open_q} <= '0;
+  end
+
+  // ---- data that come ------------------------------------------------------------------------------------------------------
+  logic        valid_q, last_q;
+  logic [63:0] data_q;
+  logic [1:0]  response_q;
+  logic [3:0]  index_q;   // of the word in its burst
+  logic        of_record, of_payload;
+  assign closes     = valid_q && last_q;
+  assign of_record  = valid_q && burst.is_record;
+  assign of_payload = valid_q && !burst.is_record;
+  assign took_o     = valid_q;
+  always_ff @(posedge clk_i) begin
+    valid_q <= r_valid_i && !rst_i;
+    if (r_valid_i) {data_q, response_q, last_q} <= {r_data_i, r_response_i, r_last_i};
+    if (valid_q) index_q <= last_q ? '0 : index_q + 4'd1;
+    if (rst_i) index_q <= '0;
+  end
+
+  // the record that came last, or is coming
+  logic        complete_q, bad_q, next_last_q, next_wait_q;
+  logic [31:0] next_offset_q, next_beats_q, next_stride_q;
+  logic [15:0] next_chunks_q;
+  logic        taken;     // it is the one at work from now on
+  always_ff @(posedge clk_i) begin
+    if (of_record && index_q == 4'(PAYLOAD_OFFSET_WORD)) begin
+      next_offset_q <= data_q[PAYLOAD_OFFSET_LSB+:PAYLOAD_OFFSET_BITS];
+      next_beats_q  <= data_q[PAYLOAD_BEATS_LSB+:PAYLOAD_BEATS_BITS];
+    end
+    if (of_record && index_q == 4'(PAYLOAD_STRIDE_WORD)) begin
+      next_stride_q <= data_q[PAYLOAD_STRIDE_LSB+:PAYLOAD_STRIDE_BITS];
+      next_chunks_q <= data_q[PAYLOAD_CHUNKS_LSB+:PAYLOAD_CHUNKS_BITS];
+      next_last_q   <= data_q[RECORD_FLAGS_LSB+RECORD_LAST];
+      next_wait_q   <= data_q[RECORD_FLAGS_LSB+RECORD_WAIT];
+    end
+    if (taken) {complete_q, bad_q} <= '0;
+    if (of_record && index_q >= 4'(RECORD_HEADER_WORDS) && (data_q & ~RECORD_BITS[index_q]) != 0) bad_q <= 1'b1;
+    if (of_record && last_q) complete_q <= 1'b1;
+    if (rst_i) {complete_q, bad_q} <= '0;
+  end
+  assign place_write_o = of_record && index_q >= 4'(OFFSET_0_WORD);
+  assign place_word_o  = index_q[2:0];
+  assign place_data_o  = data_q;
+  assign place_end_o   = of_record && last_q;
+
+  // ---- what to ask for -----------------------------------------------------------------------------------------------------
+  logic [31:4] record_q;                          // line of the newest record that was asked for, or is
+  logic [31:0] at_q, chunk_q, stride_q, beats_q, left_q;
+  logic [15:0] chunks_q;
+  logic        more_q;                            // chunks behind this one
+  logic        last_record_q, beyond_q, chunk_ends_q;
+  logic [4:0]  length_q, line_left;
+  logic        may_ask, may_fetch, stopped;
+  logic [PW:0] room_q;                            // of the payload queue, open bursts taken off
+  logic [2:0]  headers_q;                         // records in the header queue, open ones included
+  logic [3:0]  fault_q;
+  logic [31:0] fault_offset_q;
+  logic        header_leaves, payload_leaves;
+  assign stopped     = halt_i || finish_i || fault_q != FAULT_NONE;
+  assign may_ask     = !stopped && !beyond_q && ar_ready_i && open_q < (OW + 1)'(OPEN);
+  assign may_fetch   = may_ask && headers_q < 3'(HEADERS) && place_room_i;
+  assign line_left   = 5'(LINE_BEATS) - 5'(at_q[3:0]);
+  assign taken       = state_q == TAKE && !stopped && !bad_q && (!next_wait_q || written_i);
+  assign ask         = (state_q == ASK && may_fetch) || (state_q == ISSUE && may_ask && room_q >= (PW + 1)'(LINE_BEATS));
+  assign asked       = state_q == ASK ? {1'b1, 1'b0, record_q, 4'd0} : {1'b0, chunk_ends_q && !more_q, at_q};
+  assign ar_valid_o  = ask;
+  assign ar_offset_o = asked.offset;
+  assign ar_length_o = state_q == ASK ? 4'(RECORD_WORDS - 1) : 4'(length_q - 5'd1);
+
+  always_ff @(posedge clk_i) begin
+    case (state_q)
+      STOP:
+        if (start_i) begin
+          state_q       <= FETCH;
+          record_q      <= program_i;
+          last_record_q <= 1'b0;
+          chunks_q      <= '0;
+        end
+      FETCH: begin
+        beyond_q <= record_q >= limit_i;
+        state_q  <= ASK;
+      end
+      ASK: if (ask) state_q <= chunks_q != 0 ? BURST : RECORD;
+      RECORD: if (complete_q) state_q <= TAKE;
+      TAKE:
+        if (taken) begin
+          {at_q, chunk_q} <= {2{next_offset_q}};
+          {beats_q, left_q} <= {2{next_beats_q}};
+          stride_q      <= next_stride_q;
+          chunks_q      <= next_beats_q == 0 ? '0 : next_chunks_q;
+          last_record_q <= next_last_q;
+          record_q      <= record_q + 28'd1;
+          // what comes next is decided where the record is known to be the last, or not
+          state_q       <= next_last_q ? (next_beats_q == 0 || next_chunks_q == 0 ? END : BURST) : FETCH;
+        end
+      BURST: begin
+        chunk_ends_q <= left_q <= 32'(line_left);
+        length_q     <= left_q <= 32'(line_left) ? left_q[4:0] : line_left;
+        more_q       <= chunks_q != 16'd1;
+        beyond_q     <= at_q[31:4] >= limit_i;
+        state_q      <= ISSUE;
+      end
+      ISSUE:
+        if (ask) begin
+          at_q   <= (chunk_ends_q ? chunk_q : at_q) + (chunk_ends_q ? stride_q : 32'(length_q));
+          left_q <= chunk_ends_q ? beats_q : left_q - 32'(length_q);
+          if (chunk_ends_q) begin
+            chunk_q  <= chunk_q + stride_q;
+            chunks_q <= chunks_q - 16'd1;
+          end
+          state_q <= !chunk_ends_q || more_q ? BURST : last_record_q ? END : RECORD;
+        end
+      default: ;
+    endcase
+    if (rst_i) state_q <= STOP;
+  end
+
+  always_ff @(posedge clk_i) begin
+    if (fault_q == FAULT_NONE) begin
+      if (valid_q && response_q[1]) begin
+        fault_q        <= response_q[0] ? FAULT_READ_DECERR : FAULT_READ_SLVERR;
+        fault_offset_q <= {burst.offset[31:4], burst.offset[3:0] + index_q};
+      end else if (beyond_q && !stopped && (state_q == ASK || state_q == ISSUE)) begin
+        fault_q        <= FAULT_RANGE;
+        fault_offset_q <= asked.offset;
+      end else if (state_q == TAKE && bad_q) begin
+        fault_q        <= FAULT_RANGE;
+        fault_offset_q <= {record_q, 4'd0};
+      end
+    end
+    if (rst_i) fault_q <= FAULT_NONE;
+  end
+  assign fault_o        = fault_q;
+  assign fault_offset_o = fault_offset_q;
+
+  // ---- queues --------------------------------------------------------------------------------------------------------------
+  (* ram_style = "distributed" *) logic [63:0] header[HEADER_SLOTS];
+  logic [64:0]   payload[SLOTS], payload_q;   // block RAM, and the word that it has read
+  logic          payload_valid_q, payload_read;
+  (* ram_style = "distributed" *) logic [1:0]  kinds[8];  // of the records in the header queue: payload, last
+  logic [4:0]    header_in_q, header_out_q;
+  logic [PW-1:0] payload_in_q, payload_out_q;
+  logic [PW:0]   payload_words_q;
+  logic [2:0]    kind_in_q, kind_out_q;
+  logic          header_push;
+  assign header_push = of_record && index_q < 4'(RECORD_HEADER_WORDS);
+  always_ff @(posedge clk_i) begin
+    if (header_push) header[header_in_q] <= data_q;
+    if (of_payload) payload[payload_in_q] <= {burst.ends && last_q, data_q};
+    if (payload_read) payload_q <= payload[payload_out_q];
+    payload_valid_q <= payload_read || (payload_valid_q && !payload_leaves);
+    if (taken) kinds[kind_in_q] <= {next_chunks_q != 0 && next_beats_q != 0, next_last_q};
+    header_in_q     <= header_in_q + 5'(header_push);
+    payload_in_q    <= payload_in_q + PW'(of_payload);
+    payload_out_q   <= payload_out_q + PW'(payload_read);
+    payload_words_q <= payload_words_q + (PW + 1)'(of_payload) - (PW + 1)'(payload_read);
+    kind_in_q       <= kind_in_q + 3'(taken);
+    headers_q       <= headers_q + 3'(ask && asked.is_record) - 3'(header_leaves);
+    room_q          <= room_q + (PW + 1)'(payload_read) - (ask && !asked.is_record ? (PW + 1)'(length_q) : '0);
+    if (rst_i) begin
+      {header_in_q, payload_in_q, payload_out_q, payload_words_q, payload_valid_q, kind_in_q, headers_q} <= '0;
+      room_q <= (PW + 1)'(SLOTS);
+    end
+  end
+
+  // ---- onto the stream -----------------------------------------------------------------------------------------------------
+  typedef enum logic [1:0] {HEADER, PAYLOAD, ENDED} out_state_t;
+  out_state_t  out_state_q;
+  logic        out_valid_q, out_last_q, ends_q, word_leaves, has_payload, is_last;
+  logic [63:0] out_data_q;
+  logic [2:0]  word_q;   // of the header
+  assign {has_payload, is_last} = kinds[kind_out_q];
+  assign word_leaves    = (!out_valid_q || out_ready_i) && out_state_q == HEADER && kind_in_q != kind_out_q;
+  assign header_leaves  = word_leaves && word_q == 3'(RECORD_HEADER_WORDS - 1);
+  assign payload_leaves = (!out_valid_q || out_ready_i) && out_state_q == PAYLOAD && payload_valid_q;
+  assign payload_read   = payload_words_q != 0 && (!payload_valid_q || payload_leaves);
+  always_ff @(posedge clk_i) begin
+    if (out_ready_i) out_valid_q <= 1'b0;
+    if (word_leaves) begin
+      out_valid_q  <= 1'b1;
+      out_data_q   <= header[header_out_q];
+      out_last_q   <= header_leaves && !has_payload && is_last;
+      header_out_q <= header_out_q + 5'd1;
+      word_q       <= header_leaves ? '0 : word_q + 3'd1;
+    end
+    if (header_leaves) begin
+      kind_out_q  <= kind_out_q + 3'd1;
+      ends_q      <= is_last;
+      out_state_q <= has_payload ? PAYLOAD : is_last ? ENDED : HEADER;
+    end
+    if (payload_leaves) begin
+      out_valid_q <= 1'b1;
+      out_data_q  <= payload_q[63:0];
+      out_last_q  <= payload_q[64] && ends_q;
+      if (payload_q[64]) out_state_q <= ends_q ? ENDED : HEADER;
+    end
+    // the core has stopped and swallows words up to the last one
+    if (finish_i && open_q == 0 && out_state_q != ENDED && !(out_valid_q && !out_ready_i)) begin
+      {out_valid_q, out_last_q} <= 2'b11;
+      out_state_q <= ENDED;
+    end
+    if (rst_i) begin
+      {out_valid_q, header_out_q, kind_out_q, word_q} <= '0;
+      out_state_q <= HEADER;
+    end
+  end
+  assign out_valid_o = out_valid_q;
+  assign out_data_o  = out_data_q;
+  assign out_last_o  = out_last_q;
+
+  assign quiet_o   = open_q == 0;
+  assign done_o    = open_q == 0 && out_state_q == ENDED && !out_valid_q;
+  assign starved_o = open_q != 0 && !out_valid_q;
+
+`ifndef SYNTHESIS
+  // every word of an open burst has room
+  a_payload: assert property (@(posedge clk_i) disable iff (rst_i) of_payload |-> payload_words_q < (PW + 1)'(SLOTS));
+  a_headers: assert property (@(posedge clk_i) disable iff (rst_i) headers_q <= 3'(HEADERS));
+  // data come for open bursts only, as many as were asked for
+  a_open: assert property (@(posedge clk_i) disable iff (rst_i) valid_q |-> open_q != 0);
+  a_record: assert property (@(posedge clk_i) disable iff (rst_i) of_record && last_q |-> index_q == 4'(RECORD_WORDS - 1));
+  // a word stays until it is taken
+  a_word_waits: assert property (@(posedge clk_i) disable iff (rst_i) out_valid_o && !out_ready_i |=> out_valid_o && $stable({out_data_o, out_last_o}));
+`endif
+endmodule
+
+`default_nettype wire
