@@ -25,11 +25,9 @@ from typing import Any
 from host.board.gate_decisions import Gates
 from host.board.job_archive import MAX_ELEMENTS, mapping
 from host.board.job_settings import get, integer_list, is_number
-from host.board.operations import JobError
+from host.board.operations import JobError, Shape
 from hw.networks import BlockLayout, Layout
 from hw.nodes import KeptWidths, StepNode, nodes
-
-Shape = tuple[int, ...]
 
 MAX_BLOCKS, MAX_CHANNELS, MAX_PIXELS = 1000, 1 << 16, 1 << 12
 #: the operations of a step; evaluation takes those of the forward pass

@@ -26,7 +26,7 @@ from host.board.job import Job
 from host.board.job_graph import Graph
 from host.board.layer_products import LayerProducts, LayerState
 from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
-from host.board.step_passes import StepPasses
+from host.board.step_passes import BackbonePasses
 from host.driver.pass_engine import pass_engine
 from host.numerics import ceil_div
 from host.operands import Engine
@@ -129,10 +129,10 @@ class Training:
         recipe = job.recipe
         seed, momentum = recipe["seed"], recipe["range_momentum"]
         self.products = LayerProducts(engine, self.layers, fixed, seed, momentum, job.gates)
-        self.passes: StepPasses | None = None
+        self.passes: BackbonePasses | None = None
         if job.step is not None:
             widths = self.products.layer_widths
-            self.passes = StepPasses(job.step, pass_engine(engine), widths, seed, momentum, job.gates)
+            self.passes = BackbonePasses(job.step, pass_engine(engine), widths, seed, momentum, job.gates)
         self.schedule = make_schedule(recipe)
         self.epoch, self.step, self.seen, self.right = 0, 0, 0, 0
         self.loss_sum, self.cost_sum = 0.0, 0.0

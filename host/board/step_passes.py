@@ -20,7 +20,7 @@ from hw.networks import Bits
 _FIELDS = 5  #: operands of a node: weight, gamma, beta, running mean and variance
 
 
-class StepPasses:
+class BackbonePasses:
     """A backbone during one step.
 
     Args:
