@@ -94,7 +94,7 @@ def convert(
         keeps = kept.has(path)
         module.__class__ = quantized_class(type(module))
         module.kept = bool(found.refused)  # type: ignore[assignment]
-        module.products = nn.ModuleList([] if found.refused else _sites(path, found))
+        module.products = nn.ModuleList([] if found.refused else _sites(path, found)).to(_device(module, model))
         names = [site.called for site in _layers(module)]
         (left if keeps else quantized).extend(names)
     for module in model.modules():
@@ -188,6 +188,12 @@ def _sites(path: str, found: Seen) -> list[nn.Module]:
         return [found.plans[0].site(path or "model")]
     prefix = f"{path}." if path else ""
     return [plan.site(f"{prefix}{plan.word}{index}") for index, plan in enumerate(found.plans)]
+
+
+def _device(module: nn.Module, model: nn.Module) -> torch.device:
+    """Where a module of a network has its parameters; if it has none, where the network has its first."""
+    parameters = [*module.parameters(), *model.parameters()]
+    return parameters[0].device if parameters else torch.device("cpu")
 
 
 def _layers(module: nn.Module) -> list[Site]:

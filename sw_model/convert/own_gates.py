@@ -19,6 +19,7 @@ from host.training.precision_schedule import Indicator, Pfq
 from hw.networks import PRODUCTS
 from sw_model.convert.sites import ConvolutionSite
 from sw_model.nn.cost_meter import GATES, step_factor
+from sw_model.nn.gated_convolution import Assignment
 from sw_model.nn.gates import gated_loss
 from sw_model.nn.models import GateShape
 from sw_model.nn.precision import Precision, Run
@@ -130,6 +131,7 @@ class OwnGates(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(schedule.seed)
             self._make([_channels(inputs[path]) for path in schedule.blocks])
+        self.to(next(model.parameters()).device)
         self.macs = macs
         self.masks: list[Tensor] = []
         self.choices: list[Tensor] = []
@@ -177,10 +179,11 @@ class OwnGates(nn.Module):
             soft = self.scores(self._state[0]).softmax(1)
             hard = F.one_hot(soft.detach().argmax(1), len(self.options)).to(soft.dtype)
             mask = straight_through(hard, soft)
+            assigned = Assignment.of(mask, self.run.shard)
         self.masks.append(mask)
         self._report(block, len(x))
         for site in self._sites[block]:
-            site.choice = mask, self.options
+            site.choice = mask, self.options, assigned
 
     def _release(self, block: int) -> None:
         """Hook: a block ends."""

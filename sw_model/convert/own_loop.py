@@ -190,12 +190,16 @@ class PrecisionScheduler:
             loss: of the batch, mean over its samples, which PFQ follows.
 
         Raises:
-            RuntimeError: no forward pass in training since the last step.
+            RuntimeError: no forward pass in training since the last step; a loss that is not finite, as on an accelerator is
+                that of a diverged network, whose quantizers raise nothing there.
         """
         if not self._images:
             raise RuntimeError(
                 "no batch has gone through the model in training since the last step; call step() after it"
             )
+        value = None if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
+        if value is not None and not math.isfinite(value):
+            raise RuntimeError(f"the loss is {value} at step {self.global_step}; lower the learning rate")
         precision = self.bits
         if self.gates is None:
             self.cost.step(precision, self._images)
@@ -204,8 +208,8 @@ class PrecisionScheduler:
             choices = self.gates.take_choices()
             self.cost.step_gated(self.gates.shares(choices), precision)
             self.record.step(precision, self._images, self.gates.options, choices)
-        if loss is not None:
-            self._loss_sum += float(loss.detach() if isinstance(loss, Tensor) else loss) * self._images
+        if value is not None:
+            self._loss_sum += value * self._images
             self._counted += self._images
         self.seen += self._images
         self._images = 0

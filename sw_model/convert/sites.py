@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from host.operands import ConvGeometry
 from host.windows import Pair, Window
-from sw_model.nn.gated_convolution import dispatch_product
+from sw_model.nn.gated_convolution import Assignment, dispatch_product
 from sw_model.nn.layers import QLayer
 from sw_model.nn.precision import Precision
 from sw_model.nn.transformer import QMatmul
@@ -45,7 +45,7 @@ class Site(QLayer):
     Attributes:
         called: its name in reports, cost and record.
         geometry, groups: of the last product.
-        choice: mask and options of the gate that governs it now, see :func:`sw_model.nn.gated_convolution.dispatch_product`.
+        choice: mask and options of the gate that governs it now, and who has which, see :func:`sw_model.nn.gated_convolution.dispatch_product`.
     """
 
     def __init__(self, called: str) -> None:
@@ -54,7 +54,7 @@ class Site(QLayer):
         self.depthwise = False
         self.geometry: ConvGeometry | Window | None = None
         self.groups = 1
-        self.choice: tuple[Tensor, Sequence[Precision]] | None = None
+        self.choice: tuple[Tensor, Sequence[Precision], Assignment] | None = None
         self._at = -1
 
     def _multiply(self, x: Tensor, weight: Tensor, window: Window, groups: int) -> Tensor:

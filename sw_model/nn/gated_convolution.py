@@ -27,6 +27,31 @@ from sw_model.quantize.affine import (
 )
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """Which samples have which option: what the layers of a block share, so that an accelerator is asked for choices once.
+
+    Attributes:
+        members: samples here by option; options that none has are left out.
+        parts: samples of every option, here and in other processes.
+    """
+
+    members: list[tuple[int, Tensor]]
+    parts: list[Shard]
+
+    @classmethod
+    def of(cls, mask: Tensor, shard: Shard | None) -> Assignment:
+        """What a mask says, float32 (N, P), one-hot rows.
+
+        Args:
+            shard: this process's part of the batch, if several share it.
+        """
+        choice = mask.detach().argmax(1).cpu()
+        parts = (shard or Shard.of_batch(ALONE, len(mask))).groups(choice, mask.shape[1])
+        members = [(k, torch.nonzero(choice == k)[:, 0].to(mask.device)) for k, part in enumerate(parts) if part.count]
+        return cls(members, parts)
+
+
 @dataclass
 class _Dispatch:
     """One call of a gated layer.
@@ -153,24 +178,32 @@ class _DispatchedConvolution(torch.autograd.Function):
         return (dx if need_x else None), dw, dmask, None
 
 
-def dispatch(layer: QConv2d, x: Tensor, mask: Tensor, options: Sequence[Precision]) -> Tensor:
+def dispatch(
+    layer: QConv2d, x: Tensor, mask: Tensor, options: Sequence[Precision], assigned: Assignment | None = None
+) -> Tensor:
     """A layer's convolution in which sample ``n`` has the precision ``options[argmax mask[n]]``.
 
     Args:
         layer: dense convolution; its own ``precision`` is ignored, its run, ranges and weight are used.
         x: float32 (N, C, H, W).
-        mask, options: see :func:`dispatch_product`.
+        mask, options, assigned: see :func:`dispatch_product`.
 
     Raises:
         ValueError: if the layer is depthwise, a sample skips, or weight bits differ.
     """
     if layer.groups != 1:
         raise ValueError(f"layer {layer.name} is depthwise; gates choose bits of dense convolutions only")
-    return dispatch_product(layer, x, layer.weight, layer.geometry(x), mask, options)
+    return dispatch_product(layer, x, layer.weight, layer.geometry(x), mask, options, assigned)
 
 
 def dispatch_product(
-    layer: QLayer, x: Tensor, weight: Tensor, geometry: ConvGeometry, mask: Tensor, options: Sequence[Precision]
+    layer: QLayer,
+    x: Tensor,
+    weight: Tensor,
+    geometry: ConvGeometry,
+    mask: Tensor,
+    options: Sequence[Precision],
+    assigned: Assignment | None = None,
 ) -> Tensor:
     """A convolution in which sample ``n`` has the precision ``options[argmax mask[n]]``.
 
@@ -181,20 +214,21 @@ def dispatch_product(
         geometry: of the convolution.
         mask: float32 (N, P), one-hot rows with a straight-through gradient; no row may choose a skip option here.
         options: P precisions that share their weight bits; (0, 0) activation and gradient mean skip.
+        assigned: what the mask says, if it is known.
 
     Raises:
         ValueError: if a sample skips, or weight bits differ.
     """
     if len({p.weight for p in options}) != 1:
         raise ValueError(f"options {[str(p) for p in options]} must share their weight bits")
-    choice, shard = mask.detach().argmax(1), layer.run.shard
-    parts = (shard or Shard.of_batch(ALONE, len(x))).groups(choice, len(options))
+    shard = layer.run.shard
+    assigned = assigned or Assignment.of(mask, shard)
+    parts = assigned.parts
     if any(part.total and precision.activation == 0 for part, precision in zip(parts, options, strict=True)):
         raise ValueError("a sample that skips the block has no convolution; leave it out of the batch")
-    members = [(k, torch.nonzero(choice == k)[:, 0]) for k, part in enumerate(parts) if part.count]
     low, span = layer.activation_range(x.detach())
     before = [part.before for part in parts]
-    call = _Dispatch(layer, geometry, options, members, before, shard, low, span, layer.gradient_key())
+    call = _Dispatch(layer, geometry, options, assigned.members, before, shard, low, span, layer.gradient_key())
     for k, part in enumerate(parts):
         if not part.total:
             continue

@@ -49,7 +49,7 @@ from host.step.node_precision import chosen_groups
 from host.training.gate_cost import cost_factors
 from hw.networks import PRODUCTS
 from sw_model.nn.cost_meter import GATES, step_factor
-from sw_model.nn.gated_convolution import Relative, dispatch
+from sw_model.nn.gated_convolution import Assignment, Relative, dispatch
 from sw_model.nn.layers import QConv2d
 from sw_model.nn.models import Backbone, Block, Convolve, GateShape, plain
 from sw_model.nn.parallel import ALONE, Shard
@@ -247,8 +247,14 @@ class GatedNetwork(nn.Module):
         if self.skip is not None:
             mask = Relative.apply(mask, self.skip)
 
+        assigned: Assignment | None = None
+
         def mixed(layer: QConv2d, x: Tensor) -> Tensor:
-            return dispatch(layer, x, mask, self._dispatched) if self._gates(layer) else plain(layer, x)
+            nonlocal assigned
+            if not self._gates(layer):
+                return plain(layer, x)
+            assigned = assigned or Assignment.of(mask, layer.run.shard)
+            return dispatch(layer, x, mask, self._dispatched, assigned)
 
         return mixed
 

@@ -20,6 +20,7 @@ from hw.layer_tables import load_table
 from sw_model.convert.conversion import as_precision
 from sw_model.convert.shapes import check_fits
 from sw_model.nn.layers import quantized_layers
+from sw_model.quantize import kernels
 from tests.support.networks_of_others import NETWORKS, UNet
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -142,6 +143,18 @@ def test_wrong_uses_are_refused_before_training() -> None:
         training.step()
     with pytest.raises(ValueError, match="follows the training loss"):
         training.end_epoch()
+
+
+def test_a_diverged_network_ends_the_loop_where_quantizers_raise_nothing() -> None:
+    model = converted(bits="4/4/6")
+    training = fractrain.PrecisionScheduler(model, fractrain.static("4/4/6"))
+    with torch.no_grad():
+        model.out.weight[0, 0] = float("inf")
+    with kernels.portable(), pytest.raises(RuntimeError, match="loss is nan at step 0"):
+        epoch(model, training)
+    assert training.global_step == 0 and training.seen == 0
+    with pytest.raises(ValueError, match="infinity"):  # on the CPU
+        model(IMAGES)
 
 
 def test_a_layer_that_a_design_cannot_hold_is_refused_by_name() -> None:

@@ -21,7 +21,7 @@ from hw.cost.training_schedule import load_schedule
 from hw.design import load_design
 from sw_model.data.images import ImageSet
 from sw_model.nn.cost_meter import CostMeter, layer_macs
-from sw_model.nn.gated_convolution import dispatch
+from sw_model.nn.gated_convolution import Assignment, dispatch
 from sw_model.nn.gates import GATE_DEFECTS, GatedNetwork, gated_loss, way_of
 from sw_model.nn.layers import DEPTHWISE, QConv2d, attach, quantized_layers, set_precision
 from sw_model.nn.models import Backbone, build_model
@@ -46,6 +46,17 @@ def make_layer(seed: int = 0) -> tuple[QConv2d, torch.Tensor, torch.Tensor]:
 
 def precisions(weight: int = 4) -> list[Precision]:
     return [Precision(weight, a, g) for a, g in OPTIONS]
+
+
+def test_choices_are_asked_for_once_in_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    whole = Assignment.of
+    monkeypatch.setattr(Assignment, "of", lambda mask, shard: made.append(mask) or whole(mask, shard))
+    base = build_model("resnet-8", 10, (3, 32, 32))
+    assert isinstance(base, Backbone)
+    network = GatedNetwork(base, OPTIONS, 4)
+    network(torch.randn(6, 3, 32, 32))
+    assert len(made) == len(base.block_list()) == len(network.masks)
 
 
 def test_mixture_equals_every_option_computed_and_summed() -> None:

@@ -10,6 +10,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ import torch
 import fractrain
 from host.exact_engine import ExactEngine
 from host.operands import Grid
+from sw_model.convert.observe import run_example
 from sw_model.nn.layers import QLinear, attach, set_precision
 from sw_model.nn.models import build_model
+from sw_model.nn.parallel import processes
 from sw_model.nn.precision import Precision, Run
 from sw_model.quantize import kernels
 from sw_model.quantize.affine import (
@@ -36,6 +39,7 @@ from sw_model.train.folder import DEVICE
 from sw_model.train.loop import train
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.run_device import RunDevice
+from tests.support.networks_of_others import NETWORKS
 
 SMALL = TrainConfig.from_mapping(
     {"data": "digits", "model": "resnet-8", "width": 4, "epochs": 1, "batch": 32, "train_limit": 64, "test_limit": 32,
@@ -108,6 +112,29 @@ def test_a_transformer_s_step_asks_for_no_number_either(gradient: str) -> None:
     assert y.device.type == "meta"
 
 
+def moved(example: Any) -> Any:
+    """An example on the "meta" device."""
+    return tuple(map(moved, example)) if isinstance(example, tuple) else example.to("meta")
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "U-Net", "two inputs", "LSTM classifier", "tied weights"])
+def test_a_network_that_is_there_is_converted_there(name: str) -> None:
+    make, example = NETWORKS[name]
+    model, batch = make().to("meta"), moved(example())
+    fractrain.convert(model, batch, bits="4/4/6")
+    run_example(model, batch).sum().backward()
+    assert {x.device.type for x in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert all(p.grad is not None and p.grad.device.type == "meta" for p in model.parameters())
+
+
+def test_gates_of_a_network_that_is_there_are_there() -> None:
+    make, example = NETWORKS["resnet18"]
+    model = make().to("meta")
+    fractrain.convert(model, example().to("meta"))
+    fractrain.PrecisionScheduler(model, fractrain.dfq(["layer1.0"], [(3, 6), (6, 8)], targets=[2.0]))
+    assert {x.device.type for x in (*model.parameters(), *model.buffers())} == {"meta"}
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38])
 @pytest.mark.parametrize("key", [None, 3])
 def test_what_has_no_grid_becomes_nan_where_nobody_waits(bad: float, key: int | None) -> None:
@@ -165,6 +192,24 @@ def test_portable_forms_train_as_the_compiled_ones() -> None:
         portable = losses()
     assert portable[0] == pytest.approx(compiled[0], rel=1e-5)
     assert portable == pytest.approx(compiled, rel=0.1)
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_processes_share_sums_where_they_are(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torchrun`` with GPUs: nccl between them, gloo for what is counted on the CPU, and a GPU for each process."""
+    done: list[object] = []
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    group = {"init_process_group": done.append, "destroy_process_group": lambda: None, "get_rank": lambda: 3,
+             "get_world_size": lambda: 4, "is_nccl_available": lambda: True}  # fmt: skip
+    for name, function in group.items():
+        monkeypatch.setattr(torch.distributed, name, function)
+    with processes() as ranks:
+        assert ranks.part.rank == 3 and ranks.several
+    assert done == ([1, "cpu:gloo,cuda:nccl"] if gpus else ["gloo"])
 
 
 def test_tensors_are_moved_together() -> None:
