@@ -34,8 +34,11 @@ class EpilogueError(ValueError):
     """Settings or entries that no packet can state; the message names the value and its limits."""
 
 
-#: least and greatest of each field of an entry
-_LIMITS = np.array([code_limits(n, True) for n in (*[MULTIPLIER_BITS] * 4, OFFSET_BITS, VALUE_OFFSET_BITS)]).T
+_ENTRY_FIELDS = ("m", "o", "n", "l", "b", "c")
+_ENTRY_BITS = (*[MULTIPLIER_BITS] * 4, OFFSET_BITS, VALUE_OFFSET_BITS)
+#: least and greatest of each field of an entry, and the bits that it has in a word; one row for each field
+_LIMITS = np.array([code_limits(n, True) for n in _ENTRY_BITS]).T[:, :, None]
+_MASKS = np.array([(1 << n) - 1 for n in _ENTRY_BITS])[:, None]
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,14 @@ class Entries:
     c: I64
 
     def __post_init__(self) -> None:
-        names = [field.name for field in fields(self)]
-        arrays = [np.asarray(getattr(self, name), dtype=np.int64) for name in names]
-        for name, values in zip(names, arrays, strict=True):
+        arrays = [np.asarray(values, np.int64) for values in (self.m, self.o, self.n, self.l, self.b, self.c)]
+        for name, values in zip(_ENTRY_FIELDS, arrays, strict=True):
             object.__setattr__(self, name, values)
-        table = np.array(arrays) if len({values.shape for values in arrays}) == 1 else None
-        limits = _LIMITS.reshape(2, -1, *[1] * arrays[0].ndim)
-        if table is not None and not ((table < limits[0]) | (table > limits[1])).any():
-            return
-        for name, values, low, high in zip(names, arrays, *_LIMITS.tolist(), strict=True):
+        if all(values.shape == arrays[0].shape for values in arrays):
+            table = np.array(arrays).reshape(len(arrays), -1)
+            if not ((table < _LIMITS[0]) | (table > _LIMITS[1])).any():
+                return
+        for name, values, low, high in zip(_ENTRY_FIELDS, arrays, *_LIMITS[..., 0].tolist(), strict=True):
             if values.size and (int(values.min()) < low or int(values.max()) > high):
                 raise EpilogueError(
                     f"entries {name} span {int(values.min())}..{int(values.max())}, outside {low}..{high} of "
@@ -91,11 +93,12 @@ class Entries:
 
     def words(self) -> U64:
         """As LOAD brings them, the unused bits zero: uint64 (channels, 4)."""
-        m, o, n, side = (_field(v, MULTIPLIER_BITS) for v in (self.m, self.o, self.n, self.l))
+        table = np.array([self.m, self.o, self.n, self.l, self.b, self.c])
+        m, o, n, side, b, c = (table & _MASKS).view(np.uint64)
         words = np.zeros((len(m), ENTRY_WORDS), np.uint64)
         words[:, 0] = m | o << np.uint64(MULTIPLIER_BITS) | n << np.uint64(2 * MULTIPLIER_BITS)
-        words[:, 1] = _field(self.b, OFFSET_BITS)
-        words[:, 2] = _field(self.c, VALUE_OFFSET_BITS) | side << np.uint64(VALUE_OFFSET_BITS)
+        words[:, 1] = b
+        words[:, 2] = c | side << np.uint64(VALUE_OFFSET_BITS)
         return words
 
     def along(self, axis: int, ndim: int) -> Entries:
@@ -103,10 +106,6 @@ class Entries:
         shape = [1] * ndim
         shape[axis] = -1
         return Entries(*(getattr(self, field.name).reshape(shape) for field in fields(self)))
-
-
-def _field(values: I64, bits: int) -> U64:
-    return (values & ((1 << bits) - 1)).astype(np.uint64)
 
 
 def _signed(words: U64, bits: int) -> I64:

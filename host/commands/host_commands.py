@@ -91,6 +91,7 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_row(
             run["bits"],
             f"{run['milliseconds']:.1f}",
+            f"{run['least_milliseconds']:.1f}",
             *(f"{value:.1f}" for value in run["parts"].values()),
             *(f"{run[name]:,.0f}" for name in ("passes", "programs", "words_patched")),
             *(f"{run[name] / 1e6:.1f}" for name in ("bytes_read", "bytes_written", "memory_bytes")),

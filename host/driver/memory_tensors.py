@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from host import native
 from host.arrays import U64, Array, Codes
 from host.driver.layout import Tensor
 from host.driver.memory_views import Arena, Channels, MemoryArea, View, ViewPlace
 from host.numerics import check_codes
 from host.operands import Grid
 from host.program import packing
+from host.step.passes import CodeTensor
 from host.step.result_order import ResultOrder, natural
 from hw.design import Design
 from hw.packet import all_planes
 
-_PIXELS = {8: np.uint8, 16: np.uint16, 32: np.uint32}  #: of one plane, by channels of a group
 _NO_GRID = Grid(1, False, np.ones((), np.float32), np.zeros((), np.float32))
 
 
@@ -80,31 +81,40 @@ class HostTensor(MemoryTensor):
     """Codes that the host has made.
 
     Args:
-        values: whose tensor it is, as long as they are the same object.
-        elements: their planes.
+        values: whose tensor it is, as long as they are the same objects.
+        codes: (N, C, H, W), of which ``planes`` bits count.
     """
 
     def __init__(
-        self, arena: Arena, design: Design, name: Hashable, values: tuple[Any, ...], elements: Array, planes: int
+        self, arena: Arena, design: Design, name: Hashable, values: tuple[Any, ...], codes: Codes, planes: int
     ) -> None:
-        n, c, h, w = elements.shape
+        n, c, h, w = codes.shape
         super().__init__(arena, design, name, (n, c, h, w), planes)
-        self.values, self._elements = values, elements
+        self.values, self._codes = values, codes
 
     def elements(self) -> Array:
         """See :class:`MemoryTensor`."""
-        return self._elements
+        return (self._codes.astype(np.int64) & all_planes(self.planes)).astype(np.uint16)
+
+    def _arranged(self, view: View, channels: Channels) -> U64:
+        """See :class:`MemoryTensor`."""
+        if view.whole:
+            codes = self._codes[:, slice(*channels)]
+            packed = native.pack_codes(codes, view.region.side, self.design.lanes, self.planes, self.design.channels)
+            if packed is not None:
+                return packed
+        return super()._arranged(view, channels)
 
 
-def planes_of(codes: Codes, bits: int, signed: bool, what: str) -> Array:
-    """Codes as unsigned planes, uint16.
+def checked(codes: CodeTensor, what: str) -> Codes:
+    """Codes as an array.
 
     Raises:
         ValueError: codes outside their bits.
     """
-    values = np.asarray(codes)
-    check_codes(values, bits, signed, what)
-    return (values.astype(np.int64) & all_planes(bits)).astype(np.uint16)
+    values = np.asarray(codes.values)
+    check_codes(values, codes.bits, codes.signed, what)
+    return values
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,17 @@ class ResultTensor(MemoryTensor):
             self._read = self._natural(self._codes, self.design.channels, np.uint16)
         return self._read
 
+    def pooled(self) -> Array | None:
+        """Sums of the elements over the pixels, int64 (N, C), if they lie as whole images."""
+        storage, c = self._storages[0], self.design.channels
+        (view, area), n = storage.views[0], self.shape[0]
+        if len(self._storages) > 1 or len(storage.views) > 1 or not view.whole:
+            return None
+        groups = -(-self.shape[1] // c)
+        words, shape = self._words(view, area, groups), (n, groups, *self.shape[2:])
+        found = native.pooled(words, shape, view.region.side, self.design.lanes, self.planes, c)
+        return None if found is None else found[:, : self.shape[1]]
+
     def _words(self, view: View, area: MemoryArea, groups: int) -> U64:
         """Words of a view, which are read once."""
         if area not in self._held:
@@ -194,26 +215,21 @@ class ResultTensor(MemoryTensor):
         index = _moves(self, view, channels)
         if index is None:
             return super()._arranged(view, channels)
-        d, planes = self.design, self.planes
-        words = [self._words(v, area, -(-s.computed // d.channels)) for s in self._storages for v, area in s.views]
+        words = [
+            self._words(v, area, -(-s.computed // self.design.channels)) for s in self._storages for v, area in s.views
+        ]
         source = np.concatenate(words) if len(words) > 1 else words[0]
-        pixels = source.view(_PIXELS[d.channels]).reshape(-1, planes, d.lanes)
-        out = np.empty((len(index), planes, d.lanes), pixels.dtype)
-        for plane in range(planes):
-            from_ = np.zeros(len(pixels) * d.lanes + 1, pixels.dtype)
-            from_[1:] = pixels[:, plane].reshape(-1)
-            out[:, plane] = from_.take(index)
-        return out.reshape(-1).view(np.uint64)
+        return native.move_pixels(source, index, self.planes, self.design.channels)
 
     def signature(self) -> Hashable:
         """What decides where its pixels lie."""
         views = tuple((s.channels, s.computed, s.order, *(view for view, _ in s.views)) for s in self._storages)
-        return self.shape, views
+        return self.shape, self.planes, views
 
     def pixel_index(self) -> Array | None:
         """Of each pixel (N, groups, H, W) one more than its number in what :meth:`_arranged` reads, if groups stay whole."""
         c = self.design.channels
-        if c not in _PIXELS or any(
+        if c not in native.PIXELS or any(
             s.channels[0] % c or (s.order.phases > 1 and s.channels[1] % c) for s in self._storages
         ):
             return None
@@ -242,7 +258,7 @@ def _put(target: Array, codes: Array, view: View) -> None:
 
 
 def _moves(tensor: ResultTensor, view: View, channels: Channels) -> Array | None:
-    """Which pixel goes where: one more than its number, or 0 for none, (tiles, L); None if groups of channels mix."""
+    """Which pixel goes where, as :func:`host.native.move_pixels` takes it: (tiles, L); None if groups of channels mix."""
     key = tensor.signature(), view, channels
     known = tensor.arena.moves
     if key not in known:
@@ -263,9 +279,9 @@ def _new_moves(tensor: ResultTensor, view: View, channels: Channels) -> Array | 
         return None
     groups = -(-view.arrangement.channels // c)
     arranged = Tensor(index[:, first // c : -(-stop // c)], _NO_GRID, 0).arranged(view.arrangement)
-    return np.ascontiguousarray(arranged.cut(view.window(groups), tensor.design.lanes, 1)).reshape(
-        -1, tensor.design.lanes
-    )
+    lanes = tensor.design.lanes
+    number = arranged.cut(view.window(groups), lanes, 1).reshape(-1, lanes) - 1
+    return np.where(number < 0, -1, number // lanes * lanes * tensor.planes + number % lanes).astype(np.int32)
 
 
 # -- what takes the place of arrays ---------------------------------------------------------------------------------
@@ -324,4 +340,9 @@ class MemoryCodes:
 
     def sum(self, axes: tuple[int, ...], dtype: npt.DTypeLike | None = None) -> Array:
         """Of the codes."""
+        tensor, plain = self.tensor, self.bits == self.tensor.planes and not self.signed
+        if axes == (2, 3) and plain and isinstance(tensor, ResultTensor):
+            sums = tensor.pooled()
+            if sums is not None:
+                return sums
         return np.asarray(self.read().sum(axes, dtype=dtype))

@@ -143,6 +143,15 @@ class View:
         """Of so many groups."""
         return self.images * self.rows * groups * planes * design.row_words // 2
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of every image as it is."""
+        rows, columns = self.region.rows, self.region.columns
+        cuts = (rows.start, rows.stop), (columns.start, columns.stop)
+        height, width = self.arrangement.hw
+        plain = not self.arrangement.moves and self.shift == (0, 0) and not self.own_only
+        return plain and cuts == ((0, height), (0, width))
+
     def exact(self, lanes: int) -> bool:
         """Whether a result leaves the codes in it that a load would put there, zeros beside and around them included."""
         region, (height, width) = self.region, self.arrangement.hw

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from host import native
 from host.arrays import I64, U64, Array
 from host.devices.memory import record_words
 from host.driver.fabric_passes import PassPart, PassResults, dense_weights, diagonal
@@ -18,7 +19,6 @@ from host.driver.layout import block_codes, correlation_kernel
 from host.driver.memory_tensors import Storage
 from host.driver.memory_views import Arena, Channels, MemoryArea, View, ViewPlace, place_of, resized
 from host.epilogue import Moments
-from host.program import packing
 from host.step.passes import PassError, ProductPass
 from hw.contract import ENTRY_WORDS, MOMENT_WORDS, OutputFormat
 from hw.design import Design
@@ -139,12 +139,7 @@ class WeightArea:
 
     def words(self, values: Array) -> U64:
         """Weight words of weights (O, I/groups, kh, kw)."""
-        flat = np.zeros(values.size + 1, np.uint16)
-        flat[1:] = values.reshape(-1).astype(np.uint16)
-        size = self.design.weight_words * 64
-        codes = np.zeros((len(self.index), size), np.uint16)
-        codes[:, : self.index.shape[1]] = flat.take(self.index)
-        return packing.pack_planes(codes, self.bits).reshape(-1)
+        return native.pack_gathered(values, self.index, self.bits, self.design.weight_words)
 
 
 @dataclass
@@ -437,7 +432,7 @@ class TemplateBuilder:
                 kernels[key] = correlation_kernel(step.block.kernel, dense, self._c)
             made = block_codes(step.block, kernels[key], self.design)
             codes.append(made.reshape(made.shape[0] * made.shape[1], -1))
-        return np.concatenate(codes)
+        return np.concatenate(codes).astype(np.int32)
 
     # -- tails --------------------------------------------------------------------------------------------------------
 

@@ -163,7 +163,8 @@ class HostStep:
 def bench(
     design: Design, graph: list[StepNode], bits: Bits, widths: KeptWidths, batch: int, steps: int, beats: int
 ) -> dict[str, Any]:
-    """Processor time of steps behind the first two, which build what is replayed."""
+    """Processor time of steps behind the first two, which build what is replayed: the median, and the least, which other
+    load on the machine lengthens less."""
     memory = InstantMemory(design, beats)
     engine = MemoryPasses(memory)
     host = HostStep(graph, engine, bits, widths, batch, np.random.default_rng(0))
@@ -179,6 +180,7 @@ def bench(
     return {
         "bits": f"{bits.w}/{bits.a}/{bits.g}",
         "milliseconds": 1e3 * statistics.median(sum(each.values()) for each in host.spent),
+        "least_milliseconds": 1e3 * min(sum(each.values()) for each in host.spent),
         "parts": parts,
         "building_seconds": building,
         "memory_bytes": 16 * engine.arena.used,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from host.arrays import F32, I64
-from host.epilogue import RANDOM_BITS, Epilogue
+from host.arrays import F32, F64, I64
+from host.epilogue import RANDOM_BITS, Entries, Epilogue
 from host.numerics import derive_key
 from host.step.channel_parameters import (
-    F64,
     ChannelMoments,
     bounded,
     code_shift,
@@ -31,7 +30,6 @@ from hw.contract import VALUE_BITS
 from hw.networks import ConvGeometry
 from hw.nodes import StepNode
 
-_OPEN = entries(bounded(np.ones(1), np.ones(1)))  #: of an epilogue whose entries are filled in later
 _POOLED, _INPUT, _LAST = 1 << 20, 1 << 21, 1 << 22  #: tell keys of roundings of one node apart
 
 #: tells the keys of a step's random numbers from those of layers
@@ -139,8 +137,9 @@ class Backward:
             source = node.name
             if node.on_shortcut:
                 source = next(join.name for join in forward.graph if join.residual == node.name)
-            ones = identity(node.shape.out_channels)
-            return _Way(self._carried[source], CodedWeights(ones, np.ones(node.shape.out_channels), 0), None)
+            channels = np.ones(node.shape.out_channels, np.int64)
+            ones = CodedWeights(identity(len(channels)), np.ones(len(channels)), 0, (channels, channels))
+            return _Way(self._carried[source], ones, None)
         return _Way(self._codes[straight[0].name], self._back_weights(straight[0]), straight[0])
 
     def _back_weights(self, taker: StepNode) -> CodedWeights:
@@ -261,13 +260,15 @@ class Backward:
             if forward.chosen(way.taker) and self.options:
                 self._note_options(way.taker, self._input_codes(way.taker, None))
 
-    def _behind(self, node: StepNode, added: Coded | None, samples: SampleSet) -> tuple[CodeTensor, PassEpilogue]:
-        """Operands of a node's gradient for some samples."""
+    def _behind(
+        self, node: StepNode, added: Coded | None, samples: SampleSet, entries: Entries, settings: Epilogue, **more: Any
+    ) -> PassEpilogue:
+        """The epilogue of a node's gradient for some samples, with its operands."""
         kept = self.forward.tape.kept[node.name]
         xhat = CodeTensor(kept.xhat.values[samples], kept.xhat.bits, True)
         mask = None if kept.mask is None else kept.mask[samples]
         extra = None if added is None else added.codes(added.whole, samples)
-        return xhat, PassEpilogue(_OPEN, Epilogue(), side=xhat, mask=mask, added=extra)
+        return PassEpilogue(entries, settings, side=xhat, mask=mask, added=extra, **more)
 
     def _moments(self, node: StepNode, way: _Way, added: Coded | None, kept: Kept) -> ChannelMoments:
         """Moments of the gradient behind the mask, with the normalised values: those of gamma and beta."""
@@ -279,9 +280,8 @@ class Backward:
             unit = None if added is None else np.zeros_like(sums) + added.whole.scale
             top = 0 if added is None else 1 << added.whole.bits - 1
             inner = bounded(sums, bound, added=unit, added_top=top)
-            _, behind = self._behind(node, added, part.samples)
-            behind = replace(
-                behind, entries=entries(inner), settings=Epilogue(shift=inner.shift), moments=True, cross=True
+            behind = self._behind(
+                node, added, part.samples, entries(inner), Epilogue(shift=inner.shift), moments=True, cross=True
             )
             done = self._pass(node, "moments", way, part, part.samples, behind, x)
             assert done.moments is not None
@@ -319,8 +319,8 @@ class Backward:
                 shift=inner.shift, value_shift=w.shift, out_bits=bits, out_signed=True,
                 out_shift=code_shift(bits, True), keep_bits=keep, keep_shift=keep_shift if keep else 0, stochastic=True,
             )  # fmt: skip
-            _, behind = self._behind(node, added, samples)
-            behind = replace(behind, entries=entries(inner, w), settings=settings, key=self._key(node, salt, place))
+            key = self._key(node, salt, place)
+            behind = self._behind(node, added, samples, entries(inner, w), settings, key=key)
             done = self._pass(node, "gradients", way, part, samples, behind)
             a.put(samples, done.a)
             k.put(samples, done.k)

@@ -10,14 +10,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from host.arrays import I64
+from host.arrays import F64, I64
 from host.epilogue import Bools, Entries, Moments
 from host.step.passes import PassError
 from hw.contract import MAX_SHIFT, OFFSET_BITS, OPERAND_SHIFT, VALUE_BITS, VALUE_OFFSET_BITS
-
-F64 = npt.NDArray[np.float64]
 
 UNIT = 1 << OPERAND_SHIFT  #: times which the codes of operands count
 GREATEST = (1 << VALUE_BITS - 1) - 1  #: of x, w and the factors

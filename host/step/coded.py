@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from host.arrays import F32, I64, Array, Codes
-from host.step.channel_parameters import F64, code_top
+from host.arrays import F32, F64, I64, Array, Codes
+from host.native import round_weights
+from host.step.channel_parameters import code_top
 from host.step.passes import CodeTensor, PassError
 
 #: samples: all of a batch, or those with these numbers, rising
@@ -115,12 +115,14 @@ class CodedWeights:
     Attributes:
         codes: (O, I/groups, kh, kw), signed.
         scale: float64, one per channel of the result.
-        channels: axis of the codes along which these lie.
+        axis: of the codes, along which these lie.
+        sums: of the codes' magnitudes, and of the codes, per channel of the result.
     """
 
     codes: CodeTensor
     scale: F64
     axis: int
+    sums: tuple[I64, I64]
 
     @classmethod
     def of(cls, weight: F32, bits: int, *, back: bool, groups: int, node: str) -> CodedWeights:
@@ -136,30 +138,18 @@ class CodedWeights:
         if bits < 2:
             raise PassError(f"{node}: symmetric weights take at least 2 bits, not {bits}")
         axis = 1 if back and groups == 1 else 0
-        others = tuple(i for i in range(4) if i != axis)
-        most = np.maximum(weight.max(others), -weight.min(others)).astype(np.float64)
-        if not np.isfinite(most).all():
+        found = round_weights(weight, axis, code_top(bits, True))
+        if not np.isfinite(found.scale).all():
             raise PassError(f"{node}: weights hold NaN or infinity; training has diverged: lower the learning rate")
-        scale = np.where(most > 0, most, 1.0) / code_top(bits, True)
-        shape = [1] * 4
-        shape[axis] = -1
-        ratio = weight / scale.reshape(shape)
-        codes = np.rint(ratio, out=ratio).astype(np.int16)
-        return cls(CodeTensor(codes, bits, True), scale, axis)
+        return cls(CodeTensor(found.codes, bits, True), found.scale, axis, (found.magnitudes, found.totals))
 
     def bound(self, operand: CodeTensor | CodedPart) -> F64:
         """Greatest magnitude of a sum, per channel of the result."""
-        magnitudes, totals = self._sums
+        magnitudes, totals = self.sums
         if operand.signed:
             return np.asarray(magnitudes * (1 << operand.bits - 1), np.float64)
         # half of each: the sums of the positive codes, and of the negative ones
         return np.asarray((magnitudes + np.abs(totals)) // 2 * ((1 << operand.bits) - 1), np.float64)
-
-    @cached_property
-    def _sums(self) -> tuple[I64, I64]:
-        """Sums of the codes' magnitudes, and of the codes, per channel of the result."""
-        others, values = tuple(i for i in range(4) if i != self.axis), self.codes.values
-        return np.abs(values).sum(others, dtype=np.int64), values.sum(others, dtype=np.int64)
 
 
 @dataclass

@@ -16,14 +16,14 @@ import numpy as np
 from host.devices.memory import MemoryDevice, MemoryStreams, check, record_words
 from host.driver.fabric_engine import FabricEngine
 from host.driver.fabric_passes import FabricPasses, check_phases, parts_of
-from host.driver.memory_tensors import HostTensor, MemoryCodes, MemoryTensor, ResultTensor, planes_of
+from host.driver.memory_tensors import HostTensor, MemoryCodes, MemoryTensor, ResultTensor, checked
 from host.driver.memory_views import Arena, MemoryArea
 from host.driver.pass_template import PassPlan, Template, TemplateBuilder, WeightArea, plan_of
 from host.epilogue import Bools
 from host.numerics import check_codes
 from host.step.passes import CodeTensor, PassEpilogue, PassError, PassMeter, PassResult, ProductPass
 from hw.contract import FIELD, RECORD_WORDS, RecordFlag
-from hw.packet import END
+from hw.packet import END, all_planes
 from hw.plan.product import LoweringError, PartialSumsError
 from hw.plan.records import Record
 
@@ -219,9 +219,7 @@ class MemoryPasses:
         values: Any = codes.values
         if isinstance(values, MemoryCodes) and (values.bits, values.tensor.planes) == (codes.bits, codes.bits):
             return values.tensor
-        return self._host_tensor(
-            (node, name), (values,), lambda: planes_of(codes.values, codes.bits, codes.signed, what), codes.bits
-        )
+        return self._host_tensor((node, name), (values,), lambda: checked(codes, what), codes.bits)
 
     def _side(self, node: str, behind: PassEpilogue) -> MemoryTensor | None:
         """Codes of SIDE with the mask on top."""
@@ -238,13 +236,13 @@ class MemoryPasses:
                 return one.tensor
         return self._host_tensor((node, "side"), (codes, above), lambda: _side_planes(side, mask), planes)
 
-    def _host_tensor(self, name: Hashable, values: tuple[Any, ...], elements: Any, planes: int) -> HostTensor:
+    def _host_tensor(self, name: Hashable, values: tuple[Any, ...], codes: Any, planes: int) -> HostTensor:
         """The tensor of arrays; the same as long as they are the same objects."""
         found = self._hosted.get(name)
         if found is None or found.planes != planes or any(
             a is not b for a, b in zip(found.values, values, strict=True)
         ):  # fmt: skip
-            found = HostTensor(self.arena, self.design, name, values, elements(), planes)
+            found = HostTensor(self.arena, self.design, name, values, codes(), planes)
             self._hosted[name] = found
         return found
 
@@ -357,8 +355,9 @@ def _as_array(codes: CodeTensor | None) -> CodeTensor | None:
 
 def _side_planes(side: CodeTensor | None, mask: Bools | None) -> Any:
     """Elements of SIDE from arrays."""
-    bits = side.bits if side is not None else 0
-    found: Any = 0 if side is None else planes_of(side.values, side.bits, side.signed, "side codes")
+    found: Any = 0
+    if side is not None:
+        found = checked(side, "side codes").astype(np.int64) & all_planes(side.bits)
     if mask is not None:
-        found = found | np.asarray(mask).astype(np.uint16) << bits
-    return np.asarray(found, np.uint16)
+        found = found | np.asarray(mask).astype(np.int64) << (side.bits if side is not None else 0)
+    return found

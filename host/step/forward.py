@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from host.arrays import F32, Codes
+from host.arrays import F32, F64, Codes
 from host.epilogue import Bools, Epilogue
 from host.step.channel_parameters import (
-    F64,
     ChannelMoments,
     Inner,
     bounded,
