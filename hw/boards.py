@@ -59,8 +59,11 @@ class Board:
         ps: library block of the processor; ps_rule: its automation rule; automation: settings of that rule.
         ps_properties: settings beyond the board's preset.
         clock_pin, reset_pin, interrupt_pin, control_port, control_clock: names on the processor.
-        memory_ports: in the order of the streams that use them: in0, in1, out0, out1.
-        address_bits: of the DMAs; burst: beats, at most what the memory port takes.
+        protocol: "AXI3" or "AXI4", of control and memory ports.
+        control_id_bits, control_address_bits: of the control port's transactions.
+        memory_ports: of the accelerator's masters 0 and 1, which share no port of the memory controller.
+        address_bits: of the masters.
+        memory_mb: megabytes of the processor's memory.
     """
 
     part: Part
@@ -77,9 +80,12 @@ class Board:
     interrupt_pin: str
     control_port: str
     control_clock: str
+    protocol: str
+    control_id_bits: int
+    control_address_bits: int
     memory_ports: tuple[MemoryPort, ...]
     address_bits: int
-    burst: int
+    memory_mb: int
     logic_memory: float = 0.0
     free_edition: bool = True
 
@@ -106,17 +112,19 @@ def _zynq7(part: Part, memory: float, name: str, board_part: str, remedy: str, *
         interrupt_pin="IRQ_F2P",
         control_port="M_AXI_GP0",
         control_clock="M_AXI_GP0_ACLK",
-        # HP0 and HP1 share a port of the memory controller, HP2 and HP3 another: each has a stream in and one out
+        protocol="AXI3",
+        control_id_bits=12,
+        control_address_bits=32,
+        # HP0 and HP1 share a port of the memory controller, HP2 and HP3 another
         memory_ports=tuple(
             MemoryPort(
                 f"S_AXI_HP{i}",
                 f"S_AXI_HP{i}_ACLK",
                 ((f"PCW_USE_S_AXI_HP{i}", "1"), (f"PCW_S_AXI_HP{i}_DATA_WIDTH", "64")),
             )
-            for i in (0, 2, 1, 3)
+            for i in (0, 2)
         ),
         address_bits=32,
-        burst=16,  # AXI3 bursts have 16 beats at most
         **more,
     )
 
@@ -128,6 +136,7 @@ _BOARDS = (
         "zc706",
         "xilinx.com:zc706:part0:*",
         "install the ZC706 board files from the XilinxBoardStore",
+        memory_mb=1024,
         logic_memory=1e10,
         free_edition=False,
     ),
@@ -137,6 +146,7 @@ _BOARDS = (
         "pynq-z2",
         "tul.com.tw:pynq-z2:part0:*",
         "put TUL's PYNQ-Z2 board files into data/boards/board_files of Vivado",
+        memory_mb=512,
     ),
     Board(
         Part("xczu7ev-ffvc1156-2-e", 230_400, 460_800, 312, 1_728),
@@ -149,6 +159,7 @@ _BOARDS = (
         automation='apply_board_preset "1"',
         ps_properties=(
             ("PSU__USE__M_AXI_GP0", "1"),
+            ("PSU__MAXIGP0__DATA_WIDTH", "32"),  # as wide as the registers, so that nothing has to convert
             ("PSU__USE__M_AXI_GP1", "0"),
             ("PSU__USE__M_AXI_GP2", "0"),
             ("PSU__FPGA_PL0_ENABLE", "1"),
@@ -160,16 +171,19 @@ _BOARDS = (
         interrupt_pin="pl_ps_irq0",
         control_port="M_AXI_HPM0_FPD",
         control_clock="maxihpm0_fpd_aclk",
+        protocol="AXI4",
+        control_id_bits=16,
+        control_address_bits=40,
         memory_ports=tuple(
             MemoryPort(
                 f"S_AXI_HP{i}_FPD",
                 f"saxihp{i}_fpd_aclk",
                 ((f"PSU__USE__S_AXI_GP{i + 2}", "1"), (f"PSU__SAXIGP{i + 2}__DATA_WIDTH", "64")),
             )
-            for i in range(4)
+            for i in range(2)
         ),
         address_bits=40,
-        burst=64,
+        memory_mb=2048,
     ),
 )
 

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.scripts_only:
         files = render_scripts(design, arguments.flow, arguments.jobs, arguments.accept_timing)
         write_scripts(files, folder)
-        first = "cd hls and run HLS, unpack export.zip to ip/fabric_hls, then " if arguments.flow == "hls" else ""
+        first = "cd hls and run HLS, unpack its export.zip to hls/export, then " if arguments.flow == "hls" else ""
         print(f"{len(files)} files in {folder}; there, {first}vivado -mode batch -source build.tcl")
         return 0
     tools = {}

@@ -26,6 +26,7 @@ from hw.boards import BOARDS
 from hw.design import ROOT, Design
 from hw.files import write_atomically
 from hw.generate import compile_order, manifest, render
+from hw.tools import ports
 
 Flow = Literal["rtl", "hls"]
 TEMPLATES = ROOT / "hw" / "vivado"
@@ -38,29 +39,8 @@ class BitstreamError(RuntimeError):
     """A tool is missing or failed, or its reports say that the result must not be used."""
 
 
-#: identity of the fabric block by flow: ours for RTL, the tool's own default for HLS
-VLNV: dict[str, dict[str, str]] = {
-    "rtl": {"vendor": "fractrain", "library": "fabric", "version": "1.0"},
-    "hls": {"vendor": "xilinx.com", "library": "hls", "version": "1.0"},
-}
-
-
-#: ports of the fabric: direction, bits and signal of its AXI4-Lite slave,
-CONTROL_PORTS = (
-    ("input", 8, "AWADDR"), ("input", 1, "AWVALID"), ("output", 1, "AWREADY"), ("input", 32, "WDATA"),
-    ("input", 4, "WSTRB"), ("input", 1, "WVALID"), ("output", 1, "WREADY"), ("output", 2, "BRESP"),
-    ("output", 1, "BVALID"), ("input", 1, "BREADY"), ("input", 8, "ARADDR"), ("input", 1, "ARVALID"),
-    ("output", 1, "ARREADY"), ("output", 32, "RDATA"), ("output", 2, "RRESP"), ("output", 1, "RVALID"),
-    ("input", 1, "RREADY"),
-)  # fmt: skip
-_STREAM = (("TDATA", 64), ("TVALID", 1), ("TREADY", 1), ("TLAST", 1))
-#: and of its streams: name, direction of the data, direction of TREADY, signals and their bits
-STREAM_PORTS = (
-    ("in0", "input", "output", _STREAM),
-    ("in1", "input", "output", _STREAM),
-    ("out0", "output", "input", (*_STREAM, ("TKEEP", 8))),
-    ("out1", "output", "input", (*_STREAM, ("TKEEP", 8))),
-)
+#: identity of the accelerator's block
+VLNV = {"vendor": "fractrain", "library": "fabric", "version": "1.0"}
 
 
 # -- tools ------------------------------------------------------------------------------------------------------------
@@ -156,30 +136,34 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2, accept_timing: boo
     """
     if jobs < 1:
         raise ValueError(f"--jobs {jobs} must be at least 1")
-    generated = render(design)
-    files = {n: t for n, t in generated.items() if n.startswith(f"{flow}/")}
+    generated, board = render(design), BOARDS[design.part]
     # 7-series primitives for every part, which is what hw/tools/yosys.py counts. For UltraScale+ Vivado must retarget CARRY4,
     # DSP48E1 and LUT6_2 when it links the netlist; one that it could not would be a black box, which ends the build.
     sources = compile_order((n.removeprefix("rtl/") for n in generated if n.startswith("rtl/")), True, True)
+    if flow == "hls":  # the kernel takes the place of the stream core, behind the same front end
+        sources = [name for name in sources if name == "fabric_pkg.sv" or name.startswith("memory/")]
+    files = {f"rtl/{name}": generated[f"rtl/{name}"] for name in sources}
+    if flow == "hls":
+        files |= {name: text for name, text in generated.items() if name.startswith("hls/")}
     values: dict[str, Any] = {
         "design": design,
-        "board": BOARDS[design.part],
+        "board": board,
         "flow": flow,
         "jobs": jobs,
         "accept_timing": accept_timing,
         "sources": sources,
-        "vlnv": VLNV[flow],
-        "control_ports": CONTROL_PORTS,
-        "stream_ports": STREAM_PORTS[: 2 + design.output_streams],
+        "vlnv": VLNV,
+        "ports": {name: value for name, value in vars(ports).items() if name.isupper()},
+        "control": ports.control_signals(board),
+        "memory": ports.memory_signals(board),
+        "registers": ports.register_signals(),
         "strategy": {
             "synthesis": "Flow_PerfOptimized_high",
             "implementation": "Performance_ExplorePostRoutePhysOpt",
         },
     }
     environment = _environment(TEMPLATES)
-    names = ["build.tcl", "block_design.tcl", "implement.tcl", "fabric.xdc"]
-    names += ["package_rtl.tcl", "fabric_top.v"] if flow == "rtl" else []
-    for name in names:
+    for name in ("build.tcl", "package_rtl.tcl", "fabric_top.v", "block_design.tcl", "implement.tcl", "fabric.xdc"):
         files[name] = environment.get_template(f"{name}.j2").render(values)
     if flow == "hls":
         files["hls/hls.tcl"] = environment.get_template("hls.tcl.j2").render(values)
@@ -197,13 +181,13 @@ def write_scripts(files: dict[str, str], out: Path) -> None:
 
 
 def unpack_hls_export(out: Path) -> None:
-    """Unpack what HLS has exported into the block catalogue ``ip/fabric_hls``.
+    """Unpack what HLS has exported into ``hls/export``, from where its Verilog is packaged.
 
     Raises:
         BitstreamError: no export, or one with names that lead elsewhere.
     """
     exports = sorted((out / "hls").rglob("export.zip"), key=lambda p: p.stat().st_mtime)
-    target = out / "ip" / "fabric_hls"
+    target = out / "hls" / "export"
     if not exports:
         raise BitstreamError(f"HLS left no export.zip below {out / 'hls'}; read its log")
     shutil.rmtree(target, ignore_errors=True)
@@ -212,8 +196,8 @@ def unpack_hls_export(out: Path) -> None:
             if name.startswith("/") or ".." in Path(name).parts:
                 raise BitstreamError(f"{exports[-1]} holds the name {name!r}, which leads out of the folder")
         archive.extractall(target)
-    if not (target / "component.xml").is_file():
-        raise BitstreamError(f"{exports[-1]} holds no component.xml; it is no packaged block")
+    if not (target / "hdl" / "verilog" / "fabric.v").is_file():
+        raise BitstreamError(f"{exports[-1]} holds no hdl/verilog/fabric.v; it is no packaged kernel")
 
 
 # -- reports ----------------------------------------------------------------------------------------------------------
@@ -321,7 +305,7 @@ def overlay_files(design: Design, flow: Flow, with_driver: bool = True) -> dict[
         "design": design,
         "board": BOARDS[design.part],
         "contract": contract,
-        "vlnv": VLNV[flow],
+        "vlnv": VLNV,
         "package": package,
         "driver_packages": sorted({str(Path(n).parent).replace("/", ".") for n in driver if "/" in n}),
     }

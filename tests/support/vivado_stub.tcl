@@ -25,6 +25,8 @@ set stub_opened ""
 set stub_bitstream 0
 set stub_packaged {}
 set stub_mapped 1
+set stub_interfaces {}           ;# of the packaged core: name {mode protocol}
+set stub_reaching {}             ;# its masters with an address space
 set stub_read {}                 ;# kinds of paths whose slack was read before the bitstream
 # properties of a timing path (UG912)
 set stub_path [dict create SLACK 0 STARTPOINT_PIN a_reg/C ENDPOINT_PIN b_reg/D LOGIC_LEVELS 12 DATAPATH_DELAY 6.9 \
@@ -77,21 +79,6 @@ proc touch {path {text ""}} {
 # property kinds: bool, int LOW HIGH, freq LOW HIGH, one-of WORDS
 proc property_kinds {kind} {
     switch -- $kind {
-        axi_dma {
-            return {
-                c_include_sg {bool} c_sg_length_width {int 8 26} c_sg_include_stscntrl_strm {bool}
-                c_addr_width {int 32 64} c_include_mm2s {bool} c_include_s2mm {bool} c_include_mm2s_dre {bool}
-                c_include_s2mm_dre {bool} c_m_axi_mm2s_data_width {words 32 64 128 256 512 1024}
-                c_m_axis_mm2s_tdata_width {words 8 16 32 64 128 256 512 1024}
-                c_m_axi_s2mm_data_width {words 32 64 128 256 512 1024}
-                c_mm2s_burst_size {words 2 4 8 16 32 64 128 256} c_s2mm_burst_size {words 2 4 8 16 32 64 128 256}
-            }
-        }
-        smartconnect { return {NUM_SI {int 1 16} NUM_MI {int 1 16} NUM_CLKS {int 1 10}} }
-        xlconcat { return {NUM_PORTS {int 1 128}} }
-        axi_gpio {
-            return {C_GPIO_WIDTH {int 1 32} C_ALL_OUTPUTS {bool} C_ALL_INPUTS {bool} C_DOUT_DEFAULT {hex} C_IS_DUAL {bool}}
-        }
         proc_sys_reset { return {C_EXT_RESET_HIGH {bool} C_AUX_RESET_HIGH {bool}} }
         clk_wiz {
             return {
@@ -144,24 +131,6 @@ proc setting {cell property default} {
 proc pins_of {cell} {
     set kind [dict get $::stub_cells $cell kind]
     switch -- $kind {
-        axi_dma {
-            set pins {s_axi_lite_aclk {I clk} axi_resetn {I rst}}
-            if {[setting $cell c_include_mm2s 1]} { lappend pins m_axi_mm2s_aclk {I clk} mm2s_introut {O irq} }
-            if {[setting $cell c_include_s2mm 1]} { lappend pins m_axi_s2mm_aclk {I clk} s2mm_introut {O irq} }
-            if {[setting $cell c_include_sg 1]} { lappend pins m_axi_sg_aclk {I clk} }
-            return $pins
-        }
-        smartconnect { return {aclk {I clk} aresetn {I rst}} }
-        xlconcat {
-            set pins {dout {O irq}}
-            for {set i 0} {$i < [setting $cell NUM_PORTS 2]} {incr i} { lappend pins In$i {I irq} }
-            return $pins
-        }
-        axi_gpio {
-            set pins {s_axi_aclk {I clk} s_axi_aresetn {I rst} gpio_io_o {O data}}
-            if {![setting $cell C_ALL_OUTPUTS 0]} { lappend pins gpio_io_i {I optional} gpio_io_t {O data} }
-            return $pins
-        }
         proc_sys_reset {
             return {
                 slowest_sync_clk {I clk} ext_reset_in {I rst} aux_reset_in {I optional} mb_debug_sys_rst {I optional}
@@ -195,36 +164,30 @@ proc pins_of {cell} {
         fabric { return {ap_clk {I clk} ap_rst_n {I rst} interrupt {O irq}} }
     }
 }
-# interfaces: name {mode protocol}
+# interfaces: name {mode protocol}; a protocol is told with its bits of data and of identifiers, which must agree where two
+# interfaces meet without an interconnect between them
 proc interfaces_of {cell} {
     set kind [dict get $::stub_cells $cell kind]
     set found {}
     switch -- $kind {
-        axi_dma {
-            lappend found S_AXI_LITE {slave axi}
-            if {[setting $cell c_include_mm2s 1]} { lappend found M_AXI_MM2S {master axi} M_AXIS_MM2S {master axis} }
-            if {[setting $cell c_include_s2mm 1]} { lappend found M_AXI_S2MM {master axi} S_AXIS_S2MM {slave axis} }
-        }
-        smartconnect {
-            for {set i 0} {$i < [setting $cell NUM_SI 1]} {incr i} { lappend found [format S%02d_AXI $i] {slave axi} }
-            for {set i 0} {$i < [setting $cell NUM_MI 1]} {incr i} { lappend found [format M%02d_AXI $i] {master axi} }
-        }
-        axi_gpio { lappend found S_AXI {slave axi} GPIO {master gpio} }
         processing_system7 {
-            if {[setting $cell PCW_USE_M_AXI_GP0 1]} { lappend found M_AXI_GP0 {master axi} }
+            if {[setting $cell PCW_USE_M_AXI_GP0 1]} { lappend found M_AXI_GP0 {master AXI3/32/12} }
             foreach port {0 1 2 3} {
-                if {[setting $cell PCW_USE_S_AXI_HP$port 0]} { lappend found S_AXI_HP$port {slave axi} }
+                set bits [setting $cell PCW_S_AXI_HP${port}_DATA_WIDTH 64]
+                if {[setting $cell PCW_USE_S_AXI_HP$port 0]} { lappend found S_AXI_HP$port [list slave AXI3/$bits/6] }
             }
         }
         zynq_ultra_ps_e {
             foreach {gp name} {0 M_AXI_HPM0_FPD 1 M_AXI_HPM1_FPD} {
-                if {[setting $cell PSU__USE__M_AXI_GP$gp 1]} { lappend found $name {master axi} }
+                set bits [setting $cell PSU__MAXIGP${gp}__DATA_WIDTH 128]
+                if {[setting $cell PSU__USE__M_AXI_GP$gp 1]} { lappend found $name [list master AXI4/$bits/16] }
             }
             foreach {gp name} {2 S_AXI_HP0_FPD 3 S_AXI_HP1_FPD 4 S_AXI_HP2_FPD 5 S_AXI_HP3_FPD} {
-                if {[setting $cell PSU__USE__S_AXI_GP$gp 0]} { lappend found $name {slave axi} }
+                set bits [setting $cell PSU__SAXIGP${gp}__DATA_WIDTH 128]
+                if {[setting $cell PSU__USE__S_AXI_GP$gp 0]} { lappend found $name [list slave AXI4/$bits/6] }
             }
         }
-        fabric { lappend found s_axi_control {slave axi} in0 {slave axis} in1 {slave axis} out0 {master axis} out1 {master axis optional} }
+        fabric { set found $::stub_interfaces }
     }
     return $found
 }
@@ -332,6 +295,13 @@ proc set_one_property {name value object} {
     } elseif {$object eq "registers_of_core"} {
         if {$name ni {usage range width}} { fail "an address block has no property $name" }
         dict set ::stub_core(block) $name $value
+    } elseif {[regexp {^space:(.+)$} $object - space]} {
+        if {$name ni {range width}} { fail "an address space has no property $name" }
+        dict set ::stub_core(spaces) $space $name $value
+    } elseif {[regexp {^interface:(m_axi_.)$} $object - master]} {
+        if {$name ne "master_address_space_ref"} { fail "a master has no property $name" }
+        if {![dict exists $::stub_core(spaces) $value range]} { fail "no address space $value with a range" }
+        lappend ::stub_reaching $master
     } elseif {$object eq "interface:s_axi_control"} {
         if {$name ne "slave_memory_map_ref"} { fail "an interface has no property $name" }
         if {$value ne $::stub_core(map)} { fail "no memory map $value" }
@@ -386,11 +356,12 @@ proc ipx::package_project {args} {
     if {$::stub_top eq ""} { fail "ipx::package_project before top is set" }
     if {[llength [lsearch -all -glob $::stub_files *fabric_pkg.sv]] != 1} { fail "the package fabric_pkg.sv is not among the sources" }
     if {[file tail [lindex $::stub_files 0]] ne "fabric_pkg.sv"} { fail "fabric_pkg.sv must come first, other files import it" }
+    if {[lsearch -regexp $::stub_files {/fabric\.s?v$}] < 0} { fail "no source holds the module fabric" }
     set top [lsearch -inline -regexp $::stub_files "/$::stub_top\\.(s?v|vhdl?)\$"]
     if {$top eq ""} { fail "no source holds the top $::stub_top" }
     if {[file extension $top] eq ".sv"} { fail "the packager takes no SystemVerilog top ($top): write a wrapper in Verilog" }
     array set ::stub_core [list open 1 checked 0 sums 0 root $opt(-root_dir) vendor $opt(-vendor) library $opt(-library) \
-        name $::stub_top version 1.0 interfaces [attributes $top] map "" block {} referred 0]
+        name $::stub_top version 1.0 interfaces [attributes $top] spaces {} map "" block {} referred 0]
 }
 # Interfaces that the attributes of a Verilog top name; a port without one belongs to none.
 proc ipx::attributes {path} {
@@ -399,7 +370,7 @@ proc ipx::attributes {path} {
     close $stream
     set found [dict create]
     foreach {- vlnv name port} [regexp -all -inline {X_INTERFACE_INFO = "(\S+) (\S+) (\S+)"} $text] {
-        if {![regexp {^xilinx\.com:(signal:(clock|reset|interrupt)|interface:(aximm|axis)):1\.0$} $vlnv]} { fail "no interface $vlnv" }
+        if {![regexp {^xilinx\.com:(signal:(clock|reset|interrupt)|interface:aximm):1\.0$} $vlnv]} { fail "no interface $vlnv" }
         dict lappend found $name $port
     }
     regsub -all {\(\*.*?\*\)} $text "" plain
@@ -408,8 +379,19 @@ proc ipx::attributes {path} {
     if {[llength $ports] != 2 * $count} { fail "[expr {[llength $ports] / 2}] ports and $count X_INTERFACE_INFO in $path" }
     if {![regexp {ASSOCIATED_BUSIF ([\w:]+), ASSOCIATED_RESET ap_rst_n} $text - busses]} { fail "the clock has no interfaces" }
     if {![regexp {POLARITY ACTIVE_LOW} $text]} { fail "the reset's polarity is not told" }
-    foreach name [dict keys $found] {
-        if {$name ni [concat [split $busses :] {ap_clk ap_rst_n interrupt}]} { fail "interface $name has no clock" }
+    set ::stub_interfaces {}
+    foreach {name ports} $found {
+        if {$name in {ap_clk ap_rst_n interrupt}} continue
+        if {$name ni [split $busses :]} { fail "interface $name has no clock" }
+        if {[lsort -unique $ports] ne [lsort $ports]} { fail "interface $name has a signal twice: $ports" }
+        set pattern "XIL_INTERFACENAME $name, PROTOCOL (AXI3|AXI4|AXI4LITE), ADDR_WIDTH \\d+, DATA_WIDTH (\\d+), ID_WIDTH (\\d+)"
+        if {![regexp $pattern $text - protocol bits ids]} { fail "interface $name does not tell its protocol" }
+        foreach {signal size} [list ARLEN [dict get {AXI3 4 AXI4 8} $protocol] RDATA $bits WDATA $bits ARID $ids BID $ids] {
+            set range [expr {$size > 1 ? [format {\[%d:0\] +} [expr {$size - 1}]] : ""}]
+            if {![regexp -line "wire +$range${name}_$signal,$" $plain]} { fail "${name}_$signal is not as wide as $protocol says" }
+        }
+        set mode [expr {[regexp -line "^ *input +wire +${name}_ARVALID,$" $plain] ? "slave" : "master"}]
+        lappend ::stub_interfaces $name [list $mode $protocol/$bits/$ids]
     }
     return $found
 }
@@ -437,6 +419,12 @@ proc ipx::get_address_blocks {args} {
     options {-quiet 0 -of_objects 1} $args
     arguments 0
     return [expr {[dict exists $::stub_core(block) name] ? "registers_of_core" : ""}]
+}
+proc ipx::add_address_space {args} { options {} $args; arguments 2; dict set ::stub_core(spaces) [lindex $rest 0] {} }
+proc ipx::get_address_spaces {args} {
+    options {-quiet 0 -of_objects 1} $args
+    arguments 1
+    return [expr {[dict exists $::stub_core(spaces) [lindex $rest 0]] ? "space:[lindex $rest 0]" : ""}]
 }
 proc ipx::current_core {args} {
     if {!$::stub_core(open)} { fail "ipx::current_core without a core" }
@@ -469,20 +457,10 @@ proc update_ip_catalog {args} {
     set ::stub_project(catalog) 1
 }
 proc catalogue {} {
-    set versions {
-        axi_dma 7.1 smartconnect 1.0 xlconcat 2.1 axi_gpio 2.0 proc_sys_reset 5.0 clk_wiz 6.0 processing_system7 5.5
-        zynq_ultra_ps_e 3.4
-    }
+    set versions { proc_sys_reset 5.0 clk_wiz 6.0 processing_system7 5.5 zynq_ultra_ps_e 3.4 }
     set found {}
     foreach {name version} $versions { lappend found xilinx.com:ip:$name:$version }
     if {$::stub_project(catalog)} {
-        foreach folder $::stub_project(repos) {
-            foreach component [glob -nocomplain -directory $folder */component.xml] {
-                if {[file tail [file dirname $component]] eq "fabric_hls"} {
-                    lappend found xilinx.com:hls:fabric:1.0
-                }
-            }
-        }
         lappend found {*}$::stub_packaged
     }
     return $found
@@ -590,7 +568,7 @@ proc connect_bd_intf_net {args} {
         lappend protocols $protocol
     }
     if {[lsort $modes] ne {master slave}} { fail "$args: one must be master and one slave, not $modes" }
-    if {[lindex $protocols 0] ne [lindex $protocols 1]} { fail "$args: protocols $protocols differ" }
+    if {[lindex $protocols 0] ne [lindex $protocols 1]} { fail "$args: protocol, bits of data or of identifiers differ: $protocols" }
     lassign $args a b
     dict set ::stub_links $a $b
     dict set ::stub_links $b $a
@@ -606,23 +584,23 @@ proc get_bd_addr_spaces {args} {
     need_bd
     options {-quiet 0} $args
     arguments 1
-    if {[lindex $rest 0] ne "ps/Data"} { fail "no address space [lindex $rest 0]" }
-    return ps/Data
+    set space [lindex $rest 0]
+    if {$space ne "ps/Data" && [regsub {^fabric/} $space ""] ni $::stub_reaching} { fail "no address space $space" }
+    return $space
 }
 proc get_bd_addr_segs {args} {
     need_bd
     options {-quiet 0 -of_objects 1} $args
     arguments 0
-    if {$opt(-of_objects) ne "ps/Data"} { fail "no address space $opt(-of_objects)" }
+    set space $opt(-of_objects)
     if {!$::stub_bd(addressed)} { return {} }
-    set found {}
-    dict for {cell what} $::stub_cells {
-        switch -- [dict get $what kind] {
-            fabric { if {$::stub_mapped} { lappend found /ps/Data/SEG_${cell}_registers } }
-            axi_dma - axi_gpio { lappend found /ps/Data/SEG_${cell}_Reg }
-        }
+    if {$space eq "ps/Data"} {
+        return [expr {$::stub_mapped && [dict exists $::stub_links fabric/s_axi_control] ? "/ps/Data/SEG_fabric_registers" : ""}]
     }
-    return $found
+    if {![dict exists $::stub_links $space]} { return {} }
+    # the processor's port of memory that the master is connected to
+    regexp {HP\d} [dict get $::stub_links $space] port
+    return /$space/SEG_ps_${port}_DDR_LOWOCM
 }
 proc validate_bd_design {args} {
     need_bd
@@ -638,8 +616,6 @@ proc validate_bd_design {args} {
             if {$direction eq "I" && $class ne "optional" && ![dict exists $::stub_nets $cell/$pin]} { fail "$cell/$pin is not connected" }
         }
         foreach {name about} [interfaces_of $cell] {
-            # the second output is used by designs with two output streams
-            if {[lindex $about 1] eq "gpio" || [lindex $about 2] eq "optional"} continue
             if {![dict exists $::stub_links $cell/$name]} { fail "$cell/$name is not connected" }
         }
     }

@@ -31,7 +31,8 @@ from hw.tools.vivado import (
     vivado_version,
     write_scripts,
 )
-from hw.tools.yosys import synthesis_sources
+from hw.tools.yosys import primitive_headers, synthesis_sources
+from tests.hw.rtl.test_lint import lint
 
 STUB = ROOT / "tests" / "support" / "vivado_stub.tcl"
 TCLSH = shutil.which("tclsh")
@@ -69,8 +70,9 @@ def prepared(design_name: str, flow: Flow, folder: Path) -> Path:
     """Build folder with all scripts, and for HLS with a packaged block."""
     write_scripts(render_scripts(load_design(design_name), flow), folder)
     if flow == "hls":
-        (folder / "ip" / "fabric_hls").mkdir(parents=True)
-        (folder / "ip" / "fabric_hls" / "component.xml").write_text("")
+        verilog = folder / "hls" / "export" / "hdl" / "verilog"
+        verilog.mkdir(parents=True)
+        (verilog / "fabric.v").write_text("")
     return folder
 
 
@@ -120,28 +122,34 @@ def test_the_script_for_old_hls_tools(flow: Flow, tmp_path: Path) -> None:
 
 
 MISTAKES = [
-    ("block_design.tcl", "CONFIG.c_sg_length_width", "CONFIG.c_sg_lenght_width", "no property CONFIG.c_sg_lenght"),
-    ("block_design.tcl", "c_sg_length_width {26}", "c_sg_length_width {27}", "cannot be '27'"),
+    ("block_design.tcl", "CONFIG.RESET_PORT", "CONFIG.RESET_PROT", "no property CONFIG.RESET_PROT"),
+    ("block_design.tcl", "PRIM_SOURCE {No_buffer}", "PRIM_SOURCE {No_bufer}", "cannot be 'No_bufer'"),
     ("block_design.tcl", "fabric/ap_rst_n", "fabric/ap_rstn", "has no pin ap_rstn"),
     ("block_design.tcl", "fabric/s_axi_control", "fabric/s_axi_ctrl", "has no interface s_axi_ctrl"),
     ("block_design.tcl", "validate_bd_design", "validate_bd_desing", "unknown command validate_bd_desing"),
     ("block_design.tcl", "create_bd_cell -type ip -vlnv", "create_bd_cell -type ip -vnlv", "no option -vnlv"),
-    ("block_design.tcl", "xlconcat]", "xlconcatenate]", "Vivado has no block xilinx.com:ip:xlconcatenate"),
+    ("block_design.tcl", "proc_sys_reset\n", "proc_sys_rest\n", "Vivado has no block xilinx.com:ip:proc_sys_rest"),
     ("block_design.tcl", "validate_bd_design\nsave_bd_design", "save_bd_design\nvalidate_bd_design", "before validate"),
-    ("block_design.tcl", "assign_bd_address\n", "", "block fabric has got no address; mapped are: \n"),
+    ("block_design.tcl", "assign_bd_address\n", "", "address space ps/Data lacks SEG_fabric"),
     ("block_design.tcl", "update_ip_catalog -rebuild\n", "", "no block fractrain:fabric:fabric:1.0"),
-    ("block_design.tcl", "dma_in0/M_AXIS_MM2S] [get_bd_intf_pins fabric/in0",
-     "fabric/in1] [get_bd_intf_pins fabric/in0", "one must be master"),
-    ("block_design.tcl", "dma_in1/M_AXIS_MM2S] [get_bd_intf_pins fabric/in1",
-     "dma_in1/M_AXIS_MM2S] [get_bd_intf_pins fabric/in0", "connected already"),
-    ("block_design.tcl", "[get_bd_pins memory1/aclk] ", "", "memory1/aclk is not connected"),
-    ("block_design.tcl", "CONFIG.PCW_USE_S_AXI_HP1 1", "CONFIG.PCW_USE_S_AXI_HP1 0", "has no interface S_AXI_HP1"),
+    ("block_design.tcl", "fabric/m_axi_1]", "fabric/s_axi_control]", "connected already"),
+    ("block_design.tcl", "[get_bd_intf_pins ps/S_AXI_HP2]", "[get_bd_intf_pins fabric/m_axi_0]", "connected already"),
+    ("block_design.tcl", "ps/M_AXI_GP0] [get_bd_intf_pins fabric/s_axi_control", "ps/S_AXI_HP0] [get_bd_intf_pins fabric/s_axi_control",
+     "one must be master"),
+    ("block_design.tcl", "[get_bd_pins ps/S_AXI_HP2_ACLK] ", "", "ps/S_AXI_HP2_ACLK is not connected"),
+    ("block_design.tcl", "CONFIG.PCW_USE_S_AXI_HP2 1", "CONFIG.PCW_USE_S_AXI_HP2 0", "has no interface S_AXI_HP2"),
+    ("block_design.tcl", "HP2_DATA_WIDTH 64", "HP2_DATA_WIDTH 32", "AXI3/64/6 AXI3/32/6"),
     ("block_design.tcl", "connect_bd_net [get_bd_pins clock/locked]",
      "connect_bd_net [get_bd_pins clock/clk_out1] [get_bd_pins clock/locked]", "drive one net"),
     ("package_rtl.tcl", "ipx::save_core $core", "ipx::save_core", "takes 1 arguments"),
     ("package_rtl.tcl", "set_property top fabric_top ", "set_property topp fabric_top ", "no property topp"),
     ("package_rtl.tcl", "ipx::update_checksums $core\n", "", "before ipx::update_checksums"),
     ("package_rtl.tcl", "ipx::package_project", "ipx::package_projekt", "unknown command ipx::package_projekt"),
+    ("package_rtl.tcl", " fabric.sv", "", "no source holds the module fabric"),
+    ("package_rtl.tcl", "set_property top fabric_top ", "set_property top fabric ", "takes no SystemVerilog top"),
+    ("package_rtl.tcl", "set_property range 4096 $registers\n", "", "address space ps/Data lacks SEG_fabric"),
+    ("package_rtl.tcl", "    set_property range 4G $space\n", "", "no address space m_axi_0 with a range"),
+    ("package_rtl.tcl", "    set_property master_address_space_ref $name $master\n", "", "no address space fabric/m_axi_0"),
     ("implement.tcl", "report_timing_summary -max_paths", "report_timing_summary -max_path", "no option -max_path"),
     ("implement.tcl", "finish synth_1\n", "", "before synth_1 is finished"),
     ("implement.tcl", "Flow_PerfOptimized_high", "Flow_PerfOptimised_high", "no strategy Flow_PerfOptimised_high"),
@@ -149,11 +157,11 @@ MISTAKES = [
     ("implement.tcl", "open_run impl_1\n", "", "before open_run"),
     ("implement.tcl", "foreach kind {setup hold}", "foreach kind {setup}", "before the slack of hold was read"),
     ("implement.tcl", "close_design\n", "", "while a design is open"),
-    ("package_rtl.tcl", "set_property top fabric_top ", "set_property top fabric ", "takes no SystemVerilog top"),
-    ("package_rtl.tcl", "set_property range 4096 $registers\n", "", "block fabric has got no address"),
-    ("fabric_top.v", "xilinx.com:interface:axis:1.0 in1 TDATA", "xilinx.com:interface:axi5:1.0 in1 TDATA", "no interface"),
-    ("fabric_top.v", '    (* X_INTERFACE_INFO = "xilinx.com:interface:axis:1.0 in1 TREADY" *)\n', "", "38 ports and 37 X_INTERFACE_INFO"),
     ("implement.tcl", "set_property synth_checkpoint_mode None $system\n", "", "reaches the wrapper alone"),
+    ("fabric_top.v", "xilinx.com:interface:aximm:1.0 m_axi_1 WDATA", "xilinx.com:interface:axi5:1.0 m_axi_1 WDATA", "no interface"),
+    ("fabric_top.v", '    (* X_INTERFACE_INFO = "xilinx.com:interface:aximm:1.0 m_axi_1 RREADY" *)\n', "", "ports and 1"),
+    ("fabric_top.v", "PROTOCOL AXI3", "PROTOCOL AXI4", "s_axi_control_ARLEN is not as wide as AXI4 says"),
+    ("fabric_top.v", "[3:0]  m_axi_0_ARLEN", "[7:0]  m_axi_0_ARLEN", "m_axi_0_ARLEN is not as wide as AXI3 says"),
 ]  # fmt: skip
 
 
@@ -175,16 +183,33 @@ def test_scripts_run_in_a_folder_with_a_blank(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_wrapper_has_the_ports_of_the_fabric() -> None:
-    files = render_scripts(load_design("zc706"), "rtl")
+@pytest.mark.parametrize("name", ["zc706", "zcu104"])
+def test_the_wrapper_connects_every_port(name: str, tmp_path: Path) -> None:
+    """Verilator finds ports that do not exist, are left out, or have other bits."""
+    design = load_design(name)
+    write_scripts(render_scripts(design, "rtl"), tmp_path)
+    (tmp_path / "primitives.v").write_text(primitive_headers())
+    sources = re.search(r"foreach name \{(.*?)\}", (tmp_path / "package_rtl.tcl").read_text())
+    assert sources is not None
+    files = [tmp_path / "primitives.v", *(tmp_path / "rtl" / name for name in sources[1].split())]
+    found = lint([*files, tmp_path / "fabric_top.v"], "fabric_top")
+    assert [line for line in found if "fabric_top" in line] == []
 
-    def ports(text: str) -> list[tuple[str, int, str]]:
-        found = re.findall(r"^ *(input|output) +(?:wire|logic) +(?:\[(\d+):0\])? *(\w+)", text, re.MULTILINE)
-        return [(direction, int(top or 0) + 1, name) for direction, top, name in found]
 
-    wrapper = files["fabric_top.v"]
-    assert ports(wrapper) == ports(files["rtl/fabric.sv"])
-    assert re.findall(r"^ +\.(\w+)\((\w+)\)", wrapper, re.MULTILINE) == [(n, n) for *_, n in ports(wrapper)]
+@pytest.mark.parametrize("part", [part for part in BOARDS if part.startswith("xc7z")])
+def test_the_masters_share_no_port_of_the_memory_controller(part: str) -> None:
+    """HP0 and HP1 meet at one port of the Zynq-7000's controller, HP2 and HP3 at another."""
+    halves = [int(port.name.removeprefix("S_AXI_HP")) // 2 for port in BOARDS[part].memory_ports]
+    assert sorted(halves) == [0, 1]
+
+
+def test_the_kernel_of_hls_stands_where_the_stream_core_would() -> None:
+    files = render_scripts(load_design("zc706"), "hls")
+    assert "rtl/memory/accelerator.sv" in files and "rtl/fabric.sv" not in files
+    assert "hls export hdl verilog" in files["package_rtl.tcl"]
+    rtl = render_scripts(load_design("zc706"), "rtl")
+    for name in ("fabric_top.v", "block_design.tcl", "implement.tcl"):
+        assert files[name] == rtl[name], name
 
 
 @needs_tcl
@@ -251,7 +276,7 @@ def test_the_whole_command_with_stubbed_tools(
     canned = reports(tmp_path / "canned")
     exported = io.BytesIO()
     with zipfile.ZipFile(exported, "w") as archive:
-        archive.writestr("component.xml", "")
+        archive.writestr("hdl/verilog/fabric.v", "")
     (tmp_path / "export.zip").write_bytes(exported.getvalue())
     texts = {
         "vivado": f'if [ "$1" = -version ]; then echo "Vivado v2024.1 (64-bit)"; exit; fi\n'
