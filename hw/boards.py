@@ -63,7 +63,8 @@ class Board:
         control_id_bits, control_address_bits: of the control port's transactions.
         memory_ports: of the accelerator's masters 0 and 1, which share no port of the memory controller.
         address_bits: of the masters.
-        memory_mb: megabytes of the processor's memory.
+        device_memory_mb: megabytes of the processor's memory that the driver takes for the accelerator, both banks together:
+            about a quarter, which the kernel must have set aside (cma=) and which leaves the rest to the host's tensors.
     """
 
     part: Part
@@ -85,7 +86,7 @@ class Board:
     control_address_bits: int
     memory_ports: tuple[MemoryPort, ...]
     address_bits: int
-    memory_mb: int
+    device_memory_mb: int
     logic_memory: float = 0.0
     free_edition: bool = True
 
@@ -136,7 +137,7 @@ _BOARDS = (
         "zc706",
         "xilinx.com:zc706:part0:*",
         "install the ZC706 board files from the XilinxBoardStore",
-        memory_mb=1024,
+        device_memory_mb=256,  # of 1 GB
         logic_memory=1e10,
         free_edition=False,
     ),
@@ -146,7 +147,7 @@ _BOARDS = (
         "pynq-z2",
         "tul.com.tw:pynq-z2:part0:*",
         "put TUL's PYNQ-Z2 board files into data/boards/board_files of Vivado",
-        memory_mb=512,
+        device_memory_mb=112,  # of 512 MB, as PYNQ's image sets 128 aside
     ),
     Board(
         Part("xczu7ev-ffvc1156-2-e", 230_400, 460_800, 312, 1_728),
@@ -183,7 +184,7 @@ _BOARDS = (
             for i in range(2)
         ),
         address_bits=40,
-        memory_mb=2048,
+        device_memory_mb=512,  # of 2 GB
     ),
 )
 

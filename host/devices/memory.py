@@ -182,20 +182,38 @@ class Memory:
         self.beats = beats
         self.words = np.zeros((beats, MEMORY_PORTS), dtype=np.uint64)
 
+    @staticmethod
+    def within(memory: int, offset: int, beats: int) -> None:
+        """Refuses a range of beats that does not lie in a memory of so many.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if offset < 0 or beats < 0 or offset + beats > memory:
+            raise ValueError(f"beats {offset}..{offset + beats} are not in a memory of {memory}")
+
+    @staticmethod
+    def whole_beats(words: U64) -> None:
+        """Refuses words that are no whole beats.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if words.ndim != 1 or words.size % MEMORY_PORTS:
+            raise ValueError(f"words of shape {words.shape} are no whole beats of {MEMORY_PORTS} words")
+
     def span(self, offset: int, beats: int) -> slice:
         """A range of beats.
 
         Raises:
             ValueError: it does not lie in the memory.
         """
-        if offset < 0 or beats < 0 or offset + beats > self.beats:
-            raise ValueError(f"beats {offset}..{offset + beats} are not in a memory of {self.beats}")
+        self.within(self.beats, offset, beats)
         return slice(offset, offset + beats)
 
     def write(self, offset: int, words: U64) -> None:
         """See :class:`MemoryDevice`."""
-        if words.ndim != 1 or words.size % MEMORY_PORTS:
-            raise ValueError(f"words of shape {words.shape} are no whole beats of {MEMORY_PORTS} words")
+        self.whole_beats(words)
         self.words[self.span(offset, words.size // MEMORY_PORTS)] = words.reshape(-1, MEMORY_PORTS)
 
     def read(self, offset: int, beats: int) -> U64:

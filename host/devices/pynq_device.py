@@ -1,9 +1,8 @@
-"""The fabric on a board, driven through PYNQ: one process, three DMAs, deadlines everywhere.
+"""The accelerator on a board, driven through PYNQ: one process, two banks of memory, deadlines everywhere.
 
-The block design (``hw/vivado``) holds the fabric as ``fabric``, one AXI DMA per stream as ``dma_in0``, ``dma_in1``,
-``dma_out0`` and, in a design with two output streams, ``dma_out1``, and a GPIO ``fabric_reset`` whose only bit resets the fabric.  Of PYNQ only three things are used -
-``Overlay`` to load the bitstream and find addresses, ``allocate`` for contiguous memory, ``MMIO`` for registers - so
-that nothing depends on a PYNQ version's DMA driver, whose ``wait()`` has no deadline.
+The block design (``hw/vivado``) holds the accelerator as ``fabric``, whose registers are all that there is to drive: it
+fetches programs and tensors itself from two contiguous buffers. Of PYNQ three things are used - ``Overlay`` to load the
+bitstream and find the registers, ``allocate`` for contiguous memory, ``MMIO`` for registers.
 
 Standard library, NumPy and pynq only.
 """
@@ -14,53 +13,46 @@ import importlib
 import json
 import math
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from host.arrays import U64
-from host.devices import dma
-from host.devices.device import (
-    DEFAULT_TIMEOUT,
-    DeviceError,
-    DeviceInfo,
-    HasWords,
-    Result,
-    check,
-    parse_output,
-    program_words,
-    split_streams,
-)
-from host.devices.dma import (
-    FROM_STREAM,
-    SCATTER_GATHER,
-    TO_STREAM,
-    WORD_BYTES,
-    ContiguousBuffer,
-    DmaChannel,
-    asked_of_pynq,
-    split_program,
-)
-from host.devices.library import COUNTERS, result_bound
+from host.devices.banks import Bank, asked_of_pynq
+from host.devices.device import DEFAULT_TIMEOUT, DeviceError, DeviceInfo, HasWords, Result, check
+from host.devices.library import COUNTERS
+from host.devices.memory import Memory, MemoryResult, MemoryStreams
 from host.devices.power import PowerMeter, PowerSensor
 from host.program.builder import ProgramBuilder
 from hw import contract
-from hw.contract import HEADER_WORDS, REGISTER, REGISTERS, Error, Flag, Opcode, OutputFormat, Target
-from hw.design import STREAM_BITS, Design
+from hw.boards import BOARDS
+from hw.contract import (
+    LINE_BEATS,
+    MEMORY_PORTS,
+    MEMORY_REGISTERS,
+    REGISTER,
+    REGISTERS,
+    Error,
+    Fault,
+    Flag,
+    MemoryStatus,
+    Opcode,
+    OutputFormat,
+    Target,
+)
+from hw.design import BEAT_BITS, STREAM_BITS, Design
 from hw.packet import product, read_entries
 
-INPUTS = ("dma_in0", "dma_in1")
-OUTPUTS = ("dma_out0", "dma_out1")  #: of which a design has as many as output streams
-LENGTH_BITS = 26  #: of the DMAs' length registers, as the block design sets them
+RESET_TIMEOUT = 1.0  #: seconds that a reset may take
+FRONT_COUNTERS = tuple(r.name for r in MEMORY_REGISTERS if r.doc.startswith("counter"))
+_OFFSETS = {r.name: r.offset for r in (*REGISTERS, *MEMORY_REGISTERS)}
+_MOST_CYCLES = (1 << 32) - 1  #: of the register DEADLINE
 
 # high-performance ports of the Zynq-7000: bit 0 of either control register narrows the port to 32 bits
 _AFI_BASE, _AFI_STEP, _AFI_READ, _AFI_WRITE = 0xF8008000, 0x1000, 0x00, 0x14
-_RESET_PAUSE = 1e-3  #: seconds; the reset controller needs some dozen clock cycles
-_LONGEST_SLEEP = 2e-3
+_LONGEST_SLEEP = 1e-3
 
 
 def _pynq() -> Any:
@@ -99,45 +91,50 @@ def self_test_program(design: Design) -> U64:
 
 
 class PynqDevice:
-    """A board with the overlay loaded.  Implements :class:`host.devices.device.Device`.
+    """A board with the overlay loaded.  Implements :class:`host.devices.memory.MemoryDevice` and, on top of it,
+    :class:`host.devices.device.Device`: a stream program is written to the beginning of the memory, and so overwrites it.
 
     Args:
         design: that the bitstream was built from.
-        overlay: path of the ``.bit`` file (its ``.hwh`` beside it), or a loaded ``pynq.Overlay``; None takes
+        overlay: path of the ``.bit`` file (its ``.hwh`` beside it), or a loaded overlay with an ``ip_dict``; None takes
             ``DESIGN.bit`` from the installed overlay packages.
         self_test: run a short program after loading and compare its answer with the reference.
         sensor: board power, read by a thread while programs run: results then count ``ENERGY_UJ``.  None measures none.
+        beats: size of the memory in beats of 16 bytes, a multiple of 256; None takes what the board has for it.
+        timeout: seconds that a program without a deadline may take.
 
     Raises:
-        DeviceError: no pynq or one that does not work here, a bitstream of another design, a wrong port width, a failed
-            self-test, or a sensor that cannot be read.
+        DeviceError: no pynq or one that does not work here, a bitstream of another design, a wrong port width, too little
+            memory, a failed self-test, or a sensor that cannot be read.
     """
 
     def __init__(
-        self, design: Design, overlay: Any = None, *, self_test: bool = True, sensor: PowerSensor | None = None
+        self,
+        design: Design,
+        overlay: Any = None,
+        *,
+        self_test: bool = True,
+        sensor: PowerSensor | None = None,
+        beats: int | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        self._design = design
+        self._design, self._timeout = design, timeout
+        self.beats = (BOARDS[design.part].device_memory_mb << 20) * 8 // BEAT_BITS if beats is None else beats
+        if self.beats < LINE_BEATS or self.beats % LINE_BEATS:
+            raise ValueError(f"a memory of {self.beats} beats; choose a multiple of {LINE_BEATS}")
         self._pynq = _pynq()
-        self._buffers: dict[str, ContiguousBuffer] = {}
+        self._banks: list[Bank] = []
         self._meter: PowerMeter | None = None
         self._unfinished = False  # a program was abandoned and the reset after it did not end
         self.energy = 0.0  #: joules of all programs so far, of the whole board; 0 without a sensor
         self.overlay = self._load(overlay)
         self._fabric = self._mmio("fabric")
-        self._reset_gpio = self._mmio("fabric_reset") if "fabric_reset" in self._blocks else None
-        width = self._check_dmas()
-        self._most = (1 << width) // WORD_BYTES - 1  # words of one transfer
-        self._ins = [DmaChannel(self._mmio(name), TO_STREAM, name) for name in INPUTS]
-        self._outs = [DmaChannel(self._mmio(name), FROM_STREAM, name) for name in self._outputs]
-        for channel in (*self._ins, *self._outs):
-            if channel.status & SCATTER_GATHER:
-                raise DeviceError(f"{channel.name} is built with scatter-gather; rebuild with hw/vivado's block design")
         self._wake()
         self._hash = self._check_identity()
         self._check_port_width()
-        names = (*INPUTS, *self._outputs)
-        self._buffers = {name: ContiguousBuffer(self._pynq, name, self._most) for name in names}
         try:
+            for port in range(MEMORY_PORTS):
+                self._banks.append(Bank(self._pynq, f"bank {port}", self.beats))
             self.reset()
             if self_test:
                 self.self_test()
@@ -202,50 +199,22 @@ class PynqDevice:
         ):
             return self._pynq.MMIO(int(blocks[name]["phys_addr"]), int(blocks[name]["addr_range"]))
 
-    def _parameter(self, block: str, name: str) -> int | None:
-        """An integer parameter of a block from the hardware description; letter case differs between tool versions."""
-        for key, value in dict(self._blocks[block].get("parameters", {})).items():
-            if key.lower() == name:
-                try:
-                    return int(str(value), 0)
-                except ValueError:
-                    return None
-        return None
-
-    @property
-    def _outputs(self) -> tuple[str, ...]:
-        """DMAs of the output streams, in their order."""
-        return OUTPUTS[: self._design.output_streams]
-
-    def _check_dmas(self) -> int:
-        """Stream widths and length bits of the DMAs; returns the least number of length bits."""
-        least = LENGTH_BITS
-        for name in (*INPUTS, *self._outputs):
-            if name not in self._blocks:
-                self._mmio(name)  # raises
-            sending = name in INPUTS
-            axis = self._parameter(name, "c_m_axis_mm2s_tdata_width" if sending else "c_s_axis_s2mm_tdata_width")
-            if axis is not None and axis != STREAM_BITS:
-                raise DeviceError(
-                    f"{name} has a stream of {axis} bits, the fabric of {STREAM_BITS}; rebuild the overlay"
-                )
-            bits = self._parameter(name, "c_sg_length_width")
-            least = min(least, 14 if bits is None else bits)  # 14 bits are the block's own default
-        return least
-
     def _register(self, name: str) -> int:
-        return int(self._fabric.read(REGISTER[name].offset))
+        return int(self._fabric.read(_OFFSETS[name]))
+
+    def _set(self, name: str, value: int) -> None:
+        self._fabric.write(_OFFSETS[name], value)
 
     def _wake(self) -> None:
         """A kernel made by HLS fills its identity registers when it first returns: start it once with nothing to do."""
         if self._register("HASH_LO") or self._register("HASH_HI") or not self._register("CTRL") & 4:
             return
-        self._fabric.write(REGISTER["SOFT_RESET"].offset, 1)
-        self._fabric.write(REGISTER["CTRL"].offset, 1)
-        deadline = time.monotonic() + dma.RESET_TIMEOUT
+        self._set("SOFT_RESET", 1)
+        self._set("CTRL", 1)
+        deadline = time.monotonic() + RESET_TIMEOUT
         while not self._register("CTRL") & 4 and time.monotonic() < deadline:
             time.sleep(_LONGEST_SLEEP)
-        self._fabric.write(REGISTER["SOFT_RESET"].offset, 0)
+        self._set("SOFT_RESET", 0)
 
     def _check_identity(self) -> int:
         """Hash, contract version, channels and stream width as the hardware tells them."""
@@ -277,13 +246,13 @@ class PynqDevice:
         """Zynq-7000 only: boot loaders may leave the memory ports 32 bits wide, which loses every other word half."""
         if not self._design.part.startswith("xc7z"):
             return
-        for port in range(len(INPUTS) + self._design.output_streams):
+        for port in (int(port.name.removeprefix("S_AXI_HP")) for port in BOARDS[self._design.part].memory_ports):
             with asked_of_pynq(f"the settings of memory port HP{port} cannot be read", "run as root"):
                 afi = self._pynq.MMIO(_AFI_BASE + port * _AFI_STEP, 0x1000)
             for offset, direction in ((_AFI_READ, "read"), (_AFI_WRITE, "write")):
                 if int(afi.read(offset)) & 1:
                     raise DeviceError(
-                        f"memory port HP{port} is {direction} with 32 bits, the DMAs use 64; boot with an image whose "
+                        f"memory port HP{port} is {direction} with 32 bits, the accelerator uses 64; boot with an image whose "
                         "first-stage loader was built for 64-bit HP ports (docs/board.md)"
                     )
 
@@ -317,70 +286,49 @@ class PynqDevice:
     def info(self) -> DeviceInfo:
         return DeviceInfo("pynq", self._design, self._hash)
 
-    def run(self, program: HasWords | U64, timeout: float = DEFAULT_TIMEOUT) -> Result:
-        """Run a program; see :class:`host.devices.device.Device`.  One longer than a transfer runs in parts.
+    # -- memory -----------------------------------------------------------------------------------------------------
 
-        Raises:
-            DeviceError: see :meth:`run_streams`; also a single packet too long for a transfer.
-        """
-        words = program_words(program)
-        streams = split_streams(words)
-        # a program that knows its number of results spares a walk over its headers
-        known = getattr(program, "result_words", None)
-        bound = result_bound(*streams, self._design) if known is None else known + 2
-        deadline = time.monotonic() + timeout
-        if bound <= (most_out := self._most * len(self._outs)) and words.size // 2 <= self._most:
-            return self._run(*streams, bound, timeout)
-        total: Result | None = None
-        for part, first, sends in split_program(words, self._design, self._most, most_out):
-            result = self._run(*split_streams(part), sends, max(0.0, deadline - time.monotonic()))
-            if total is None:
-                total = result
-                continue
-            both = (total.counters, result.counters)
-            counters = {k: sum(c.get(k, 0) for c in both) & 0xFFFFFFFF for k in both[0] | both[1]}
-            counters["PACKETS"] -= 1  # the END that was added to the part before,
-            counters["WORDS_IN"] -= HEADER_WORDS
-            counters["WORDS_OUT"] -= 2  # and its trailer
-            position = result.position + first if result.error is not Error.NONE else 0
-            words_out = np.concatenate([total.words, result.words])
-            total = replace(result, words=words_out, counters=counters, position=position)
-            if result.error is not Error.NONE:
-                break
-        assert total is not None
-        return total
+    def _opened(self) -> list[Bank]:
+        """The banks of a device that is open."""
+        if not self._banks:
+            raise DeviceError("the pynq device is closed; open another one")
+        return self._banks
 
-    def run_streams(self, words0: U64, words1: U64, timeout: float = DEFAULT_TIMEOUT) -> Result:
-        """Run from two streams with TLAST on the last word of each.
+    def write(self, offset: int, words: U64) -> None:
+        """See :class:`host.devices.memory.MemoryDevice`."""
+        Memory.whole_beats(words)
+        Memory.within(self.beats, offset, words.size // MEMORY_PORTS)
+        for port, bank in enumerate(self._opened()):
+            bank.write(offset, np.ascontiguousarray(words[port::MEMORY_PORTS], dtype=np.uint64))
 
-        Whatever ends it before its time, an interrupt from the keyboard too, the fabric and its DMAs are reset, so that
+    def read(self, offset: int, beats: int) -> U64:
+        """See :class:`host.devices.memory.MemoryDevice`."""
+        Memory.within(self.beats, offset, beats)
+        words = np.empty(MEMORY_PORTS * beats, dtype=np.uint64)
+        for port, bank in enumerate(self._opened()):
+            bank.read(offset, words[port::MEMORY_PORTS])
+        return words
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def execute(self, program: int, deadline: int = 0) -> MemoryResult:
+        """Run a program in memory; see :class:`host.devices.memory.MemoryDevice`.
+
+        Whatever ends it before its time, an interrupt from the keyboard too, the accelerator is stopped and reset, so that
         the next program runs.
 
         Raises:
-            DeviceError: no trailer in time, a DMA error, or fewer words than the fabric says it has sent; the message
-                holds the state of fabric and DMAs.
-            ValueError: an empty stream, which cannot carry TLAST.
+            DeviceError: no end within the deadline and the time that a reset takes, or, without a deadline, within the
+                device's timeout; another overlay was loaded meanwhile. The message holds the state of the registers.
         """
-        if words0.size == 0 or words1.size == 0:
-            raise ValueError("a stream needs at least one word, which carries TLAST")
-        return self._run(words0, words1, result_bound(words0, words1, self._design), timeout)
-
-    def _run(self, words0: U64, words1: U64, bound: int, timeout: float) -> Result:
-        """Run from two streams a program that sends at most ``bound`` words."""
-        if not self._buffers:
-            raise DeviceError("the pynq device is closed; open another one")
-        if not math.isfinite(timeout):
-            raise ValueError(f"timeout {timeout} must be a finite number of seconds")
-        share = bound // len(self._outs)  # results are an even number of words
-        for name, size in (*zip(INPUTS, (words0.size, words1.size), strict=True), *((n, share) for n in self._outputs)):
-            self._buffers[name].reserve(size)
+        self._opened()
         if self._unfinished:
             self.reset()
         try:
-            return self._transfer((words0, words1), share, timeout)
+            return self._execute(program, deadline)
         except DeviceError as e:
             try:
-                state = self._state()
+                state = ", ".join(f"{name} {self._register(name):#x}" for name in _DUMPED)
             except Exception as unread:
                 state = f"the registers cannot be read: {unread}"
             outcome = "the device was reset and takes the next program"
@@ -390,111 +338,120 @@ class PynqDevice:
                 outcome = f"and the reset failed: {failed}"
             raise DeviceError(f"pynq: {e} [{state}]; {outcome}") from e
         except BaseException:
-            with suppress(DeviceError):  # the next program tries again, and says so if that fails
+            with suppress(Exception):  # the next program tries again, and says so if that fails
                 self.reset()
             raise
 
-    def _transfer(self, streams: tuple[U64, U64], share: int, timeout: float) -> Result:
-        """Fill the buffers, start everything, wait, and collect; leaves everything as it is on an exception.
-
-        Args:
-            share: most words that an output stream brings.
-        """
-        sources, targets = ([self._buffers[n] for n in names] for names in (INPUTS, self._outputs))
-        for source, words in zip(sources, streams, strict=True):
-            source.send(np.asarray(words, dtype=np.uint64))
-        for target in targets:
-            target.expect()
-        begun = time.monotonic()
-        if not self._register("CTRL") & 4:
-            raise DeviceError("the fabric is not idle before the program")
+    def _execute(self, program: int, deadline: int) -> MemoryResult:
+        """Start, wait and collect; leaves everything as it is on an exception."""
+        if not self._register("STATUS") & MemoryStatus.IDLE:
+            raise DeviceError("the accelerator is not idle before the program")
         self._unfinished = True
+        self._set("PROGRAM", program)
+        self._set("DEADLINE", deadline)
+        seconds = deadline / (self._design.clock_mhz * 1e6) + RESET_TIMEOUT if deadline else self._timeout
         joules: float | None = None
-        # receivers first and senders last, so that no stream waits for a channel that is not yet running
-        for channel, target in zip(self._outs, targets, strict=True):
-            channel.start(target.address, share * WORD_BYTES)
-        self._fabric.write(REGISTER["CTRL"].offset, 1)
+        begun = time.monotonic()
         if self._meter is not None:
             self._meter.start()
         try:
-            for channel, source, words in zip(self._ins, sources, streams, strict=True):
-                channel.start(source.address, words.size * WORD_BYTES)
-            self._wait(begun + timeout, timeout, sum(words.size for words in streams))
+            self._set("START", 1)
+            self._wait(begun + seconds, seconds, program)
         finally:
             if self._meter is not None:
                 joules = self._meter.stop()
-        counts = [channel.length // WORD_BYTES for channel in self._outs]
-        counters = {name: self._register(name) for name in COUNTERS}
+        counters = {name: self._register(name) for name in (*COUNTERS, *FRONT_COUNTERS)}
+        fault, error = self._register("FAULT"), self._register("ERROR")
+        if fault not in set(Fault) or error not in set(Error):
+            raise DeviceError(f"fault {fault} and error {error} are not of the contract; rebuild the overlay")
         if self._check_identity() != self._hash:
             raise DeviceError("another overlay was loaded meanwhile")
-        if len(set(counts)) != 1 or sum(counts) != counters["WORDS_OUT"]:
-            raise DeviceError(
-                f"{sum(counts)} words arrived and the fabric sent {counters['WORDS_OUT']}: the result stream is truncated"
-            )
-        # even words have come on the first stream, odd ones on the second
-        received = [target.received(n) for target, n in zip(targets, counts, strict=True)]
-        result = parse_output(np.stack(received, axis=1).reshape(-1), counters)
         self._unfinished = False
         if joules is not None:
             self.energy += joules
-            result.counters["ENERGY_UJ"] = round(joules * 1e6)
-        return result
+            counters["ENERGY_UJ"] = round(joules * 1e6)
+        if fault:
+            return MemoryResult(Error.NONE, 0, counters, Fault(fault), self._register("FAULT_OFFSET"))
+        return MemoryResult(Error(error), self._register("POSITION") if error else 0, counters)
 
-    def _wait(self, deadline: float, timeout: float, words: int) -> None:
-        """Until all transfers are over and the fabric is idle."""
+    def _wait(self, deadline: float, seconds: float, program: int) -> None:
+        """Until the program has ended."""
         sleep = 0.0
-        while True:
-            # every channel is asked each time, so that the first error ends the wait
-            left = [channel.name for channel in (*self._outs, *self._ins) if not channel.idle()]
-            if not left and self._register("CTRL") & 4:
-                return
+        while not self._register("STATUS") & MemoryStatus.DONE:
             if time.monotonic() > deadline:
-                raise DeviceError(
-                    f"no end within {timeout:.3g} s of a program of {words} words, waiting for "
-                    f"{', '.join(left) or 'the fabric'}; check the program's TLAST or allow more time"
-                )
+                raise DeviceError(f"no end within {seconds:.3g} s of the program at beat {program}; allow more time")
             if sleep:
                 time.sleep(sleep)
             sleep = min(_LONGEST_SLEEP, sleep * 2 or 2e-5)
 
-    def _state(self) -> str:
-        """Registers of the fabric and of the DMAs on one line."""
-        shown = [f"{r.name} {self._register(r.name):#x}" for r in _dumped()]
-        return ", ".join([*shown, *(c.state() for c in (*self._ins, *self._outs))])
-
-    def reset(self) -> None:
-        """Back to idle, whatever was under way: DMAs first, so that none feeds or drains the fabric being reset.
+    def run(self, program: HasWords | U64, timeout: float = DEFAULT_TIMEOUT) -> Result:
+        """Run a stream program; see :class:`host.devices.device.Device`.
 
         Raises:
-            DeviceError: fabric or DMA do not come back.
+            DeviceError: see :meth:`execute`; a fault, or a program that does not fit the memory.
         """
-        for channel in (*self._ins, *self._outs):
-            channel.reset()
-        if self._reset_gpio is not None:
-            self._reset_gpio.write(0, 0)
-            time.sleep(_RESET_PAUSE)
-            self._reset_gpio.write(0, 1)
-            time.sleep(_RESET_PAUSE)  # a register access to a fabric that is still in reset would never be answered
-        else:
-            self._fabric.write(REGISTER["SOFT_RESET"].offset, 1)
-            self._fabric.write(REGISTER["SOFT_RESET"].offset, 0)  # an HLS kernel would find it set at its next start
-        deadline = time.monotonic() + dma.RESET_TIMEOUT
-        while not self._register("CTRL") & 4:
+        if not math.isfinite(timeout):
+            raise ValueError(f"timeout {timeout} must be a finite number of seconds")
+        cycles = min(_MOST_CYCLES, max(1, int(timeout * self._design.clock_mhz * 1e6)))
+        return MemoryStreams(self, self._place, cycles).run(program, timeout)
+
+    def run_streams(self, words0: U64, words1: U64, timeout: float = DEFAULT_TIMEOUT) -> Result:
+        """Not here: a program in memory has one length.
+
+        Raises:
+            ValueError: always.
+        """
+        return MemoryStreams(self, self._place).run_streams(words0, words1, timeout)
+
+    def _place(self, beats: int) -> int:
+        """Where a stream program lies."""
+        if beats > self.beats:
+            raise DeviceError(
+                f"the program needs {beats} beats with its results, and the memory has {self.beats}: split the program, or "
+                "open the device with more"
+            )
+        return 0
+
+    def reset(self) -> None:
+        """Back to idle, whatever was under way: accesses that were begun are finished, then the core is reset.
+
+        Raises:
+            DeviceError: the accelerator does not come back.
+        """
+        if not self._register("STATUS") & MemoryStatus.IDLE:
+            self._set("STOP", 1)
+            self._idle("STATUS", MemoryStatus.IDLE)
+        self._set("SOFT_RESET", 1)
+        self._set("SOFT_RESET", 0)  # a kernel made by HLS would find it set at its next start
+        self._idle("CTRL", 4)
+        for port, bank in enumerate(self._banks):
+            self._set(f"BASE{port}_LO", bank.address & 0xFFFFFFFF)
+            self._set(f"BASE{port}_HI", bank.address >> 32)
+        self._set("LIMIT", self.beats)
+        self._unfinished = False
+
+    def _idle(self, name: str, bit: int) -> None:
+        """Until a bit of a register is set."""
+        deadline = time.monotonic() + RESET_TIMEOUT
+        while not self._register(name) & bit:
             if time.monotonic() > deadline:
                 raise DeviceError(
-                    f"the fabric is not idle {dma.RESET_TIMEOUT:g} s after a reset (CTRL {self._register('CTRL'):#x}); "
-                    "load the overlay again"
+                    f"the accelerator is not idle {RESET_TIMEOUT:g} s after a reset ({name} {self._register(name):#x}); load "
+                    "the overlay again, or switch the board off and on"
                 )
-        self._unfinished = False
 
     def close(self) -> None:
         """Free the contiguous memory; the device cannot be used afterwards."""
         if self._meter is not None:
             self._meter.close()
-        buffers, self._buffers = self._buffers, {}
-        for buffer in buffers.values():
-            buffer.free()
+        banks, self._banks = self._banks, []
+        for bank in banks:
+            bank.free()
 
 
-def _dumped() -> Iterator[contract.Register]:
-    return (r for r in REGISTERS if r.name == "CTRL" or r.offset >= REGISTER["ERROR"].offset)
+#: registers that messages show
+_DUMPED = (
+    "CTRL",
+    *(r.name for r in MEMORY_REGISTERS if "r" in r.access),
+    *(r.name for r in REGISTERS if r.offset >= REGISTER["ERROR"].offset),
+)

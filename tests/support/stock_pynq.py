@@ -1,8 +1,8 @@
 """Runs a step of a job through PYNQ's own classes; started by ``test_stock_pynq.py`` in an environment that has pynq.
 
-PYNQ reaches hardware through a ``Device``.  This one answers for the board of ``substitute_pynq.py``: registers, memory
-and DMAs are modelled there, the fabric is a simulation.  Overlay, MMIO, allocate, buffers, the parser of hardware
-descriptions and the DMA driver are PYNQ's, as is the driver under test ours, all unmodified.
+PYNQ reaches hardware through a ``Device``.  This one answers for the board of ``substitute_pynq.py``: registers and memory are
+modelled there, the fabric is a simulation.  Overlay, MMIO, allocate, buffers and the parser of hardware descriptions are
+PYNQ's, as is the driver under test ours, all unmodified.
 
     python tests/support/stock_pynq.py job.zip LIBRARY DESIGN FOLDER
 
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pynq
 from pynq.buffer import PynqBuffer
-from pynq.lib.dma import DMA
 from pynq.pl_server.device import Device
 from pynq.pl_server.hwh_parser import _HWHZynq
 from substitute_pynq import BLOCKS, Board  # its folder is that of this script
@@ -39,7 +38,7 @@ _READ_WRITE, _PRIVATE_ANONYMOUS = 3, 0x22
 
 
 class Memory:
-    """What the DMAs see of a buffer."""
+    """What the accelerator sees of a buffer."""
 
     def __init__(self, words: int) -> None:
         self.physical = np.full(words, 0xCDCDCDCDCDCDCDCD, dtype=np.uint64)
@@ -92,12 +91,10 @@ class SimulatedDevice(Device):
     def flush(self, bo: int, offset: int, address: int, nbytes: int) -> None:
         cached, physical = self._views(bo, offset, address, nbytes)
         physical[:] = cached
-        self.board.cache_operations += 1
 
     def invalidate(self, bo: int, offset: int, address: int, nbytes: int) -> None:
         cached, physical = self._views(bo, offset, address, nbytes)
         cached[:] = physical
-        self.board.cache_operations += 1
 
     def read_registers(self, address: int, length: int) -> bytes:
         assert length == 4
@@ -108,35 +105,22 @@ class SimulatedDevice(Device):
         self.board.write(address, int.from_bytes(data, "little"))
 
 
-def hardware_description(board: Board) -> str:
-    """A .hwh of the blocks of the board's design: their addresses, and the parameters that drivers read."""
-    dma = {
-        "C_INCLUDE_SG": 0, "c_include_sg": 0, "c_sg_length_width": board.length_width, "c_include_mm2s": 1,
-        "c_include_s2mm": 1, "c_m_axi_mm2s_data_width": 64, "c_m_axi_s2mm_data_width": 64, "c_include_mm2s_dre": 0,
-        "c_include_s2mm_dre": 0, "c_micro_dma": 0, "c_addr_width": 32,
-        "c_m_axis_mm2s_tdata_width": board.stream_width, "c_s_axis_s2mm_tdata_width": board.stream_width,
-    }  # fmt: skip
-    ranges, modules = [], []
-    for name, base in BLOCKS.items():
-        is_dma = name.startswith("dma")
-        kind = "axi_dma:7.1" if is_dma else "axi_gpio:2.0" if name == "fabric_reset" else "fabric:1.0"
-        parameters = dict(dma) if is_dma else {}
-        if is_dma:
-            other = "s2mm" if not name.startswith("dma_out") else "mm2s"
-            parameters[f"c_include_{other}"] = 0
-        listed = "".join(f'<PARAMETER NAME="{k}" VALUE="{v}"/>' for k, v in parameters.items())
-        ranges.append(
-            f'<MEMRANGE INSTANCE="{name}" BASEVALUE="{base:#x}" HIGHVALUE="{base + 0xFFFF:#x}" MEMTYPE="REGISTER" '
-            'SLAVEBUSINTERFACE="S_AXI"/>'
-        )
-        modules.append(
-            f'<MODULE INSTANCE="{name}" FULLNAME="/{name}" MODTYPE="{kind.split(":")[0]}" VLNV="xilinx.com:ip:{kind}">'
-            f"<PARAMETERS>{listed}</PARAMETERS></MODULE>"
-        )
+def hardware_description() -> str:
+    """A .hwh of the block of the board's design: its address, and what PYNQ's parser wants besides."""
+    ranges = "".join(
+        f'<MEMRANGE INSTANCE="{name}" BASEVALUE="{base:#x}" HIGHVALUE="{base + 0xFFF:#x}" MEMTYPE="REGISTER" '
+        'SLAVEBUSINTERFACE="s_axi_control"/>'
+        for name, base in BLOCKS.items()
+    )
+    modules = "".join(
+        f'<MODULE INSTANCE="{name}" FULLNAME="/{name}" MODTYPE="fabric" VLNV="fractrain:fabric:fabric:1.0">'
+        "<PARAMETERS/></MODULE>"
+        for name in BLOCKS
+    )
     return (
         '<EDKSYSTEM><EXTERNALPORTS/><MODULES><MODULE INSTANCE="ps" FULLNAME="/ps" MODTYPE="processing_system7" '
-        f'VLNV="xilinx.com:ip:processing_system7:5.5"><PARAMETERS/><MEMORYMAP>{"".join(ranges)}</MEMORYMAP></MODULE>'
-        f"{''.join(modules)}</MODULES></EDKSYSTEM>"
+        f'VLNV="xilinx.com:ip:processing_system7:5.5"><PARAMETERS/><MEMORYMAP>{ranges}</MEMORYMAP></MODULE>'
+        f"{modules}</MODULES></EDKSYSTEM>"
     )
 
 
@@ -146,11 +130,10 @@ def main(job: str, library: str, design_name: str, folder: str) -> None:
     board = Board(LibraryDevice("hls", design, Path(library)), design)
     bitstream = Path(folder) / "fabric.bit"
     bitstream.write_bytes(b"")
-    bitstream.with_suffix(".hwh").write_text(hardware_description(board))
+    bitstream.with_suffix(".hwh").write_text(hardware_description())
     Device.active_device = SimulatedDevice(board)
-    device = PynqDevice(design, bitstream)
+    device = PynqDevice(design, bitstream, beats=1 << 16)
     assert type(device.overlay) is pynq.Overlay
-    assert type(device.overlay.dma_in0) is DMA, "the description must be good enough for PYNQ's own DMA driver"
     training = Training(load_job(Path(job)), FabricEngine(device, keep_rows=False))
     line = training.train_step()
     print(json.dumps({"line": line, "programs": board.programs, "pynq": pynq.__version__}))

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from host.devices.banks import Bank
 from host.devices.device import DeviceError, open_device
-from host.devices.dma import split_program
+from host.devices.memory import MemoryFaultError, StreamMemory
 from host.devices.power import PowerSensor
 from host.devices.pynq_device import PynqDevice, self_test_program
 from host.devices.reference import ReferenceDevice
-from host.program.builder import ProgramBuilder
-from hw.contract import HEADER_WORDS, VERSION, Error
+from hw.boards import BOARDS
+from hw.contract import HEADER_WORDS, VERSION, Error, Fault
 from hw.design import load_design
-from hw.packet import read_entries
-from tests.support.malformed import good_program, malformed_programs
+from tests.support.malformed import good_program
 from tests.support.random_programs import random_program
+from tests.support.scattered import scattered
 from tests.support.substitute_pynq import Board, install, overlay_files
 
 DESIGN = load_design("sim-small")
+BEATS = 1 << 15
 
 
 def opened(
@@ -34,7 +37,7 @@ def opened(
 ) -> tuple[PynqDevice, Board]:
     board = Board(device or ReferenceDevice(DESIGN), DESIGN, **options)
     install(board, monkeypatch)
-    return PynqDevice(DESIGN, overlay_files(tmp_path)), board
+    return PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS, timeout=0.2), board
 
 
 def test_programs_on_the_simulated_rtl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -51,61 +54,75 @@ def test_programs_on_the_simulated_rtl(monkeypatch: pytest.MonkeyPatch, tmp_path
             assert np.array_equal(got.words, expected.words)
             assert got.error is Error.NONE
             assert got.counters["CYCLES"] > 0
-    for fault in ("stall_result", "bus_error", "truncated_result"):
+    for fault in ("hang", "READ_DECERR"):
         board.faults = {fault}
-        with pytest.raises(DeviceError, match="takes the next program"):
-            device.run(words, timeout=0.2)
+        with pytest.raises(DeviceError):
+            device.run(words, timeout=0.01)
         assert np.array_equal(device.run(words).words, expected.words)
-    board.faults = {"truncated_input"}
-    assert device.run(words).error is Error.TRUNCATED
-    assert np.array_equal(device.run(words).words, expected.words)
+
+
+def test_a_program_in_memory_answers_as_the_front_end_in_numpy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device, _ = opened(monkeypatch, tmp_path)
+    for seed in range(6):
+        program = scattered(DESIGN, random_program(DESIGN, seed, packets=6), seed)
+        assert program.beats <= BEATS
+        model = StreamMemory(ReferenceDevice(DESIGN), BEATS)
+        model.write(0, device.read(0, BEATS))
+        got, wanted = (each.execute(program.place(each)) for each in (device, model))
+        assert (got.error, got.fault, got.position) == (wanted.error, wanted.fault, wanted.position)
+        assert got.counters["READ_BEATS"] == wanted.counters["READ_BEATS"]
+        assert np.array_equal(device.read(0, BEATS), model.read(0, BEATS))
 
 
 def test_refusals_arrive_as_from_any_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     device, _ = opened(monkeypatch, tmp_path)
-    for case in malformed_programs(DESIGN):
-        if not case.slow:
-            result = device.run_streams(case.words0, case.words1)
-            assert (result.error, result.position) == (case.error, case.position), case.name
+    words = good_program(DESIGN).copy()
+    words[11] ^= np.uint64(1 << 40)
+    assert device.run(words).error is Error.BAD_CHECK
+    with pytest.raises(ValueError, match="for devices with streams"):
+        device.run_streams(words[::2], words[1::2])
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("stall_in1", r"no end within 0\.1 s.*dma_out0, dma_out1, dma_in1.*CTRL 0x0.*dma_in1 control 0x1 status 0x0"),
-        ("stall_result", r"no end within 0\.1 s.*waiting for dma_out0, dma_out1"),
-        ("bus_error", r"dma_in0: bus error: a slave answered.*status 0x00000021"),
-        ("decode_error", r"dma_in1: bus error: no slave answers"),
-        ("truncated_result", r"result stream is truncated"),
+        ("hang", r"no end within .* s of the program at beat \d+.*STATUS 0x0.*the device was reset"),
+        *((f.name, f"{f.name} at beat 77") for f in Fault if f is not Fault.NONE),
     ],
 )
-@pytest.mark.parametrize("gpio", [True, False])
 def test_every_fault_has_its_own_error_and_the_next_program_runs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str, message: str, gpio: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str, message: str
 ) -> None:
-    device, board = opened(monkeypatch, tmp_path, gpio=gpio)
+    device, board = opened(monkeypatch, tmp_path)
+    monkeypatch.setattr("host.devices.pynq_device.RESET_TIMEOUT", 0.1)
     good = good_program(DESIGN)
     expected = device.run(good)
     board.faults = {fault}
-    resets = board.resets
     begun = time.monotonic()
     with pytest.raises(DeviceError) as caught:
         device.run(good, timeout=0.1)
     assert time.monotonic() - begun < 1.0
     assert re.search(message, str(caught.value)), str(caught.value)
-    assert board.resets == resets + 1
+    assert board.stops == (fault == "hang")
     assert np.array_equal(device.run(good).words, expected.words)
 
 
-def test_a_dma_without_clock_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_fault_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     device, board = opened(monkeypatch, tmp_path)
-    monkeypatch.setattr("host.devices.dma.RESET_TIMEOUT", 0.05)
-    device.reset()
-    board.faults = {"dead"}
-    with pytest.raises(DeviceError, match="dma_out0 stays halted when told to run"):
+    board.memory.clear()  # the buffers are not where the registers say
+    with pytest.raises(MemoryFaultError) as caught:
         device.run(good_program(DESIGN))
-    board.faults = set()
-    assert device.run(good_program(DESIGN)).error is Error.NONE
+    assert caught.value.fault is Fault.READ_DECERR
+
+
+def test_a_port_that_never_answers_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device, board = opened(monkeypatch, tmp_path)
+    monkeypatch.setattr("host.devices.pynq_device.RESET_TIMEOUT", 0.05)
+    board.faults = {"stuck"}
+    with pytest.raises(DeviceError, match=r"STATUS 0x4.*and the reset failed: .*load the overlay again"):
+        device.run(good_program(DESIGN), timeout=0.01)
+    with pytest.raises(DeviceError, match="load the overlay again"):
+        device.run(good_program(DESIGN))
 
 
 def test_overlays_of_other_designs_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -117,47 +134,57 @@ def test_overlays_of_other_designs_are_refused(monkeypatch: pytest.MonkeyPatch, 
             setattr(board, name, value)
         install(board, monkeypatch)
         with pytest.raises(DeviceError, match=message):
-            PynqDevice(DESIGN, bit)
+            PynqDevice(DESIGN, bit, beats=BEATS)
         assert board.programs <= 1
 
     refused("overlay holds design 0*123", hash64=0x123)
     refused("hash register reads 0x0", hash64=0)
     refused("contract version 9", contract=9 | 64 << 16)
     refused("streams have 32 bits", contract=VERSION | 8 << 8 | 32 << 16)
-    refused("dma_in0 has a stream of 32 bits", stream_width=32)
     refused("HP0 is read with 32 bits", narrow_port=True)
     refused("1 of .* result words are wrong", faults={"wrong_word"})
-    refused("no .* bytes of contiguous memory", memory_limit=1000)
+    refused("no 0 MiB of contiguous memory", memory_limit=1000)
     bit.with_suffix(".json").write_text(json.dumps({"design_hash": "00", "contract_version": 1}))
     refused("was built from design 00")
     bit.with_suffix(".json").write_text("[]")
     refused("is not a manifest")
     with pytest.raises(DeviceError, match=r"nowhere\.bit does not exist"):
-        PynqDevice(DESIGN, tmp_path / "nowhere.bit")
+        PynqDevice(DESIGN, tmp_path / "nowhere.bit", beats=BEATS)
 
 
 def test_without_pynq_the_error_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"pynq>=3\.0\.1,<4"):
-        PynqDevice(DESIGN, overlay_files(tmp_path))
+        PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS)
 
 
-def test_long_programs_run_in_parts_with_the_same_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    device, board = opened(monkeypatch, tmp_path, length_width=13)  # 1,023 words per transfer
-    reference = ReferenceDevice(DESIGN)
-    parts = [random_program(DESIGN, seed, packets=12, max_rows=8) for seed in range(6)]
-    words = np.concatenate([*(p[:-HEADER_WORDS] for p in parts), parts[0][-HEADER_WORDS:]])
-    expected = reference.run(words)
+def test_a_program_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device, board = opened(monkeypatch, tmp_path)
+    good = good_program(DESIGN)
+    long = np.concatenate([good[:-HEADER_WORDS]] * (BEATS // good.size * 2 + 2) + [good[-HEADER_WORDS:]])
     before = board.programs
-    got = device.run(words)
-    assert board.programs - before > 2
-    assert np.array_equal(got.words, expected.words)
-    for name in ("PACKETS", "SKIPPED", "SATURATED", "WORDS_IN", "WORDS_OUT"):
-        assert got.counters[name] == expected.counters[name], name
-    broken = words.copy()
-    broken[-HEADER_WORDS] ^= np.uint64(1)  # the last header
-    assert device.run(broken).position == reference.run(broken).position
-    with pytest.raises(DeviceError, match="tile the product"):
-        split_program(words, DESIGN, 100, 16383)
+    with pytest.raises(DeviceError, match=r"needs \d+ beats with its results, and the memory has 32768"):
+        device.run(long)
+    assert board.programs == before
+    for wrong in (0, 24, -16):
+        with pytest.raises(ValueError, match="multiple of 16"):
+            PynqDevice(DESIGN, overlay_files(tmp_path), beats=wrong)
+
+
+@pytest.mark.parametrize("name", ["zc706", "pynq-z2", "zcu104"])
+def test_the_memory_is_what_the_board_has_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    design = load_design(name)
+    board = Board(ReferenceDevice(design), design)
+    asked: list[int] = []
+
+    def allocate(shape: tuple[int, ...], dtype: Any) -> Any:
+        asked.append(shape[0])
+        raise RuntimeError("no")
+
+    board.allocate = allocate  # type: ignore[method-assign,assignment]
+    install(board, monkeypatch)
+    with pytest.raises(DeviceError, match=f"no {BOARDS[design.part].device_memory_mb // 2} MiB of contiguous memory"):
+        PynqDevice(design, overlay_files(tmp_path))
+    assert asked == [BOARDS[design.part].device_memory_mb << 20 >> 4]
 
 
 def test_memory_is_reused_and_given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -172,17 +199,16 @@ def test_memory_is_reused_and_given_back(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not board.memory
     with pytest.raises(DeviceError, match="closed"):
         device.run(good)
-    with pytest.raises(ValueError, match="at least one word"):
-        device.run_streams(np.zeros(0, dtype=np.uint64), np.zeros(1, dtype=np.uint64))
+    with pytest.raises(DeviceError, match="closed"):
+        device.read(0, 1)
 
 
 def test_an_hls_kernel_tells_who_it_is_only_after_its_first_return(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for gpio in (True, False):
-        device, board = opened(monkeypatch, tmp_path, hls=True, gpio=gpio)
-        assert not board.asleep
-        assert device.run(good_program(DESIGN)).error is Error.NONE
+    device, board = opened(monkeypatch, tmp_path, hls=True)
+    assert not board.asleep
+    assert device.run(good_program(DESIGN)).error is Error.NONE
 
 
 def test_power_is_read_from_the_kernels_monitors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -220,7 +246,7 @@ def test_energy_is_of_the_time_in_which_the_fabric_runs(monkeypatch: pytest.Monk
     board = Board(ReferenceDevice(DESIGN), DESIGN)
     install(board, monkeypatch)
     rail = Rail(tmp_path, board)
-    device = PynqDevice(DESIGN, overlay_files(tmp_path), sensor=rail)
+    device = PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS, sensor=rail)
     good = good_program(DESIGN)
     board.on_start = lambda: time.sleep(0.2)
     result = device.run(good)
@@ -238,24 +264,23 @@ def test_energy_is_measured_only_where_it_is_asked_for(monkeypatch: pytest.Monke
     assert "ENERGY_UJ" not in device.run(good_program(DESIGN)).counters
     assert device.energy == 0.0
     with pytest.raises(DeviceError, match="no power monitor"):
-        PynqDevice(DESIGN, overlay_files(tmp_path), sensor=PowerSensor(tmp_path / "none"))
+        PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS, sensor=PowerSensor(tmp_path / "none"))
 
 
 def test_whatever_interrupts_a_program_the_next_one_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for cause in (KeyboardInterrupt, SystemExit, OSError, MemoryError):
-        for gpio in (True, False):
-            device, board = opened(monkeypatch, tmp_path, gpio=gpio)
-            good = good_program(DESIGN)
-            expected = device.run(good)
+        device, board = opened(monkeypatch, tmp_path)
+        good = good_program(DESIGN)
+        expected = device.run(good)
 
-            def interrupt(cause: type[BaseException] = cause, board: Board = board) -> None:
-                board.on_start = None
-                raise cause
+        def interrupt(cause: type[BaseException] = cause, board: Board = board) -> None:
+            board.on_start = None
+            raise cause
 
-            board.on_start = interrupt
-            with pytest.raises(cause):
-                device.run(good)
-            assert np.array_equal(device.run(good).words, expected.words)
+        board.on_start = interrupt
+        with pytest.raises(cause):
+            device.run(good)
+        assert np.array_equal(device.run(good).words, expected.words)
 
 
 def test_an_interrupted_reset_is_made_up_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -280,7 +305,7 @@ def test_a_device_that_cannot_be_opened_gives_its_memory_back(monkeypatch: pytes
     install(board, monkeypatch)
     board.faults = {"wrong_word"}
     with pytest.raises(DeviceError, match="self-test"):
-        PynqDevice(DESIGN, overlay_files(tmp_path))
+        PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS)
     assert not board.memory
 
 
@@ -290,7 +315,9 @@ def test_a_device_that_cannot_be_opened_gives_its_memory_back(monkeypatch: pytes
     [
         ("Overlay", r"overlay .*fabric\.bit cannot be loaded \(%s.*; "),
         ("MMIO", r"registers of block 'fabric' cannot be reached \(%s.*; "),
-        ("allocate", r"dma_in0: no 32768 bytes of contiguous memory \(%s.*; "),
+        ("flush", r"bank 0: flush of words 0 to 32768 failed \(%s.*; "),
+        ("invalidate", r"bank 0: invalidate of words \d+ to \d+ failed \(%s.*; "),
+        ("allocate", r"bank 0: no 0 MiB of contiguous memory \(%s.*; "),
     ],
 )
 def test_what_pynq_raises_is_named_with_cause_and_remedy(
@@ -300,7 +327,7 @@ def test_what_pynq_raises_is_named_with_cause_and_remedy(
     install(board, monkeypatch)
     board.raises = {use: cause}
     with pytest.raises(DeviceError, match=message % type(cause).__name__) as caught:
-        PynqDevice(DESIGN, overlay_files(tmp_path))
+        PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS)
     assert caught.value.__cause__ is cause
     if isinstance(cause, AttributeError) and int(np.__version__.split(".")[0]) >= 2:
         assert "'numpy<2'" in str(caught.value)
@@ -311,53 +338,65 @@ def test_a_pynq_that_cannot_be_imported_is_not_a_missing_one(monkeypatch: pytest
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "pynq", raising=False)
     with pytest.raises(DeviceError, match=r"cannot be imported \(RuntimeError: no device found"):
-        PynqDevice(DESIGN, overlay_files(tmp_path))
+        PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS)
     (tmp_path / "pynq.py").write_text("import nothing_of_that_name\n", encoding="utf-8")
     with pytest.raises(DeviceError, match="nothing_of_that_name"):
-        PynqDevice(DESIGN, overlay_files(tmp_path))
+        PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS)
 
 
-def test_a_short_program_after_a_long_one_maintains_little_cache(
+def test_no_more_is_flushed_than_was_written_and_no_more_refreshed_than_is_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     device, board = opened(monkeypatch, tmp_path)
-    good = good_program(DESIGN)
-    device.run(np.concatenate([good[:-HEADER_WORDS]] * 400 + [good[-HEADER_WORDS:]]))
-    board.flushed = 0
-    device.run(good)
-    words = good.size + device.run(good).words.size
-    assert board.flushed <= 2 * 8 * words + 2 * 4 * (1 << 15)
+    rng = np.random.default_rng(4)
+    line = 64
+    for beats in (1, 3, 8, 100):
+        offset = int(rng.integers(0, BEATS - beats))
+        words = rng.integers(0, 1 << 63, 2 * beats, dtype=np.uint64)
+        board.flushed = board.invalidated = 0
+        device.write(offset, words)
+        assert 16 * beats <= board.flushed <= 16 * beats + 4 * line and board.invalidated <= 4 * line
+        board.invalidated = 0
+        assert np.array_equal(device.read(offset, beats), words)
+        assert 16 * beats <= board.invalidated <= 16 * beats + 4 * line
+    board.flushed = board.invalidated = 0
+    device.execute(0)  # no record: a fault, and nothing to maintain
+    assert board.flushed == board.invalidated == 0
 
 
-def test_memory_of_other_sizes_is_given_up_before_a_program_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_results_beside_words_of_the_host_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A cache line may hold words of the host and words of the accelerator."""
     device, board = opened(monkeypatch, tmp_path)
-    good = good_program(DESIGN)
-    long = np.concatenate([good[:-HEADER_WORDS]] * 400 + [good[-HEADER_WORDS:]])
-    expected = device.run(long)
-    device.run(good)
-    held = sum(b.nbytes for b in board.memory.values())
-    device.close()
-    device, board = opened(monkeypatch, tmp_path)
-    board.memory_limit = held - 1
-    device.run(good)
-    assert np.array_equal(device.run(long).words, expected.words)
+    device.write(0, np.arange(32, dtype=np.uint64))
+    for port, buffer in enumerate(board.memory.values()):
+        buffer.physical[5] = 1000 + port  # the accelerator writes beat 5
+    device.write(4, np.array([7, 8], dtype=np.uint64))
+    assert device.read(4, 2).tolist() == [7, 8, 1000, 1001]
 
 
-def test_a_program_that_knows_its_results_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    device, _ = opened(monkeypatch, tmp_path)
-    builder = ProgramBuilder(DESIGN)
-    builder.add(read_entries(4))
-    program = builder.end()
-    expected = device.run(program.words())
+def test_xrt_is_told_the_range_where_pynq_would_maintain_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int, int]] = []
+    pyxrt = types.ModuleType("pyxrt")
+    names = ("XCL_BO_SYNC_BO_TO_DEVICE", "XCL_BO_SYNC_BO_FROM_DEVICE")
+    pyxrt.xclBOSyncDirection = types.SimpleNamespace(**{n: n for n in names})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pyxrt", pyxrt)
 
-    def walked(*_: Any) -> int:
-        raise AssertionError("the headers were walked")
+    class Object:
+        def sync(self, direction: str, size: int, offset: int) -> None:
+            calls.append((direction, size, offset))
 
-    monkeypatch.setattr("host.devices.pynq_device.result_bound", walked)
-    monkeypatch.setattr("host.devices.pynq_device.split_program", walked)
-    assert np.array_equal(device.run(program).words, expected.words)
+    class Array(np.ndarray):
+        bo, physical_address = Object(), 0x1000
+
+        def freebuffer(self) -> None:
+            """Nothing."""
+
+    pynq = types.SimpleNamespace(allocate=lambda shape, dtype: np.zeros(shape, dtype).view(Array))
+    bank = Bank(pynq, "bank 0", 256)
+    bank.write(9, np.ones(3, dtype=np.uint64))
+    bank.read(30, np.empty(5, dtype=np.uint64))
+    assert calls[0] == (names[0], 2048, 0)
+    assert calls[1:] == [*[(names[1], 64, 64)] * 2, (names[0], 64, 64), (names[1], 128, 192)]
 
 
 def test_the_self_test_uses_every_operation_on_every_design() -> None:
