@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+PROCESSOR_CLOCK_MHZ = 100  #: of the clock that the processor gives the logic, which makes its own from it
+
 
 @dataclass(frozen=True)
 class Part:
@@ -104,7 +106,7 @@ def _zynq7(part: Part, memory: float, name: str, board_part: str, remedy: str, *
         automation='make_external "FIXED_IO, DDR" apply_board_preset "1" Master "Disable" Slave "Disable"',
         ps_properties=(
             ("PCW_USE_M_AXI_GP0", "1"),
-            ("PCW_FPGA0_PERIPHERAL_FREQMHZ", "100"),
+            ("PCW_FPGA0_PERIPHERAL_FREQMHZ", str(PROCESSOR_CLOCK_MHZ)),
             ("PCW_USE_FABRIC_INTERRUPT", "1"),
             ("PCW_IRQ_F2P_INTR", "1"),
         ),
@@ -164,7 +166,7 @@ _BOARDS = (
             ("PSU__USE__M_AXI_GP1", "0"),
             ("PSU__USE__M_AXI_GP2", "0"),
             ("PSU__FPGA_PL0_ENABLE", "1"),
-            ("PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ", "100"),
+            ("PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ", str(PROCESSOR_CLOCK_MHZ)),
             ("PSU__USE__IRQ0", "1"),
         ),
         clock_pin="pl_clk0",

@@ -463,6 +463,7 @@ MEMORY_REGISTERS: tuple[Register, ...] = (
     Register("WRITE_WAIT", 0x180, "r", "counter: cycles in which a result waited for room in a port, both together"),
 )
 MEMORY_REGISTER = {r.name: r for r in MEMORY_REGISTERS}
+MEMORY_COUNTERS = tuple(r.name for r in MEMORY_REGISTERS if r.doc.startswith("counter"))
 
 #: counters that every device answers alike, and those that only hardware can know
 FUNCTIONAL_COUNTERS = ("PACKETS", "SKIPPED", "SATURATED", "WORDS_IN", "WORDS_OUT")

@@ -123,7 +123,7 @@ def open_any(arguments: argparse.Namespace) -> Any:
     if arguments.energy:
         if name != "pynq":
             raise ValueError("--energy is for --device pynq only; of a board behind tcp://, start its server with it")
-        from host.devices.power import PowerSensor
+        from host.devices.zynq.power import PowerSensor
 
         options["sensor"] = PowerSensor()
     return open_device(name, design, **options)

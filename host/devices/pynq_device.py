@@ -20,16 +20,18 @@ from typing import Any
 import numpy as np
 
 from host.arrays import U64
-from host.devices.banks import Bank, asked_of_pynq
 from host.devices.device import DEFAULT_TIMEOUT, DeviceError, DeviceInfo, HasWords, Result, check
 from host.devices.library import COUNTERS
 from host.devices.memory import Memory, MemoryResult, MemoryStreams
-from host.devices.power import PowerMeter, PowerSensor
+from host.devices.zynq.banks import Bank, asked_of_pynq
+from host.devices.zynq.fpga_manager import ManagedOverlay
+from host.devices.zynq.power import PowerMeter, PowerSensor
 from host.program.builder import ProgramBuilder
 from hw import contract
 from hw.boards import BOARDS
 from hw.contract import (
     LINE_BEATS,
+    MEMORY_COUNTERS,
     MEMORY_PORTS,
     MEMORY_REGISTERS,
     REGISTER,
@@ -46,7 +48,6 @@ from hw.design import BEAT_BITS, STREAM_BITS, Design
 from hw.packet import product, read_entries
 
 RESET_TIMEOUT = 1.0  #: seconds that a reset may take
-FRONT_COUNTERS = tuple(r.name for r in MEMORY_REGISTERS if r.doc.startswith("counter"))
 _OFFSETS = {r.name: r.offset for r in (*REGISTERS, *MEMORY_REGISTERS)}
 _MOST_CYCLES = (1 << 32) - 1  #: of the register DEADLINE
 
@@ -152,10 +153,13 @@ class PynqDevice:
         path = f"{self._design.name}.bit" if overlay is None else str(overlay)
         if overlay is not None:
             bit = Path(path)
+            if bit.is_file() and self._check_manifest(bit) == "open":
+                with asked_of_pynq("PYNQ has no Clocks", "install 'pynq>=3.0.1,<4' on the board's image"):
+                    clocks = importlib.import_module("pynq").Clocks
+                return ManagedOverlay(bit, clocks)
             for needed in (bit, bit.with_suffix(".hwh")):
                 if not needed.is_file():
                     raise DeviceError(f"{needed} does not exist; an overlay is a .bit and a .hwh of the same name")
-            self._check_manifest(bit)
         with asked_of_pynq(
             f"overlay {path} cannot be loaded",
             f"install the overlay package of design {self._design.name!r} or give the path of its .bit, run as root, and "
@@ -163,14 +167,15 @@ class PynqDevice:
         ):
             return self._pynq.Overlay(path)
 
-    def _check_manifest(self, bit: Path) -> None:
-        """A manifest beside the bitstream is compared before the chip is touched."""
+    def _check_manifest(self, bit: Path) -> str:
+        """A manifest beside the bitstream is compared before the chip is touched; the flow that it names, or ""."""
         path = bit.with_suffix(".json")
         if not path.is_file():
-            return
+            return ""
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             found, version = str(manifest["design_hash"]), int(manifest["contract_version"])
+            flow = str(manifest.get("flow", ""))
         except (ValueError, KeyError, TypeError, OSError) as e:
             raise DeviceError(f"{path} is not a manifest ({e!r}); collect the overlay again") from e
         if found != f"{self._design.hash64:016x}" or version != contract.VERSION:
@@ -178,6 +183,7 @@ class PynqDevice:
                 f"{bit.name} was built from design {found}, contract {version}; {self._design.name!r} "
                 f"is {self._design.hash64:016x}, contract {contract.VERSION}: name the right design or build again"
             )
+        return flow
 
     @property
     def _blocks(self) -> dict[str, Any]:
@@ -360,7 +366,7 @@ class PynqDevice:
         finally:
             if self._meter is not None:
                 joules = self._meter.stop()
-        counters = {name: self._register(name) for name in (*COUNTERS, *FRONT_COUNTERS)}
+        counters = {name: self._register(name) for name in (*COUNTERS, *MEMORY_COUNTERS)}
         fault, error = self._register("FAULT"), self._register("ERROR")
         if fault not in set(Fault) or error not in set(Error):
             raise DeviceError(f"fault {fault} and error {error} are not of the contract; rebuild the overlay")

@@ -14,11 +14,10 @@ from host.devices.device import DEFAULT_TIMEOUT, DeviceError, DeviceInfo
 from host.devices.library import COUNTERS as CORE_COUNTERS
 from host.devices.memory import Memory, MemoryResult
 from host.devices.rtl import build_rtl
-from hw.contract import MEMORY_REGISTER, MEMORY_REGISTERS, REGISTER, Error, Fault
+from hw.contract import MEMORY_COUNTERS, MEMORY_REGISTER, MEMORY_REGISTERS, REGISTER, Error, Fault
 from hw.design import ROOT, Design
 
 MEMORY_HARNESS = ROOT / "hw" / "sim" / "memory_harness.cpp"
-FRONT_COUNTERS = tuple(r.name for r in MEMORY_REGISTERS if r.doc.startswith("counter"))
 CLOCK_HZ = 1e5  #: clock cycles that a second of timeout allows
 _PAGE = 0x100  #: where the front end's registers begin
 _SLOTS = 32  #: registers of a page that the library gives back
@@ -157,7 +156,7 @@ class RtlMemoryDevice:
                 f"rtl: the program at beat {program} did not end within {self._timeout:g} s ({state}); set a deadline, or "
                 "allow more time"
             )
-        counters = {name: values[name] for name in (*CORE_COUNTERS, *FRONT_COUNTERS)}
+        counters = {name: values[name] for name in (*CORE_COUNTERS, *MEMORY_COUNTERS)}
         if fault is not Fault.NONE:
             return MemoryResult(Error.NONE, 0, counters, fault, values["FAULT_OFFSET"])
         return MemoryResult(Error(values["ERROR"]), values["POSITION"], counters)

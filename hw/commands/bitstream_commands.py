@@ -19,7 +19,12 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         description="Build a bitstream: HLS or RTL packaging, block design, implementation, reports, overlay package.",
     )
     parser.add_argument("--design", default="zc706", help="name in configs/designs, or a TOML file")
-    parser.add_argument("--flow", choices=("rtl", "hls"), default="rtl", help="where the fabric comes from")
+    parser.add_argument(
+        "--flow",
+        choices=("rtl", "hls", "open"),
+        default="rtl",
+        help="where the fabric comes from; open: a netlist for openXC7's tools instead of Vivado",
+    )
     parser.add_argument(
         "--build", type=options.output_folder, help="build folder (default: build/bitstream-DESIGN-FLOW)"
     )
@@ -43,6 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
         Path("build") / f"bitstream-{design.name}-{arguments.flow}", "--build"
     )
     out = arguments.out or options.usable_folder(Path("build") / f"overlay-{design.name}-{arguments.flow}")
+    if arguments.flow == "open" and not arguments.collect_only:
+        from hw.tools.open_flow import netlist, prepare
+
+        prepare(design, folder)
+        if not arguments.scripts_only:
+            cells = netlist(folder)
+            print(f"{sum(cells.values())} cells in {folder / 'open_top.json'}, all known to nextpnr-xilinx")
+        print(f"with openXC7's tools, {folder / 'build.sh'}, then fractrain bitstream --flow open --collect-only")
+        return 0
     if arguments.scripts_only:
         files = render_scripts(design, arguments.flow, arguments.jobs, arguments.accept_timing)
         write_scripts(files, folder)

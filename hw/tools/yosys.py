@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
 import resource
 import subprocess
@@ -36,6 +37,8 @@ PATHS = 3  #: of each piece and net model, in reports
 
 #: primitives that the sources in rtl/xc7 instantiate
 XC7_PRIMITIVES = ("LUT4", "LUT5", "LUT6", "LUT6_2", "CARRY4", "DSP48E1")
+#: and that the top of a netlist for other tools than the vendor's does
+PLATFORM_PRIMITIVES = ("BUFG", "MMCME2_ADV", "PS7")
 
 #: LUTs of a cell: logic, and LUTs used as memory or shift registers
 LUTS = {
@@ -185,19 +188,20 @@ class Synthesis:
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
-def _cells_file() -> Path:
-    """Yosys' models of the primitives.
+def _cells() -> str:
+    """Yosys' models of the primitives, and its declarations of those that it has no models of.
 
     The package is found, not loaded: it has the extension modules that are loaded after it share all their symbols.
     """
     package = importlib.util.find_spec("pyosys")
     if package is None or package.origin is None:
         raise SynthesisError("pyosys is not installed: pip install 'fractrain-fabric[sim]'")
-    return Path(package.origin).parent / "share" / "xilinx" / "cells_sim.v"
+    folder = Path(package.origin).parent / "share" / "xilinx"
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in ("cells_sim.v", "cells_xtra.v"))
 
 
 def _primitives(names: tuple[str, ...]) -> dict[str, re.Match[str]]:
-    text = _cells_file().read_text(encoding="utf-8")
+    text = _cells()
     found = {}
     for name in names:
         match = re.search(rf"^module {name}\s*\((.*?)\);(.*?)^endmodule", text, re.MULTILINE | re.DOTALL)
@@ -216,8 +220,13 @@ def primitive_headers(names: tuple[str, ...] = XC7_PRIMITIVES) -> str:
     """Verilog declarations of primitives: ports and parameters only."""
     text = []
     for name, match in _primitives(names).items():
-        parameters = re.findall(r"^\s*parameter\b[^;]*;", match[2], re.MULTILINE)
-        text.append("\n".join([f"module {name} ({match[1]});", *parameters, "endmodule"]))
+        # directions stand in the header or, in the older style, behind it
+        kinds = "parameter" if re.search(r"\b(in|out)put\b", match[1]) else "parameter|input|output|inout"
+        declared = re.findall(rf"^\s*(?:{kinds})\b[^;]*;", match[2], re.MULTILINE)
+        # a netlist has no real numbers: those that are whole become integers, the others keep their defaults unsaid
+        whole = (re.sub(r"parameter real (\w+) = (-?\d+)\.0*;", r"parameter \1 = \2;", line) for line in declared)
+        kept = [line for line in whole if "parameter real" not in line]
+        text.append("\n".join([f"module {name} ({match[1]});", *kept, "endmodule"]))
     return "\n".join(text) + "\n"
 
 
@@ -277,7 +286,8 @@ def _work(job: dict[str, Any]) -> None:
     def run(command: str) -> None:
         libyosys.run_pass(command, design)
 
-    boxes = " ".join(f"--blackboxed-module {name}" for name in (*XC7_PRIMITIVES, *job["boxes"]))
+    known = (*XC7_PRIMITIVES, *PLATFORM_PRIMITIVES) if "netlist" in job else XC7_PRIMITIVES
+    boxes = " ".join(f"--blackboxed-module {name}" for name in (*known, *job["boxes"]))
     generics = " ".join(f"-G {name}={value}" for name, value in job["generics"])
     run(f"read_slang --unroll-limit=1000000 --top {job['top']} {boxes} {generics} {' '.join(job['sources'])}")
     for name, parameters in job["boxes"].items():  # a box has no parameters as far as Yosys knows
@@ -288,7 +298,9 @@ def _work(job: dict[str, Any]) -> None:
     # no pads: the fabric is a block inside the programmable logic
     run(f"synth_xilinx -family xc7 -flatten -noiopad -noclkbuf -top {job['top']}")
     run(f"tee -q -o {job['result']} stat -json")
-    run(f"write_json {job['result']}.netlist")
+    if "netlist" in job:
+        run("delete t:$scopeinfo")
+    run(f"write_json {job.get('netlist', job['result'] + '.netlist')}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     Path(job["result"] + ".peak").write_text(str(peak), encoding="utf-8")
 
@@ -340,10 +352,42 @@ def synthesize(
     return done
 
 
-def _job(piece: SynthesisPiece, sources: list[Path], work: Path, memory_mib: int) -> dict[str, Any]:
+def write_netlist(
+    top: str, sources: list[Path], folder: Path, boxes: tuple[str, ...] = (), seconds: float = 4 * 3600
+) -> dict[str, int]:
+    """Netlist of primitives, flattened, in ``folder/TOP.json``; returns its cells by type.
+
+    Args:
+        top: module.
+        sources: in reading order.
+        folder: where it goes.
+        boxes: modules left out.
+        seconds: most time that Yosys may take.
+
+    Raises:
+        SynthesisError: Yosys is missing, refused the sources, or took too long.
+    """
+    piece = SynthesisPiece(top, top, boxes=tuple((name, 1) for name in boxes))
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        job = _job(piece, sources, Path(work), 65536, (*XC7_PRIMITIVES, *PLATFORM_PRIMITIVES))
+        job["netlist"] = str(Path(work) / "netlist.json")
+        _run_yosys(piece, job, Path(work) / "log", seconds)
+        found = json.loads(Path(job["result"]).read_text(encoding="utf-8"))["modules"]
+        os.replace(job["netlist"], folder / f"{top}.json")
+    (counted,) = (module["num_cells_by_type"] for name, module in found.items() if name.removeprefix("\\") == top)
+    return {name.removeprefix("\\"): int(n) for name, n in counted.items() if not name.startswith("$scopeinfo")}
+
+
+def _job(
+    piece: SynthesisPiece,
+    sources: list[Path],
+    work: Path,
+    memory_mib: int,
+    primitives: tuple[str, ...] = XC7_PRIMITIVES,
+) -> dict[str, Any]:
     """What the process that runs Yosys is told; the sources are copied to ``work``, pieces of their own as boxes."""
     headers = work / "primitives.v"
-    headers.write_text(primitive_headers(), encoding="utf-8")
+    headers.write_text(primitive_headers(primitives), encoding="utf-8")
     boxes: dict[str, list[str]] = {}
     read = [headers]
     for source in sources:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.devices.banks import Bank
 from host.devices.device import DeviceError, open_device
 from host.devices.memory import MemoryFaultError, StreamMemory
-from host.devices.power import PowerSensor
 from host.devices.pynq_device import PynqDevice, self_test_program
 from host.devices.reference import ReferenceDevice
+from host.devices.zynq.banks import Bank
+from host.devices.zynq.power import PowerSensor
 from hw.boards import BOARDS
 from hw.contract import HEADER_WORDS, VERSION, Error, Fault
 from hw.design import load_design
