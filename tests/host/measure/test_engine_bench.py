@@ -101,7 +101,7 @@ def test_a_layer_that_the_design_cannot_hold_is_named() -> None:
 def test_json_is_printed_and_saved_alike(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hw.networks.network", lambda _: [SMALL])
+    monkeypatch.setattr("hw.networks.network", lambda *_: [SMALL])
     monkeypatch.setattr(engine_bench, "proportionality", lambda *_: [])
     saved, figure = tmp_path / "new" / "x.json", tmp_path / "x.svg"
     command = ["bench", "engine", "--design", "sim-small", "--bits", "2/2/2", "1/1/1", "--output", "codes"]
