@@ -377,7 +377,9 @@ class PynqDevice:
             self.energy += joules
             counters["ENERGY_UJ"] = round(joules * 1e6)
         if fault:
-            return MemoryResult(Error.NONE, 0, counters, Fault(fault), self._register("FAULT_OFFSET"))
+            offset = self._register("FAULT_OFFSET")
+            self.reset()  # of a kernel made by HLS the register that stops it would stay set
+            return MemoryResult(Error.NONE, 0, counters, Fault(fault), offset)
         return MemoryResult(Error(error), self._register("POSITION") if error else 0, counters)
 
     def _wait(self, deadline: float, seconds: float, program: int) -> None:

@@ -131,9 +131,14 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2, accept_timing: boo
         accept_timing: write the bitstream even if a path misses the clock; otherwise the build ends and names the path.
 
     Raises:
-        BitstreamError: the chip is on no board that is known here.
+        BitstreamError: the kernel of HLS has not the streams that the memory front end wants.
         ValueError: fewer than one job.
     """
+    if flow == "hls" and design.output_streams == 1:
+        raise BitstreamError(
+            f"the kernel of HLS of {design.name!r} has no second output stream, which the memory front end connects; use "
+            "--flow rtl, or set output_streams = 2 in the design"
+        )
     if jobs < 1:
         raise ValueError(f"--jobs {jobs} must be at least 1")
     generated, board = render(design), BOARDS[design.part]

@@ -86,8 +86,9 @@ def stubbed(
 
 
 @needs_tcl
-@pytest.mark.parametrize("flow", ["rtl", "hls"])
-@pytest.mark.parametrize("name", ["zc706", "pynq-z2", "zcu104", "sim-small"])
+@pytest.mark.parametrize(
+    ("name", "flow"), [("zc706", "rtl"), ("zc706", "hls"), ("pynq-z2", "rtl"), ("zcu104", "hls"), ("sim-small", "rtl")]
+)
 def test_all_scripts_run_under_the_stub_and_give_an_overlay(name: str, flow: Flow, tmp_path: Path) -> None:
     design = load_design(name)
     folder = prepared(name, flow, tmp_path / "build")
@@ -204,6 +205,11 @@ def test_the_masters_share_no_port_of_the_memory_controller(part: str) -> None:
     """HP0 and HP1 meet at one port of the Zynq-7000's controller, HP2 and HP3 at another."""
     halves = [int(port.name.removeprefix("S_AXI_HP")) // 2 for port in BOARDS[part].memory_ports]
     assert sorted(halves) == [0, 1]
+
+
+def test_a_kernel_of_hls_without_the_second_stream_is_refused() -> None:
+    with pytest.raises(BitstreamError, match=r"no second output stream.*--flow rtl"):
+        render_scripts(load_design("pynq-z2"), "hls")
 
 
 def test_the_kernel_of_hls_stands_where_the_stream_core_would() -> None:
@@ -351,5 +357,5 @@ def test_scripts_are_the_same_every_time(tmp_path: Path) -> None:
         assert design.part in BOARDS
         files = render_scripts(design, "rtl")
         assert files == render_scripts(design, "rtl")
-    assert command("--scripts-only", "--design", "pynq-z2", "--flow", "hls", "--build", str(tmp_path)) == 0
+    assert command("--scripts-only", "--design", "zc706", "--flow", "hls", "--build", str(tmp_path)) == 0
     assert (tmp_path / "hls" / "fabric.cfg").is_file()
