@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from host.devices.memory import StreamMemory
+from host.devices.memory import MemoryDevice, StreamMemory
 from hw.contract import LINE_BEATS, MEMORY_PORTS, MEMORY_REGISTER, REGISTER, Fault, MemoryStatus
 from hw.design import Design
 
@@ -59,7 +59,7 @@ class Buffer(np.ndarray):
 
 
 class Board:
-    """A board whose stream core is ``device`` (any :class:`host.devices.device.Device`).
+    """A board whose stream core is ``device`` (any :class:`host.devices.device.Device`), or whose accelerator is ``front``.
 
     Attributes:
         faults: names of the faults to inject into the next program: "hang" (no end until it is stopped), "stuck" (a memory
@@ -71,9 +71,9 @@ class Board:
         on_start: called when a program starts, with the accelerator busy; what it raises comes out of the register access.
     """
 
-    def __init__(self, device: Any, design: Design, *, hls: bool = False) -> None:
+    def __init__(self, device: Any, design: Design, *, hls: bool = False, front: MemoryDevice | None = None) -> None:
         self.asleep = hls  # an HLS kernel's registers are empty until it has returned once
-        self.device, self.design = device, design
+        self.device, self.design, self.front = device, design, front
         self.faults: set[str] = set()
         self.memory: dict[int, Any] = {}
         self.memory_limit = 64 << 20
@@ -207,7 +207,7 @@ class Board:
                 return
             banks.append(self.memory[address].physical)
             assert banks[-1].size >= beats, "LIMIT is beyond the buffer"
-        front = StreamMemory(self.device, beats)
+        front = self.front or StreamMemory(self.device, beats)
         before = np.stack([bank[:beats] for bank in banks], axis=1)
         front.write(0, before.reshape(-1))
         result = front.execute(self._registers["PROGRAM"], self._registers["DEADLINE"])

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.devices.device import DeviceError, open_device
+from host.devices.device import DeviceError
 from host.devices.memory import MemoryFaultError, StreamMemory
 from host.devices.pynq_device import PynqDevice, self_test_program
 from host.devices.reference import ReferenceDevice
+from host.devices.rtl_memory import MemoryModel, RtlMemoryDevice
 from host.devices.zynq.banks import Bank
 from host.devices.zynq.power import PowerSensor
 from hw.boards import BOARDS
@@ -40,12 +41,13 @@ def opened(
     return PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS, timeout=0.2), board
 
 
-def test_programs_on_the_simulated_rtl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_programs_on_the_simulated_accelerator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The driver and the RTL together, memory front end included."""
     try:
-        rtl = open_device("rtl", DESIGN)
+        front = RtlMemoryDevice(DESIGN, BEATS)
     except DeviceError as e:
         pytest.skip(str(e))
-    device, board = opened(monkeypatch, tmp_path, rtl)
+    device, _ = opened(monkeypatch, tmp_path, front=front)
     reference = ReferenceDevice(DESIGN)
     for seed in range(4):
         words = random_program(DESIGN, seed, packets=5, max_rows=6, max_bits=4)
@@ -53,12 +55,18 @@ def test_programs_on_the_simulated_rtl(monkeypatch: pytest.MonkeyPatch, tmp_path
             got, expected = device.run(words), reference.run(words)
             assert np.array_equal(got.words, expected.words)
             assert got.error is Error.NONE
-            assert got.counters["CYCLES"] > 0
-    for fault in ("hang", "READ_DECERR"):
-        board.faults = {fault}
-        with pytest.raises(DeviceError):
-            device.run(words, timeout=0.01)
-        assert np.array_equal(device.run(words).words, expected.words)
+            assert got.counters["CYCLES"] > 0 and got.counters["READ_BEATS"] > words.size
+    words = good_program(DESIGN)
+    expected = reference.run(words)
+    payload = HEADER_WORDS // 2
+    front.model = MemoryModel(refuse=3, refuse_offset=payload)
+    with pytest.raises(MemoryFaultError, match=f"READ_DECERR at beat {payload}"):
+        device.run(words)
+    front.model = MemoryModel()
+    assert np.array_equal(device.run(words).words, expected.words)
+    with pytest.raises(MemoryFaultError, match="DEADLINE"):
+        device.run(words, timeout=1e-6)
+    assert np.array_equal(device.run(words).words, expected.words)
 
 
 def test_a_program_in_memory_answers_as_the_front_end_in_numpy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
