@@ -5,8 +5,7 @@
 // gradients with the output channels side by side, so that a word of one pixel (or input channel) meets a vector of
 // output channels.
 //
-// begin_conv, begin_row, begin_wgrad bring a packet's operands into the array's order.
-// conv_tile computes the tile of one row and output group, wgrad_tile the tile of one output group, group and tap.
+// begin_product and begin_row bring a packet's operands into that order, compute_tile computes a tile.
 #pragma once
 
 #include <cstring>
@@ -93,6 +92,21 @@ static void multiply(const Planes& planes, const uint64_t* a, size_t a_step, con
     }
 }
 
+// Steps that the array makes for a tile, a pair taking `steps`: an empty diagonal has one.
+inline uint32_t steps_of(const Planes& planes, uint32_t steps) {
+    uint32_t made = 0;
+    for (uint32_t d = 0; d < planes.a_bits + planes.b_bits - 1; ++d) {
+        bool empty = true;
+        for (uint32_t i = first_on(planes, d); i <= last_on(planes, d); ++i) {
+            if (!computed(planes, i, d - i)) continue;
+            empty = false;
+            made += steps;
+        }
+        if (empty) ++made;
+    }
+    return made;
+}
+
 struct ConvOperands {
     size_t words;                   // of one pixel's window over all groups
     std::vector<uint64_t> weights;  // [out_group][plane][word][oc]
@@ -120,8 +134,8 @@ inline void begin_conv(const OperandBuffers& buffers, const Header& h, ConvOpera
     }
 }
 
-inline void begin_row(const OperandBuffers& buffers, const Header& h, uint32_t image, uint32_t y,
-                      ConvOperands& operands) {
+inline void gather_windows(const OperandBuffers& buffers, const Header& h, uint32_t image, uint32_t y,
+                           ConvOperands& operands) {
     const uint32_t rows = operand_rows(h);
     const bool strided = rows != h.rows;
     const uint32_t image_base = h.base_a + image * blocks_of(rows) * h.groups * h.a_bits;
@@ -172,16 +186,6 @@ inline void begin_row(const OperandBuffers& buffers, const Header& h, uint32_t i
             }
         }
     }
-}
-
-inline void conv_tile(const OperandBuffers&, const ConvOperands& operands, const Header& h, uint32_t, uint32_t,
-                      uint32_t out_group, const WriteStream&, const Intake&, const Shadow&, const CommandStream&,
-                      const LineStream&, const Fetch&, const SidePlanes&, Tile& tile) {
-    const Planes planes = conv_planes(h);
-    const size_t plane_words = operands.words * CHANNELS;
-    const uint64_t* const weights = operands.weights.data() + out_group * h.b_bits * plane_words;
-    multiply<LANES>(planes, operands.windows.data(), LANES * operands.words, weights, plane_words, operands.words,
-                    tile.sums, tile.own);
 }
 
 struct WgradOperands {
@@ -279,15 +283,42 @@ inline void begin_wgrad(const OperandBuffers& buffers, const Header& h, WgradOpe
     gather_inputs(buffers, h, operands);
 }
 
-inline void wgrad_tile(const OperandBuffers&, const WgradOperands& operands, const Header& h, uint32_t out_group,
-                       uint32_t group, uint32_t, uint32_t rank, const WriteStream&, const Intake&, const Shadow&,
-                       const CommandStream&, const LineStream&, Tile& tile) {
-    const Planes planes = wgrad_planes(h, group == h.groups);
-    const size_t words = operands.words;
-    const uint64_t* const a = operands.inputs.data() + (group * taps_of(h) + rank) * h.a_bits * CHANNELS * words;
-    const uint64_t* const b = operands.gradients.data() + out_group * h.b_bits * words * CHANNELS;
-    // all rows in the lower half of the lanes; the upper half stays zero
-    multiply<CHANNELS>(planes, a, CHANNELS * words, b, CHANNELS * words, words, tile.sums, tile.own);
+struct Operands {
+    ConvOperands conv;
+    WgradOperands wgrad;
+};
+
+inline void begin_product(const OperandBuffers& buffers, const Header& h, Operands& operands) {
+    if (h.opcode == OP_WGRAD) {
+        begin_wgrad(buffers, h, operands.wgrad);
+    } else {
+        begin_conv(buffers, h, operands.conv);
+    }
+}
+
+inline void begin_row(const OperandBuffers& buffers, const Header& h, const Place& place, Operands& operands) {
+    if (!place.wgrad) gather_windows(buffers, h, place.image, place.y, operands.conv);
+}
+
+// The tile at `place`; returns the steps that the array takes for it.
+inline uint32_t compute_tile(const OperandBuffers&, const Operands& operands, const Header& h, const Place& place,
+                             const WriteStream&, const Intake&, const Shadow&, const CommandStream&, const LineStream&,
+                             const Fetch&, const SidePlanes&, Tile& tile) {
+    const Planes planes = planes_of(h, place);
+    if (place.wgrad) {
+        const size_t words = operands.wgrad.words;
+        const size_t input = (place.group * taps_of(h) + place.rank) * h.a_bits * CHANNELS * words;
+        const size_t gradient = place.out_group * h.b_bits * words * CHANNELS;
+        // all rows in the lower half of the lanes; the upper half stays zero
+        multiply<CHANNELS>(planes, &operands.wgrad.inputs[input], CHANNELS * words, &operands.wgrad.gradients[gradient],
+                           CHANNELS * words, words, tile.sums, tile.own);
+        return steps_of(planes, h.images * blocks_of(h.rows));
+    }
+    const size_t words = operands.conv.words, plane_words = words * CHANNELS;
+    const uint64_t* const weights = operands.conv.weights.data() + place.out_group * h.b_bits * plane_words;
+    multiply<LANES>(planes, operands.conv.windows.data(), LANES * words, weights, plane_words, words, tile.sums,
+                    tile.own);
+    return steps_of(planes, h.groups);
 }
 
 }  // namespace kernel

@@ -47,6 +47,17 @@ private:
     Packet packet_ = {};
 };
 
+// From engine to output process: the header of one packet.
+class HeaderStream {
+public:
+    void write(const OutputHeader& header) { header_ = header; }
+
+    const OutputHeader& read() const { return header_; }
+
+private:
+    OutputHeader header_ = {};
+};
+
 // From engine to output process: lines of one command.
 class LineStream {
 public:

@@ -30,19 +30,27 @@ inline uint64_t transpose8x8(uint64_t x) {
 
 // Eight planes of 64 codes, from bit `first` on.
 inline void planes_of_word(const Sections codes[64], unsigned first, CodePlanes& planes, unsigned word) {
-    for (unsigned b = 0; b < 8; ++b) planes.word[first + b][word] = 0;
+    for (unsigned b = 0; b < 8; ++b) {
+        planes.word[first + b][word] = 0;
+    }
     for (unsigned byte = 0; byte < 8; ++byte) {
         uint64_t bits = 0;
-        for (unsigned n = 0; n < 8; ++n) bits |= uint64_t((codes[8 * byte + n] >> first) & 0xFF) << (8 * n);
+        for (unsigned n = 0; n < 8; ++n) {
+            bits |= uint64_t((codes[8 * byte + n] >> first) & 0xFF) << (8 * n);
+        }
         bits = transpose8x8(bits);
-        for (unsigned b = 0; b < 8; ++b) planes.word[first + b][word] |= ((bits >> (8 * b)) & 0xFF) << (8 * byte);
+        for (unsigned b = 0; b < 8; ++b) {
+            planes.word[first + b][word] |= ((bits >> (8 * b)) & 0xFF) << (8 * byte);
+        }
     }
 }
 
 // Bit planes of a tile of codes: bit n of plane b is bit b of code n.  The first `bits` planes are needed.
 inline void planes_of_codes(const Sections codes[TILE], uint32_t bits, CodePlanes& planes) {
     for (unsigned word = 0; word < ROW_WORDS; ++word) {
-        for (unsigned first = 0; first < bits; first += 8) planes_of_word(codes + 64 * word, first, planes, word);
+        for (unsigned first = 0; first < bits; first += 8) {
+            planes_of_word(codes + 64 * word, first, planes, word);
+        }
     }
 }
 

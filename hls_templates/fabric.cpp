@@ -31,17 +31,18 @@ Status status_of(const LoaderStatus& loader, const EngineStatus& engine, const O
 // command, so that nothing piles up.
 Status run_program(Buffers& buffers, InStream& in0, InStream& in1, ResultStream& out) {
     LoaderState loader_state;
-    OutputStatus output_status = {};
+    OutputState output_state = {};
     EngineStatus engine_status;
     WriteStream writes;
+    HeaderStream headers;
     LineStream lines;
     PacketStream packets([&] {
         writes.clear();
         loader_step(loader_state, in0, in1, packets, writes);
     });
-    CommandStream commands([&](const Command& c) { output_step(buffers.results, output_status, c, lines, out); });
-    engine(buffers.operands, packets, writes, commands, lines, engine_status);
-    return status_of(status_of(loader_state), engine_status, output_status);
+    CommandStream commands([&](const Command& c) { output_step(buffers.results, output_state, c, headers, lines, out); });
+    engine(buffers.operands, packets, writes, headers, commands, lines, engine_status);
+    return status_of(status_of(loader_state), engine_status, output_state.status);
 }
 
 #elif defined(FABRIC_LIGHT_STREAM)
@@ -50,14 +51,15 @@ Status run_program(Buffers& buffers, InStream& in0, InStream& in1, ResultStream&
 Status run_program(Buffers& buffers, InStream& in0, InStream& in1, ResultStream& out) {
     PacketStream packets;
     WriteStream writes;
+    HeaderStream headers;
     CommandStream commands;
     LineStream lines;
     LoaderStatus loader_status;
     EngineStatus engine_status;
     OutputStatus output_status;
     loader(in0, in1, packets, writes, loader_status);
-    engine(buffers.operands, packets, writes, commands, lines, engine_status);
-    output(buffers.results, commands, lines, out, output_status);
+    engine(buffers.operands, packets, writes, headers, commands, lines, engine_status);
+    output(buffers.results, headers, commands, lines, out, output_status);
     return status_of(loader_status, engine_status, output_status);
 }
 
@@ -69,8 +71,8 @@ namespace {
 OperandBuffers operand_buffers;
 ResultBuffers result_buffers;
 
-void engine_process(PacketStream& packets, WriteStream& writes, CommandStream& commands, LineStream& lines,
-                    EngineStatus& status) {
+void engine_process(PacketStream& packets, WriteStream& writes, HeaderStream& headers, CommandStream& commands,
+                    LineStream& lines, EngineStatus& status) {
 #pragma HLS DISAGGREGATE variable = operand_buffers
 // eight banks, each of 64-bit memories side by side; one port for what the array reads, one for what loads write
 #pragma HLS ARRAY_PARTITION variable = operand_buffers.a complete dim = 1
@@ -82,18 +84,20 @@ void engine_process(PacketStream& packets, WriteStream& writes, CommandStream& c
 #pragma HLS ARRAY_PARTITION variable = operand_buffers.w complete dim = 2
 #pragma HLS BIND_STORAGE variable = operand_buffers.w type = ram_2p impl = bram
 #pragma HLS ARRAY_PARTITION variable = operand_buffers.a_any complete dim = 1
+#pragma HLS BIND_STORAGE variable = operand_buffers.a_any type = ram_2p impl = lutram
 #pragma HLS ARRAY_PARTITION variable = operand_buffers.g_any complete dim = 1
-    engine(operand_buffers, packets, writes, commands, lines, status);
+#pragma HLS BIND_STORAGE variable = operand_buffers.g_any type = ram_2p impl = lutram
+    engine(operand_buffers, packets, writes, headers, commands, lines, status);
 }
 
-void output_process(CommandStream& commands, LineStream& lines, ResultStream& out, OutputStatus& status) {
-// an entry is read and written whole
-#pragma HLS ARRAY_RESHAPE variable = result_buffers.accumulator complete dim = 2
+void output_process(HeaderStream& headers, CommandStream& commands, LineStream& lines, ResultStream& out,
+                    OutputStatus& status) {
+#pragma HLS DISAGGREGATE variable = result_buffers
 #pragma HLS BIND_STORAGE variable = result_buffers.accumulator type = ram_2p impl = bram
-    output(result_buffers, commands, lines, out, status);
+#pragma HLS BIND_STORAGE variable = result_buffers.entries type = ram_2p impl = bram
+#pragma HLS BIND_STORAGE variable = result_buffers.moments type = ram_2p impl = bram
+    output(result_buffers, headers, commands, lines, out, status);
 }
-
-constexpr unsigned LINE_SLOTS = 2 * COMMAND_LINES;
 
 // The array computes while finished tiles leave and the next operands come: each process runs once per program.
 void processes(InStream& in0, InStream& in1 RESULT_STREAMS(RESULT_ARGUMENT), LoaderStatus& loader_status,
@@ -105,6 +109,9 @@ void processes(InStream& in0, InStream& in1 RESULT_STREAMS(RESULT_ARGUMENT), Loa
     WriteStream writes;
 // what comes while the engine takes no writes
 #pragma HLS STREAM variable = writes depth = 16
+    HeaderStream headers;
+// of the packet under way, and of the next
+#pragma HLS STREAM variable = headers depth = 2
     CommandStream commands;
 // two tiles; a command follows its lines, so no fewer than one command's may fit
 #pragma HLS STREAM variable = commands depth = 4
@@ -113,8 +120,8 @@ void processes(InStream& in0, InStream& in1 RESULT_STREAMS(RESULT_ARGUMENT), Loa
     ResultStream results;
 #pragma HLS STREAM variable = results depth = 2
     loader(in0, in1, packets, writes, loader_status);
-    engine_process(packets, writes, commands, lines, engine_status);
-    output_process(commands, lines, results, output_status);
+    engine_process(packets, writes, headers, commands, lines, engine_status);
+    output_process(headers, commands, lines, results, output_status);
     result_port(results RESULT_STREAMS(RESULT_NAME));
 }
 

@@ -14,13 +14,12 @@ struct Intake {
     uint32_t ended;     // LOADs that are stored but whose packets have not been taken
     uint32_t error;     // of the last LOAD that is stored; the loader sends nothing behind one that fails
     bool holding;
-    Write held;  // taken from the FIFO, not stored yet
+    Packed<Write> held;  // taken from the FIFO, not stored yet
 };
 
 // A row word into one bank of A or G, if the write is for it.
-template <unsigned DEPTH>
-void store_row(uint64_t (&rows)[DEPTH][ROW_WORDS], bool (&any)[DEPTH], const Write& write, uint32_t target,
-               unsigned bank, uint32_t address) {
+template <typename Rows, typename Bits>
+void store_row(Rows&& rows, Bits&& any, const Write& write, uint32_t target, unsigned bank, uint32_t address) {
 #pragma HLS INLINE
     if ((write.target & target) == 0 || write.bank != bank) return;
     any[address] = write.any;
@@ -33,7 +32,7 @@ void store_row(uint64_t (&rows)[DEPTH][ROW_WORDS], bool (&any)[DEPTH], const Wri
 // Obey the write that is held, which is none of E.
 inline void store(OperandBuffers& buffers, Intake& intake) {
 #pragma HLS INLINE
-    const Write& write = intake.held;
+    const Write& write = unpack<Write>(intake.held);
     intake.holding = false;
     if (write.target == 0) {
         ++intake.ended;
@@ -56,8 +55,8 @@ inline void store(OperandBuffers& buffers, Intake& intake) {
 // not wait for one, hence the read that does not block.
 inline void absorb(OperandBuffers& buffers, WriteStream& writes, Intake& intake) {
 #pragma HLS INLINE
-    if (!intake.holding) intake.holding = writes.read_nb(intake.held);
-    if (intake.holding && intake.held.after <= intake.products) store(buffers, intake);
+    if (!intake.holding) intake.holding = try_read(writes, intake.held);
+    if (intake.holding && unpack<Write>(intake.held).after <= intake.products) store(buffers, intake);
 }
 
 // Half an entry of E, in the order of the words: m, o, n and b, then c and l.
@@ -76,8 +75,8 @@ inline void take_entry(const Write& write, Line& line) {
 }
 
 // The rest of a LOAD; entries of E go on to the process that applies them.
-inline uint32_t finish_load(OperandBuffers& buffers, const Header& h, WriteStream& writes, CommandStream& commands,
-                            LineStream& lines, Intake& intake) {
+inline uint32_t finish_load(OperandBuffers& buffers, WriteStream& writes, CommandStream& commands, LineStream& lines,
+                            Intake& intake) {
     Line line;
     for (unsigned k = 0; k < LINE_VALUES; ++k) {
 #pragma HLS UNROLL
@@ -88,13 +87,13 @@ inline uint32_t finish_load(OperandBuffers& buffers, const Header& h, WriteStrea
     while (intake.ended == 0) {
 #pragma HLS PIPELINE II = 1
         if (!intake.holding) intake.held = writes.read();
-        const Write& write = intake.held;
+        const Write& write = unpack<Write>(intake.held);
         if (write.target == TARGET_E) {
             intake.holding = false;
             take_entry(write, line);
             if (write.word == 0) continue;
-            lines.write(line);
-            commands.write(make_command(COMMAND_ENTRY, h, 0, 0, write.other));
+            lines.write(pack(line));
+            commands.write(pack(make_command(COMMAND_ENTRY, write.other)));
         } else {
             store(buffers, intake);
         }

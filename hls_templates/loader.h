@@ -57,8 +57,11 @@ inline uint32_t load_tensor(const Header& h, Write write, InStream& in0, InStrea
     // a beat with TLAST is judged and then ends the loop: END would have to follow
     for (uint32_t n = 0; n < beats && read_beat(in0, in1, input, beat); ++n) {
 #pragma HLS PIPELINE II = 1
-        write.data[2 * slice] = beat.word[0];
-        write.data[2 * slice + 1] = beat.word[1];
+        for (unsigned n = 0; n < ROW_BEATS; ++n) {
+#pragma HLS UNROLL
+            if (n == slice) write.data[2 * n] = beat.word[0];
+            if (n == slice) write.data[2 * n + 1] = beat.word[1];
+        }
         any = (slice != 0 && any) || (beat.word[0] | beat.word[1]) != 0;
         // next slice, plane, group, row, image
         if (++slice == ROW_BEATS) {
@@ -67,7 +70,7 @@ inline uint32_t load_tensor(const Header& h, Write write, InStream& in0, InStrea
             write.address = h.base_a + address;
             write.other = h.base_b + address;
             write.any = any;
-            writes.write(write);
+            writes.write(pack(write));
             slice = 0;
             if (++plane == h.a_bits) {
                 plane = 0;
@@ -94,7 +97,7 @@ inline uint32_t load_beats(uint32_t beats, uint32_t slices, uint32_t address, Wr
         write.word = 2 * slice;
         write.data[0] = beat.word[0];
         write.data[1] = beat.word[1];
-        writes.write(write);
+        writes.write(pack(write));
         if (++slice == slices) {
             slice = 0;
             ++write.other;
@@ -145,7 +148,7 @@ inline bool loader_step(LoaderState& state, InStream& in0, InStream& in1, Packet
     uint32_t error = packet.error;
     Write write = {};
     if (is_load) {
-        packets.write(packet);
+        packets.write(pack(packet));
         write = make_write(state, h);
         error = load(state, h, write, in0, in1, writes);
     } else if (error == ERR_NONE && (h.opcode == OP_CONV || h.opcode == OP_WGRAD)) {
@@ -160,9 +163,9 @@ inline bool loader_step(LoaderState& state, InStream& in0, InStream& in1, Packet
     if (is_load) {
         write.target = 0;
         write.error = error;
-        writes.write(write);
+        writes.write(pack(write));
     } else {
-        packets.write(packet);
+        packets.write(pack(packet));
     }
     return running;
 }

@@ -49,7 +49,8 @@ constexpr unsigned MOMENTS_INTERVAL = MOMENT_WORDS * BEAT_INTERVAL;
 inline void send_moments(const ResultBuffers& buffers, const Header& h, ResultStream& out, uint32_t& sent) {
     for (uint32_t channel = 0; channel < h.out_groups * CHANNELS; channel += 2) {
 #pragma HLS PIPELINE II = MOMENTS_INTERVAL
-        const Moments even = buffers.moments[channel], odd = buffers.moments[channel + 1];
+        const Packed<Moments> first = buffers.moments[channel], second = buffers.moments[channel + 1];
+        const Moments &even = unpack<Moments>(first), &odd = unpack<Moments>(second);
         send(out, sent, uint64_t(int64_t(even.sum)), uint64_t(int64_t(even.products)));
         send(out, sent, extremes_of(even), uint64_t(int64_t(odd.sum)));
         send(out, sent, uint64_t(int64_t(odd.products)), extremes_of(odd));

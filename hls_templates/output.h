@@ -14,21 +14,26 @@ constexpr unsigned WIDE_ENTRY_INTERVAL = CHANNELS / 2 * BEAT_INTERVAL;
 constexpr unsigned ENTRY_INTERVAL = CHANNELS / 4 * BEAT_INTERVAL;
 
 // Add the entries of a weight gradient's tile, or put them in place of what was there.
-inline uint32_t add_entries(ResultBuffers& buffers, const Command& command, LineStream& lines) {
-    const bool clear = (command.header.flags & FLAG_CLEAR) != 0;
+inline uint32_t add_entries(ResultBuffers& buffers, const Command& command, bool clear, LineStream& lines) {
     bool in_range = true;
     for (unsigned e = 0; e <= CHANNELS; ++e) {
 #pragma HLS PIPELINE II = 2
-        const Line& line = lines.read();
+// every iteration has an entry of its own
+#pragma HLS DEPENDENCE variable = buffers.accumulator type = inter dependent = false
+        const Line& line = unpack<Line>(lines.read());
+        const Packed<SumEntry> word = buffers.accumulator[command.entry + e];
+        const SumEntry& before = unpack<SumEntry>(word);
+        SumEntry after;
         for (unsigned ic = 0; ic < CHANNELS; ++ic) {
 #pragma HLS UNROLL
             const int64_t value = int64_t(line.value[ic]);
-            const int64_t total = clear ? value : int64_t(buffers.accumulator[command.entry + e][ic]) + value;
+            const int64_t total = clear ? value : int64_t(before.value[ic]) + value;
             const bool fits = total >= -ACCUMULATOR_LIMIT && total < ACCUMULATOR_LIMIT;
             in_range &= fits;
             // the program ends on a sum that does not fit; what it leaves must fit the memory
-            buffers.accumulator[command.entry + e][ic] = fits ? total : 0;
+            after.value[ic] = Accumulated(fits ? total : 0);
         }
+        buffers.accumulator[command.entry + e] = pack(after);
     }
     return in_range ? ERR_NONE : ERR_ACCUMULATOR_RANGE;
 }
@@ -37,15 +42,15 @@ inline uint32_t add_entries(ResultBuffers& buffers, const Command& command, Line
 template <bool WIDE>
 bool send_entry(const ResultBuffers& buffers, uint32_t entry, ResultStream& out, uint32_t& sent) {
 #pragma HLS INLINE
-    Line line;
+    const Packed<SumEntry> word = buffers.accumulator[entry];
+    const SumEntry& sums = unpack<SumEntry>(word);
     bool fits = true;
     for (unsigned ic = 0; ic < CHANNELS; ++ic) {
 #pragma HLS UNROLL
-        line.value[ic] = buffers.accumulator[entry][ic];
-        const int64_t value = int64_t(line.value[ic]);
+        const int64_t value = int64_t(sums.value[ic]);
         fits &= WIDE || (value >= -(int64_t(1) << 31) && value < (int64_t(1) << 31));
     }
-    if (fits) send_line<WIDE, CHANNELS>(out, sent, line);
+    if (fits) send_values<WIDE, CHANNELS>(out, sent, sums.value);
     return fits;
 }
 
@@ -66,14 +71,16 @@ inline uint32_t send_entries(const ResultBuffers& buffers, const Header& h, Resu
 }
 
 // An entry of E, its values as the intake sends them.
-inline void keep_entry(Entry& entry, const Line& line) {
+inline Entry entry_from(const Line& line) {
 #pragma HLS INLINE
+    Entry entry;
     entry.m = Multiplier(line.value[0]);
     entry.o = Multiplier(line.value[1]);
     entry.n = Multiplier(line.value[2]);
     entry.b = Offset(line.value[3]);
     entry.c = ValueOffset(line.value[4]);
     entry.l = Multiplier(line.value[5]);
+    return entry;
 }
 
 // Nothing after the packet that stopped the program has an effect here; only its lines are taken.
@@ -86,18 +93,21 @@ inline void skip_lines(const Command& command, LineStream& lines) {
 }
 
 // Obey one command.
-inline void output_step(ResultBuffers& buffers, OutputStatus& status, const Command& command, LineStream& lines,
-                        ResultStream& out) {
-    const Header& h = command.header;
+inline void output_step(ResultBuffers& buffers, OutputState& state, const Command& command, HeaderStream& headers,
+                        LineStream& lines, ResultStream& out) {
+    OutputStatus& status = state.status;
+    if (!state.within) state.header = unpack<OutputHeader>(headers.read()).header;
+    state.within = command.kind != COMMAND_DONE;
+    const Header& h = state.header;
     uint32_t error = ERR_NONE;
     if (status.error != ERR_NONE) {
         skip_lines(command, lines);
     } else if (command.kind == COMMAND_TILE) {
-        take_tile(buffers, status, command, lines, out);
+        take_tile(buffers, status, h, command, lines, out);
     } else if (command.kind == COMMAND_ADD) {
-        error = add_entries(buffers, command, lines);
+        error = add_entries(buffers, command, (h.flags & FLAG_CLEAR) != 0, lines);
     } else if (command.kind == COMMAND_ENTRY) {
-        keep_entry(buffers.entries[command.entry], lines.read());
+        buffers.entries[command.entry] = pack(entry_from(unpack<Line>(lines.read())));
     } else if (command.kind == COMMAND_DONE) {
         if (h.opcode == OP_READ) error = send_entries(buffers, h, out, status.words_out);
         if (kind_of(h).moments) send_moments(buffers, h, out, status.words_out);
@@ -117,16 +127,16 @@ inline void output_step(ResultBuffers& buffers, OutputStatus& status, const Comm
 }
 
 #if !FABRIC_NATIVE
-inline void output(ResultBuffers& buffers, CommandStream& commands, LineStream& lines, ResultStream& out,
-                   OutputStatus& status) {
-    OutputStatus counts = {};
+inline void output(ResultBuffers& buffers, HeaderStream& headers, CommandStream& commands, LineStream& lines,
+                   ResultStream& out, OutputStatus& status) {
+    OutputState state = {};
     bool running = true;
     while (running) {
-        const Command command = commands.read();
-        output_step(buffers, counts, command, lines, out);
+        const Command command = unpack<Command>(commands.read());
+        output_step(buffers, state, command, headers, lines, out);
         running = command.kind != COMMAND_STOP;
     }
-    status = counts;
+    status = state.status;
 }
 #endif
 

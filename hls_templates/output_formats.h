@@ -22,9 +22,16 @@ struct OutputStatus {
     uint32_t words_out;
 };
 
-// The first COUNT values of a line, as 32-bit pairs or 64-bit words.
+// Where the output process is.
+struct OutputState {
+    OutputStatus status;
+    bool within;    // a packet; its header is below
+    Header header;
+};
+
+// COUNT values, as 32-bit pairs or 64-bit words.
 template <bool WIDE, unsigned COUNT>
-void send_line(ResultStream& out, uint32_t& sent, const Line& line) {
+void send_values(ResultStream& out, uint32_t& sent, const Accumulated* value) {
 #pragma HLS INLINE
     constexpr unsigned STEP = WIDE ? 2 : 4;  // values of a beat
     for (unsigned n = 0; n < COUNT; n += STEP) {
@@ -33,8 +40,8 @@ void send_line(ResultStream& out, uint32_t& sent, const Line& line) {
         for (unsigned k = 0; k < 2; ++k) {
 #pragma HLS UNROLL
             const unsigned at = n + k * (STEP / 2);
-            const uint64_t low = uint64_t(int64_t(line.value[at]));
-            const uint64_t high = uint64_t(int64_t(line.value[WIDE ? at : at + 1]));
+            const uint64_t low = uint64_t(int64_t(value[at]));
+            const uint64_t high = uint64_t(int64_t(value[WIDE ? at : at + 1]));
             word[k] = WIDE ? low : (low & 0xFFFFFFFFull) | high << 32;
         }
         send(out, sent, word[0], word[1]);
@@ -84,58 +91,73 @@ inline void finish_codes(const Settings& settings, const Entry& entry, const Ran
 KEEP_LOOP
     for (unsigned k = 0; k < LINE_VALUES; ++k) {
 #pragma HLS UNROLL
-        const uint32_t number = settings.stochastic ? uint32_t(random.number[oc][part * LINE_VALUES + k]) : 0;
+        Random number = 0;
+        for (unsigned n = 0; n < PARTS; ++n) {
+#pragma HLS UNROLL
+            if (settings.stochastic && n == part) number = random.number[oc][n * LINE_VALUES + k];
+        }
         done.w[k] = value_of(settings, entry, done.x[k], done.k[k]);
-        done.sections[k] = sections_of(settings, done.x[k], done.w[k], number, saturated);
+        done.sections[k] = sections_of(settings, done.x[k], done.w[k], uint32_t(number), saturated);
+    }
+}
+
+// Codes of line `line`, each into its register, which no other value enters.
+inline void keep_codes(const Finished& done, unsigned line, Sections codes[TILE]) {
+#pragma HLS INLINE
+    for (unsigned n = 0; n < TILE_LINES; ++n) {
+#pragma HLS UNROLL
+        const unsigned oc = n / PARTS, part = n % PARTS;
+        for (unsigned k = 0; k < LINE_VALUES; ++k) {
+#pragma HLS UNROLL
+            if (n == line) codes[(part * LINE_VALUES + k) * CHANNELS + oc] = Sections(done.sections[k]);
+        }
     }
 }
 
 // The moments of one channel, which stay in a register while its lines come.
-inline void count_line(ResultBuffers& buffers, const Command& command, uint32_t channel, unsigned part,
-                       const Finished& done, Moments& moments) {
+inline void count_line(ResultBuffers& buffers, const Header& h, const Command& command, uint32_t channel,
+                       unsigned part, const Finished& done, Moments& moments) {
 #pragma HLS INLINE
-    const Header& h = command.header;
     if (part == 0) {
-        moments = buffers.moments[channel];
+        const Packed<Moments> word = buffers.moments[channel];
+        moments = unpack<Moments>(word);
         if (command.row == 0) clear(moments);
     }
     const bool codes = h.format == FORMAT_CODES, cross = (h.flags & FLAG_CROSS) != 0;
     const uint32_t valid = command.counts ? h.valid >> (part * LINE_VALUES) : 0;
     add_moments(moments, valid, codes ? done.w : done.x, codes ? done.w : cross ? done.k : done.x);
-    if (part == PARTS - 1) buffers.moments[channel] = moments;
+    if (part == PARTS - 1) buffers.moments[channel] = pack(moments);
 }
 
 // CODES and MOMENTS: a tile through the epilogue.
-inline void finish_sums_of_tile(ResultBuffers& buffers, OutputStatus& status, const Command& command,
+inline void finish_sums_of_tile(ResultBuffers& buffers, OutputStatus& status, const Header& h, const Command& command,
                                 LineStream& lines, ResultStream& out) {
-    const Header& h = command.header;
     const Kind kind = kind_of(h);
     const Settings settings = settings_of(h);
     RandomTile random;
 #pragma HLS ARRAY_PARTITION variable = random.number complete dim = 2
-    if (settings.stochastic) draw(command, random);
+#pragma HLS BIND_STORAGE variable = random.number type = ram_2p impl = lutram
+    if (settings.stochastic) draw(h, command, random);
     Sections codes[TILE];
 #pragma HLS ARRAY_PARTITION variable = codes complete
     Moments moments;
     uint32_t saturated = 0;
     for (unsigned n = 0; n < TILE_LINES; ++n) {
 #pragma HLS PIPELINE II = EPILOGUE_INTERVAL
-// each channel's moments are read once and written once
-#pragma HLS DEPENDENCE variable = buffers.moments type = inter dependent = false
+// each channel's moments are read once, and then written once
+#pragma HLS DEPENDENCE variable = buffers.moments type = inter direction = RAW dependent = false
         const uint32_t oc = n / PARTS, part = n % PARTS;
         const uint32_t channel = command.out_group * CHANNELS + oc;
-        const Entry entry = buffers.entries[h.base_epilogue + channel];
-        const Line& line = lines.read();
+        const Packed<Entry> word = buffers.entries[h.base_epilogue + channel];
+        const Entry& entry = unpack<Entry>(word);
+        const Line& line = unpack<Line>(lines.read());
         Finished done;
         finish_sums(settings, entry, line, done, saturated);
         if (kind.codes) {
             finish_codes(settings, entry, random, oc, part, done, saturated);
-            for (unsigned k = 0; k < LINE_VALUES; ++k) {
-#pragma HLS UNROLL
-                codes[(part * LINE_VALUES + k) * CHANNELS + oc] = done.sections[k];
-            }
+            keep_codes(done, n, codes);
         }
-        if (kind.moments) count_line(buffers, command, channel, part, done, moments);
+        if (kind.moments) count_line(buffers, h, command, channel, part, done, moments);
     }
     status.saturated += saturated;
     if (!kind.codes) return;
@@ -145,20 +167,21 @@ inline void finish_sums_of_tile(ResultBuffers& buffers, OutputStatus& status, co
     send_planes(planes, section_planes(h), out, status.words_out);
 }
 
-inline void take_tile(ResultBuffers& buffers, OutputStatus& status, const Command& command, LineStream& lines,
-                      ResultStream& out) {
-    const Header& h = command.header;
-    if (kind_of(h).epilogue) return finish_sums_of_tile(buffers, status, command, lines, out);
+inline void take_tile(ResultBuffers& buffers, OutputStatus& status, const Header& h, const Command& command,
+                      LineStream& lines, ResultStream& out) {
+    if (kind_of(h).epilogue) return finish_sums_of_tile(buffers, status, h, command, lines, out);
     const unsigned count = lines_of(command);
     if (h.format == FORMAT_INT64) {
         for (unsigned n = 0; n < count; ++n) {
 #pragma HLS PIPELINE II = WORDS_INTERVAL
-            send_line<true, LINE_VALUES>(out, status.words_out, lines.read());
+            const Line& line = unpack<Line>(lines.read());
+            send_values<true, LINE_VALUES>(out, status.words_out, line.value);
         }
     } else {
         for (unsigned n = 0; n < count; ++n) {
 #pragma HLS PIPELINE II = PAIRS_INTERVAL
-            send_line<false, LINE_VALUES>(out, status.words_out, lines.read());
+            const Line& line = unpack<Line>(lines.read());
+            send_values<false, LINE_VALUES>(out, status.words_out, line.value);
         }
     }
 }

@@ -27,15 +27,16 @@ inline bool subtracts(const Planes& planes, uint32_t i, uint32_t j) {
 }
 
 // Bit i: plane i of a tensor has a bit set in any bank, at any of its addresses.
-template <unsigned DEPTH>
-uint32_t planes_in_use(const bool (&any)[ROW_BANKS][DEPTH], uint32_t base, uint32_t addresses, uint32_t bits) {
+template <typename Banks>
+uint32_t planes_in_use(const Banks& any, uint32_t base, uint32_t addresses, uint32_t bits) {
     uint32_t used = 0, plane = 0;
     for (uint32_t n = 0; n < addresses; ++n) {
 #pragma HLS PIPELINE II = 1
         bool some = false;
         for (unsigned bank = 0; bank < ROW_BANKS; ++bank) {
 #pragma HLS UNROLL
-            some |= any[bank][base + n];
+            const bool set = any[bank][base + n];
+            some |= set;
         }
         used |= uint32_t(some) << plane;
         plane = plane + 1 == bits ? 0 : plane + 1;
@@ -54,24 +55,6 @@ inline uint32_t last_on(const Planes& planes, uint32_t d) {
     return d < planes.a_bits ? d : planes.a_bits - 1;
 }
 
-// Array cycles that one tile saves, a pair taking `cycles`: pairs left out, less one cycle for each empty diagonal.
-inline uint32_t cycles_saved(const Planes& planes, uint32_t cycles) {
-    uint32_t saved = 0;
-    for (uint32_t d = 0; d < planes.a_bits + planes.b_bits - 1; ++d) {
-        bool empty = true;
-        for (uint32_t i = first_on(planes, d); i <= last_on(planes, d); ++i) {
-#pragma HLS PIPELINE II = 1
-            if (computed(planes, i, d - i)) {
-                empty = false;
-            } else {
-                saved += cycles;
-            }
-        }
-        if (empty) --saved;
-    }
-    return saved;
-}
-
 // Bit p: pixel p has a left (right) neighbour in its own segment.
 inline uint32_t has_left(const Header& h) {
 #pragma HLS INLINE
@@ -83,29 +66,45 @@ inline uint32_t has_right(const Header& h) {
     return (~h.segment_start & low_mask(LANES)) >> 1;
 }
 
-inline Planes conv_planes(const Header& h) {
+// A tile's place in its product.
+struct Place {
+    bool wgrad;
+    uint32_t image, y;   // CONV
+    uint32_t group;      // WGRAD: of the first operand
+    bool ones;           // WGRAD: the group behind the others, whose elements are all one
+    uint32_t tap, rank;  // WGRAD: kernel position, and which one of those that are computed
+    uint32_t out_group;
+};
+
+inline Place conv_place(uint32_t image, uint32_t y) {
 #pragma HLS INLINE
-    Planes planes;
-    planes.a_bits = h.a_bits;
-    planes.b_bits = h.b_bits;
-    planes.a_mask = h.a_planes;
-    planes.b_mask = h.b_planes;
-    planes.a_signed = (h.flags & FLAG_A_SIGNED) != 0;
-    planes.b_signed = (h.flags & FLAG_B_SIGNED) != 0;
-    planes.sums = (h.flags & FLAG_A_SUM) != 0;
-    return planes;
+    Place place = {};
+    place.image = image;
+    place.y = y;
+    return place;
 }
 
-// As for CONV; the group of ones has one unsigned plane.
-inline Planes wgrad_planes(const Header& h, bool ones) {
+inline Place wgrad_place(const Header& h, uint32_t out_group, uint32_t group) {
 #pragma HLS INLINE
-    Planes planes = conv_planes(h);
-    planes.sums = true;
-    if (ones) {
-        planes.a_bits = 1;
-        planes.a_mask = 1;
-        planes.a_signed = false;
-    }
+    Place place = {};
+    place.wgrad = true;
+    place.group = group;
+    place.ones = group == h.groups;
+    place.out_group = out_group;
+    return place;
+}
+
+// Planes of the operands of a tile.  The group of ones has one unsigned plane.
+inline Planes planes_of(const Header& h, const Place& place) {
+#pragma HLS INLINE
+    Planes planes;
+    planes.a_bits = place.ones ? 1 : h.a_bits;
+    planes.b_bits = h.b_bits;
+    planes.a_mask = place.ones ? 1 : h.a_planes;
+    planes.b_mask = h.b_planes;
+    planes.a_signed = (h.flags & FLAG_A_SIGNED) != 0 && !place.ones;
+    planes.b_signed = (h.flags & FLAG_B_SIGNED) != 0;
+    planes.sums = (h.flags & FLAG_A_SUM) != 0 || place.wgrad;
     return planes;
 }
 

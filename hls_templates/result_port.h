@@ -29,7 +29,7 @@ inline void result_port(ResultStream& results RESULT_STREAMS(RESULT_ARGUMENT)) {
     bool last = false;
     while (!last) {
 #pragma HLS PIPELINE II = BEAT_INTERVAL
-        const ResultBeat beat = results.read();
+        const ResultBeat beat = unpack<ResultBeat>(results.read());
         put(beat RESULT_STREAMS(RESULT_NAME));
         last = beat.last;
     }

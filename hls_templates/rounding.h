@@ -12,7 +12,7 @@ constexpr unsigned RANDOM_BITS = 16;
 
 // Of a tile, by output channel and pixel.
 struct RandomTile {
-    Random number[CHANNELS][LANES];
+    Memory<Random, CHANNELS, LANES> number;
 };
 
 // 32-bit finalizer of MurmurHash3.
@@ -65,8 +65,7 @@ inline uint32_t lowest(uint32_t bits) {
 }
 
 // Random numbers of a tile's codes.  In a loop of their own, so that codes that are not stochastic do not wait.
-inline void draw(const Command& command, RandomTile& random) {
-    const Header& h = command.header;
+inline void draw(const Header& h, const Command& command, RandomTile& random) {
     const uint32_t row = h.index + command.row * h.row_stride;
     uint32_t channel = row + command.out_group * CHANNELS * h.channel_stride;  // index of its segment 0
     uint32_t index = channel;

@@ -64,11 +64,11 @@ inline void pixels_of(const Shadow& shadow, Line& line) {
         for (unsigned n = 0; n < PARTS; ++n) {
 #pragma HLS UNROLL
             if (n != part) continue;
-            const unsigned lane = n * LINE_VALUES + k, bit = lane * CHANNELS + column;
+            const unsigned lane = n * LINE_VALUES + k;
             line.value[k] = value_of(shadow.tile, column, lane);
             if (!shadow.with_side || column == CHANNELS) continue;
-            line.side[k] = SideElement(element_of<0, MOST_SIDE_PLANES>(shadow.side, bit));
-            line.added[k] = AddedElement(element_of<MOST_SIDE_PLANES, MAX_SIDE_BITS>(shadow.side, bit));
+            line.side[k] = SideElement(element_of<0, MOST_SIDE_PLANES>(shadow.side, lane, column));
+            line.added[k] = AddedElement(element_of<MOST_SIDE_PLANES, MAX_SIDE_BITS>(shadow.side, lane, column));
         }
     }
 }
@@ -95,8 +95,8 @@ inline void hand_over(Shadow& shadow, CommandStream& commands, LineStream& lines
 #pragma HLS INLINE
     if (!shadow.occupied) return;
     const unsigned count = lines_of(shadow.command);
-    if (shadow.line != count && lines.write_nb(line_of(shadow))) ++shadow.line;
-    if (shadow.line == count && commands.write_nb(shadow.command)) shadow.occupied = false;
+    if (shadow.line != count && try_write(lines, pack(line_of(shadow)))) ++shadow.line;
+    if (shadow.line == count && try_write(commands, pack(shadow.command))) shadow.occupied = false;
 }
 
 // The rest of the finished tile; loads go on meanwhile.

@@ -2,7 +2,7 @@
 // The kernel's streams: words of 64 bits, the last of a program with TLAST.  Inside, results go by beats of two words.
 #pragma once
 
-#include "platform.h"
+#include "packing.h"
 
 #if defined(FABRIC_LIGHT_STREAM)
 
@@ -83,6 +83,15 @@ struct Beat {
 struct ResultBeat {
     uint64_t even, odd;
     bool last;
+
+    static constexpr unsigned BITS = 64 + 64 + 1;
+    template <typename Self, typename Visitor>
+    static void fields(Self& beat, Visitor& v) {
+#pragma HLS INLINE
+        v.template unsigned_field<64>(beat.even);
+        v.template unsigned_field<64>(beat.odd);
+        v.template unsigned_field<1>(beat.last);
+    }
 };
 
 #if defined(FABRIC_LIGHT_STREAM)
@@ -92,7 +101,8 @@ class ResultStream {
 public:
     ResultStream(uint64_t* words, size_t capacity) : words_(words), next_(words), end_(words + capacity) {}
 
-    void write(const ResultBeat& beat) {
+    void write(const Packed<ResultBeat>& word) {
+        const ResultBeat& beat = unpack<ResultBeat>(word);
         write_word(beat.even);
         write_word(beat.odd);
     }
@@ -116,7 +126,7 @@ private:
 
 #else
 
-using ResultStream = hls::stream<ResultBeat>;
+using ResultStream = hls::stream<Packed<ResultBeat>>;
 
 #endif
 
@@ -152,7 +162,7 @@ inline void send(ResultStream& out, uint32_t& sent, uint64_t even, uint64_t odd,
     beat.even = even;
     beat.odd = odd;
     beat.last = last;
-    out.write(beat);
+    out.write(pack(beat));
     sent += 2;
 }
 

@@ -6,34 +6,30 @@
 
 namespace kernel {
 
-// Bit i: the pair of planes i and d - i is computed.
-inline uint32_t pairs_on(const Planes& planes, uint32_t d) {
-#pragma HLS INLINE
-    uint32_t pairs = 0;
-    for (uint32_t i = 0; i < MAX_BITS; ++i) {
-#pragma HLS UNROLL
-        if (i <= d && computed(planes, i, d - i)) pairs |= uint32_t(1) << i;
-    }
-    return pairs;
-}
-
 // The steps of a tile, one per cycle: diagonals downwards, their pairs, and the steps of each pair.  A diagonal without
 // pairs has one step, which only doubles.  As one loop, since a loop of its own for each pair would fill and empty the
 // pipeline as often.
 struct Walk {
     uint32_t diagonal;
-    uint32_t pairs;  // of the diagonal, from the one under way on
-    uint32_t inner;  // step of the pair: the group, or the block of an image
-    uint32_t image;  // WGRAD: of the pair
-    bool first;      // on its diagonal
+    uint32_t partners;  // bit i: plane diagonal - i of the second operand is needed; the next diagonal's are a bit lower
+    uint32_t pairs;     // of the diagonal, from the one under way on, by plane of the first operand
+    uint32_t inner;     // step of the pair: the group, or the block of an image
+    uint32_t image;     // WGRAD: of the pair
+    bool first;         // on its diagonal
     bool done;
 };
 
 inline Walk begin_walk(const Planes& planes) {
 #pragma HLS INLINE
+    const uint32_t needed = planes.b_mask | (planes.sums ? 1 : 0);
     Walk walk;
     walk.diagonal = planes.a_bits + planes.b_bits - 2;
-    walk.pairs = pairs_on(planes, walk.diagonal);
+    walk.partners = 0;
+    for (uint32_t j = 0; j < MAX_BITS; ++j) {
+#pragma HLS UNROLL
+        if (((needed >> j) & 1) != 0) walk.partners |= uint32_t(1) << (walk.diagonal - j);
+    }
+    walk.pairs = walk.partners & planes.a_mask;
     walk.inner = 0;
     walk.image = 0;
     walk.first = true;
@@ -55,7 +51,9 @@ inline void advance(Walk& walk, const Planes& planes, uint32_t steps, uint32_t i
     if (walk.pairs != 0) return;
     walk.first = true;
     walk.done = walk.diagonal == 0;
-    if (!walk.done) walk.pairs = pairs_on(planes, --walk.diagonal);
+    --walk.diagonal;
+    walk.partners >>= 1;
+    walk.pairs = walk.partners & planes.a_mask;
 }
 
 // What the array does in one step.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hw.commands import options
-from hw.design import load_design
+from hw.design import Design, load_design
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -21,6 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     design = load_design(arguments.design)
     # beside the kernel, where the tool configuration expects them
     out = generate(design, arguments.out or options.usable_folder(Path("build") / design.name)) / "hls"
+    if arguments.path == "counting":
+        return _count(design, out, arguments.json)
     names = list(variants(design)) if arguments.path == "both" else [arguments.path]
     reports = []
     with Progress(f"C simulation of {design.name}: paths", len(names)) as progress:
@@ -53,11 +55,34 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if mismatches or incomplete else 0
 
 
+def _count(design: Design, out: Path, as_json: bool) -> int:
+    """Hold the kernel to its pragmas and to its cycle model: 0 if it keeps them."""
+    from host.verify.kernel_check import check_kernel
+
+    report = check_kernel(design, out)
+    if as_json:
+        print(json.dumps({"design": design.name, **report}, indent=2))
+    else:
+        cycles = sum(row["counted"] for row in report["loops"].values())
+        print(
+            f"kernel of {design.name}, counted: {report['programs']} programs, {report['mismatches']} mismatches; "
+            f"{len(report['faults'])} promises of pragmas broken; {len(report['loops'])} pipelined loops, {cycles} cycles, "
+            f"{len(report['differences'])} differences to the model; {report['seconds']} s"
+        )
+        print("\n".join(f"  {line}" for line in [*report["faults"], *report["differences"]][:20]), end="")
+    return 1 if report["mismatches"] or report["faults"] or report["differences"] else 0
+
+
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add ``csim`` to the command line."""
     parser = subparsers.add_parser("csim", help="check the HLS C++ against the NumPy reference")
     parser.add_argument("--design", default="sim-small", help="name in configs/designs, or a TOML file")
-    parser.add_argument("--path", choices=["both", "native", "bit-serial"], default="both", help="array code to run")
+    parser.add_argument(
+        "--path",
+        choices=["both", "native", "bit-serial", "counting"],
+        default="both",
+        help="array code to run; counting: hold the code that synthesis sees to its pragmas and its cycle model",
+    )
     parser.add_argument("--seeds", type=options.positive, default=1, help="sweeps over all precisions")
     parser.add_argument("--out", type=options.output_folder, help="folder for generated files (default: build/DESIGN)")
     parser.add_argument("--json", action="store_true", help="print a machine-readable report")

@@ -174,7 +174,7 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2, accept_timing: boo
         files["hls/hls.tcl"] = environment.get_template("hls.tcl.j2").render(values)
         config = files["hls/hls_config.cfg"].splitlines()
         # synthesis needs no test bench, whose stimuli are made by the C simulation
-        kept = [line for line in config if not line.startswith("tb.")]
+        kept = [line for line in config if not line.startswith(("#", "tb.", "csim.", "syn.csimflags"))]
         files["hls/fabric.cfg"] = "\n".join([*kept, "package.output.file=export.zip"]) + "\n"
     return dict(sorted(files.items()))
 

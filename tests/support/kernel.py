@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from host.devices.device import Result
@@ -23,6 +25,12 @@ def assert_alike(ours: Result, expected: Result, what: object) -> None:
     assert np.array_equal(ours.words, expected.words), what
     exact = FUNCTIONAL_COUNTERS if expected.error is Error.NONE else ("PACKETS", "WORDS_OUT")
     assert {k: ours.counters[k] for k in exact} == {k: expected.counters[k] for k in exact}, what
+
+
+def second_library() -> tuple[str, ...]:
+    """Flags that put ac_types, another library of arbitrary-precision integers, under the kernel."""
+    names = Path(__file__).parent / "ac_types"
+    return (f"-I{names}", "-isystem", str(ap_types().parents[1] / "quartus" / "ac_types"))
 
 
 def bit_serial_device(design: Design, files: dict[str, str] | None = None) -> HlsDevice:

@@ -754,7 +754,7 @@ array set stub_hls {project "" top "" solution "" part "" clock "" synthesised 0
 proc hls_commands {} {
     proc open_project {args} { options {-reset 0} $args; arguments 1; set ::stub_hls(project) [lindex $rest 0] }
     proc hls_add_files {args} {
-        options {-tb 0 -cflags 1} $args
+        options {-tb 0 -cflags 1 -csimflags 1} $args
         arguments 1
         if {$::stub_hls(project) eq ""} { fail "add_files before open_project" }
         if {![file exists [lindex $rest 0]]} { fail "add_files: [lindex $rest 0] does not exist" }
@@ -789,6 +789,11 @@ proc hls_commands {} {
         arguments 0
         if {$::stub_hls(part) eq "" || $::stub_hls(clock) eq ""} { fail "csynth_design before set_part and create_clock" }
         set ::stub_hls(synthesised) 1
+    }
+    proc csim_design {args} {
+        options {-argv 1 -O 0 -clean 0 -ldflags 1 -mflags 1 -profile 0 -setup 0} $args
+        arguments 0
+        if {$::stub_hls(solution) eq ""} { fail "csim_design before open_solution" }
     }
     proc export_design {args} {
         options {-format 1 -vendor 1 -library 1 -version 1 -output 1 -rtl 1} $args

@@ -139,8 +139,8 @@ BREAKS = {
     "a side operand without its sign": ("return is_signed ? int32_t(code ^ sign)", "return false ? int32_t(code ^ sign)"),
     "a mask that lets pass": ("!settings.masked || ((side >>", "true || ((side >>"),
     "the mask of zeros": ("uint32_t(w > 0)", "uint32_t(w >= 0)"),
-    "side operands of another row": ("fetch.bank = y % ROW_BANKS", "fetch.bank = 0"),
-    "side operands of another group": (") * h.out_groups + out_group);", ") * h.out_groups);"),
+    "side operands of another row": ("fetch.bank = place.y % ROW_BANKS", "fetch.bank = 0"),
+    "side operands of another group": ("Address(h.out_groups) + Address(place.out_group))", "Address(h.out_groups))"),
     "random numbers of another row": ("command.row * h.row_stride", "h.row_stride"),
     "random numbers of another segment": ("index += h.image_stride", "index += 0"),
     "random numbers of another channel": ("channel += h.channel_stride", "channel += 0"),
@@ -151,7 +151,7 @@ BREAKS = {
     "moments of all rows": ("command.counts ? h.valid >> (part * LINE_VALUES) : 0", "h.valid >> (part * LINE_VALUES)"),
     "moments of the packet before": ("if (command.row == 0) clear(moments)", "if (false) clear(moments)"),
     "squares instead of products": ("cross ? done.k : done.x", "done.x"),
-    "a counter that miscounts": ("if (empty) --saved;", "if (empty) ++saved;"),
+    "a counter that miscounts": ("if (empty) ++made;", "if (empty) --made;"),
 }  # fmt: skip
 
 

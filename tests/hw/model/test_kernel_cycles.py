@@ -2,28 +2,24 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import fractrain
-from host.devices.device import check
-from host.devices.hls import HlsDevice
 from host.measure.engine_bench import layer_programs, passes, random_program
-from hw.contract import MOMENT_WORDS, Flag, Opcode, OutputFormat, Target
+from host.verify.kernel_check import count_program
+from hw.contract import Flag, Opcode, OutputFormat, Target
 from hw.design import load_design
 from hw.model.kernel_cycles import (
     Overlap,
     kernel_training_cycles,
-    last_cycles,
     lines_of_tile,
-    output_cycles,
     predict_kernel,
-    tile_cycles,
+    writes_of,
 )
 from hw.networks import Bits, ConvShape, network
 from hw.packet import END, Packet, load_entries, load_tensor, product
-from hw.tools.compile import BIT_SERIAL, ap_types, hls_files
-from tests.support.kernel import replaced
 
 SMALL = load_design("sim-small")
 SHAPES = {
@@ -35,45 +31,17 @@ BITS = Bits(2, 3, 2)
 VIRTUAL = 3
 
 
-def counting(before: str, statement: str) -> HlsDevice:
-    """The kernel as synthesis sees it, its SKIPPED register counting how often a statement behind ``before`` runs."""
-    kernel = hls_files(SMALL)
-    places = [name for name, text in kernel.items() if before + statement in text]
-    assert places, "the code to count is no longer there"
-    for name in places:
-        kernel[name] = kernel[name].replace(before + statement, f"{before}++counted_here, {statement}")
-    begin = "EngineStatus counted = {};"
-    kernel = replaced(kernel, begin, f"{begin} counted_here = 0;")
-    kernel = replaced(kernel, "status.skipped = engine.skipped;", "status.skipped = counted_here;")
-    kernel["contract.h"] += "inline uint32_t counted_here;\n"
-    return HlsDevice(SMALL, kernel, ["-O1", BIT_SERIAL, "-isystem", str(ap_types())])
-
-
 def programs(shape: ConvShape) -> list[list[Packet]]:
     side = SMALL.lanes // shape.out_hw[1]
     return [packets for kind in passes() for packets in layer_programs(SMALL, shape, BITS, VIRTUAL * side, kind)]
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_array_steps_are_those_of_the_kernel(name: str) -> None:
-    device = counting("for (Walk walk = begin_walk(planes); !walk.done; ", "advance(walk, planes,")
+def test_every_loop_of_a_layer_takes_the_cycles_of_the_model(name: str, tmp_path: Path) -> None:
     for packets in programs(SHAPES[name]):
-        counted = check(device.run(random_program(SMALL, packets)), name).counters["SKIPPED"]
-        assert predict_kernel(SMALL, packets).compute == counted
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_array_rests_for_lines_that_outlast_the_next_tile_and_for_the_last_ones(name: str) -> None:
-    device = counting("while (shadow.occupied) {\n#pragma HLS PIPELINE II = 1\n        ", "hand_over(shadow,")
-    for packets in programs(SHAPES[name]):
-        rests = 0
-        for p in packets:
-            if p.is_product:
-                assert not p.has(Flag.A_SUM), "these have more lines"
-                lines = lines_of_tile(SMALL, p)
-                steps = [tiles.steps for tiles in p.tiles() for _ in range(tiles.number)]
-                rests += sum(max(0, lines - s) for s in steps[1:]) + lines
-        assert check(device.run(random_program(SMALL, packets)), name).counters["SKIPPED"] == rests
+        counts, model = count_program(SMALL, random_program(SMALL, packets), tmp_path)
+        assert counts.cycles() | model == counts.cycles()
+        assert sum(counts.cycles().values()) == sum(model.values()) > 0
 
 
 EPILOGUES = {
@@ -99,36 +67,13 @@ def with_epilogue(name: str, bits: int = 1) -> list[Packet]:
 
 
 @pytest.mark.parametrize("name", EPILOGUES)
-def test_the_output_process_takes_what_the_model_counts(name: str) -> None:
-    def count(before: str, statement: str) -> int:
-        result = check(counting(before, statement).run(random_program(SMALL, packets)), name)
-        return result.counters["SKIPPED"]
-
-    packets = with_epilogue(name)
-    (packet,) = (p for p in packets if p.is_product)
-    hashes = count("rest = starts & (starts - 1);\n        ", "spread(")
-    lines = count("Finished done;\n        ", "finish_sums(settings")
-    beats = count("PIPELINE II = BEAT_INTERVAL\n            ", "send(out, sent, planes")
-    assert lines == 12 * lines_of_tile(SMALL, packet)
-    taken = hashes + lines * max(SMALL.channels, SMALL.epilogue_lanes) // SMALL.epilogue_lanes
-    assert taken + beats * 2 // SMALL.output_streams == 12 * output_cycles(SMALL, packet)
-    pairs = count(
-        "const Moments even = buffers.moments[channel], odd = buffers.moments[channel + 1];\n        ", "send("
-    )
-    assert pairs * MOMENT_WORDS * 2 // SMALL.output_streams == last_cycles(SMALL, packet)
-
-
 @pytest.mark.parametrize("bits", [1, 3, 4])
-def test_a_tile_waits_for_the_planes_of_its_side_operands(bits: int) -> None:
-    packets = with_epilogue("codes", bits)
-    (packet,) = (p for p in packets if p.is_product)
-    (tiles,) = packet.tiles()
-    device = counting(
-        "type = intra dependent = false\n        ", "fetch_plane(buffers, fetch, side);\n        hand_over"
-    )
-    counted = check(device.run(random_program(SMALL, packets)), "planes").counters["SKIPPED"]
-    assert counted == tiles.number * (tile_cycles(packet, tiles.steps) - tiles.steps)
-    assert (counted == 0) == (bits == 4)
+def test_every_loop_of_an_epilogue_takes_the_cycles_of_the_model(name: str, bits: int, tmp_path: Path) -> None:
+    packets = with_epilogue(name, bits)
+    counts, model = count_program(SMALL, random_program(SMALL, packets), tmp_path)
+    assert {function: cycles for function, cycles in counts.cycles().items() if cycles} == model
+    # a tile waits for the planes of its side operands, 15 of them
+    assert ("finish_fetch" in model) == (bits < 4)
 
 
 def test_every_tile_but_the_last_leaves_without_a_cycle_where_steps_outlast_lines() -> None:
@@ -139,14 +84,13 @@ def test_every_tile_but_the_last_leaves_without_a_cycle_where_steps_outlast_line
     assert before - after == (number - 1) * lines_of_tile(SMALL, product)
 
 
-def test_loads_are_stored_while_the_product_before_them_runs() -> None:
-    device = counting("intake.held.after <= intake.products) ", "store(buffers, intake);")
+def test_loads_are_stored_while_the_product_before_them_runs(tmp_path: Path) -> None:
     packets = programs(SHAPES["one group"])[0]
-    loads = [p for p in packets if p.opcode == Opcode.LOAD and p.target == Target.A]
-    assert len(loads) == VIRTUAL
-    # all but the first one find a product to overlap with; the end of a load is a write too
-    writes = sum(p.rows * p.groups * p.a_bits + 1 for p in loads[1:])
-    assert check(device.run(random_program(SMALL, packets)), "loads").counters["SKIPPED"] == writes
+    loads = [p for p in packets if p.opcode == Opcode.LOAD]
+    behind = [p for p in loads if p.target == Target.A][1:]  # all but the first one find a product to overlap with
+    assert len(behind) == VIRTUAL - 1
+    counts, _ = count_program(SMALL, random_program(SMALL, packets), tmp_path)
+    assert counts.cycles()["finish_load"] == sum(writes_of(p) for p in loads) - sum(writes_of(p) for p in behind)
 
 
 def test_loads_that_must_wait_cost_cycles() -> None:

@@ -18,6 +18,7 @@ from fractrain import main
 from hw.boards import BOARDS
 from hw.design import ROOT, load_design
 from hw.generate import generate
+from hw.tools.compile import BIT_SERIAL
 from hw.tools.vivado import (
     BitstreamError,
     Flow,
@@ -121,6 +122,35 @@ def test_the_script_for_old_hls_tools(flow: Flow, tmp_path: Path) -> None:
         text=True,
     )
     assert "export_design before csynth_design" in done.stderr
+
+
+@needs_tcl
+def test_the_vendors_c_simulation_runs_the_code_that_is_synthesized(tmp_path: Path) -> None:
+    folder = prepared("sim-small", "hls", tmp_path) / "hls"
+    (folder / "stimuli-bit-serial.txt").write_text("")
+    done = subprocess.run(
+        [str(TCLSH), str(STUB), "vitis_hls", "csim.tcl", str(tmp_path)], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    config = (folder / "hls_config.cfg").read_text().splitlines()
+    for setting in ("syn.csimflags=", "tb.cflags="):
+        assert f"{setting}{BIT_SERIAL}" in config
+    # the documented names (UG1399, HLS config file)
+    known = {
+        "part",
+        "clock",
+        "flow_target",
+        "syn.top",
+        "syn.file",
+        "syn.csimflags",
+        "tb.file",
+        "tb.cflags",
+        "csim.argv",
+    }
+    known |= {"package.output.format", "package.output.file"}
+    for name in ("hls_config.cfg", "fabric.cfg"):
+        lines = (folder / name).read_text().splitlines()
+        assert {line.partition("=")[0] for line in lines if "=" in line and not line.startswith("#")} <= known
 
 
 MISTAKES = [
