@@ -6,9 +6,10 @@ docs/programs.md says of programs in memory.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -428,17 +429,22 @@ class _Run:
         return result.error, position
 
 
-MEMORY_KINDS = ("reference", "hls", "rtl")  #: devices that there are with a memory
+#: devices that have a memory, and what opens those with a memory front end of their own; the others have it in NumPy
+MEMORY_KINDS = {"reference": None, "hls": None, "rtl": ("host.devices.rtl_memory", "RtlMemoryDevice")}
 MEMORY_BYTES = 512 * 2**20  #: of a simulated one, as the smallest board has
 STREAM_BYTES = MEMORY_BYTES // 8  #: of it for stream programs
 
 
 def open_memory(kind: str, design: Design, beats: int = MEMORY_BYTES // 16) -> MemoryDevice:
-    """A device with memory: the memory front end in NumPy over a device with streams.
+    """A device with memory; modules are imported only when asked for.
 
     Raises:
         ValueError: unknown kind.
     """
     if kind not in MEMORY_KINDS:
         raise ValueError(f"no device kind {kind!r} has a memory; use one of {', '.join(MEMORY_KINDS)}")
-    return StreamMemory(open_device(kind, design), beats)
+    own = MEMORY_KINDS[kind]
+    if own is None:
+        return StreamMemory(open_device(kind, design), beats)
+    factory: Callable[..., Any] = getattr(importlib.import_module(own[0]), own[1])
+    return cast(MemoryDevice, factory(design, beats))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.devices.memory import StreamMemory
+from host.devices.memory import StreamMemory, open_memory
 from host.devices.reference import ReferenceDevice
 from host.driver.fabric_engine import FabricEngine
 from host.driver.fabric_passes import FabricPasses
@@ -122,6 +122,13 @@ def test_steps_have_the_bits_of_streamed_ones(layout: Layout, size: int) -> None
     compiled, streamed = Steps(layout, memory_passes(1 << 19), size), Steps(layout, stream_passes(), size)
     for seed, (bits, batch) in enumerate([(BITS, 4), (Bits(6, 4, 8, 6), 4), (BITS, 4), (BITS, 3)]):
         assert_equal(compiled.run(seed, bits, batch), streamed.run(seed, bits, batch))
+
+
+def test_steps_have_the_same_bits_through_the_memory_front_end_of_the_rtl() -> None:
+    fabric = Steps(RESNET, MemoryPasses(open_memory("rtl", DESIGN, 1 << 19)), 8)
+    numpy = Steps(RESNET, memory_passes(1 << 19), 8)
+    for seed in range(2):
+        assert_equal(fabric.run(seed, batch=4), numpy.run(seed, batch=4))
 
 
 def test_gated_samples_have_the_bits_of_streamed_ones() -> None:
