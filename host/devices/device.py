@@ -186,11 +186,15 @@ DEVICE_KINDS = {
     "hls": ("host.devices.hls", "HlsDevice"),
     "rtl": ("host.devices.rtl", "RtlDevice"),
     "pynq": ("host.devices.pynq_device", "PynqDevice"),
+    # their programs lie in a memory of their own, and a step's tensors with them
+    "reference-memory": ("host.devices.memory", "reference_memory"),
+    "hls-memory": ("host.devices.memory", "hls_memory"),
+    "rtl-memory": ("host.devices.memory", "rtl_memory"),
 }
 
 
 def open_device(kind: str, design: Design, **options: Any) -> Device:
-    """A device by kind: "reference", "hls", "rtl" or "pynq"; modules are imported only when asked for.
+    """A device by its kind, one of :data:`DEVICE_KINDS`; modules are imported only when asked for.
 
     Raises:
         ValueError: unknown kind.

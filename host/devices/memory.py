@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -448,3 +449,11 @@ def open_memory(kind: str, design: Design, beats: int = MEMORY_BYTES // 16) -> M
         return StreamMemory(open_device(kind, design), beats)
     factory: Callable[..., Any] = getattr(importlib.import_module(own[0]), own[1])
     return cast(MemoryDevice, factory(design, beats))
+
+
+def streams_of(kind: str, design: Design) -> MemoryStreams:
+    """Stream programs on a device with memory, of which they take the first part."""
+    return MemoryStreams.in_front(open_memory(kind, design), STREAM_BYTES // 16)
+
+
+reference_memory, hls_memory, rtl_memory = (partial(streams_of, kind) for kind in MEMORY_KINDS)

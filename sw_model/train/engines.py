@@ -29,12 +29,8 @@ def open_engine(device: str, design: str | Design | None) -> Any:
 
         return ExactEngine(design)
     from host.devices.device import open_device
-    from host.devices.memory import MEMORY, STREAM_BYTES, MemoryStreams, open_memory
     from host.driver.fabric_engine import FabricEngine
 
-    if device.endswith(MEMORY):
-        memory = open_memory(device.removesuffix(MEMORY), design)
-        return FabricEngine(MemoryStreams.in_front(memory, STREAM_BYTES // 16), keep_rows=False)
     return FabricEngine(open_device(device, design), keep_rows=False)
 
 

@@ -63,9 +63,10 @@ def gated_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- against PyTorch ----------------------------------------------------------------------------------------------
 
 
-def test_training_is_pytorchs_to_the_bit(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["reference", "reference-memory"])
+def test_training_is_pytorchs_to_the_bit(path: Path, tmp_path: Path, device: str) -> None:
     """PFQ through its stages; the last batch of an epoch is smaller."""
-    board = same_training(small(), path, tmp_path, design=DESIGN, device="reference")
+    board = same_training(small(), path, tmp_path, design=DESIGN, device=device)
     assert board.steps == 9 and [row["bits"] for row in board.history] == ["3/3/6", "4/4/6", "6/6/8"]
 
 
@@ -100,7 +101,7 @@ def test_depthwise_convolutions_train_as_in_pytorch(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", ["hls", "rtl"])
+@pytest.mark.parametrize("device", ["hls", "rtl", "rtl-memory"])
 def test_the_digits_recipe_on_simulated_hardware_is_pytorchs_to_the_bit(tmp_path: Path, device: str) -> None:
     config = TrainConfig.from_recipe(RECIPE, epochs=4, train_limit=320, deadlines=(0, 1, 2))
     export_job(config, tmp_path / "job.zip")
@@ -109,8 +110,9 @@ def test_the_digits_recipe_on_simulated_hardware_is_pytorchs_to_the_bit(tmp_path
 
 
 @pytest.mark.slow
-def test_gated_training_on_the_rtl_is_pytorchs_to_the_bit(gated_path: Path, tmp_path: Path) -> None:
-    same_training(gated(), gated_path, tmp_path, design=DESIGN, device="rtl")
+@pytest.mark.parametrize("device", ["rtl", "rtl-memory"])
+def test_gated_training_on_the_rtl_is_pytorchs_to_the_bit(gated_path: Path, tmp_path: Path, device: str) -> None:
+    same_training(gated(), gated_path, tmp_path, design=DESIGN, device=device)
 
 
 # -- resume -------------------------------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ def test_stopped_and_resumed_is_as_if_never_stopped(path: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", ["numpy", "rtl"])
+@pytest.mark.parametrize("device", ["numpy", "rtl", "rtl-memory"])
 def test_killed_ten_times_it_resumes_to_the_bit(tmp_path: Path, device: str) -> None:
     job = with_checkpoints(small(train_limit=480, epochs=4), tmp_path / "job.zip")
     killed = kill_and_resume(job, tmp_path / "run", device, 10)
