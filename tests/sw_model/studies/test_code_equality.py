@@ -28,7 +28,6 @@ def test_codes_are_equal_over_all_quantizers_and_widths(tmp_path: Path, capsys: 
     assert all(row["values"] >= 16 * 4 * 4096 for row in report["quantizers"].values())
 
 
-@pytest.mark.slow
 def test_ten_million_codes_of_every_quantizer_are_equal() -> None:
     report = compare_codes(10_000_000, seed=1)
     assert all(row["values"] >= 10_000_000 for row in report["quantizers"].values())
