@@ -79,10 +79,19 @@ module fabric
   address_t a_begin, a_end, g_begin, g_end, w_begin, w_end;
   logic took, starved, hazard, loader_done, fault, drain_idle, sequencer_busy, wait_drain;
 
+  logic [1:0] in_valid, in_ready, in_last;
+  beat_t      in_data;
+  stream_register #(.WIDTH(STREAM_BITS + 1)) i_in0 (
+      .clk_i(clk), .rst_i(rst), .valid_i(in0_TVALID), .ready_o(in0_TREADY), .word_i({in0_TLAST, in0_TDATA}),
+      .valid_o(in_valid[0]), .ready_i(in_ready[0]), .word_o({in_last[0], in_data[0+:STREAM_BITS]})
+  );
+  stream_register #(.WIDTH(STREAM_BITS + 1)) i_in1 (
+      .clk_i(clk), .rst_i(rst), .valid_i(in1_TVALID), .ready_o(in1_TREADY), .word_i({in1_TLAST, in1_TDATA}),
+      .valid_o(in_valid[1]), .ready_i(in_ready[1]), .word_o({in_last[1], in_data[STREAM_BITS+:STREAM_BITS]})
+  );
   loader i_loader (
       .clk_i(clk), .rst_i(rst), .start_i(start), .done_o(loader_done),
-      .in_valid_i({in1_TVALID, in0_TVALID}), .in_ready_o({in1_TREADY, in0_TREADY}),
-      .in_data_i({in1_TDATA, in0_TDATA}), .in_last_i({in1_TLAST, in0_TLAST}),
+      .in_valid_i(in_valid), .in_ready_o(in_ready), .in_data_i(in_data), .in_last_i(in_last),
       .a_write_o(a_write), .g_write_o(g_write), .bank_o(bank), .a_address_o(a_write_address),
       .g_address_o(g_write_address), .w_write_o(w_write), .w_address_o(w_write_address), .e_write_o(e_write),
       .e_address_o(e_write_address), .slice_o(slice), .data_o(write_data),

@@ -212,6 +212,8 @@ MUTANTS = [
     Mutant("header_check", "h & ~used2_q", "h & used2_q"),
     Mutant("header_check", "h.segment_start & beyond_lanes", "h.segment_start | beyond_lanes"),
     Mutant("loader", "(state_q == PUSH || state_q == PUSH_END) && !full_i", "state_q == PUSH || state_q == PUSH_END"),
+    Mutant("stream_register", "spare_full_q ? spare_q : word_i", "word_i"),
+    Mutant("stream_register", "!spare_full_d && !rst_i", "!rst_i"),
     Mutant("command_queue", "b0 < e1 && b1 < e0", "b0 < e1 && b1 > e0"),
     Mutant("command_queue", "head_q + PW'(1)", "head_q + PW'(2)"),
     Mutant("tensor_buffer", "write_bank_i == 3'(b) && write_slice_i == 8'(s)", "write_slice_i == 8'(s)"),
