@@ -26,7 +26,7 @@ STIMULI = "stimuli-counting.txt"
 
 def quick_pairs(design: Design) -> int:
     """Most plane pairs of a product for which the build that counts is quick enough."""
-    return max(1, 16 * 9216 // design.binary_macs)
+    return max(4, 16 * 9216 // design.binary_macs)
 
 
 class _Walked(ReferenceDevice):
