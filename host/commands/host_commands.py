@@ -73,19 +73,8 @@ def print_table(result: dict[str, Any]) -> None:
     from hw.console import console
 
     table = Table(title=f"{result['model']} on {result['design']}, batch {result['batch']}: the host's part of a step")
-    headings = (
-        "w/a/g",
-        "ms",
-        "forward",
-        "backward",
-        "update",
-        "passes",
-        "programs",
-        "words patched",
-        "MB read",
-        "written",
-    )
-    for heading in (*headings, "memory"):
+    headings = "w/a/g", "ms", "least", "forward", "backward", "update", "passes", "programs", "words patched"
+    for heading in (*headings, "MB read", "MB written", "MB in use"):
         table.add_column(heading, justify="right")
     for run in result["runs"]:
         table.add_row(

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fractrain import main
 from host.measure.host_bench import HostStep, InstantMemory, bench
 from host.step.compiled import MemoryPasses
-from hw.design import load_design
+from hw.design import ROOT, load_design
 from hw.networks import Bits, image_layout
 from hw.nodes import KeptWidths, nodes
+from tests.support.recorded import recorded
 
 DESIGN = load_design("sim-small")
 GRAPH = nodes(*image_layout("resnet8"))
@@ -33,6 +35,19 @@ def test_drawn_results_are_such_as_training_has() -> None:
     for number in range(4):
         host.run(number)
     assert all(0 < top < 1e9 for top in host.ranges.tops.values())
+
+
+RECORD, WHILE_CURRENT = recorded(ROOT / "docs" / "measurements" / "host.json")
+
+
+@WHILE_CURRENT
+def test_the_committed_record_is_of_steps_as_they_are() -> None:
+    record = next(run for run in RECORD["runs"] if run["bits"] == "4/3/6")
+    graph, widths = nodes(*image_layout(RECORD["model"])), KeptWidths.beside(Bits(4, 3, 6))
+    found = bench(load_design(RECORD["design"]), graph, Bits(4, 3, 6), widths, RECORD["batch"], 1, 1 << 24)
+    for name in ("passes", "programs", "bytes_read", "memory_bytes"):
+        assert found[name] == record[name], name
+    assert found["bytes_written"] == pytest.approx(record["bytes_written"], rel=0.01)  # equal entries are not written again
 
 
 def test_the_command_writes_its_record(tmp_path: Path) -> None:
