@@ -49,7 +49,8 @@ def _device_options(parser: argparse.ArgumentParser) -> None:
         "--device",
         type=device_name,
         default="reference",
-        help="pynq, rtl, hls, reference, numpy (exact products without a fabric), or tcp://HOST:PORT",
+        help="pynq, rtl, hls, reference, numpy (exact products without a fabric), or tcp://HOST:PORT; rtl-memory, hls-memory "
+        "and reference-memory keep a job's tensors in a memory of their own, as a board does",
     )
     parser.add_argument(
         "--design",
@@ -133,7 +134,9 @@ def run_job_command(arguments: argparse.Namespace) -> int:
     """``fractrain board run``."""
     from host.board.job import load_job
     from host.board.runtime import run_job
+    from host.devices.memory import MemoryDevice
     from host.driver.fabric_engine import FabricEngine
+    from host.driver.pass_engine import engine_in_memory
     from host.exact_engine import ExactEngine
     from host.operands import Engine
     from hw.design import load_design
@@ -154,7 +157,9 @@ def run_job_command(arguments: argparse.Namespace) -> int:
     if arguments.device == "numpy":
         engine = ExactEngine(load_design(arguments.design) if arguments.design else None)
     else:
-        engine = FabricEngine(open_any(arguments), keep_rows=False)
+        device = open_any(arguments)
+        with_memory = isinstance(device, MemoryDevice)
+        engine = engine_in_memory(device) if with_memory else FabricEngine(device, keep_rows=False)
     result = run_job(job, engine, out, resume=arguments.resume, stop_after=arguments.stop_after, on_line=shown)
     if arguments.json:
         from dataclasses import asdict

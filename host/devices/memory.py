@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,7 @@ class MemoryResult:
     fault_offset: int = 0
 
 
+@runtime_checkable
 class MemoryDevice(Protocol):
     """Anything that runs programs in memory.
 
@@ -433,7 +434,7 @@ class _Run:
 #: devices that have a memory, and what opens those with a memory front end of their own; the others have it in NumPy
 MEMORY_KINDS = {"reference": None, "hls": None, "rtl": ("host.devices.rtl_memory", "RtlMemoryDevice")}
 MEMORY_BYTES = 512 * 2**20  #: of a simulated one, as the smallest board has
-STREAM_BYTES = MEMORY_BYTES // 8  #: of it for stream programs
+STREAM_SHARE = 8  #: a memory's part for stream programs is one in so many
 
 
 def open_memory(kind: str, design: Design, beats: int = MEMORY_BYTES // 16) -> MemoryDevice:
@@ -453,7 +454,7 @@ def open_memory(kind: str, design: Design, beats: int = MEMORY_BYTES // 16) -> M
 
 def streams_of(kind: str, design: Design) -> MemoryStreams:
     """Stream programs on a device with memory, of which they take the first part."""
-    return MemoryStreams.in_front(open_memory(kind, design), STREAM_BYTES // 16)
+    return MemoryStreams.in_front(open_memory(kind, design), MEMORY_BYTES // 16 // STREAM_SHARE)
 
 
 reference_memory, hls_memory, rtl_memory = (partial(streams_of, kind) for kind in MEMORY_KINDS)

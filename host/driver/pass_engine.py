@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from host.devices.memory import MemoryStreams
+from host.devices.memory import STREAM_SHARE, MemoryDevice, MemoryStreams
 from host.driver.fabric_engine import FabricEngine
 from host.driver.fabric_passes import FabricPasses, computed_order
 from host.exact_engine import ExactEngine
@@ -10,6 +10,15 @@ from host.operands import Engine
 from host.step.compiled import MemoryPasses
 from host.step.passes import PassEngine
 from host.step.software import SoftwareEngine
+from hw.contract import LINE_BEATS
+from hw.plan.plan import PROGRAM_WORDS
+
+
+def engine_in_memory(memory: MemoryDevice) -> FabricEngine:
+    """An engine whose passes keep a step's tensors in a device's memory; a part of it is for programs of products."""
+    beats = memory.beats // STREAM_SHARE // LINE_BEATS * LINE_BEATS
+    # a program may pass its limit by a packet, so half of the part is its limit
+    return FabricEngine(MemoryStreams.in_front(memory, beats), keep_rows=False, program_words=min(PROGRAM_WORDS, beats))
 
 
 def pass_engine(engine: Engine) -> PassEngine:

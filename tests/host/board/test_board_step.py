@@ -19,8 +19,11 @@ from host.board.job import load_job
 from host.board.job_archive import npy_bytes, read_members
 from host.board.operations import JobError
 from host.board.runtime import Training, run_job
+from host.devices.device import DeviceError
+from host.devices.pynq_device import PynqDevice
 from host.devices.reference import ReferenceDevice
 from host.driver.fabric_engine import FabricEngine
+from host.driver.pass_engine import engine_in_memory
 from host.exact_engine import ExactEngine
 from host.operands import Meter
 from hw.design import ROOT, load_design
@@ -30,6 +33,7 @@ from sw_model.export.training_job import export_job
 from sw_model.nn.models import CifarMobileNetV2
 from sw_model.train.recipe import TrainConfig
 from tests.support.jobs import colours, fuzz, refused, same_training
+from tests.support.substitute_pynq import Board, install, overlay_files
 
 RECIPE = ROOT / "configs" / "recipes" / "digits-fabric.toml"
 DESIGN = "sim-small"
@@ -113,6 +117,25 @@ def test_the_digits_recipe_on_simulated_hardware_is_pytorchs_to_the_bit(tmp_path
 @pytest.mark.parametrize("device", ["rtl", "rtl-memory"])
 def test_gated_training_on_the_rtl_is_pytorchs_to_the_bit(gated_path: Path, tmp_path: Path, device: str) -> None:
     same_training(gated(), gated_path, tmp_path, design=DESIGN, device=device)
+
+
+def test_a_step_through_the_boards_driver(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job, the passes and the driver together, as on the board: tensors stay in its memory."""
+    design = load_design(DESIGN)
+    board = Board(ReferenceDevice(design), design)
+    install(board, monkeypatch)
+    job = load_job(path)
+    exact = Training(job, ExactEngine(design))
+    device = PynqDevice(design, overlay_files(tmp_path), beats=1 << 18)
+    driven = Training(job, engine_in_memory(device))
+    for step in range(2):
+        exact.step = driven.step = step
+        assert exact.train_step() == driven.train_step()
+    assert all(np.array_equal(exact.state[name], driven.state[name]) for name in job.state)
+    assert driven.engine.meter.totals["WORDS_PATCHED"] > 0
+    board.faults = {"READ_SLVERR"}
+    with pytest.raises(DeviceError, match="the memory refused a read"):
+        driven.train_step()
 
 
 # -- resume -------------------------------------------------------------------------------------------------------
