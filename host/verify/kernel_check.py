@@ -19,7 +19,7 @@ from hw.design import Design
 from hw.model.kernel_cycles import loop_cycles
 from hw.packet import END, Packet
 from hw.tools.compile import stimuli_text
-from hw.tools.kernel_counts import KernelCounts, Loop, count_kernel, unhurried
+from hw.tools.kernel_counts import KernelCounts, Loop, count_kernel, loops_without_promise
 
 STIMULI = "stimuli-counting.txt"
 
@@ -113,7 +113,7 @@ def check_kernel(
         "path": "counting",
         "programs": number,
         "mismatches": mismatches,
-        "faults": [*faults, *unhurried(all_loops)],
+        "faults": [*faults, *loops_without_promise(all_loops)],
         "differences": differences,
         "loops": loops,
         "seconds": round(time.perf_counter() - started, 3),

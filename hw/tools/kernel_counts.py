@@ -71,7 +71,7 @@ class KernelCounts:
     """What has been counted over all programs of a run.
 
     Attributes:
-        faults: promises of pragmas that the code does not keep, each with its place; :func:`unhurried` has others.
+        faults: promises of pragmas that the code does not keep, each with its place; :func:`loops_without_promise` has others.
         mismatches: results that differ from the expected ones.
     """
 
@@ -90,7 +90,7 @@ class KernelCounts:
         return result
 
 
-def unhurried(loops: Iterable[Loop]) -> list[str]:
+def loops_without_promise(loops: Iterable[Loop]) -> list[str]:
     """Loops of any number of runs that are neither pipelined nor unrolled, and in which no pipelined loop runs."""
     seen = [(f"{x.file} {x.function} {x.line}", x) for x in loops if x.kind == "sequential" and x.iterations]
     outer = {place for place, loop in seen if loop.has_pipelined}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fractrain import main
 from host.verify.kernel_check import check_kernel
 from hw.design import Design, load_design
 from hw.tools.compile import hls_files
@@ -117,3 +119,10 @@ def test_text_that_cannot_be_prepared_is_refused(old: str, new: str, reason: str
     files = {name: text.replace(old, new) for name, text in hls_files(SMALL).items()}
     with pytest.raises(ValueError, match=reason):
         counting_files(files)
+
+
+def test_command_reports_what_has_been_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["csim", "--path", "counting", "--out", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["design"], report["path"]) == ("sim-small", "counting")
+    assert_kept(SMALL, report)
