@@ -65,7 +65,7 @@ class MemoryTensor:
         """Refuses an area that holds something else by now."""
         if area.owner is not self:
             raise RuntimeError(
-                f"codes of {self.name} have been overwritten by a later pass; read them before that pass runs"
+                f"codes of {self.name} are gone: a later pass has overwritten them, or their program failed; read them before"
             )
 
     def _arranged(self, view: View, channels: Channels) -> U64:

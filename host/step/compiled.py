@@ -186,8 +186,12 @@ class MemoryPasses:
         if program is None:
             program = self._programs[key] = _Program(self.arena, key)
         self.meter.add("WORDS_PATCHED", program.send())
-        result = self.memory.execute(program.area.offset, self._deadline)
-        check(result, self._context)
+        try:
+            result = check(self.memory.execute(program.area.offset, self._deadline), self._context)
+        except Exception:
+            for area in (area for template in key for area in template.writes):
+                area.owner = None  # nobody knows what lies there
+            raise
         for name, value in result.counters.items():
             self.meter.add(name, value)
         self.meter.add("PROGRAMS", 1)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.devices.memory import StreamMemory, open_memory
+from host.devices.memory import MemoryFaultError, MemoryResult, StreamMemory, open_memory
 from host.devices.reference import ReferenceDevice
 from host.driver.fabric_engine import FabricEngine
 from host.driver.fabric_passes import FabricPasses
@@ -22,6 +22,7 @@ from host.step.coded import ALL, Ranges
 from host.step.compiled import MemoryPasses
 from host.step.forward import Choose, Forward, Groups, Parameters
 from host.step.passes import PassEngine, PassError, PassResult
+from hw.contract import Fault
 from hw.design import load_design
 from hw.networks import Bits, BlockLayout, Layout, cifar_resnet_layout
 from hw.nodes import KeptWidths, StepNode, nodes
@@ -176,8 +177,26 @@ def test_codes_that_a_later_pass_has_overwritten_are_not_read() -> None:
         wanted = random_pass(rng)
     first = engine.run(wanted)
     engine.run(wanted)
-    with pytest.raises(RuntimeError, match="overwritten by a later pass"):
+    with pytest.raises(RuntimeError, match="a later pass has overwritten"):
         np.asarray(first.a)
+
+
+def test_codes_of_a_program_that_failed_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = memory_passes()
+    rng = np.random.default_rng(0)
+    wanted = random_pass(rng)
+    while wanted.behind is None or wanted.behind.moments or wanted.behind.records or wanted.kind == "backward":
+        wanted = random_pass(rng)
+    waiting = engine.run(wanted)
+    fault = MemoryResult(fault=Fault.READ_SLVERR, fault_offset=7)
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.memory, "execute", lambda *_: fault)
+        with pytest.raises(MemoryFaultError, match="READ_SLVERR at beat 7 of node, codes"):
+            np.asarray(waiting.a)
+    with pytest.raises(RuntimeError, match="their program failed"):
+        np.asarray(waiting.a)
+    again = engine.run(wanted)
+    assert np.array_equal(np.asarray(again.a), stream_passes().run(wanted).a)
 
 
 def test_partial_sums_are_finished_by_the_host() -> None:
