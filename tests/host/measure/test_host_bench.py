@@ -58,3 +58,9 @@ def test_the_command_writes_its_record(tmp_path: Path) -> None:
     assert record["command"].startswith(
         "fractrain bench host --design sim-small --model resnet8 --bits 4/3/6 --batch 2"
     )
+
+
+def test_a_step_that_does_not_fit_is_refused_before_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--design", "sim-small", "--model", "resnet8", "--bits", "4/3/6", "--batch", "64", "--memory", "1"]
+    assert main(["bench", "host", *options]) == 2
+    assert "more than the 1 MB of the device's memory" in capsys.readouterr().err
