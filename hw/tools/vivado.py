@@ -354,11 +354,12 @@ def overlay_files(design: Design, flow: Flow, with_driver: bool = True) -> dict[
 
 
 def _driver_files() -> dict[str, str]:
-    """Modules that the board imports: the driver, its runtime and the contract."""
+    """Modules that the board imports, and C that it compiles: the driver, its runtime and the contract."""
     files = {"fractrain.py": (ROOT / "fractrain.py").read_text(encoding="utf-8")}
     hardware = ("__init__", "commands/__init__", "commands/completion", "commands/options", "boards", "contract", "design",
                 "files", "networks", "nodes", "packet", "pipeline", "tiles", "model/__init__", "model/cycles")  # fmt: skip
-    rooms = [*sorted((ROOT / "host").rglob("*.py")), *sorted((ROOT / "hw" / "plan").glob("*.py"))]
+    host = [path for ending in ("py", "c") for path in sorted((ROOT / "host").rglob(f"*.{ending}"))]
+    rooms = [*host, *sorted((ROOT / "hw" / "plan").glob("*.py"))]
     for path in [*rooms, *(ROOT / "hw" / f"{name}.py" for name in hardware)]:
         files[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
     return files

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -31,9 +30,8 @@ from host.driver.fabric_engine import FabricEngine
 from host.exact_engine import ExactEngine
 from host.grids import host_codes
 from host.operands import ConvGeometry, Engine, Operand, Sums
-from hw.design import ROOT, Design, load_design
+from hw.design import ROOT, load_design
 from hw.networks import MOBILENETV2, BlockLayout
-from hw.tools.vivado import overlay_files
 from sw_model.export.aten_graph import ExportError
 from sw_model.export.training_job import export_job
 from sw_model.nn.models import CifarMobileNetV2
@@ -441,66 +439,6 @@ def test_changed_jobs_are_refused_or_run_but_never_crash(path: Path, gated_path:
 def test_thousands_of_changed_jobs(path: Path, gated_path: Path) -> None:
     for job in (path, gated_path):
         assert fuzz(job, 3000, 2)["refused"] > 1500
-
-
-# -- without PyTorch ------------------------------------------------------------------------------------------------
-
-
-def write_driver(folder: Path, name: str) -> Design:
-    """The overlay package of a design, without its bitstream."""
-    design = load_design(name)
-    for file, text in overlay_files(design, "rtl").items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(text)
-    return design
-
-
-def test_the_overlays_files_alone_train_where_only_numpy_is_installed(path: Path, tmp_path: Path) -> None:
-    design = write_driver(tmp_path / "board", "sim-small")
-    code = (
-        "import sys, importlib.abc\n"
-        "class Only(importlib.abc.MetaPathFinder):\n"
-        "    allowed = {'numpy', 'fractrain', 'host', 'hw', 'fractrain_overlay_sim_small'} | sys.stdlib_module_names\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] not in self.allowed:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        f"sys.path[:0] = [{str(tmp_path / 'board')!r}]\n"
-        # an installation in development mode would offer the repository's modules too
-        "sys.meta_path[:] = [Only(), *(f for f in sys.meta_path if 'editable' not in f.__module__.lower())]\n"
-        "import host, host.devices.pynq_device, host.devices.remote, fractrain_overlay_sim_small as overlay\n"
-        f"assert host.__file__.startswith({str(tmp_path)!r})\n"
-        f"assert overlay.DESIGN.hash64 == {design.hash64}\n"
-        "from fractrain import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    words = ["board", "run", str(path), "--device", "reference", "--stop-after", "1", "--out", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
-
-
-@pytest.mark.slow
-def test_the_boards_versions_give_the_same_steps(path: Path, tmp_path: Path) -> None:
-    """Python 3.10 with NumPy 1.21, as PYNQ 3 has them, where they can be had."""
-    python = shutil.which("python3.10")
-    if python is None or subprocess.run([python, "-m", "venv", str(tmp_path / "env")]).returncode:
-        pytest.skip("no python3.10 with venv here")
-    inside = tmp_path / "env" / "bin" / "python"
-    install = [str(inside), "-m", "pip", "install", "--quiet", "numpy==1.21.6", "tomli"]
-    if subprocess.run(install, capture_output=True).returncode:
-        pytest.skip("NumPy 1.21.6 cannot be installed here")
-    words = ["board", "run", str(path), "--device", "reference", "--stop-after", "3", "--out", str(tmp_path / "run")]
-    code = "import sys; from fractrain import main; sys.exit(main(sys.argv[1:]))"
-    write_driver(tmp_path / "board", "sim-small")
-    done = subprocess.run([str(inside), "-c", code, *words], cwd=tmp_path / "board", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    state = Training(load_job(path), ExactEngine())
-    for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
-        expected = state.train_step()
-        state.epoch, state.step = divmod(state.global_step, state.steps_per_epoch)
-        assert json.loads(line) == expected
 
 
 def test_commands_name_what_is_wrong(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ from host.board.runtime import Training, run_job
 from host.devices.device import DeviceError
 from host.devices.pynq_device import PynqDevice
 from host.devices.reference import ReferenceDevice
+from host.devices.remote import RemoteDevice, Server
 from host.driver.fabric_engine import FabricEngine
 from host.driver.pass_engine import engine_in_memory
 from host.exact_engine import ExactEngine
@@ -136,6 +138,21 @@ def test_a_step_through_the_boards_driver(path: Path, tmp_path: Path, monkeypatc
     board.faults = {"READ_SLVERR"}
     with pytest.raises(DeviceError, match="the memory refused a read"):
         driven.train_step()
+
+
+def test_a_step_on_a_device_behind_tcp(path: Path) -> None:
+    token = b"a token of some thirty letters...."
+    server = Server(ReferenceDevice(load_design(DESIGN)), token, port=0)
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    device = RemoteDevice("tcp://{}:{}".format(*server.address), token)
+    try:
+        far = Training(load_job(path), FabricEngine(device, keep_rows=False))
+        assert far.train_step() == Training(load_job(path), ExactEngine(load_design(DESIGN))).train_step()
+    finally:
+        device.close()
+        server.stop()
+        thread.join(5)
 
 
 # -- resume -------------------------------------------------------------------------------------------------------
