@@ -47,7 +47,7 @@ module memory_control
 );
   typedef enum logic [2:0] {IDLE, CLEAR, START, RUN, STOP, DRAIN, RESET} state_t;
   state_t      state_q;
-  logic        done_q, ended_q, error_q, late_q;
+  logic        done_q, finished_q, ended_q, error_q, late_q;
   logic [3:0]  fault_q, found_q, fault;
   logic [31:0] fault_offset_q, found_offset_q, fault_offset, cycles_q;
   logic [COUNTERS-1:0][31:0] counters_q;
@@ -71,7 +71,9 @@ module memory_control
     if (core_done_i) {core_start_o, core_reset_o} <= '0;
     port_start_o   <= 1'b0;
     ends_o         <= 1'b0;
-    port_reset_o   <= rst_i || state_q == CLEAR;
+    port_reset_o   <= rst_i || state_q == IDLE || state_q == CLEAR;
+    // both a cycle late: a port may find a fault in the answer that was its last
+    finished_q     <= state_q == RUN && &port_done_i;
     found_q        <= state_q == RUN ? fault : FAULT_NONE;
     found_offset_q <= fault_offset;
     ended_q        <= &trailer_i;
@@ -102,7 +104,7 @@ module memory_control
           fault_q        <= found_q;
           fault_offset_q <= found_offset_q;
           state_q        <= STOP;
-        end else if (&port_done_i) begin
+        end else if (finished_q) begin
           state_q <= IDLE;
           done_q  <= 1'b1;
           ends_o  <= 1'b1;
@@ -148,7 +150,7 @@ module memory_control
   assign fault_o        = fault_q;
   assign fault_offset_o = fault_offset_q;
   assign counters_o     = counters_q;
-  assign halt_o         = draining_o;
+  assign halt_o         = draining_o || state_q == IDLE;  // until the reset, which comes a cycle later
   assign ended_o        = ended_q;
   assign error_o        = error_q;
 endmodule

@@ -132,6 +132,31 @@ module memory_port
   a_read_line: assert property (@(posedge clk_i) disable iff (rst_i) arvalid_o |-> 5'(araddr_o[LINE_BITS-1:3]) + 5'(arlen_o) < 5'(LINE_BEATS));
   a_write_line: assert property (@(posedge clk_i) disable iff (rst_i) awvalid_o |-> 5'(awaddr_o[LINE_BITS-1:3]) + 5'(awlen_o) < 5'(LINE_BEATS));
 `endif
+`ifdef FORMAL
+  // Proved by tests/hw/rtl/test_memory_formal.py on what is proved there of reader and writer.
+  logic begun_q = 1'b0;
+  logic ar_stalled_q, aw_stalled_q;
+  logic [ADDRESS_BITS+3:0] ar_before_q, aw_before_q;
+  always_ff @(posedge clk_i) begin
+    begun_q      <= 1'b1;
+    ar_stalled_q <= arvalid_o && !arready_i && !rst_i;
+    aw_stalled_q <= awvalid_o && !awready_i && !rst_i;
+    ar_before_q  <= {araddr_o, arlen_o};
+    aw_before_q  <= {awaddr_o, awlen_o};
+    assume (rst_i == !begun_q);
+    assume (!ar_valid || (!arvalid_o && 5'(ar_offset[3:0]) + 5'(ar_length) < 5'(LINE_BEATS)));
+    assume (!aw_valid || (!awvalid_o && 5'(aw_offset[3:0]) + 5'(aw_length) < 5'(LINE_BEATS)));
+    if (begun_q) begin
+      // requests stay until they are taken, and name beats of one line: none crosses 4 KiB
+      if (ar_stalled_q) assert (arvalid_o && {araddr_o, arlen_o} == ar_before_q);
+      if (aw_stalled_q) assert (awvalid_o && {awaddr_o, awlen_o} == aw_before_q);
+      if (arvalid_o) assert (araddr_o[2:0] == 0 && 5'(araddr_o[LINE_BITS-1:3]) + 5'(arlen_o) < 5'(LINE_BEATS));
+      if (awvalid_o) assert (awaddr_o[2:0] == 0 && 5'(awaddr_o[LINE_BITS-1:3]) + 5'(awlen_o) < 5'(LINE_BEATS));
+      // answers are always taken
+      assert (rready_o && bready_o);
+    end
+  end
+`endif
 endmodule
 
 `default_nettype wire

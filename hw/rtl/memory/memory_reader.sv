@@ -311,6 +311,118 @@ module memory_reader
   // a word stays until it is taken
   a_word_waits: assert property (@(posedge clk_i) disable iff (rst_i) out_valid_o && !out_ready_i |=> out_valid_o && $stable({out_data_o, out_last_o}));
 `endif
+`ifdef FORMAL
+  // Proved by tests/hw/rtl/test_memory_formal.py, with two open bursts.  What the environment keeps to: data come in order,
+  // for open bursts, as many as were asked for.
+  logic        begun_q = 1'b0;
+  logic [4:0]  sizes_q[OPEN];     // beats of the open bursts
+  logic [OW-1:0] size_in_q, size_out_q;
+  logic [OW:0] sized_q;           // open bursts of which data are still to come
+  logic [4:0]  given_q;           // beats that the oldest of them has given
+  logic        gives_last;
+  assign gives_last = r_valid_i && given_q + 5'd1 == sizes_q[size_out_q];
+  always_ff @(posedge clk_i) begin
+    begun_q <= 1'b1;
+    if (ask) sizes_q[size_in_q] <= 5'(ar_length_o) + 5'd1;
+    size_in_q  <= size_in_q + OW'(ask);
+    size_out_q <= size_out_q + OW'(gives_last);
+    sized_q    <= sized_q + (OW + 1)'(ask) - (OW + 1)'(gives_last);
+    if (r_valid_i) given_q <= gives_last ? '0 : given_q + 5'd1;
+    if (rst_i) {size_in_q, size_out_q, sized_q, given_q} <= '0;
+    assume (rst_i == !begun_q);
+    assume (!r_valid_i || (sized_q != 0 && r_last_i == gives_last));
+  end
+  // payload that is on its way: beats of open payload bursts that have not reached the queue
+  // open records, and words of their headers likewise
+  logic [5:0]  header_number_q, header_came_q, header_gone_q;
+  logic [PW:0] coming;
+  logic [7:0]  records, headers_coming, headers_here;
+  always_comb begin
+    {coming, records, headers_coming} = '0;
+    for (int unsigned k = 0; k < OPEN; k++)
+      if ((OW + 1)'(k) < open_q) begin
+        if (opened[OW'(oldest_q + OW'(k))].is_record) begin
+          records        = records + 8'd1;
+          headers_coming = headers_coming + 8'(RECORD_HEADER_WORDS);
+        end else coming = coming + (PW + 1)'(sizes_q[OW'(oldest_q + OW'(k))]);
+      end
+    if (open_q != 0 && !burst.is_record) coming = coming - (PW + 1)'(index_q);
+    if (open_q != 0 && burst.is_record)
+      headers_coming = headers_coming - (index_q < 4'(RECORD_HEADER_WORDS) ? 8'(index_q) : 8'(RECORD_HEADER_WORDS));
+    headers_here = 8'(6'(header_came_q - header_gone_q));
+  end
+  // any one word of payload, and any one of headers, by their numbers modulo twice the queues' sizes
+  logic [PW:0] number_q, came_q, read_n_q;
+  logic [64:0] value_q;
+  logic [63:0] header_value_q, out_before_q;
+  logic        here_q, staged_q, header_here_q, out_stalled_q, out_last_before_q;
+  always_ff @(posedge clk_i) begin
+    number_q        <= number_q;
+    header_number_q <= header_number_q;
+    came_q          <= came_q + (PW + 1)'(of_payload);
+    read_n_q        <= read_n_q + (PW + 1)'(payload_read);
+    header_came_q   <= header_came_q + 6'(header_push);
+    header_gone_q   <= header_gone_q + 6'(word_leaves);
+    if (of_payload && came_q == number_q) {here_q, value_q} <= {1'b1, last_q && burst.ends, data_q};
+    if (payload_leaves) staged_q <= 1'b0;
+    if (payload_read && read_n_q == number_q) {here_q, staged_q} <= 2'b01;
+    if (header_push && header_came_q == header_number_q) {header_here_q, header_value_q} <= {1'b1, data_q};
+    if (word_leaves && header_gone_q == header_number_q) header_here_q <= 1'b0;
+    out_stalled_q <= out_valid_o && !out_ready_i;
+    {out_last_before_q, out_before_q} <= {out_last_o, out_data_o};
+    if (rst_i) {came_q, read_n_q, here_q, staged_q, header_came_q, header_gone_q, header_here_q, out_stalled_q} <= '0;
+    if (begun_q) begin
+      // payload leaves as it came, in its turn, once, and always had room
+      if (payload_read && read_n_q == number_q) assert (here_q && payload[payload_out_q] == value_q);
+      assert (!payload_read || !payload_valid_q || payload_leaves);
+      if (payload_leaves) assert (payload_valid_q && staged_q == (number_q == (PW + 1)'(read_n_q - 1)));
+      assert (staged_q == (payload_valid_q && number_q == (PW + 1)'(read_n_q - 1)));
+      if (staged_q) assert (payload_q == value_q);
+      assert (payload_words_q == (PW + 1)'(came_q - read_n_q));
+      assert (payload_in_q == came_q[PW-1:0] && payload_out_q == read_n_q[PW-1:0]);
+      assert (here_q == ((PW + 1)'(number_q - read_n_q) < payload_words_q));
+      if (here_q) assert (payload[number_q[PW-1:0]] == value_q);
+      assert (8'(room_q) + 8'(payload_words_q) + 8'(coming) == 8'(SLOTS));
+      // headers likewise
+      if (word_leaves && header_gone_q == header_number_q) assert (header_here_q && header[header_out_q] == header_value_q);
+      assert (header_here_q == (8'(6'(header_number_q - header_gone_q)) < headers_here));
+      if (header_here_q) assert (header[header_number_q[4:0]] == header_value_q);
+      assert (headers_q <= 3'(HEADERS) && 8'(headers_q) == records + 8'(complete_q) + 8'(3'(kind_in_q - kind_out_q)));
+      assert (records + 8'(complete_q) <= 8'd1);
+      if (state_q == STOP || state_q == FETCH || state_q == ASK) assert (records == 0 && !complete_q);
+      if (state_q == TAKE) assert (complete_q);
+      assert (headers_here + 8'(word_q) + headers_coming == 8'(RECORD_HEADER_WORDS) * 8'(headers_q));
+      assert (word_q < 3'(RECORD_HEADER_WORDS) && (word_q == 0 || kind_in_q != kind_out_q));
+      assert (header_in_q == header_came_q[4:0] && header_out_q == header_gone_q[4:0]);
+      // bursts have 1 to 16 beats in one line, within the memory, and do not exceed what may be open
+      if (ar_valid_o) begin
+        assert (5'(ar_offset_o[3:0]) + 5'(ar_length_o) < 5'(LINE_BEATS));
+        assert (ar_ready_i && open_q < (OW + 1)'(OPEN));
+      end
+      if (state_q == BURST) assert (left_q != 0 && chunks_q != 0);
+      if (state_q == ISSUE) assert (length_q != 0 && length_q <= line_left && left_q >= 32'(length_q) && chunk_ends_q == (left_q == 32'(length_q)));
+      if (state_q == ISSUE) assert (chunks_q != 0 && more_q == (16'd1 != chunks_q));
+      if (chunks_q != 0 && state_q != STOP) assert (beats_q != 0);
+      if (state_q == FETCH || state_q == ASK) assert (chunks_q == 0 || left_q != 0);
+      // open bursts are those whose data are to come, or stand in the register
+      assert (open_q <= (OW + 1)'(OPEN) && 8'(open_q) == 8'(sized_q) + 8'(valid_q && last_q));
+      assert (newest_q == size_in_q && (OW)'(oldest_q + OW'(open_q)) == newest_q);
+      assert (size_out_q == OW'(oldest_q + OW'(valid_q && last_q)));
+      for (int unsigned k = 0; k < OPEN; k++)
+        if ((OW + 1)'(k) < open_q) begin
+          assert (sizes_q[OW'(oldest_q + OW'(k))] != 0 && sizes_q[OW'(oldest_q + OW'(k))] <= 5'(LINE_BEATS));
+          if (opened[OW'(oldest_q + OW'(k))].is_record) assert (sizes_q[OW'(oldest_q + OW'(k))] == 5'(RECORD_WORDS));
+        end
+      if (sized_q != 0) assert (given_q < sizes_q[size_out_q]);
+      else assert (given_q == 0);
+      assert (5'(index_q) + 5'(valid_q) == (valid_q && last_q ? sizes_q[oldest_q] : given_q));
+      if (valid_q && last_q) assert (given_q == 0 || sized_q != 0);
+      if (valid_q) assert (open_q != 0 && last_q == (5'(index_q) + 5'd1 == sizes_q[oldest_q]));
+      // what is offered stays until it is taken
+      if (out_stalled_q) assert (out_valid_o && out_data_o == out_before_q && out_last_o == out_last_before_q);
+    end
+  end
+`endif
 endmodule
 
 `default_nettype wire

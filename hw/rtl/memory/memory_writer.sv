@@ -315,6 +315,79 @@ module memory_writer
   // answers come for open bursts only
   a_open: assert property (@(posedge clk_i) disable iff (rst_i) b_valid_q |-> open_q != 0);
 `endif
+`ifdef FORMAL
+  // Proved by tests/hw/rtl/test_memory_formal.py, with two open bursts.  What the environment keeps to:
+  logic        begun_q = 1'b0;
+  logic        trailer_before_q;
+  logic [OW:0] whole_q;    // bursts whose data have all been sent, not answered yet
+  always_ff @(posedge clk_i) begin
+    begun_q <= 1'b1;
+    whole_q <= whole_q + (OW + 1)'(w_valid_o && w_ready_i && w_last_o) - (OW + 1)'(b_valid_i);
+    trailer_before_q <= trailer_q;
+    if (rst_i) {whole_q, trailer_before_q} <= '0;
+    assume (rst_i == !begun_q);
+    assume (!in_take_i || in_ready_o);
+    assume (!place_end_i || place_room_o);
+    assume (!b_valid_i || whole_q != 0);
+    assume (!in_take_i || !trailer_q);
+    assume (!ended_i || trailer_before_q);   // all streams' ends are told a cycle later than one's own
+  end
+  // any one word, by its number modulo twice the queue's size
+  logic [PW:0] number_q, came_q, gone_q;
+  logic [63:0] value_q;
+  logic        here_q;
+  // bursts that wait for their data to be sent, and the words of them
+  logic [OW:0] waiting;
+  logic [PW:0] owed;
+  logic [OW-1:0] behind;
+  assign behind  = sending_q + OW'(1);
+  assign waiting = newest_burst_q != sending_q ? (OW + 1)'(OW'(newest_burst_q - sending_q)) : unsent_q ? (OW + 1)'(OPEN) : '0;
+  assign owed    = (waiting > 0 ? (PW + 1)'(lengths[sending_q]) + 1 : '0) + (waiting > 1 ? (PW + 1)'(lengths[behind]) + 1 : '0) +
+                   (active_q ? (PW + 1)'(w_left_q) + 1 : '0);
+  logic        w_stalled_q;
+  logic [64:0] w_before_q;
+  always_ff @(posedge clk_i) begin
+    number_q <= number_q;
+    came_q   <= came_q + (PW + 1)'(push);
+    gone_q <= gone_q + (PW + 1)'(pop);
+    if (push && came_q == number_q) {here_q, value_q} <= {1'b1, in_data_i};
+    if (pop && gone_q == number_q) here_q <= 1'b0;
+    w_stalled_q <= w_valid_o && !w_ready_i;
+    w_before_q  <= {w_last_o, w_data_o};
+    if (rst_i) {came_q, gone_q, here_q, w_stalled_q} <= '0;
+    if (begun_q) begin
+      // a word leaves as it came, in its turn, once
+      if (pop && gone_q == number_q) assert (here_q && queue[out_q] == value_q);
+      assert (!pop || !w_valid_o || w_ready_i);
+      assert (words_q == (PW + 1)'(came_q - gone_q) && words_q <= (PW + 1)'(SLOTS));
+      assert (in_q == came_q[PW-1:0] && out_q == gone_q[PW-1:0]);
+      assert (here_q == ((PW + 1)'(number_q - gone_q) < words_q));
+      if (here_q) assert (queue[number_q[PW-1:0]] == value_q);
+      assert (!ready_q || words_q < (PW + 1)'(SLOTS));
+      // bursts have 1 to 16 beats in one line, below the limit, and their data are here
+      if (aw_valid_o) begin
+        assert (5'(aw_offset_o[3:0]) + 5'(aw_length_o) < 5'(LINE_BEATS));
+        assert (free_q >= (PW + 1)'(aw_length_o) + 1);
+        assert (aw_ready_i && open_q < (OW + 1)'(OPEN));
+      end
+      if (state_q == BURST) assert (left_q != 0);
+      if (state_q == ISSUE) begin
+        assert (length_q != 0 && length_q <= line_left && left_q >= 32'(length_q) && (run_ends_q || left_q > 32'(length_q)));
+        assert (!enough_q || free_q >= (PW + 1)'(length_q));
+        if (settled_q && trailer_before_q) assert (enough_q == (free_q >= (PW + 1)'(length_q)));
+      end
+      assert (!trailer_before_q || trailer_q);
+      assert (words_q == free_q + owed && owed <= words_q);
+      // the last word of a burst carries WLAST, and no other
+      assert (!pop || finishes == (w_left_q == 0));
+      // every burst is answered: open ones wait, are sent, or have been sent
+      assert (open_q <= (OW + 1)'(OPEN));
+      assert (8'(open_q) == 8'(waiting) + 8'(active_q) + 8'(w_valid_q && w_last_q) + 8'(whole_q) + 8'(b_valid_q));
+      // what is offered stays until it is taken
+      if (w_stalled_q) assert (w_valid_o && {w_last_o, w_data_o} == w_before_q);
+    end
+  end
+`endif
 endmodule
 
 `default_nettype wire

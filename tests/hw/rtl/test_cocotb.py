@@ -10,7 +10,7 @@ from host.devices.device import DeviceError
 from host.devices.rtl import rtl_sources
 from host.verify.simulation import build_fabric, build_simulation, run_cocotb_bench
 from hw.design import load_design
-from hw.generate import RTL_SOURCES, generate
+from hw.generate import RTL_SOURCES, generate, generated
 
 FABRIC = "tests.hw.rtl.bench_fabric"
 
@@ -52,6 +52,13 @@ def test_dot_product_unit(bits: int) -> None:
     build = unit("dot_product_unit", BITS=bits)
     outcomes = run_cocotb_bench(build, "dot_product_unit", "tests.hw.rtl.bench_dot_product", {"BENCH_BITS": str(bits)})
     check(outcomes, 1)
+
+
+def test_accelerator() -> None:
+    design = load_design("sim-small")
+    # the memories are AXI4 ones; AXI3 differs in widths and WID alone
+    build = build_simulation("accelerator", rtl_sources(generated(design), memory=True), parameters={"AXI3": 0})
+    check(run_cocotb_bench(build, "accelerator", "tests.hw.rtl.bench_accelerator", {"BENCH_DESIGN": design.name}), 3)
 
 
 def test_control_bridge() -> None:
