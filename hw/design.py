@@ -143,8 +143,8 @@ class Design:
         return 2 * -(-self.channels * self.dot_bits // BEAT_BITS)
 
     @property
-    def bram36(self) -> int:
-        """BRAM36 of the buffers, as the sources slice them; the epilogue's parameters lie in distributed memory."""
+    def bram36(self) -> float:
+        """BRAM36 of the buffers, as the sources slice them."""
         slices = self.lanes * self.channels // BEAT_BITS
         tensor = contract.ROW_BANKS * slices
         weight_bits = self.channels * self.dot_bits
@@ -154,6 +154,7 @@ class Design:
             + (memory_blocks(weight_bits % BEAT_BITS, self.depth_w) if weight_bits % BEAT_BITS else 0)
             + self.channels * memory_blocks(contract.ACCUMULATOR_BITS, self.depth_accumulator)
             + self.moments_bram36
+            + self.epilogue_bram36
         )
 
     @property
@@ -161,6 +162,13 @@ class Design:
         """BRAM36 of a packet's moments: sum, sum of products, minimum and maximum of every output channel."""
         bits = contract.SUM_BITS + contract.PRODUCT_BITS + 2 * contract.VALUE_BITS
         return memory_blocks(bits, contract.LIMITS["out_groups"] * self.channels)
+
+    @property
+    def epilogue_bram36(self) -> float:
+        """BRAM36 of buffer E: m, o, n and b of an entry in one memory, l and c in another, in blocks of half the size."""
+        lower = 3 * contract.MULTIPLIER_BITS + contract.OFFSET_BITS
+        upper = contract.MULTIPLIER_BITS + contract.VALUE_OFFSET_BITS
+        return (-(-lower // 36) + -(-upper // 36)) * -(-self.depth_epilogue // 512) / 2
 
     @property
     def contract_register(self) -> int:

@@ -11,6 +11,7 @@ ARRAY_CYCLES = 4
 HASH_CYCLES = 12
 VALUE_CYCLES = 14
 EPILOGUE_CYCLES = 18
+WORD_CYCLES = 3
 
 #: what each is, for the rendered package
 LENGTHS = {
@@ -22,4 +23,5 @@ LENGTHS = {
     "HASH_CYCLES": "from a random index to its hash",
     "VALUE_CYCLES": "from an output channel's sums to their values x and w",
     "EPILOGUE_CYCLES": "from an output channel's sums to its codes",
+    "WORD_CYCLES": "from the decision on a beat of integers to the beat",
 }

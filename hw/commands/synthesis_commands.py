@@ -113,7 +113,8 @@ def figure(arguments: argparse.Namespace) -> int:
         "operand network": ("operand_network",),
         "buffers": ("buffer_a", "buffer_g", "buffer_w"),
         "loader": ("loader",),
-        "drain and epilogue": ("drain",),
+        "drain": ("shadow_lane", "drain", "accumulators", "code_buffer"),
+        "epilogue": ("epilogue", "moments", "rounding"),
         "control": ("sequencer", "command_queue", "control_registers", "control_bridge", "fabric"),
     }
     keys = {"lut": "LUT", "ff": "FF", "bram36": "BRAM36", "dsp": "DSP"}

@@ -32,9 +32,8 @@ HEADER_CYCLES = HEADER_WORDS // 2 + CHECK_CYCLES  #: beats, and the checks
 LOAD_CYCLES = 2  #: hazard check before, step to the next packet after
 SETUP_CYCLES = 8  #: from the head of the queue to the first step
 TILE_CYCLES = STEP_CYCLES + ARRAY_CYCLES + 2  #: from a tile's last step to its first value in the drain
-INTEGER_CYCLES = 2  #: more where a tile leaves as integers, whose last words are told a cycle after they left
 OUTPUT_CYCLES = 6  #: from a beat of results to its first word on a stream
-COPY_CYCLES = 2  #: of a tile's codes, from the registers that they fill to those that are sent
+COPY_CYCLES = 1  #: of a tile's codes, from the registers that they fill to those that are sent
 RANDOM_CYCLES = HASH_CYCLES + 2  #: from a packet's first step to its first random numbers
 MOMENT_CYCLES = 5  #: of the moments of two channels, on their way out
 TRAILER_CYCLES = 5  #: from the last results' way out to the end
@@ -166,7 +165,7 @@ class _Clock:
         self._output = max(self._output, first_end + lag) + sent
         self._output = max(self._output, end + lag + sent / tiles)
         if moments:
-            tree = design.epilogue_lanes.bit_length() + 5
+            tree = design.epilogue_lanes.bit_length() + 7
             ready = end + TILE_CYCLES + drain_cycles(design, p) + VALUE_CYCLES + tree
             send = max(MOMENT_CYCLES * moments / (2 * MOMENT_WORDS), moments / design.output_streams)
             self._moments = max(self._output - OUTPUT_CYCLES, ready) + send
@@ -209,7 +208,7 @@ def tile_period(design: Design, p: Packet) -> float:
         shadow = max(channels * each, (channels - 1) * each + TILE_CYCLES - segments + 1)
     else:
         sums = p.has(Flag.A_SUM) / p.out_groups  # a line more for the first output group
-        shadow = (channels - 1 + sums) * each + TILE_CYCLES + INTEGER_CYCLES
+        shadow = (channels - 1 + sums) * each + TILE_CYCLES
         return max(shadow, (channels + sums) * each * 2 / design.output_streams)
     if not p.section_planes:
         return shadow

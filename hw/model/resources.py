@@ -83,15 +83,15 @@ def _finish(heap: list[int]) -> list[int] | None:
 
 #: LUT, FF and DSP of what Yosys maps: constant, per lane, and per lane and channel
 MAPPED: dict[str, dict[str, tuple[float, float, float]]] = {
-    "operand_network": {"lut": (0, 3.9, 47.98), "ff": (0, 0, 17.5), "dsp": (0, 0, 0)},
-    "loader": {"lut": (1589, 0, 0), "ff": (1007, 0, 0), "dsp": (10, 0, 0)},
-    "drain": {"lut": (881, 349, 41.5), "ff": (485, 258, 80.1), "dsp": (0, 2, 0)},
+    "operand_network": {"lut": (0, 3.9, 47.98), "ff": (0, 0, 20.4), "dsp": (0, 0, 0)},
+    "loader": {"lut": (1903, 0, 0), "ff": (1171, 0, 0), "dsp": (13, 0, 0)},
+    "drain": {"lut": (1316, 12.6, 0), "ff": (1366, 5.25, 0), "dsp": (0, 0, 0)},
     "sequencer": {"lut": (1372, 0, 0), "ff": (930, 1.69, 0), "dsp": (2, 0, 0)},
-    "command_queue": {"lut": (797, 0, 0), "ff": (282, 0, 0), "dsp": (0, 0, 0)},
+    "command_queue": {"lut": (1099, 0, 0), "ff": (546, 0, 0), "dsp": (0, 0, 0)},
     "control_registers": {"lut": (252, 0, 0), "ff": (40, 0, 0), "dsp": (0, 0, 0)},
     "control_bridge": {"lut": (84, 0, 0), "ff": (149, 0, 0), "dsp": (0, 0, 0)},
     "memory_front_end": {"lut": (3960, 0, 0), "ff": (2820, 0, 0), "dsp": (0, 0, 0)},
-    "fabric": {"lut": (310, 1, 0), "ff": (428, 1, 0), "dsp": (0, 0, 0)},
+    "fabric": {"lut": (440, 0, 3.05), "ff": (707, 0, 20), "dsp": (0, 0, 0)},
 }
 #: payload queues of the two memory ports
 MEMORY_PORTS_BRAM36 = 2.0
@@ -99,13 +99,29 @@ MEMORY_PORTS_BRAM36 = 2.0
 FLAG_LUT = 0.43
 
 
-def optional_units(design: Design) -> Area:
-    """What the drain takes for epilogue, moments and stochastic rounding; fitted to the units alone."""
-    wide = design.epilogue_lanes
-    area = Area(round(1250 + 145 * wide), round(520 + 92 * wide), 0.0, 7 * wide)
+def drain_units(design: Design) -> dict[str, Area]:
+    """Units that the drain hands a tile's values to, all instances of each; shadow lanes exactly, the others fitted."""
+    lanes, channels, wide = design.lanes, design.channels, design.epilogue_lanes
+    sums, quads = contract.ACCUMULATOR_BITS, channels // 4
+    value = sums + 2 * contract.MAX_SIDE_BITS + 1  # of a pixel and channel, with both operands and the mask
+    # a bit of four channels is a LUT, and so is what joins them; registers: shadow, channel taken, what loads them
+    lane = Area(value * (quads + 1), value * (channels + quads) + 2 * sums + quads + 5)
+    beats = lanes * channels // BEAT_BITS
+    planes = contract.MAX_BITS + 2 * contract.MAX_SIDE_BITS + 1
+    units = {
+        "shadow_lane": lane.times(lanes),
+        "accumulators": Area(
+            round(48 + 97.5 * channels),
+            round(38 + 97.4 * channels),
+            channels * memory_blocks(sums, design.depth_accumulator),
+        ),
+        "epilogue": Area(round(752 + 459 * wide), round(306 + 556 * wide), 0.0, 7 * wide),
+        "code_buffer": Area(1300 + 4268 * (beats > 1), 2 * planes * lanes * channels + (planes + 1) * BEAT_BITS + 185),
+        "moments": Area(round(359 + 84.5 * wide), round(251 + 176.5 * wide), design.moments_bram36, wide),
+    }
     if design.rounding:
-        area += Area(490, 150 + 47 * design.lanes, 0.0, 6)
-    return area
+        units["rounding"] = Area(round(500 + 48 * lanes), round(350 + 25 * lanes), 0.0, 6)
+    return units
 
 
 def resources_by_module(design: Design) -> dict[str, Area]:
@@ -116,7 +132,7 @@ def resources_by_module(design: Design) -> dict[str, Area]:
     areas = {
         "dot_product_unit": dot_product(design.dot_bits, False, design.accumulators == "dsp").times(design.units),
         "operand_sum_unit": dot_product(design.dot_bits, True, False).times(lanes),
-        "dot_product_array": Area(0, 8),
+        "dot_product_array": Area(0, 29 * lanes),
         "buffer_a": Area(
             tensor_slices + 2 + round(FLAG_LUT * design.depth_a),
             0,
@@ -135,14 +151,14 @@ def resources_by_module(design: Design) -> dict[str, Area]:
         - areas["buffer_g"].bram36
         - channels * memory_blocks(contract.ACCUMULATOR_BITS, design.depth_accumulator)
         - design.moments_bram36
+        - design.epilogue_bram36
     )
     for name, kinds in MAPPED.items():
         one = {kind: round(a + b * lanes + c * lanes * channels) for kind, (a, b, c) in kinds.items()}
         areas[name] = Area(one["lut"], one["ff"], 0.0, one["dsp"])
-    accumulators = channels * memory_blocks(contract.ACCUMULATOR_BITS, design.depth_accumulator)
-    areas["drain"] += optional_units(design) + Area(bram36=accumulators + design.moments_bram36)
+    areas["drain"] += Area(bram36=design.epilogue_bram36)
     areas["memory_front_end"] += Area(bram36=MEMORY_PORTS_BRAM36)
-    return areas
+    return areas | drain_units(design)
 
 
 def resources(design: Design) -> Area:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Accumulator memory of the weight gradients: an entry holds one sum for every channel.  Adds both halves of the pixels'
-// sums in one cycle, their sum to the entry in the next, and writes in the third; reads entries for READ.
+// Accumulator memory of the weight gradients: an entry holds one sum for every channel.  When the pixels' sums are here,
+// adds both halves of them in one cycle, their sum to the entry in the next, and writes in the third; reads entries for READ.
 `default_nettype none
 
 module accumulators
@@ -9,7 +9,7 @@ module accumulators
 (
     input  wire                  clk_i,
     input  wire                  rst_i,
-    // one output channel of a weight gradient; never the same again within three cycles
+    // one output channel of a weight gradient, whose sums are here in the next cycle; never the same again within four
     input  wire                  add_i,
     input  wire                  stop_i,          // nothing more is added
     input  wire address_t        add_entry_i,
@@ -19,20 +19,19 @@ module accumulators
     output logic                 busy_o,
     output logic                 out_of_range_o,  // a sum left its range
     output logic [31:0]          position_o,      // its packet
-    // an entry, in the cycle after; not while adding
+    // an entry, in the cycle after; not while adding or in the cycle before
     input  wire                  read_i,
     input  wire address_t        read_entry_i,
     output channel_sums_t        data_o
 );
   localparam int unsigned MW = $clog2(DEPTH_ACCUMULATOR);
 
-  logic          add_q, write_q, clear_q, read;
-  logic [MW-1:0] add_address_q, write_address_q, add_address, read_address;
-  logic [31:0]   position_q, write_position_q;
+  logic          begin_q, add_q, write_q, begin_clear_q, clear_q, read;
+  logic [MW-1:0] begin_address_q, add_address_q, write_address_q, read_address;
+  logic [31:0]   begin_position_q, add_position_q, write_position_q;
   channel_sums_t half_sum_q, total_q;
-  assign read         = read_i || add_i;
-  assign add_address  = MW'(add_entry_i);
-  assign read_address = read_i ? MW'(read_entry_i) : add_address;
+  assign read         = read_i || begin_q;
+  assign read_address = read_i ? MW'(read_entry_i) : begin_address_q;
 
   for (genvar c = 0; c < CHANNELS; c++) begin : gen_accumulator
     (* ram_style = "block" *) logic [ACC_BITS-1:0] memory[DEPTH_ACCUMULATOR];
@@ -56,26 +55,28 @@ module accumulators
       out_of_range[c] = sum[ACC_BITS] != sum[ACC_BITS-1];
     end
   always_ff @(posedge clk_i) begin
-    add_q           <= add_i && !rst_i && !stop_i;
-    write_q         <= add_q && !rst_i && !stop_i;
-    total_q         <= total;
-    out_of_range_q  <= out_of_range;
+    begin_q          <= add_i && !rst_i && !stop_i;
+    begin_address_q  <= MW'(add_entry_i);
+    begin_clear_q    <= clear_i;
+    begin_position_q <= position_i;
+    add_q            <= begin_q && !rst_i && !stop_i;
+    add_address_q    <= begin_address_q;
+    clear_q          <= begin_clear_q;
+    add_position_q   <= begin_position_q;
+    write_q          <= add_q && !rst_i && !stop_i;
     write_address_q  <= add_address_q;
-    write_position_q <= position_q;
-    if (add_i) begin
-      add_address_q <= add_address;
-      clear_q       <= clear_i;
-      position_q    <= position_i;
-      for (int unsigned c = 0; c < CHANNELS; c++) half_sum_q[c] <= lane_i[c] + lane_i[CHANNELS+c];
-    end
+    write_position_q <= add_position_q;
+    for (int unsigned c = 0; c < CHANNELS; c++) half_sum_q[c] <= lane_i[c] + lane_i[CHANNELS+c];
+    total_q        <= total;
+    out_of_range_q <= out_of_range;
   end
-  assign busy_o         = add_q || write_q;
+  assign busy_o         = begin_q || add_q || write_q;
   assign out_of_range_o = write_q && |out_of_range_q;
   assign position_o     = write_position_q;
 
 `ifndef SYNTHESIS
   // reads and additions share the memory's read port
-  a_one_port: assert property (@(posedge clk_i) disable iff (rst_i) !(read_i && add_i));
+  a_one_port: assert property (@(posedge clk_i) disable iff (rst_i) !(read_i && begin_q));
   // an entry has been written before it is read again
   a_distance: assert property (@(posedge clk_i) disable iff (rst_i) read |-> !(add_q && add_address_q == read_address) && !(write_q && write_address_q == read_address));
 `endif

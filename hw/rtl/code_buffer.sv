@@ -18,24 +18,22 @@ module code_buffer
     // a tile: announced with its first sums, its codes follow
     output logic                         free_o,      // a tile may begin, in the next cycle
     input  wire                          begin_i,
-    input  wire                          valid_i,
+    input  wire                          valid_i,     // a cycle ahead of the codes: what they are
     input  wire portion_t                portion_i,
     input  wire element_t [WIDTH-1:0]    element_i,
     output logic                         gone_o,      // no tile is here or announced
     // beats
-    input  wire                          ready_i,     // the port takes a beat four cycles from now
+    input  wire                          ready_i,     // the port takes a beat three cycles from now
     input  wire                          room_i,      // and LEAD of them
     output logic                         valid_o,
-    output beat_t                        word_o
+    output beat_t                        word_o       // zero if there is none
 );
   localparam int unsigned PLANES = $bits(element_t), BEATS = ROW_WORDS / 2;
   localparam int unsigned LEAD = EPILOGUE_CYCLES - 3;          // from a tile's first sums to its first codes, less the copy
   localparam int unsigned LW = $clog2(SECTION_PLANES * BEATS + 1);
-  localparam int unsigned GROUPS = (PLANES + 3) / 4;
   if (BEATS != 1 && BEATS != 4) begin : gen_check
     $error("code_buffer: a plane of %0d beats, must be 1 or 4", BEATS);
   end
-  typedef logic [$clog2(PLANES)-1:0]                   plane_t;
   typedef logic [(BEATS > 1 ? $clog2(BEATS) : 1)-1:0]  place_t;
   typedef logic [LW-1:0]                               left_t;
 
@@ -57,18 +55,10 @@ module code_buffer
     end
     todo[MAX_BITS+MAX_SIDE_BITS] = coding.keep_mask;
   end
-  logic              full_q;       // a complete tile is in the registers that are filled
+  logic              full_q;       // a tile is complete in this cycle, or waits in the registers that are filled
   logic [PLANES-1:0] fill_todo_q;
   left_t             fill_length_q;
-  logic              copy;
-  for (genvar x = 0; x < LANES; x++) begin : gen_pixel
-    for (genvar c = 0; c < CHANNELS; c++) begin : gen_channel
-      always_ff @(posedge clk_i)
-        if (valid_i && portion_i.channel == channel_t'(c) && portion_i.slice == 4'(x / WIDTH))
-          for (int unsigned b = 0; b < PLANES; b++) fill_q[b][x][c] <= element_i[x%WIDTH][b];
-    end
-  end
-  logic tile_complete;
+  logic              copy, tile_complete;
   assign tile_complete = valid_i && portion_i.channel == channel_t'(CHANNELS - 1) && portion_i.slice == 4'(SLICES - 1);
   always_ff @(posedge clk_i) begin
     full_q <= (tile_complete || (full_q && !copy)) && !rst_i;
@@ -76,7 +66,22 @@ module code_buffer
       fill_todo_q   <= todo;
       fill_length_q <= length;
     end
-    if (copy) send_q <= fill_q;
+  end
+  // one enable for a slice of a channel when it is filled, one for a channel when it is copied
+  for (genvar c = 0; c < CHANNELS; c++) begin : gen_channel
+    (* keep = "true" *) logic copy_q;
+    always_ff @(posedge clk_i) copy_q <= copy;
+    for (genvar s = 0; s < SLICES; s++) begin : gen_slice
+      logic write_q;
+      always_ff @(posedge clk_i) begin
+        write_q <= valid_i && portion_i.channel == channel_t'(c) && portion_i.slice == 4'(s);
+        for (int unsigned p = 0; p < WIDTH; p++)
+          for (int unsigned b = 0; b < PLANES; b++) begin
+            if (write_q) fill_q[b][s*WIDTH+p][c] <= element_i[p][b];
+            if (copy_q) send_q[b][s*WIDTH+p][c] <= fill_q[b][s*WIDTH+p][c];
+          end
+      end
+    end
   end
 
   // ---- which tiles are here ------------------------------------------------------------------------------------------------
@@ -85,15 +90,18 @@ module code_buffer
   logic       timely_q;  // few enough
   logic       empty_q;   // none
   logic       step, sending;
-  assign copy   = full_q && empty_q;
-  assign free_o = ahead_q == 2'd0 || (ahead_q == 2'd1 && timely_q && room_i);
-  left_t left_d;
+  left_t      left_d;
+  assign copy = full_q && empty_q;
+  // as it will be after the copy; what begins meanwhile counts in time for the next tile
+  always_comb
+    if (copy) free_o = ahead_q == 2'd1 || (fill_length_q <= left_t'(LEAD) && room_i);
+    else free_o = ahead_q == 2'd0 || (ahead_q == 2'd1 && timely_q && room_i);
   assign left_d = copy ? fill_length_q : left_q - left_t'(step);
   always_ff @(posedge clk_i) begin
     ahead_q  <= ahead_q + 2'(begin_i) - 2'(copy);
     left_q   <= left_d;
     empty_q  <= left_d == 0 || rst_i;
-    timely_q <= !copy && left_q <= left_t'(LEAD);
+    timely_q <= left_d <= left_t'(LEAD);
     if (rst_i) begin
       ahead_q <= '0;
       left_q  <= '0;
@@ -102,16 +110,11 @@ module code_buffer
 
   // ---- walk: beats of a plane, planes in order ------------------------------------------------------------------------------
   logic [PLANES-1:0] todo_q, todo_left;
-  place_t            place_q, place1_q;
-  plane_t            plane, plane1_q;
-  logic              valid1_q, plane_last;
+  place_t            place_q;
+  logic              plane_last;
   assign todo_left  = todo_q & (todo_q - PLANES'(1));
   assign plane_last = place_q == place_t'(BEATS - 1);
   assign step       = !empty_q && ready_i;
-  always_comb begin
-    plane = '0;
-    for (int unsigned b = PLANES; b > 0; b--) if (todo_q[b-1]) plane = plane_t'(b - 1);
-  end
   always_ff @(posedge clk_i) begin
     if (step) begin
       place_q <= plane_last ? '0 : place_q + place_t'(1);
@@ -121,34 +124,35 @@ module code_buffer
       place_q <= '0;
       todo_q  <= fill_todo_q;
     end
-    plane1_q <= plane;
-    place1_q <= place_q;
-    valid1_q <= step && !rst_i;
   end
 
-  // ---- the beat: its place in every plane, one of four planes, one of these; a small choice in every cycle -------------------
-  logic [4*GROUPS-1:0][BEAT_BITS-1:0] beats2_q;
-  logic [GROUPS-1:0][BEAT_BITS-1:0]   beats3_q;
-  plane_t                             plane2_q, plane3_q;
-  logic                               valid2_q, valid3_q, valid4_q;
-  beat_t                              word_q;
+  // ---- the beat: its place in every plane, all planes but one cleared; any of them.  A copy of the place for eight bits ------
+  localparam int unsigned COPIES = BEAT_BITS / 8;
+  (* keep = "true" *) place_t [COPIES-1:0]   place1_q;
+  logic [PLANES-1:0]                         others1_q;
+  logic [PLANES-1:0][BEAT_BITS-1:0]          beats2_q;
+  beat_t                                     word, word3_q;
+  logic                                      valid1_q, valid2_q, valid3_q;
+  always_comb begin
+    word = '0;
+    for (int unsigned b = 0; b < PLANES; b++) word = word | beats2_q[b];
+  end
   always_ff @(posedge clk_i) begin
-    for (int unsigned b = 0; b < 4 * GROUPS; b++)
-      if (b < PLANES) begin
-        automatic logic [BEATS-1:0][BEAT_BITS-1:0] places = send_q[b%PLANES];
-        beats2_q[b] <= places[place1_q];
-      end else beats2_q[b] <= '0;
-    for (int unsigned g = 0; g < GROUPS; g++) beats3_q[g] <= beats2_q[4*g+32'(plane2_q[1:0])];
-    word_q   <= beats3_q[plane3_q[$bits(plane_t)-1:2]];
-    plane2_q <= plane1_q;
-    plane3_q <= plane2_q;
+    place1_q  <= {COPIES{place_q}};
+    others1_q <= ~(step ? todo_q & ~todo_left : '0);
+    for (int unsigned b = 0; b < PLANES; b++) begin
+      automatic logic [BEATS-1:0][BEAT_BITS-1:0] places = send_q[b];
+      for (int unsigned k = 0; k < BEAT_BITS; k++) beats2_q[b][k] <= others1_q[b] ? 1'b0 : places[place1_q[k/8]][k];
+    end
+    word3_q  <= word;
+    valid1_q <= step && !rst_i;
     valid2_q <= valid1_q && !rst_i;
     valid3_q <= valid2_q && !rst_i;
-    valid4_q <= valid3_q && !rst_i;
+    if (rst_i) others1_q <= '1;
   end
-  assign valid_o = valid4_q;
-  assign word_o  = word_q;
-  assign sending = valid1_q || valid2_q || valid3_q || valid4_q;
+  assign valid_o = valid3_q;
+  assign word_o  = word3_q;
+  assign sending = valid1_q || valid2_q || valid3_q;
   assign gone_o  = ahead_q == 0 && empty_q && !sending;
 
 `ifndef SYNTHESIS

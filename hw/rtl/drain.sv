@@ -3,9 +3,11 @@
 // hands every channel to the unit of its format.  Results leave in order, READ and END after everything before them.
 //
 //   WGRAD                       -> accumulators -> drain_jobs (READ, END) -> result_port
-//   CONV -> integers            -> lane_words ----------------------------> result_port
+//   CONV -> integers            -> sum_words -----------------------------> result_port
 //        -> codes, (rounding)   -> epilogue -> code_buffer ---------------> result_port
 //        -> moments             -> epilogue -> moments -------------------> result_port
+//
+// Decisions run a cycle ahead of values: what loads the many registers of values are copies of a decision, kept one per pixel.
 `default_nettype none
 
 module drain
@@ -14,7 +16,7 @@ module drain
 (
     input  wire                                              clk_i,
     input  wire                                              rst_i,
-    // a tile is complete in the array in this cycle, and its operands are in operands_i
+    // a tile is complete in the array in the next cycle, and its operands are in operands_i then
     input  wire                                              capture_i,
     input  wire tile_t                                       tile_i,
     input  wire  [LANES-1:0][CHANNELS-1:0][ACC_BITS-1:0]     acc_i,
@@ -56,28 +58,15 @@ module drain
     $error("drain: EPILOGUE_LANES = %0d must be 4 or more and divide LANES = %0d by 8 or less", WIDTH, LANES);
   end
 
-  // ---- shadow copy of the array and of the epilogue's operands ------------------------------------------------------------
-  logic [CHANNELS:0][LANES-1:0][ACC_BITS-1:0] shadow_q;  // [channel], the operand sums last
-  operands_t operands_q;
+  // ---- tile in the shadow copy ---------------------------------------------------------------------------------------------
   tile_t    tile_q;
   logic     full_q, full_d;         // shadow holds values not yet taken
   channel_t channel_q, channel_d;   // next channel to take
   channel_t last_channel;
-  always_ff @(posedge clk_i)
-    if (capture_i) begin
-      for (int unsigned p = 0; p < LANES; p++) begin
-        for (int unsigned c = 0; c < CHANNELS; c++) shadow_q[c][p] <= acc_i[p][c];
-        shadow_q[CHANNELS][p] <= sum_i[p];
-      end
-      operands_q <= operands_i;
-      tile_q     <= tile_i;
-    end
+  always_ff @(posedge clk_i) if (capture_i) tile_q <= tile_i;
   assign last_channel = tile_q.with_sum ? channel_t'(CHANNELS) : channel_t'(CHANNELS - 1);
 
   // ---- one channel at a time ------------------------------------------------------------------------------------------------
-  lane_sums_t                          lane_q;
-  logic [LANES-1:0][MAX_SIDE_BITS-1:0] lane_side_q, lane_added_q;
-  logic [LANES-1:0]                    lane_mask_q;
   tile_t      lane_tile_q;
   channel_t   lane_channel_q;
   logic       lane_valid_q, lane_valid_d;
@@ -106,17 +95,33 @@ module drain
       lane_wgrad_q   <= tile_q.wgrad;
       lane_coded_q   <= tile_q.codes || tile_q.moments;
       lane_raw_q     <= !tile_q.wgrad && !tile_q.codes && !tile_q.moments;
-      lane_q         <= shadow_q[channel_q];
       lane_tile_q    <= tile_q;
       lane_channel_q <= channel_q;
-      for (int unsigned p = 0; p < LANES; p++) begin
-        for (int unsigned b = 0; b < MAX_SIDE_BITS; b++) begin
-          lane_side_q[p][b]  <= operands_q.side[b][p*CHANNELS+32'(channel_q[$clog2(CHANNELS)-1:0])];
-          lane_added_q[p][b] <= operands_q.added[b][p*CHANNELS+32'(channel_q[$clog2(CHANNELS)-1:0])];
-        end
-        lane_mask_q[p] <= operands_q.mask[p*CHANNELS+32'(channel_q[$clog2(CHANNELS)-1:0])];
-      end
     end
+  end
+
+  // ---- its values, from the cycle after on -----------------------------------------------------------------------------------
+  localparam int unsigned QUADS = CHANNELS / 4;
+  logic [QUADS:0]         others;   // groups of channels in which the next one is not
+  lane_sums_t             lane;
+  operand_t [LANES-1:0]   lane_operand;
+  for (genvar g = 0; g <= QUADS; g++) begin : gen_others
+    assign others[g] = take && (channel_q >> 2) != channel_t'(g);
+  end
+  for (genvar p = 0; p < LANES; p++) begin : gen_lane
+    operand_t [CHANNELS-1:0] operand;
+    always_comb
+      for (int unsigned c = 0; c < CHANNELS; c++) begin
+        operand[c].mask = operands_i.mask[p*CHANNELS+c];
+        for (int unsigned b = 0; b < MAX_SIDE_BITS; b++) begin
+          operand[c].added[b] = operands_i.added[b][p*CHANNELS+c];
+          operand[c].side[b]  = operands_i.side[b][p*CHANNELS+c];
+        end
+      end
+    shadow_lane i_lane (
+        .clk_i, .capture_i, .acc_i(acc_i[p]), .sum_i(sum_i[p]), .operand_i(operand), .take_i(take), .others_i(others),
+        .place_i(channel_q[1:0]), .acc_o(lane[p]), .operand_o(lane_operand[p])
+    );
   end
 
   // What may go is decided a cycle ahead; nothing can happen in between that would forbid it.
@@ -151,8 +156,8 @@ module drain
     end
   end
   // Once a tile streams, the next one may end as soon as the rest is gone by the time it arrives, which is AHEAD cycles
-  // after this word.  The next channel goes at the latest when the slices of the one before have gone.
-  localparam int AHEAD = PERMIT_CYCLES + STEP_CYCLES + ARRAY_CYCLES;
+  // after this word, values a cycle later.  The next channel goes at the latest when the slices of the one before have gone.
+  localparam int AHEAD = PERMIT_CYCLES + STEP_CYCLES + ARRAY_CYCLES - 1;
   localparam int CODED_LEFT = (AHEAD + 1) / SLICES - 1;
   logic     streaming, coded;
   channel_t left;
@@ -173,7 +178,7 @@ module drain
   assign lane_done  = lane_wgrad || (coded_go && slice_last) || (raw_send && lane_last_word);
   accumulators i_accumulators (
       .clk_i, .rst_i, .add_i(lane_wgrad), .stop_i(fault_o), .add_entry_i(lane_entry), .clear_i(lane_tile_q.clear),
-      .position_i(lane_tile_q.position), .lane_i(lane_q), .busy_o(adding), .out_of_range_o(add_out_of_range),
+      .position_i(lane_tile_q.position), .lane_i(lane), .busy_o(adding), .out_of_range_o(add_out_of_range),
       .position_o(add_position), .read_i(read), .read_entry_i(read_entry), .data_o(read_sums)
   );
   logic  port_ready, port_room, job_word_valid, job_word_last;
@@ -191,17 +196,19 @@ module drain
   (* ram_style = "block" *) logic [UPPER-1:0] upper[DEPTH_EPILOGUE];
   logic [LOWER-1:0] lower_q;
   logic [UPPER-1:0] upper_q;
-  logic [EW-1:0]    entry_address;
+  logic [EW-1:0]    entry_address_q;
+  logic             entry_read_q;
   entry_t           entry;
-  assign entry_address = EW'(tile_q.entry + address_t'(channel_q));
-  assign entry         = {upper_q[VALUE_OFFSET_BITS+:MULTIPLIER_BITS], upper_q[VALUE_OFFSET_BITS-1:0], lower_q};
+  assign entry = {upper_q[VALUE_OFFSET_BITS+:MULTIPLIER_BITS], upper_q[VALUE_OFFSET_BITS-1:0], lower_q};
   always_ff @(posedge clk_i) begin
     if (epilogue_write_i && !epilogue_upper_i)
       lower[epilogue_address_i] <= {epilogue_data_i[64+:OFFSET_BITS], epilogue_data_i[0+:3*MULTIPLIER_BITS]};
     if (epilogue_write_i && epilogue_upper_i) upper[epilogue_address_i] <= epilogue_data_i[UPPER-1:0];
-    if (take) begin
-      lower_q <= lower[entry_address];
-      upper_q <= upper[entry_address];
+    entry_read_q    <= take;
+    entry_address_q <= EW'(tile_q.entry + address_t'(channel_q));
+    if (entry_read_q) begin
+      lower_q <= lower[entry_address_q];
+      upper_q <= upper[entry_address_q];
     end
   end
 
@@ -220,39 +227,46 @@ module drain
     assign random       = '0;
   end
 
-  // ---- the slice that enters the epilogue ---------------------------------------------------------------------------------------
-  portion_t                           portion;
-  logic [WIDTH-1:0][31:0]             slice_acc;
+  // ---- the slice that enters the epilogue, when its values are here --------------------------------------------------------------
+  portion_t                            portion, portion_q;
+  logic                                coded_q;
+  logic [WIDTH-1:0][31:0]              slice_acc;
   logic [WIDTH-1:0][MAX_SIDE_BITS-1:0] slice_added, slice_side;
-  logic [WIDTH-1:0]                   slice_mask;
+  logic [WIDTH-1:0]                    slice_mask;
   always_comb begin
     portion         = '0;
     portion.codes   = lane_tile_q.codes;
     portion.moments = lane_tile_q.moments || lane_tile_q.records;
     portion.records = lane_tile_q.records;
-    portion.crossed   = lane_tile_q.crossed;
+    portion.crossed = lane_tile_q.crossed;
     portion.coding  = lane_tile_q.coding;
     portion.channel = lane_channel_q;
     portion.slice   = slice_q;
     portion.entry   = lane_tile_q.channel + moment_entry_t'(lane_channel_q);
     portion.first   = lane_tile_q.first;
     portion.last    = lane_tile_q.last && tile_end;
-    for (int unsigned p = 0; p < WIDTH; p++) begin
-      automatic logic [$clog2(LANES)-1:0] from = ($clog2(LANES))'(32'(slice_q) * WIDTH + p);
-      portion.counts[p] = lane_tile_q.counts[from];
-      slice_acc[p]      = lane_q[from][31:0];
-      slice_added[p]    = lane_added_q[from];
-      slice_side[p]     = lane_side_q[from];
-      slice_mask[p]     = lane_mask_q[from];
-    end
+    for (int unsigned p = 0; p < WIDTH; p++)
+      portion.counts[p] = lane_tile_q.counts[($clog2(LANES))'(32'(slice_q) * WIDTH + p)];
   end
+  always_ff @(posedge clk_i) begin
+    portion_q <= portion;
+    coded_q   <= coded_go && !rst_i;
+  end
+  always_comb
+    for (int unsigned p = 0; p < WIDTH; p++) begin
+      automatic logic [$clog2(LANES)-1:0] from = ($clog2(LANES))'(32'(portion_q.slice) * WIDTH + p);
+      slice_acc[p]   = lane[from][31:0];
+      slice_added[p] = lane_operand[from].added;
+      slice_side[p]  = lane_operand[from].side;
+      slice_mask[p]  = lane_operand[from].mask;
+    end
   logic                              code_valid, epilogue_busy, moments_take;
   portion_t                          code_portion, moments_portion;
   element_t [WIDTH-1:0]              element;
   logic [WIDTH-1:0][VALUE_BITS-1:0]  moments_value, moments_factor;
   logic [$clog2(2*WIDTH+1)-1:0]      saturated;
   epilogue i_epilogue (
-      .clk_i, .rst_i, .valid_i(coded_go), .portion_i(portion), .acc_i(slice_acc), .added_i(slice_added),
+      .clk_i, .rst_i, .valid_i(coded_q), .portion_i(portion_q), .acc_i(slice_acc), .added_i(slice_added),
       .side_i(slice_side), .mask_i(slice_mask), .entry_i(entry), .random_i(random), .moments_valid_o(moments_take),
       .moments_portion_o(moments_portion), .moments_value_o(moments_value), .moments_factor_o(moments_factor),
       .codes_valid_o(code_valid), .codes_portion_o(code_portion), .element_o(element), .saturated_o(saturated),
@@ -285,20 +299,21 @@ module drain
 
   // ---- integers --------------------------------------------------------------------------------------------------------------------
   beat_t lane_word;
+  logic  lane_word_valid, lane_words_busy;
   assign raw_send = lane_valid_q && lane_raw_q && raw_ok_q && port_ready;
-  lane_words i_words (
-      .clk_i, .rst_i(rst_i || fault_o), .lane_i(lane_q), .wide_i(lane_tile_q.wide), .next_i(raw_send), .word_o(lane_word),
-      .last_o(lane_last_word)
+  sum_words #(.COUNT(LANES)) i_words (
+      .clk_i, .rst_i(rst_i || fault_o), .next_i(raw_send), .wide_i(lane_tile_q.wide), .last_o(lane_last_word), .sums_i(lane),
+      .busy_o(lane_words_busy), .valid_o(lane_word_valid), .word_o(lane_word)
   );
 
   // ---- output ----------------------------------------------------------------------------------------------------------------------
   result_port #(.SOURCES(4), .ROOM(EPILOGUE_CYCLES - 3)) i_port (
-      .clk_i, .rst_i, .valid_i({job_word_valid, moments_send, raw_send, code_word_valid}),
+      .clk_i, .rst_i, .valid_i({job_word_valid, moments_send, lane_word_valid, code_word_valid}),
       .word_i({job_word, moments_word, lane_word, code_word}), .last_i(job_word_last), .ready_o(port_ready),
       .room_o(port_room), .empty_o(out_empty_o), .out_valid_o, .out_ready_i, .out_data_o, .out_last_o
   );
-  assign idle_o = !full_q && !capture_i && !lane_valid_q && !adding && !epilogue_busy && codes_gone && !moments_open_q
-               && !moments_busy;
+  assign idle_o = !full_q && !capture_i && !lane_valid_q && !adding && !coded_q && !epilogue_busy && codes_gone
+               && !moments_open_q && !moments_busy && !lane_words_busy;
 
 `ifndef SYNTHESIS
   // a tile is over only when the one before has left the shadow copy

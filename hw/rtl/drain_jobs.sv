@@ -19,7 +19,7 @@ module drain_jobs
     input  wire channel_sums_t   entry_i,
     // -> output port
     output logic                 valid_o,         // a beat that is taken in this cycle
-    output beat_t                word_o,
+    output beat_t                word_o,          // zero if there is none
     output logic                 last_o,
     input  wire                  ready_i,         // a beat would be taken
     // fault, and the program's status
@@ -32,28 +32,22 @@ module drain_jobs
     output logic [31:0]          packets_o
 );
   typedef enum logic [2:0] {NONE, FETCH, CHECK, JUDGE, SEND, TRAILER, FINISH} state_t;
-  localparam int unsigned PAIRS = CHANNELS / 2, QUADS = CHANNELS / 4, W = $clog2(PAIRS);
 
   state_t      state_q, state_d;
   command_t    job_q, job_d;
   address_t    entry_q, entry_d;
   logic [15:0] left_q, left_d;
-  logic [W-1:0] word_q, word_d;
   logic        fault_q, fault_d;
   logic [31:0] fault_position_q, fault_position_d;
 
   // ---- words of an entry ----------------------------------------------------------------------------------------------
-  logic                        wide, word_last;
-  logic [PAIRS-1:0][1:0][63:0] pairs;
-  logic [QUADS-1:0][3:0][31:0] quads;
-  assign wide      = job_q.header.format == FORMAT_INT64;
-  assign word_last = word_q == W'(wide ? PAIRS - 1 : QUADS - 1);
-  always_comb begin
-    for (int unsigned c = 0; c < CHANNELS; c++) begin
-      pairs[c/2][c%2] = 64'($signed(entry_i[c]));
-      quads[c/4][c%4] = entry_i[c][31:0];
-    end
-  end
+  logic  wide, word_last, words_busy, word_valid;
+  beat_t word;
+  assign wide = job_q.header.format == FORMAT_INT64;
+  sum_words #(.COUNT(CHANNELS)) i_words (
+      .clk_i, .rst_i, .next_i(state_q == SEND && ready_i), .wide_i(wide), .last_o(word_last), .sums_i(entry_i),
+      .busy_o(words_busy), .valid_o(word_valid), .word_o(word)
+  );
   logic [CHANNELS-1:0] too_wide_q;   // sums of the entry that do not fit their format
   always_ff @(posedge clk_i)
     for (int unsigned c = 0; c < CHANNELS; c++)
@@ -70,16 +64,17 @@ module drain_jobs
   assign read_entry_o = entry_q;
   assign job_done_o   = state_q == FINISH;
   assign ended_o      = job_done_o && job_q.header.opcode == OP_END;
-  assign valid_o      = ready_i && (state_q == SEND || state_q == TRAILER);
-  assign last_o       = state_q == TRAILER;
-  assign word_o       = state_q == TRAILER ? {packets_o, position_o, TRAILER_MAGIC, 24'd0, error_o}
-                      : wide ? pairs[word_q] : quads[word_q[W-2:0]];
+  // the trailer behind all words
+  logic trailer;
+  assign trailer = state_q == TRAILER && ready_i && !words_busy;
+  assign valid_o = trailer || word_valid;
+  assign last_o  = trailer;
+  assign word_o  = word | (trailer ? {packets_o, position_o, TRAILER_MAGIC, 24'd0, error_o} : '0);
   always_comb begin
     state_d          = state_q;
     job_d            = job_q;
     entry_d          = entry_q;
     left_d           = left_q;
-    word_d           = word_q;
     fault_d          = fault_q;
     fault_position_d = fault_position_q;
 
@@ -93,7 +88,6 @@ module drain_jobs
         end
       FETCH: begin
         entry_d = entry_q + address_t'(1);
-        word_d  = '0;
         state_d = CHECK;
       end
       CHECK: state_d = JUDGE;
@@ -106,14 +100,11 @@ module drain_jobs
         end
       end
       SEND:
-        if (ready_i) begin
-          word_d = word_q + 1'b1;
-          if (word_last) begin
-            left_d  = left_q - 16'd1;
-            state_d = left_q == 16'd1 ? FINISH : FETCH;
-          end
+        if (ready_i && word_last) begin
+          left_d  = left_q - 16'd1;
+          state_d = left_q == 16'd1 ? FINISH : FETCH;
         end
-      TRAILER: if (ready_i) state_d = FINISH;
+      TRAILER: if (trailer) state_d = FINISH;
       FINISH:  state_d = NONE;
       default: state_d = NONE;
     endcase
@@ -130,7 +121,6 @@ module drain_jobs
     job_q            <= job_d;
     entry_q          <= entry_d;
     left_q           <= left_d;
-    word_q           <= word_d;
     fault_q          <= fault_d;
     fault_position_q <= fault_position_d;
   end

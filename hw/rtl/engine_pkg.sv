@@ -233,6 +233,13 @@ package engine_pkg;
     logic [MAX_SIDE_BITS-1:0][ROW_BITS-1:0] side;
   } operands_t;
 
+  // The same for one pixel and channel.
+  typedef struct packed {
+    logic                     mask;
+    logic [MAX_SIDE_BITS-1:0] added;
+    logic [MAX_SIDE_BITS-1:0] side;
+  } operand_t;
+
   // Where a finished tile goes.
   typedef struct packed {
     logic             wgrad;

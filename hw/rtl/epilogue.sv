@@ -23,13 +23,13 @@ module epilogue
     input  wire  [WIDTH-1:0][MAX_SIDE_BITS-1:0]              side_i,
     input  wire  [WIDTH-1:0]                                 mask_i,
     input  wire entry_t                                      entry_i,
-    input  wire  [WIDTH-1:0][15:0]                           random_i,           // VALUE_CYCLES after valid_i
+    input  wire  [WIDTH-1:0][15:0]                           random_i,           // VALUE_CYCLES - 1 after valid_i
     // VALUE_CYCLES later: to the moments
     output logic                                             moments_valid_o,
     output portion_t                                         moments_portion_o,
     output logic [WIDTH-1:0][VALUE_BITS-1:0]                 moments_value_o,
     output logic [WIDTH-1:0][VALUE_BITS-1:0]                 moments_factor_o,
-    // EPILOGUE_CYCLES later: codes
+    // EPILOGUE_CYCLES later: codes; what they are, a cycle before
     output logic                                             codes_valid_o,
     output portion_t                                         codes_portion_o,
     output element_t [WIDTH-1:0]                             element_o,
@@ -56,8 +56,8 @@ module epilogue
   assign busy_o            = |valid_q;
   assign moments_valid_o   = valid_q[V] && portion_q[V].moments;
   assign moments_portion_o = portion_q[V];
-  assign codes_valid_o     = valid_q[E] && portion_q[E].codes;
-  assign codes_portion_o   = portion_q[E];
+  assign codes_valid_o     = valid_q[E-1] && portion_q[E-1].codes;
+  assign codes_portion_o   = portion_q[E-1];
 
   function automatic logic [46:0] half_of(input logic [5:0] shift);
     return 47'((48'd1 << shift) >> 1);
@@ -108,7 +108,7 @@ module epilogue
   logic [WIDTH-1:0] x_saturated, out_clamped;
   for (genvar p = 0; p < WIDTH; p++) begin : gen_pixel
     // p: stages 1 to 6
-    logic        [31:0]                acc_q[1:3];
+    (* shreg_extract = "no" *) logic [3:1][31:0] acc_q;   // short delays in registers, which are less scarce than LUTs
     logic signed [MAX_SIDE_BITS-1:0]   added_q;
     logic signed [26:0]                added2_q;             // times o; its lowest bits are those of b
     logic signed [26:0] added3_q;
@@ -144,11 +144,11 @@ module epilogue
       for (int unsigned s = 2; s <= 6; s++) mask_q[s] <= mask_q[s-1];
     end
     saturating_shift #(.IN(SUM), .OUT(VALUE_BITS)) i_x (
-        .clk_i, .value_i(p_q), .clear_i(!mask_q[6]), .shift_i(portion_q[6].coding.shift), .result_o(x), .saturated_o(x_over)
+        .clk_i, .value_i(p_q), .clear_i(!mask_q[6]), .shift_i(portion_q[5].coding.shift), .result_o(x), .saturated_o(x_over)
     );
 
     // v: stages 9 to 11
-    (* shreg_extract = "no" *) logic signed [SIDE-1:0] side_q[1:V];
+    logic signed [SIDE-1:0]                side_q[1:V];
     logic signed [26:0]                    side_product_q;   // times l; its lowest bits are those of c
     logic signed [VALUE-OPERAND_SHIFT-1:0] side_sum_q;
     logic        [OPERAND_SHIFT-1:0]       c_low_q;
@@ -170,9 +170,9 @@ module epilogue
     assign unused = w_over || keep_clamped;   // only what OUT loses is counted
     saturating_shift #(.IN(VALUE), .OUT(VALUE_BITS)) i_w (
         .clk_i, .value_i(v_q), .clear_i(portion_q[X+2].coding.relu && v_q[VALUE-1]),
-        .shift_i(portion_q[X+2].coding.value_shift), .result_o(w), .saturated_o(w_over)
+        .shift_i(portion_q[X+1].coding.value_shift), .result_o(w), .saturated_o(w_over)
     );
-    (* shreg_extract = "no" *) logic [VALUE_BITS-1:0] x_q[X+1:V];
+    (* shreg_extract = "no" *) logic [V:X+1][VALUE_BITS-1:0] x_q;
     always_ff @(posedge clk_i) begin
       x_q[X+1] <= x;
       for (int unsigned s = X + 2; s <= V; s++) x_q[s] <= x_q[s-1];
@@ -181,11 +181,12 @@ module epilogue
     assign moments_factor_o[p] = portion_q[V].crossed ? VALUE_BITS'($signed(side_q[V])) : moments_value_o[p];
 
     // codes: four stages more
-    logic [15:0] to_nearest, random, turned;
-    assign to_nearest = 16'h8000;
-    assign random = coding_v.stochastic ? random_i[p] : to_nearest;
-    for (genvar b = 0; b < 16; b++) begin : gen_turned
-      assign turned[b] = coding_v.stochastic ? random_i[p][15-b] : to_nearest[b];
+    logic [15:0] random_q, random, turned;   // nearest: one half
+    always_ff @(posedge clk_i) random_q <= portion_q[V-1].coding.stochastic ? random_i[p] : '0;
+    always_comb begin
+      random = random_q;
+      for (int unsigned b = 0; b < 16; b++) turned[b] = random_q[15-b];
+      if (!coding_v.stochastic) {random[15], turned[15]} = 2'b11;
     end
     code_rounding #(.BITS(MAX_BITS)) i_out (
         .clk_i, .value_i(w), .scale_i(out_scale_q), .random_i(random), .limits_i(out_limits_q[V+3]),
@@ -200,7 +201,8 @@ module epilogue
         .shift3_i(portion_q[V+3].coding.wide_shift[1:0]), .beyond_i(wide_beyond_q), .limits_i(wide_limits_q[V+3]),
         .code_o(element_o[p].wide)
     );
-    logic positive_q[V+1:E], over_q[X+1:E];
+    (* shreg_extract = "no" *) logic [E:V+1] positive_q;
+    logic over_q[X+1:E];
     always_ff @(posedge clk_i) begin
       positive_q[V+1] <= !w[VALUE_BITS-1] && w != 0;
       for (int unsigned s = V + 2; s <= E; s++) positive_q[s] <= positive_q[s-1];

@@ -123,7 +123,7 @@ module fabric
   index_t tile_index;
   operands_t operands;
   // the tile travels beside its last step: operands, count, sign, accumulate
-  tile_t [ARRAY_CYCLES-1:0] tile_q;
+  tile_t [ARRAY_CYCLES-2:0] tile_q;
   logic  [ARRAY_CYCLES-1:0] last_q;
 
   sequencer i_sequencer (
@@ -189,7 +189,7 @@ module fabric
     // a cycle late: who asks has asked for nothing that would end it
     results_idle_q <= drain_idle && !wait_pipeline;
     compute_idle_q <= drain_idle && !wait_pipeline && queue_empty;
-    tile_q <= {tile_q[ARRAY_CYCLES-2:0], tile};
+    tile_q <= {tile_q[ARRAY_CYCLES-3:0], tile};
     last_q <= {last_q[ARRAY_CYCLES-2:0], step.valid && step.last};
     if (rst || fault) last_q <= '0;
   end
@@ -203,7 +203,7 @@ module fabric
   logic        out_empty;
   assign out_ready = {out1_TREADY, out0_TREADY};
   drain i_drain (
-      .clk_i(clk), .rst_i(rst), .capture_i(last_q[ARRAY_CYCLES-1]), .tile_i(tile_q[ARRAY_CYCLES-1]), .acc_i(acc),
+      .clk_i(clk), .rst_i(rst), .capture_i(last_q[ARRAY_CYCLES-2]), .tile_i(tile_q[ARRAY_CYCLES-2]), .acc_i(acc),
       .sum_i(sum), .operands_i(operands), .busy_o(drain_busy), .idle_o(drain_idle), .random_begin_i(random_begin_q),
       .random_i(random_q), .job_valid_i(job_valid), .job_i(job), .job_done_o(job_done), .ended_o(ended),
       .epilogue_write_i(e_write), .epilogue_upper_i(slice[0]), .epilogue_address_i(e_write_address),

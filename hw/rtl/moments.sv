@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Moments of every output channel over a packet: sum of its values, sum of their products with a factor, least and
-// greatest value.  Takes some pixels of a channel per cycle; adds and compares them in trees, one level per cycle.
+// greatest value.  Takes some pixels of a channel per cycle; adds and compares them in trees, one level per cycle.  DSP slices
+// add four products each to the one before, so that a tree of a quarter is left of theirs.
 `default_nettype none
 
 module moments
@@ -19,10 +20,12 @@ module moments
     // after a packet's last slice: results of two channels in three beats
     output logic                              ready_o,
     input  wire                               send_i,   // the beat is taken in this cycle
-    output beat_t                             word_o
+    output beat_t                             word_o    // zero unless it is taken
 );
   localparam int unsigned LEVELS = $clog2(WIDTH);
-  localparam int unsigned TREE = LEVELS + 2;         // stage in which the trees' roots are
+  localparam int unsigned CHAIN = 4;                 // products of a chain
+  localparam int unsigned TREE = LEVELS + 4;         // stage in which the products' root is
+  localparam int unsigned WAIT = TREE - LEVELS - 1;  // of the other roots
   localparam int unsigned TILE_SUM = VALUE_BITS + $clog2(LANES), TILE_PRODUCT = 2 * VALUE_BITS + $clog2(LANES);
   localparam logic [VALUE_BITS-1:0] LEAST = {1'b1, {VALUE_BITS - 1{1'b0}}}, MOST = ~LEAST;
   if (WIDTH < 4 || WIDTH != 1 << LEVELS || LANES % WIDTH != 0) begin : gen_check
@@ -67,40 +70,78 @@ module moments
     if (rst_i) valid_q <= '0;
   end
 
-  // ---- trees: level k of them in stage k + 1, that of the products a stage later ----------------------------------------
-  // A pixel that does not count is the neutral element of each.
-  value_t        value_q[WIDTH], factor_q[WIDTH], least_q[LEVELS+1][WIDTH], most_q[LEVELS+1][WIDTH];
-  tile_sum_t     sum_q[LEVELS+1][WIDTH];
-  tile_product_t product_q[LEVELS+1][WIDTH];
+  // ---- products, in stage 2 and as many later as come before in their chain; sums of chains in stage 6 --------------------
+  // A pixel that does not count is zero.
+  typedef logic signed [2*VALUE_BITS-1:0] product_t;
+  (* shreg_extract = "no" *) logic signed [CHAIN-1:0][WIDTH-1:0][VALUE_BITS-1:0] value_q, factor_q;   // [age][pixel]
+  logic [WIDTH-1:0] counts_q;
   always_ff @(posedge clk_i) begin
-    for (int unsigned p = 0; p < WIDTH; p++) begin
-      value_q[p]      <= value_i[p];
-      factor_q[p]     <= factor_i[p];
-      least_q[0][p]   <= value_i[p];
-      most_q[0][p]    <= value_i[p];
-      if (!portion_i.counts[p]) begin
-        value_q[p]    <= '0;
-        least_q[0][p] <= MOST;
-        most_q[0][p]  <= LEAST;
-      end
-      product_q[0][p] <= TILE_PRODUCT'((2 * VALUE_BITS)'(value_q[p]) * (2 * VALUE_BITS)'(factor_q[p]));
+    value_q  <= {value_q[CHAIN-2:0], value_i};
+    factor_q <= {factor_q[CHAIN-2:0], factor_i};
+    counts_q <= portion_i.counts;
+    for (int unsigned p = 0; p < WIDTH; p++) if (!portion_i.counts[p]) value_q[0][p] <= '0;
+  end
+  tile_product_t [WIDTH-1:0]       chain;            // sum of the products of a chain up to this one
+  tile_product_t [WIDTH/CHAIN-1:0] chains;
+  for (genvar p = 0; p < WIDTH; p++) begin : gen_product
+    product_t      product_q;
+    tile_product_t chain_q;
+    always_ff @(posedge clk_i)
+      product_q <= product_t'($signed(value_q[p%CHAIN][p])) * product_t'($signed(factor_q[p%CHAIN][p]));
+    if (p % CHAIN == 0) begin : gen_first
+      always_ff @(posedge clk_i) chain_q <= TILE_PRODUCT'(product_q);
+    end else begin : gen_next
+      always_ff @(posedge clk_i) chain_q <= TILE_PRODUCT'(product_q) + $signed(chain[p-1]);
     end
-    for (int unsigned k = 0; k < LEVELS; k++)
+    assign chain[p] = chain_q;
+    if (p % CHAIN == CHAIN - 1) begin : gen_last
+      assign chains[p/CHAIN] = chain_q;
+    end
+  end
+  // their tree
+  tile_product_t products_q[LEVELS-1][WIDTH/CHAIN], root_product;
+  always_ff @(posedge clk_i)
+    for (int unsigned k = 1; k < LEVELS - 1; k++)
+      for (int unsigned p = 0; p < WIDTH / CHAIN >> k; p++)
+        products_q[k][p] <= k == 1 ? chains[2*p] + chains[2*p+1] : products_q[k-1][2*p] + products_q[k-1][2*p+1];
+  assign root_product = WIDTH == CHAIN ? chains[0] : products_q[LEVELS-2][0];
+
+  // ---- trees of sums, least and greatest values: level k in stage k + 1 -------------------------------------------------
+  tile_sum_t sum_q[LEVELS+1][WIDTH];
+  value_t    least_q[LEVELS+1][WIDTH], most_q[LEVELS+1][WIDTH];
+  always_ff @(posedge clk_i) begin
+    for (int unsigned p = 0; p < WIDTH / 2; p++) begin
+      automatic value_t a = value_q[0][2*p], b = value_q[0][2*p+1];
+      automatic logic   below = b < a;
+      sum_q[1][p]   <= TILE_SUM'(a) + TILE_SUM'(b);
+      least_q[1][p] <= counts_q[2*p+1] && (!counts_q[2*p] || below) ? b : a;
+      most_q[1][p]  <= counts_q[2*p+1] && (!counts_q[2*p] || !below) ? b : a;
+      if (counts_q[2*p+:2] == 0) begin   // the neutral element of each
+        least_q[1][p] <= MOST;
+        most_q[1][p]  <= LEAST;
+      end
+    end
+    for (int unsigned k = 1; k < LEVELS; k++)
       for (int unsigned p = 0; p < WIDTH >> (k + 1); p++) begin
-        sum_q[k+1][p]     <= (k == 0 ? TILE_SUM'(value_q[2*p]) : sum_q[k][2*p])
-                           + (k == 0 ? TILE_SUM'(value_q[2*p+1]) : sum_q[k][2*p+1]);
-        product_q[k+1][p] <= product_q[k][2*p] + product_q[k][2*p+1];
-        least_q[k+1][p]   <= least_q[k][2*p+1] < least_q[k][2*p] ? least_q[k][2*p+1] : least_q[k][2*p];
-        most_q[k+1][p]    <= most_q[k][2*p+1] > most_q[k][2*p] ? most_q[k][2*p+1] : most_q[k][2*p];
+        sum_q[k+1][p]   <= sum_q[k][2*p] + sum_q[k][2*p+1];
+        least_q[k+1][p] <= least_q[k][2*p+1] < least_q[k][2*p] ? least_q[k][2*p+1] : least_q[k][2*p];
+        most_q[k+1][p]  <= most_q[k][2*p+1] > most_q[k][2*p] ? most_q[k][2*p+1] : most_q[k][2*p];
       end
   end
-  // the roots of the others wait for the products'
-  tile_sum_t root_sum_q;
-  value_t    root_least_q, root_most_q;
+  // their roots wait for the products'
+  tile_sum_t root_sum_q[WAIT];
+  value_t    root_least_q[WAIT], root_most_q[WAIT], root_least, root_most;
+  assign root_least = root_least_q[WAIT-1];
+  assign root_most  = root_most_q[WAIT-1];
   always_ff @(posedge clk_i) begin
-    root_sum_q   <= sum_q[LEVELS][0];
-    root_least_q <= least_q[LEVELS][0];
-    root_most_q  <= most_q[LEVELS][0];
+    root_sum_q[0]   <= sum_q[LEVELS][0];
+    root_least_q[0] <= least_q[LEVELS][0];
+    root_most_q[0]  <= most_q[LEVELS][0];
+    for (int unsigned k = 1; k < WAIT; k++) begin
+      root_sum_q[k]   <= root_sum_q[k-1];
+      root_least_q[k] <= root_least_q[k-1];
+      root_most_q[k]  <= root_most_q[k-1];
+    end
   end
 
   // ---- over the slices of a tile -------------------------------------------------------------------------------------------
@@ -110,10 +151,10 @@ module moments
   always_ff @(posedge clk_i)
     if (valid_q[TREE]) begin
       automatic logic begins = tag_q[TREE].begins;
-      tile_sum_q     <= root_sum_q + (begins ? '0 : tile_sum_q);
-      tile_product_q <= product_q[LEVELS][0] + (begins ? '0 : tile_product_q);
-      tile_least_q   <= begins || root_least_q < tile_least_q ? root_least_q : tile_least_q;
-      tile_most_q    <= begins || root_most_q > tile_most_q ? root_most_q : tile_most_q;
+      tile_sum_q     <= root_sum_q[WAIT-1] + (begins ? '0 : tile_sum_q);
+      tile_product_q <= root_product + (begins ? '0 : tile_product_q);
+      tile_least_q   <= begins || root_least < tile_least_q ? root_least : tile_least_q;
+      tile_most_q    <= begins || root_most > tile_most_q ? root_most : tile_most_q;
     end
 
   // ---- over the packet -------------------------------------------------------------------------------------------------------
@@ -146,12 +187,14 @@ module moments
   function automatic logic [63:0] extremes(input record_t record);
     return {32'(record.most), 32'(record.least)};
   endfunction
-  always_comb
+  always_comb begin
     unique case (state_q)
       SEND0:   word_o = {64'(even_q.products), 64'(even_q.sum)};
       SEND1:   word_o = {64'(read_q.sum), extremes(even_q)};
       default: word_o = {extremes(read_q), 64'(read_q.products)};
     endcase
+    if (!send_i) word_o = '0;
+  end
   always_comb begin
     state_d = state_q;
     send_d  = send_q;
@@ -187,9 +230,9 @@ module moments
 `ifndef SYNTHESIS
   // nothing comes while results leave: their memory has one read port
   a_gather: assert property (@(posedge clk_i) disable iff (rst_i) |valid_q || valid_i |-> state_q == GATHER && !done_q);
-  // only a beat that is there is taken, and it stays until then
+  // only a beat that is there is taken
   a_send: assert property (@(posedge clk_i) disable iff (rst_i) send_i |-> ready_o);
-  a_word_waits: assert property (@(posedge clk_i) disable iff (rst_i) ready_o && !send_i |=> ready_o && $stable(word_o));
+  a_word_waits: assert property (@(posedge clk_i) disable iff (rst_i) ready_o && !send_i |=> ready_o);
 `endif
 endmodule
 

@@ -15,7 +15,7 @@ module result_port
     input  wire                        clk_i,
     input  wire                        rst_i,
     input  wire  [SOURCES-1:0]         valid_i,      // a beat that is taken in this cycle
-    input  wire beat_t [SOURCES-1:0]   word_i,
+    input  wire beat_t [SOURCES-1:0]   word_i,       // zero where there is none
     input  wire                        last_i,       // the last unit's beat is the streams' last
     output logic                       ready_o,      // for a beat now, and for four under way
     output logic                       room_o,       // for ROOM beats, beside those under way
@@ -44,7 +44,7 @@ module result_port
   logic  push_q, last_q;
   always_comb begin
     word = '0;
-    for (int unsigned s = 0; s < SOURCES; s++) word = word | (valid_i[s] ? word_i[s] : '0);
+    for (int unsigned s = 0; s < SOURCES; s++) word = word | word_i[s];
   end
   always_ff @(posedge clk_i) begin
     push_q <= |valid_i && !rst_i;

@@ -2,9 +2,10 @@
 // Random numbers of stochastic rounding, 16 bits for every pixel.  A segment of a channel's row has one hash h; its pixel x
 // has low(h) ^ factor * alpha^x * high(h) in GF(2^16), with alpha = 2: any two of them are independent.
 //
-//   tile begins -> hashes of its segments, channel after channel -> queue -> seeds of a channel's row -> pixels
+//   tile begins -> hashes of its segments, channel after channel -> queue -> seed -> pixels of a channel's row
 //
-// Hashes are made while the array computes the tile, and wait for it in the queue.
+// Hashes are made while the array computes the tile, and wait for it in the queue.  A segment that begins at pixel f has the
+// seed factor * alpha^-f * high(h): pixel p multiplies it by alpha^p, which is wiring and gates.
 `default_nettype none
 
 module rounding
@@ -32,7 +33,7 @@ module rounding
   // ---- the tiles whose hashes are to be made: segments of a channel, channels -----------------------------------------------
   random_t          tile_q, next_q, from;
   logic             open_q, next_open_q;   // a tile is under way, another one waits
-  logic             room_q, issue, tile_last, accept;
+  logic             room_q, issue, accept;
   pixel_t           start_q, start;        // first pixel of the segment; of the one behind it
   logic [LANES-1:0] rest_q, rest;          // segments of the channel behind it, by their first pixels
   logic             last_q, single_q;      // it is the channel's last; the only one
@@ -41,8 +42,7 @@ module rounding
   index_t           channel_index_q, index_q;
   assign full_o    = next_open_q;
   assign issue     = open_q && room_q;
-  assign tile_last = issue && last_q && channel_last_q;
-  assign accept    = !open_q || tile_last;
+  assign accept    = !open_q || (room_q && last_q && channel_last_q);   // none is under way, or its last hash is issued
   assign from      = next_open_q ? next_q : random_i;
   assign rest      = rest_q & (rest_q - LANES'(1));
   always_comb begin
@@ -92,21 +92,34 @@ module rounding
   } segment_t;
   logic     [HASH_CYCLES:0] made_q;
   segment_t [HASH_CYCLES:0] segment_q;
-  logic        [15:0]       factor_q[HASH_CYCLES+1];
+  logic        [15:0]       factor_q[HASH_CYCLES-1];   // of the tile, less a power for each bit of the first pixel
   logic        [31:0]       counter_q;
   logic        [15:0]       low, product;
   logic        [QW:0]       claimed_q;   // slots of hashes in the queue or on their way
-  logic                     pop;
+  logic                     pop, popped_q;
+  if (LANES > 32 || HASH_CYCLES < PW + 2) begin : gen_check
+    $error("rounding: LANES = %0d must be 32 or less, HASH_CYCLES = %0d more than %0d", LANES, HASH_CYCLES, PW + 1);
+  end
+  function automatic logic [15:0] over_alpha(input logic [15:0] value);
+    return {1'b0, value[15:1]} ^ (value[0] ? 16'(GF_POLYNOMIAL >> 1) : 16'd0);
+  endfunction
   always_ff @(posedge clk_i) begin
     made_q    <= {made_q[HASH_CYCLES-1:0], issue};
     segment_q <= {segment_q[HASH_CYCLES-1:0], segment_t'{last: last_q, start: start_q}};
     counter_q <= index_q ^ tile_q.key;
     factor_q[0] <= tile_q.factor;
-    for (int unsigned s = 1; s <= HASH_CYCLES; s++) factor_q[s] <= factor_q[s-1];
+    for (int unsigned s = 1; s < HASH_CYCLES - 1; s++) begin
+      automatic logic [15:0] power = factor_q[s-1];
+      if (s <= PW && segment_q[s-1].start[(s-1)%PW])
+        for (int unsigned n = 0; n < 1 << (s - 1); n++) power = over_alpha(power);
+      factor_q[s] <= power;
+    end
     room_q    <= claimed_q <= (QW + 1)'(SLOTS - 2);
-    claimed_q <= claimed_q + (QW + 1)'(issue) - (QW + 1)'(pop);
+    popped_q  <= pop;
+    claimed_q <= claimed_q + (QW + 1)'(issue) - (QW + 1)'(popped_q);
     if (rst_i) begin
       made_q    <= '0;
+      popped_q  <= 1'b0;
       claimed_q <= '0;
     end
   end
@@ -121,79 +134,68 @@ module rounding
     logic [15:0] product;
   } seed_t;
   (* ram_style = "distributed" *) logic [$bits(seed_t)-1:0] queue[SLOTS];
-  logic [QW:0] head_q, tail_q;
-  seed_t       seed;
-  assign seed = queue[head_q[QW-1:0]];
+  logic [QW-1:0] head_q, tail_q;
+  logic [QW:0]   count_q;
+  logic          some_q, push;   // count_q is not zero
+  seed_t         seed;
+  assign push = made_q[HASH_CYCLES];
+  assign seed = queue[head_q];
   always_ff @(posedge clk_i) begin
-    if (made_q[HASH_CYCLES]) queue[tail_q[QW-1:0]] <= seed_t'{segment: segment_q[HASH_CYCLES], low: low, product: product};
-    tail_q <= tail_q + (QW + 1)'(made_q[HASH_CYCLES]);
-    head_q <= head_q + (QW + 1)'(pop);
-    if (rst_i) {head_q, tail_q} <= '0;
-  end
-
-  // ---- a seed: its product times 1, alpha^8, alpha^16, alpha^24 ------------------------------------------------------------
-  function automatic logic [15:0] times_alpha(input logic [15:0] value);
-    return {value[14:0], 1'b0} ^ (value[15] ? 16'(GF_POLYNOMIAL) : 16'd0);
-  endfunction
-  segment_t         seed_segment_q;
-  logic [15:0]      seed_low_q;
-  logic [3:0][15:0] seed_products_q;
-  logic             seed_q, row_q, load;   // a seed is here, a whole row
-  assign load = seed_q && (!row_q || (take_i && last_i));
-  assign pop  = head_q != tail_q && (!seed_q || load);
-  always_ff @(posedge clk_i) begin
-    seed_q <= (pop || (seed_q && !load)) && !rst_i;
-    if (pop) begin
-      automatic logic [15:0] power = seed.product;
-      seed_segment_q <= seed.segment;
-      seed_low_q     <= seed.low;
-      for (int unsigned k = 0; k < 4; k++) begin
-        seed_products_q[k] <= power;
-        for (int unsigned n = 0; n < 8; n++) power = times_alpha(power);
-      end
+    if (push) begin
+      queue[tail_q] <= seed_t'{segment: segment_q[HASH_CYCLES], low: low, product: product};
+      tail_q        <= tail_q + QW'(1);
+    end
+    if (pop) head_q <= head_q + QW'(1);
+    if (push != pop) count_q <= push ? count_q + (QW + 1)'(1) : count_q - (QW + 1)'(1);
+    some_q <= push || (pop ? count_q > (QW + 1)'(1) : count_q != 0);
+    if (rst_i) begin
+      {head_q, tail_q, count_q} <= '0;
+      some_q <= 1'b0;
     end
   end
 
-  // ---- a row: a segment's seed goes to all pixels from its first on; those of later segments replace it --------------------
-  logic [LANES-1:0][15:0] low_q, product_q;   // times alpha to the eights of the pixel's place in its segment
-  logic [LANES-1:0][2:0]  place_q;            // ones of the place
+  // ---- a seed goes to all pixels from its first on; those of later segments replace it -----------------------------------
+  function automatic logic [15:0] times_alpha(input logic [15:0] value);
+    return {value[14:0], 1'b0} ^ (value[15] ? 16'(GF_POLYNOMIAL) : 16'd0);
+  endfunction
+  seed_t                  seed_q;
+  logic                   seed_here_q, row_q, load;   // a seed is here, a whole row
+  logic [LANES-1:0][15:0] pixel_q;
+  logic [LANES-1:0]       reached_q;                  // pixels of the seed's segment and behind it
+  logic [3:0][15:0]       eighths_q;                  // its product times alpha to the 0, 8, 16, 24
+  assign load    = seed_here_q && (!row_q || (take_i && last_i));
+  assign pop     = some_q && (!seed_here_q || load);
   assign ready_o = row_q;
   always_ff @(posedge clk_i) begin
-    if (load)
-      for (int unsigned p = 0; p < LANES; p++)
-        if (pixel_t'(p) >= seed_segment_q.start) begin
-          automatic logic [4:0] place = 5'(pixel_t'(p) - seed_segment_q.start);
-          low_q[p]     <= seed_low_q;
-          product_q[p] <= seed_products_q[place[4:3]];
-          place_q[p]   <= place[2:0];
-        end
-    row_q <= ((load && seed_segment_q.last) || (row_q && !(take_i && last_i))) && !rst_i;
-  end
-
-  // ---- pixels: a factor alpha^(2^k) in stage 2 + k where bit k of the place is set ------------------------------------------
-  localparam int unsigned CHAIN = 4;   // stage of the last product
-  if (LANES > 32 || CHAIN >= VALUE_CYCLES) begin : gen_check
-    $error("rounding: LANES = %0d must be 32 or less, VALUE_CYCLES = %0d more than %0d", LANES, VALUE_CYCLES, CHAIN);
-  end
-  for (genvar p = 0; p < WIDTH; p++) begin : gen_pixel
-    logic [15:0] low_p_q[1:CHAIN-1], value_q[1:CHAIN-1];
-    logic [2:0]  place_p_q[1:CHAIN-1];
-    (* shreg_extract = "no" *) logic [15:0] random_q[CHAIN:VALUE_CYCLES];
-    always_ff @(posedge clk_i) begin
-      low_p_q[1]   <= low_q[32'(slice_i)*WIDTH+p];
-      value_q[1]   <= product_q[32'(slice_i)*WIDTH+p];
-      place_p_q[1] <= place_q[32'(slice_i)*WIDTH+p];
-      for (int unsigned s = 2; s < CHAIN; s++) begin
-        automatic logic [15:0] power = value_q[s-1];
-        for (int unsigned n = 0; n < 1 << (s - 2); n++) power = times_alpha(power);
-        value_q[s]   <= place_p_q[s-1][s-2] ? power : value_q[s-1];
-        low_p_q[s]   <= low_p_q[s-1];
-        place_p_q[s] <= place_p_q[s-1];
+    seed_here_q <= (pop || (seed_here_q && !load)) && !rst_i;
+    if (pop) begin
+      automatic logic [15:0] power = seed.product;
+      seed_q <= seed;
+      for (int unsigned k = 0; k < 4; k++) begin
+        eighths_q[k] <= power;
+        for (int unsigned n = 0; n < 8; n++) power = times_alpha(power);
       end
-      random_q[CHAIN] <= low_p_q[CHAIN-1]
-                       ^ (place_p_q[CHAIN-1][2] ? times_alpha(times_alpha(times_alpha(times_alpha(value_q[CHAIN-1]))))
-                                                : value_q[CHAIN-1]);
-      for (int unsigned s = CHAIN + 1; s <= VALUE_CYCLES; s++) random_q[s] <= random_q[s-1];
+      for (int unsigned p = 0; p < LANES; p++) reached_q[p] <= pixel_t'(p) >= seed.segment.start;
+    end
+    row_q <= ((load && seed_q.segment.last) || (row_q && !(take_i && last_i))) && !rst_i;
+  end
+  logic [LANES-1:0][15:0] powers;
+  for (genvar p = 0; p < LANES; p++) begin : gen_power
+    if (p % 8 == 0) begin : gen_eighth
+      assign powers[p] = eighths_q[p/8];
+    end else begin : gen_next
+      assign powers[p] = times_alpha(powers[p-1]);
+    end
+  end
+  always_ff @(posedge clk_i)
+    for (int unsigned p = 0; p < LANES; p++) if (load && reached_q[p]) pixel_q[p] <= seed_q.low ^ powers[p];
+
+  // ---- pixels of a slice, when the codes are made ----------------------------------------------------------------------------
+  for (genvar p = 0; p < WIDTH; p++) begin : gen_random
+    logic [15:0] random_q[1:VALUE_CYCLES];
+    always_ff @(posedge clk_i) begin
+      random_q[1] <= pixel_q[32'(slice_i)*WIDTH+p];
+      for (int unsigned s = 2; s <= VALUE_CYCLES; s++) random_q[s] <= random_q[s-1];
     end
     assign random_o[p] = random_q[VALUE_CYCLES];
   end
@@ -205,7 +207,7 @@ module rounding
   a_take: assert property (@(posedge clk_i) disable iff (rst_i) take_i |-> ready_o);
   a_row_waits: assert property (@(posedge clk_i) disable iff (rst_i) ready_o && !(take_i && last_i) |=> ready_o);
   // the queue has room for every hash that is made
-  a_room: assert property (@(posedge clk_i) disable iff (rst_i) tail_q - head_q <= (QW + 1)'(SLOTS));
+  a_room: assert property (@(posedge clk_i) disable iff (rst_i) count_q <= (QW + 1)'(SLOTS));
 `endif
 endmodule
 

@@ -8,7 +8,7 @@ module row_hash
 (
     input  wire          clk_i,
     input  wire  [31:0]  counter_i,
-    input  wire  [15:0]  factor_i,    // constant while its hashes are under way
+    input  wire  [15:0]  factor_i,    // HASH_CYCLES - 2 later
     output logic [15:0]  low_o,       // lower half
     output logic [15:0]  product_o    // upper half times the factor
 );

@@ -9,7 +9,7 @@ module saturating_shift #(
     input  wire             clk_i,
     input  wire  [IN-1:0]   value_i,       // signed
     input  wire             clear_i,       // the result is zero instead, and counts as not saturated
-    input  wire  [5:0]      shift_i,
+    input  wire  [5:0]      shift_i,       // a cycle before the value
     // three cycles later
     output logic [OUT-1:0]  result_o,      // signed
     output logic            saturated_o
@@ -24,11 +24,12 @@ module saturating_shift #(
   logic [79:0]       extended;
   logic [COARSE-1:0] coarse, coarse_q;
   logic              beyond_coarse, beyond_coarse_q, negative_q, clear_q;
-  logic [3:0]        shift_q;
+  (* keep = "true" *) logic [5:0] shift_q;    // a copy for every pixel, whose selects it drives
+  (* keep = "true" *) logic [3:0] shift2_q;
   assign negative = value_i[IN-1];
   assign extended = {{80 - IN{negative}}, value_i};
   always_comb
-    unique case (shift_i[5:4])
+    unique case (shift_q[5:4])
       2'd0: begin
         coarse        = extended[0+:COARSE];
         beyond_coarse = extended[63:COARSE-1] != {65 - COARSE{negative}};
@@ -47,14 +48,15 @@ module saturating_shift #(
     beyond_coarse_q <= beyond_coarse;
     negative_q      <= negative;
     clear_q         <= clear_i;
-    shift_q         <= shift_i[3:0];
+    shift_q         <= shift_i;
+    shift2_q        <= shift_q[3:0];
   end
 
   logic [FINE-1:0] fine, fine_q;
   logic            beyond_fine, beyond_fine_q, negative2_q, clear2_q;
-  logic [1:0]      ones_q;
+  (* keep = "true" *) logic [1:0] ones_q;
   always_comb
-    unique case (shift_q[3:2])
+    unique case (shift2_q[3:2])
       2'd0: begin
         fine        = coarse_q[0+:FINE];
         beyond_fine = coarse_q[COARSE-1:FINE-1] != {COARSE - FINE + 1{negative_q}};
@@ -77,7 +79,7 @@ module saturating_shift #(
     beyond_fine_q <= beyond_fine || beyond_coarse_q;
     negative2_q   <= negative_q;
     clear2_q      <= clear_q;
-    ones_q        <= shift_q[1:0];
+    ones_q        <= shift2_q[1:0];
   end
 
   logic           beyond, saturated_q;

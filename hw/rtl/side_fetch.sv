@@ -119,7 +119,7 @@ module side_fetch
   assign address_o = address_q;
 
   // ---- planes ------------------------------------------------------------------------------------------------------------------
-  logic [ROW_BITS-1:0] data_q[STEP_CYCLES+1:AT];
+  (* shreg_extract = "no" *) logic [AT:STEP_CYCLES+1][ROW_BITS-1:0] data_q;
   always_ff @(posedge clk_i) begin
     data_q[STEP_CYCLES+1] <= rows_i[tag_q[STEP_CYCLES].bank];
     for (int unsigned s = STEP_CYCLES + 2; s <= AT; s++) data_q[s] <= data_q[s-1];

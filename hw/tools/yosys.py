@@ -139,6 +139,11 @@ def pieces(design: Design) -> list[SynthesisPiece]:
         "loader", "command_queue", "sequencer", "weight_buffer", "operand_network", "dot_product_array", "drain",
         "control_registers",
     )  # fmt: skip
+    # units of the drain, each large enough to be known by itself
+    drained = (
+        ("shadow_lane", design.lanes), *((name, 1) for name in ("accumulators", "epilogue", "code_buffer", "moments")),
+        *((("rounding", 1),) if design.rounding else ()),
+    )  # fmt: skip
     return [
         SynthesisPiece("dot_product_unit", "dot_product_unit", design.units, (*dot, ("DSP", dsp))),
         SynthesisPiece("operand_sum_unit", "dot_product_unit", design.lanes, (*dot, ("ONES", 1), ("DSP", 0))),
@@ -150,7 +155,8 @@ def pieces(design: Design) -> list[SynthesisPiece]:
         SynthesisPiece("buffer_g", "tensor_buffer", generics=(("DEPTH", design.depth_g), ("WIDTH", row_bits))),
         SynthesisPiece("buffer_w", "weight_buffer", generics=(("DEPTH", design.depth_w), ("WIDTH", weight_bits))),
         SynthesisPiece("loader", "loader"),
-        SynthesisPiece("drain", "drain"),
+        *(SynthesisPiece(name, name, instances) for name, instances in drained),
+        SynthesisPiece("drain", "drain", boxes=drained),
         SynthesisPiece("sequencer", "sequencer"),
         SynthesisPiece("command_queue", "command_queue"),
         SynthesisPiece("control_registers", "control_registers"),
@@ -295,6 +301,8 @@ def _work(job: dict[str, Any]) -> None:
             run(f"setparam {' '.join(f'-unset {p}' for p in parameters)} t:{name}")
     # registers that the sources keep stay apart, as in Vivado; Yosys itself keeps only the names of what they drive
     run("setattr -set keep 1 a:keep %ci1 t:$*ff* %i")
+    # nor do registers become shift registers in LUTs where the sources forbid it
+    run("setattr -set keep 1 a:shreg_extract=no %ci1 t:$*ff* %i")
     # no pads: the fabric is a block inside the programmable logic
     run(f"synth_xilinx -family xc7 -flatten -noiopad -noclkbuf -top {job['top']}")
     run(f"tee -q -o {job['result']} stat -json")

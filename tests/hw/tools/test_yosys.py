@@ -92,8 +92,10 @@ def test_a_broken_source_and_a_deadline_are_errors(folder: Path, tmp_path: Path)
     ("name", "source", "changes"),
     [
         # modules inside modules inside: all that Yosys synthesises
-        *(("drain", s, True) for s in ("drain", "epilogue", "rounding", "moments")),
-        *(("drain", s, True) for s in ("accumulators", "code_buffer", "drain_jobs", "lane_words", "result_port")),
+        *(("drain", s, True) for s in ("drain", "drain_jobs", "sum_words", "result_port")),
+        *(("epilogue", s, True) for s in ("epilogue", "saturating_shift", "code_rounding", "nearest_code")),
+        *((s, s, True) for s in ("shadow_lane", "accumulators", "code_buffer", "moments")),
+        ("rounding", "row_hash", True),
         *(("loader", s, True) for s in ("header_check", "packed_place")),
         ("dot_product_unit", "xc7/counter_7_3", True),
         ("drain", "engine_pkg", True),
@@ -102,6 +104,10 @@ def test_a_broken_source_and_a_deadline_are_errors(folder: Path, tmp_path: Path)
         ("dot_product_array", "xc7/counter_7_3", False),
         # the inside of a box, and the form for simulation
         ("fabric", "drain", False),
+        *(
+            ("drain", s, False)
+            for s in ("shadow_lane", "accumulators", "epilogue", "code_buffer", "moments", "rounding")
+        ),
         ("dot_product_unit", "dot_product_unit", False),
     ],
 )
