@@ -115,12 +115,12 @@ def drain_units(design: Design) -> dict[str, Area]:
             round(38 + 97.4 * channels),
             channels * memory_blocks(sums, design.depth_accumulator),
         ),
-        "epilogue": Area(round(752 + 459 * wide), round(306 + 556 * wide), 0.0, 7 * wide),
-        "code_buffer": Area(1300 + 4268 * (beats > 1), 2 * planes * lanes * channels + (planes + 1) * BEAT_BITS + 185),
+        "epilogue": Area(round(687 + 475.5 * wide), round(306 + 556 * wide), 0.0, 7 * wide),
+        "code_buffer": Area(1355 + 4213 * (beats > 1), 2 * planes * lanes * channels + (planes + 1) * BEAT_BITS + 185),
         "moments": Area(round(359 + 84.5 * wide), round(251 + 176.5 * wide), design.moments_bram36, wide),
     }
     if design.rounding:
-        units["rounding"] = Area(round(500 + 48 * lanes), round(350 + 25 * lanes), 0.0, 6)
+        units["rounding"] = Area(round(592 + 48 * lanes), round(570 + 25 * lanes), 0.0, 6)
     return units
 
 
