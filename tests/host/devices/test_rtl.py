@@ -197,7 +197,7 @@ MUTANTS = [
     Mutant("row_hash", "product_q >> FOLD", "product_q >> (FOLD - 1)"),
     Mutant("row_hash", "cross_low_q + cross_high_q", "cross_low_q - cross_high_q"),
     Mutant("rounding", "index_q + tile_q.image_stride", "index_q - tile_q.image_stride"),
-    Mutant("rounding", "start[(s-1)%PW]", "start[s%PW]"),
+    Mutant("rounding", "segment_q[s-1].start[(s-1)%PW]", "segment_q[s-1].start[s%PW]"),
     Mutant("rounding", "pixel_t'(p) >= seed.segment.start", "pixel_t'(p) > seed.segment.start"),
     Mutant("moments", "!portion_i.counts[p]", "portion_i.counts[p]"),
     Mutant("moments", "begins || root_least < tile_least_q", "begins || root_least > tile_least_q"),
