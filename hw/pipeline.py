@@ -4,7 +4,7 @@ Standard library only, so that it runs on the board.
 """
 
 QUEUE_SLOTS = 4
-CHECK_CYCLES = 9
+CHECK_CYCLES = 10
 PERMIT_CYCLES = 1
 STEP_CYCLES = 2
 ARRAY_CYCLES = 4

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Judges a packet's header: its fields, the sizes that they ask for, the ranges of the memories.  A pipeline without an
-// enable: the header stays as it is until the packet's end, and CHECK_CYCLES after it came the results do so too.
+// enable: the header stays as it is until the packet's end, and CHECK_CYCLES after its last words the results do so too.
 `default_nettype none
 
 module header_check
@@ -214,8 +214,8 @@ module header_check
     else if (kind_i.ends) error8_q <= ended_i ? ERR_NONE : ERR_TRAILING;
     else error8_q <= cut_i ? ERR_TRUNCATED : ERR_NONE;
   end
-  if (CHECK_CYCLES != 9) begin : gen_check
-    $error("header_check: CHECK_CYCLES = %0d, must be 9: eight stages and the cycle that shows the last", CHECK_CYCLES);
+  if (CHECK_CYCLES != 10) begin : gen_check
+    $error("header_check: CHECK_CYCLES = %0d, must be 10: its last words are stored, eight stages, and the last is seen", CHECK_CYCLES);
   end
   assign error_o        = error8_q;
   assign group_planes_o = group_planes3_q;

@@ -63,9 +63,8 @@ module loader
   logic       beat_ready, beat;
   logic [1:0] seen_last_q, seen_last_d;
   beat_t      word;
-  // what is asked in every cycle, and by every bit of the header, beside the state
-  (* keep = "true" *) logic in_header_q;
-  logic in_payload_q, swallows_q;
+  // what is asked in every cycle, beside the state
+  logic in_header_q, in_payload_q, swallows_q;
   always_ff @(posedge clk_i) begin
     in_header_q  <= state_d == HEADER;
     in_payload_q <= state_d == PAYLOAD;
@@ -82,12 +81,15 @@ module loader
   // ---- header ---------------------------------------------------------------------------------------------------------
   header_t  h_q, h;
   kind_t    kind;
+  (* keep = "true" *) logic header_beat_taken_q;
   logic     cut_q, cut_d;  // a stream ended with the header
   error_t   check_error;
   line_t    group_planes;
   address_t a_end, b_end, side_end, added_end;
   always_ff @(posedge clk_i) begin
-    if (in_header_q && &in_valid_i) h_q <= {word, h_q[HEADER_BITS-1:BEAT_BITS]};
+    // a cycle later, as the payload: a register of its own is all that enables so many
+    header_beat_taken_q <= in_header_q && &in_valid_i;
+    if (header_beat_taken_q) h_q <= {data_o, h_q[HEADER_BITS-1:BEAT_BITS]};
     kind <= kind_of(h.opcode, h.target);  // known long before the checks are done
   end
   assign h = h_q;

@@ -32,6 +32,7 @@ module tile_walk
   row_t       rows_end_q;
   logic [3:0] first_tap, first_tap_q;
   index_t     tile_stride_q;
+  address_t   a_tile_q, entry_tile_q;
   always_comb begin
     first_tap = '0;
     for (int t = 8; t >= 0; t--) if (h.taps[t]) first_tap = 4'(t);
@@ -43,12 +44,14 @@ module tile_walk
     rows_end_q       <= row_t'(h.rows) - row_t'(1);
     first_tap_q      <= first_tap;
     tile_stride_q    <= h.channel_stride * CHANNELS;
+    a_tile_q         <= conv_q ? a_stride_i : address_t'(h.a_bits);
+    entry_tile_q     <= conv_q ? address_t'(CHANNELS) : address_t'(CHANNELS + 1);
   end
 
   // ---- what ends with this tile -----------------------------------------------------------------------------------------
-  tile_place_t at_q, next_q, next_d;
+  tile_place_t at_q, further_q, next_q, next_d;  // further: every part of the place one step on
   logic        row_end_q, last_row_q, last_image_q, last_group_q, block_end_q, last_tap_q, last_q;
-  logic [3:0]  next_tap_q, next_tap;
+  logic [3:0]  next_tap;
   logic [8:0]  taps_left;  // of the weight gradient, by rising number
   always_comb begin
     taps_left = h.taps[8:0] & (9'h1FE << at_q.tap);
@@ -56,13 +59,23 @@ module tile_walk
     for (int t = 8; t >= 0; t--) if (taps_left[t]) next_tap = 4'(t);
   end
   always_ff @(posedge clk_i) begin
+    further_q            <= at_q;
+    further_q.image      <= at_q.image + image_t'(1);
+    further_q.row        <= at_q.row + row_t'(1);
+    further_q.group      <= at_q.group + group_t'(1);
+    further_q.out_group  <= at_q.out_group + group_t'(1);
+    further_q.tap        <= next_tap;
+    further_q.a_outer    <= at_q.a_outer + a_tile_q;
+    further_q.b_outer    <= at_q.b_outer + b_tile_i;
+    further_q.entry      <= at_q.entry + entry_tile_q;
+    further_q.row_index  <= at_q.row_index + h.row_stride;
+    further_q.tile_index <= at_q.tile_index + tile_stride_q;
     row_end_q    <= at_q.out_group == out_groups_end_q;
     last_row_q   <= at_q.row == rows_end_q;
     last_image_q <= at_q.image == images_end_q;
     last_group_q <= at_q.group == groups_end_q;
     block_end_q  <= stride_q ? at_q.row[0] : at_q.row[2:0] == 3'd7;
     last_tap_q   <= taps_left == '0;
-    next_tap_q   <= next_tap;
     last_q       <= row_end_q && (conv_q ? last_row_q && last_image_q : last_tap_q && last_group_q);
   end
 
@@ -72,29 +85,29 @@ module tile_walk
   always_comb begin
     next_d = at_q;
     if (conv_q) begin
-      next_d.out_group  = at_q.out_group + group_t'(1);
-      next_d.b_outer    = at_q.b_outer + b_tile_i;
-      next_d.entry      = at_q.entry + address_t'(CHANNELS);
-      next_d.tile_index = at_q.tile_index + tile_stride_q;
+      next_d.out_group  = further_q.out_group;
+      next_d.b_outer    = further_q.b_outer;
+      next_d.entry      = further_q.entry;
+      next_d.tile_index = further_q.tile_index;
       if (row_end_q) begin
         next_d.out_group  = '0;
         next_d.b_outer    = address_t'(h.base_b);
         next_d.entry      = first_entry;
-        next_d.row_index  = at_q.row_index + h.row_stride;
-        next_d.tile_index = at_q.row_index + h.row_stride;
-        next_d.row        = last_row_q ? '0 : at_q.row + row_t'(1);
-        if (last_row_q) next_d.image = at_q.image + image_t'(1);
-        if (last_row_q || block_end_q) next_d.a_outer = at_q.a_outer + a_stride_i;
+        next_d.row_index  = further_q.row_index;
+        next_d.tile_index = further_q.row_index;
+        next_d.row        = last_row_q ? '0 : further_q.row;
+        if (last_row_q) next_d.image = further_q.image;
+        if (last_row_q || block_end_q) next_d.a_outer = further_q.a_outer;
       end
     end else begin
-      next_d.entry = at_q.entry + address_t'(CHANNELS + 1);
-      next_d.tap   = last_tap_q ? first_tap_q : next_tap_q;
+      next_d.entry = further_q.entry;
+      next_d.tap   = last_tap_q ? first_tap_q : further_q.tap;
       if (last_tap_q) begin
-        next_d.group   = last_group_q ? '0 : at_q.group + group_t'(1);
-        next_d.a_outer = last_group_q ? address_t'(h.base_a) : at_q.a_outer + address_t'(h.a_bits);
+        next_d.group   = last_group_q ? '0 : further_q.group;
+        next_d.a_outer = last_group_q ? address_t'(h.base_a) : further_q.a_outer;
         if (last_group_q) begin
-          next_d.out_group = at_q.out_group + group_t'(1);
-          next_d.b_outer   = at_q.b_outer + b_tile_i;
+          next_d.out_group = further_q.out_group;
+          next_d.b_outer   = further_q.b_outer;
         end
       end
     end

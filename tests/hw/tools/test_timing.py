@@ -19,8 +19,8 @@ CELLS = GRADES["-2"]
 BUDGETS = {"zc706": 6.4, "pynq-z2": 9.5}
 #: modules that hold it, largest last; what their boxes hold is timed by itself
 PIPELINED = (
-    "dot_product_unit", "operand_sum_unit", "dot_product_array", "shadow_lane", "accumulators", "rounding", "moments", "drain",
-    "epilogue", "code_buffer", "operand_network",
+    "dot_product_unit", "operand_sum_unit", "control_registers", "command_queue", "sequencer", "loader", "dot_product_array",
+    "shadow_lane", "accumulators", "rounding", "moments", "drain", "epilogue", "code_buffer", "operand_network",
 )  # fmt: skip
 
 
