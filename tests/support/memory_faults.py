@@ -127,7 +127,8 @@ class TrialWriter:
         index, limit = self.with_results(), self.device.beats
         record = self.program.records[index]
         beats = record.result_beats
-        inside = int(self.rng.integers(beats))
+        behind = self.program.program + RECORD_WORDS * len(self.program.records)  # the records must stay
+        inside = int(self.rng.integers(min(beats, limit - behind + 1)))
         record = replace(record, rows=0, row_tiles=0, tail=(limit - inside, beats))
         self.change(index, record)
         return Trial("beyond_result", self.program.program, LONG, (Fault.RANGE,), range(limit, limit + 1))

@@ -193,7 +193,7 @@ module accelerator
         .ADDRESS_BITS(ADDRESS_BITS), .OPEN_READS(OPEN_READS), .OPEN_WRITES(OPEN_WRITES), .READ_SLOTS(READ_SLOTS),
         .WRITE_SLOTS(WRITE_SLOTS)
     ) i_port (
-        .clk_i(clk), .rst_i(port_reset), .start_i(port_start), .base_i(base[p][ADDRESS_BITS-1:12]),
+        .clk_i(clk), .rst_i(port_reset || rst), .start_i(port_start), .base_i(base[p][ADDRESS_BITS-1:12]),
         .program_i(program_offset[31:4]), .limit_i(limit), .halt_i(halt), .finish_i(ended && error), .ended_i(ended),
         .error_i(error),
         .arvalid_o(arvalid[p]), .araddr_o(araddr[p]), .arlen_o(arlen[p]), .arready_i(arready[p]), .rvalid_i(rvalid[p]),

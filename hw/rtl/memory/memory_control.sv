@@ -71,7 +71,8 @@ module memory_control
     if (core_done_i) {core_start_o, core_reset_o} <= '0;
     port_start_o   <= 1'b0;
     ends_o         <= 1'b0;
-    port_reset_o   <= rst_i || state_q == IDLE || state_q == CLEAR;
+    // before the core is: it would take words that a port still offers
+    port_reset_o   <= rst_i || state_q == RESET || state_q == IDLE || state_q == CLEAR;
     // both a cycle late: a port may find a fault in the answer that was its last
     finished_q     <= state_q == RUN && &port_done_i;
     found_q        <= state_q == RUN ? fault : FAULT_NONE;

@@ -150,7 +150,7 @@ MUTANTS = [
     Mutant("memory_writer", "b_response_q[0] ? FAULT_WRITE_DECERR", "!b_response_q[0] ? FAULT_WRITE_DECERR"),
     Mutant("memory_writer", "records_q == 0 && free_q != 0", "1'b0"),
     Mutant("memory_port", "(ADDRESS_BITS - 12)'(offset[31:9])", "(ADDRESS_BITS - 12)'(offset[31:9] & ~23'd1)"),
-    Mutant("memory_control", "state_q == IDLE || state_q == CLEAR", "state_q == CLEAR"),
+    Mutant("memory_control", "state_q == RESET || state_q == IDLE", "1'b0"),
     Mutant("memory_control", "&quiet_i", "1'b1"),
     Mutant("memory_control", "cycles_q >= deadline_i", "cycles_q >= 4 * deadline_i"),
 ]
