@@ -99,7 +99,7 @@ module sequencer
   logic        pair_end, next_bubble, next_ones_q;
   logic [3:0]  ended_q;   // a tile has ended so long ago; next_ones_q then is of the tile after the present one
   always_ff @(posedge clk_i) begin
-    next_ones_q <= (run_q || first_q) && next_at.ones;  // never a command's first tile
+    next_ones_q <= (run_q || first_q || begin_q) && next_at.ones;  // never a command's first tile
     ended_q     <= {ended_q[2:0], tile_end};
   end
   plane_pairs i_pairs (

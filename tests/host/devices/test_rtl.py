@@ -17,10 +17,10 @@ from host.devices.device import U64, DeviceError, Result
 from host.devices.reference import ReferenceDevice
 from host.devices.rtl import RtlDevice, rtl_sources
 from host.program.builder import ProgramBuilder
-from hw.contract import FUNCTIONAL_COUNTERS, Error, Opcode, Target
+from hw.contract import FUNCTIONAL_COUNTERS, Error, Flag, Opcode, Target
 from hw.design import Design, load_design
 from hw.generate import generate, render
-from hw.packet import load_entries, load_tensor, product
+from hw.packet import load_entries, load_tensor, product, read_entries
 from tests.support.malformed import Malformed, good_program, malformed_programs
 from tests.support.random_programs import random_program, random_programs
 
@@ -74,6 +74,24 @@ def test_random_programs(design: Design) -> None:
         compared += expected.words.size
         assert result.counters["CYCLES"] > result.counters["BUSY"]
     assert compared > 10_000
+
+
+@pytest.mark.parametrize("taps", [1 << 4, 0b101])
+@pytest.mark.parametrize("a_planes", [0, 1])
+def test_a_first_tile_of_one_diagonal_before_a_tile_of_ones(a_planes: int, taps: int) -> None:
+    """A tile of one plane pair is over before anything is known of the next one but by looking ahead."""
+    builder = ProgramBuilder(SMALL)
+    words = np.random.default_rng(3).integers(0, 1 << 63, 3 * SMALL.row_words, dtype=np.uint64)
+    for target in (Target.A, Target.G):
+        builder.add(load_tensor(SMALL, target, 1, 3, 1, 1), words)
+    wgrad = product(
+        Opcode.WGRAD, images=1, rows=3, groups=1, out_groups=1, a_bits=1, b_bits=1, a_planes=a_planes, taps=taps,
+        flags=Flag.ONES | Flag.CLEAR,
+    )  # fmt: skip
+    builder.add(wgrad)
+    builder.add(read_entries(wgrad.entries(SMALL)))
+    program = builder.end().words()
+    assert not differences(pace(device_of(SMALL), 0).run(program), ReferenceDevice(SMALL).run(program))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
