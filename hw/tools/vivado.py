@@ -303,7 +303,7 @@ def read_open_report(folder: Path, design: Design) -> dict[str, Any]:
     path = folder / "nextpnr.log"
     if not path.is_file():
         raise BitstreamError(f"{path} is missing; did build.sh run to its end?")
-    found = re.findall(r"Max frequency for clock\s+'clk': ([0-9.]+) MHz", path.read_text(errors="replace"))
+    found = re.findall(r"Max frequency for clock\s+'clk': ([0-9.]+) MHz", path.read_text(encoding="utf-8", errors="replace"))
     if not found:
         raise BitstreamError(f"{path} names no greatest frequency of clock clk; did nextpnr-xilinx route the design?")
     reached = float(found[-1])

@@ -68,9 +68,9 @@ class ManagedOverlay:
             clocks.fclk0_mhz = PROCESSOR_CLOCK_MHZ
             write_atomically(firmware / name, configuration)
             for attribute, text in (("flags", "0"), ("firmware", name)):  # the kernel takes each write as a command
-                with (manager / attribute).open("w") as stream:
+                with (manager / attribute).open("w", encoding="utf-8") as stream:
                     stream.write(text)
-            state = (manager / "state").read_text().strip()
+            state = (manager / "state").read_text(encoding="utf-8").strip()
         except OSError as e:
             raise DeviceError(f"{bit} cannot be loaded ({e}); run as root, and look into dmesg") from e
         if state != "operating":
