@@ -22,7 +22,7 @@ from host.driver.pass_template import PassPlan, Template, TemplateBuilder, Weigh
 from host.epilogue import Bools
 from host.numerics import check_codes
 from host.step.passes import CodeTensor, PassEpilogue, PassError, PassMeter, PassResult, ProductPass
-from hw.contract import FIELD, RECORD_WORDS, RecordFlag
+from hw.contract import FIELD, RECORD_FIELD, RECORD_WORDS, RecordFlag
 from hw.packet import END, all_planes
 from hw.plan.product import LoweringError, PartialSumsError
 from hw.plan.records import Record
@@ -30,7 +30,9 @@ from hw.plan.records import Record
 #: header fields that change from step to step
 _PATCHED = ("shift", "value_shift", "out_shift", "keep_shift", "wide_shift", "key")
 #: of records, word and bit at which the flag WAIT stands, at either port
-_WAIT_WORD, _WAIT = 7, np.uint64(int(RecordFlag.WAIT) << 48)
+_FLAGS = RECORD_FIELD["record_flags"]
+_WAIT_WORD = _FLAGS.half // 2
+_WAIT = np.uint64(int(RecordFlag.WAIT) << 32 * (_FLAGS.half % 2) + _FLAGS.lsb)
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from hw.contract import MAX_BITS
 from hw.cost.count import counted_cost, layer_mixture
 from hw.cost.fabric import STREAMS, FabricMachine, total
-from hw.cost.step_cost import STEPS, NetworkStep
+from hw.cost.step_cost import STEPS, NetworkStep, by_cause
 from hw.cost.training_schedule import TrainingSchedule
 from hw.design import INPUT_STREAMS, STREAM_BITS
 from hw.networks import Bits, ConvShape
@@ -185,16 +185,8 @@ def shares(machine: FabricMachine, shapes: Iterable[ConvShape], bits: Bits, code
         whole = total(cost for cost in products if cost.cycles)
         no_output = total(machine.products(shape, bits, codes, free=("output",)).values()).cycles
         neither = total(machine.products(shape, bits, codes, free=STREAMS).values()).cycles
-        cycles = {
-            "array": whole.array_cycles,
-            "output stream": whole.cycles - no_output,
-            "input streams": no_output - neither,
-            "fixed": neither - whole.array_cycles,
-        }
-        seconds = {cause: value / machine.clock_hz for cause, value in cycles.items()}
-        waited = whole.seconds - whole.cycles / machine.clock_hz
-        seconds["memory"] = waited if waited > 1e-9 * whole.seconds else 0.0  # else the rounding of a sum
-        seconds["host"] = total(cost for cost in products if not cost.cycles).seconds
+        host = total(cost for cost in products if not cost.cycles).seconds
+        seconds = by_cause(machine, whole, no_output, neither, host)
         out.append(Share(str(bits), shape.name, replace(shape, name="layer"), seconds))
     return out
 

@@ -132,19 +132,29 @@ class NetworkStep:
 
     def causes(self, shape: ConvShape, bits: Bits, kind: str) -> dict[str, float]:
         """Seconds of a layer by cause, see :mod:`hw.cost.roofline`."""
-        step, clock = self.layer(shape, bits, kind), self.machine.clock_hz
-        whole = step.fabric
+        step = self.layer(shape, bits, kind)
         no_output, neither = (self.layer(shape, bits, kind, free).fabric.cycles for free in (("output",), STREAMS))
-        seconds = {
-            "array": whole.array_cycles / clock,
-            "output stream": (whole.cycles - no_output) / clock,
-            "input streams": (no_output - neither) / clock,
-            "fixed": (neither - whole.array_cycles) / clock,
-        }
-        waited = whole.seconds - whole.cycles / clock
-        seconds["memory"] = waited if waited > 1e-9 * whole.seconds else 0.0  # else the rounding of a sum
-        seconds["host"] = sum(step.host.values())
-        return seconds
+        return by_cause(self.machine, step.fabric, no_output, neither, sum(step.host.values()))
+
+
+def by_cause(machine: FabricMachine, whole: FabricCost, no_output: float, neither: float, host: float) -> dict[str, float]:
+    """Seconds by cause, which sum to those of a cost and the host; see :mod:`hw.cost.roofline`.
+
+    Args:
+        whole: of what runs on the fabric.
+        no_output, neither: its cycles if the output, or all streams, took no time.
+        host: seconds.
+    """
+    cycles = {
+        "array": whole.array_cycles,
+        "output stream": whole.cycles - no_output,
+        "input streams": no_output - neither,
+        "fixed": neither - whole.array_cycles,
+    }
+    seconds = {cause: value / machine.clock_hz for cause, value in cycles.items()}
+    waited = whole.seconds - whole.cycles / machine.clock_hz
+    seconds["memory"] = waited if waited > 1e-9 * whole.seconds else 0.0  # else the rounding of a sum
+    return seconds | {"host": host}
 
 
 def training_step(machine: FabricMachine, shapes: Sequence[ConvShape], bits: Bits, kind: str = "plain") -> StepCost:
