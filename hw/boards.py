@@ -12,6 +12,33 @@ PROCESSOR_CLOCK_MHZ = 100  #: of the clock that the processor gives the logic, w
 
 
 @dataclass(frozen=True)
+class PartColumns:
+    """How a part's logic stands in columns, for :mod:`hw.tools.placement`.
+
+    Attributes:
+        slices: of four LUTs, eight flip-flops and one CARRY4; memory_slices: those whose LUTs may be memory.
+        column: slices of the highest column.
+        dsp_columns, bram_columns: DSP slices, and blocks of 36 Kib, of each column.
+    """
+
+    slices: int
+    memory_slices: int
+    column: int
+    dsp_columns: tuple[int, ...]
+    bram_columns: tuple[int, ...]
+
+
+# Slices and those with memory: the vendor's table of CLB resources of the Zynq-7000 (UG474).  Columns: Project X-Ray's data
+# base of configuration frames (openXC7's copy, part.json of xc7z020clg400-1 and xc7z045ffg900-2) tells the columns of block
+# RAM and DSP of every clock region; one is 50 slices, 20 DSP slices or 10 BRAM36 high.  The processor takes the upper two
+# regions of two columns of each kind.  In the XC7Z045 the transceivers take the place of the last BRAM column in four of
+# its seven regions and the PCI Express block that of five blocks; which column lacks those five the frames do not tell.
+# Both sums are those of the vendor's overview (DS190).
+XC7Z020_COLUMNS = PartColumns(13_300, 4_350, 150, (60,) * 3 + (20,) * 2, (30,) * 4 + (10,) * 2)
+XC7Z045_COLUMNS = PartColumns(54_650, 17_600, 350, (140,) * 5 + (100,) * 2, (70,) * 5 + (65, 50, 50, 30))
+
+
+@dataclass(frozen=True)
 class Part:
     """What a chip holds.
 
@@ -21,6 +48,7 @@ class Part:
         grade: its speed grade, as its name tells it.
         routable: percent of the LUT up to which a design with all of its platform is taken to be routable; an assumption
             (beyond about 80 % runs get long and miss their clocks, the less the slower the clock).
+        columns: its columns; None where they are not known in slices of the 7 series.
     """
 
     name: str
@@ -30,6 +58,7 @@ class Part:
     dsp: int
     grade: str = "-2"
     routable: int = 80
+    columns: PartColumns | None = None
 
     def limit(self, kind: str) -> float:
         """How much of a kind of resource a design may take."""
@@ -134,7 +163,7 @@ def _zynq7(part: Part, memory: float, name: str, board_part: str, remedy: str, *
 
 _BOARDS = (
     _zynq7(
-        Part("xc7z045ffg900-2", 218_600, 437_200, 545, 900),
+        Part("xc7z045ffg900-2", 218_600, 437_200, 545, 900, columns=XC7Z045_COLUMNS),
         3.2e9,  # of 4.26 GB/s: DDR3-1066 x32
         "zc706",
         "xilinx.com:zc706:part0:*",
@@ -144,7 +173,7 @@ _BOARDS = (
         free_edition=False,
     ),
     _zynq7(
-        Part("xc7z020clg400-1", 53_200, 106_400, 140, 220, "-1", routable=85),
+        Part("xc7z020clg400-1", 53_200, 106_400, 140, 220, "-1", routable=85, columns=XC7Z020_COLUMNS),
         1.575e9,  # DDR3-1050 x16
         "pynq-z2",
         "tul.com.tw:pynq-z2:part0:*",

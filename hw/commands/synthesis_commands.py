@@ -38,6 +38,7 @@ def report_text(data: dict[str, Any]) -> str:
             line("percent of the part", data["percent_of_part"]),
             f"{'fits' if data['fits'] else 'does not fit'}: up to {data['routable_percent_of_lut']} % of the LUT are taken "
             "to be routable",
+            *_placement_lines(data),
         ]
     if "flattened" in data:
         flat = data["flattened"]
@@ -49,6 +50,20 @@ def report_text(data: dict[str, Any]) -> str:
             f"with the operand network {ratio['array_and_operand_network']}"
         )
     return "\n".join(lines)
+
+
+def _placement_lines(data: dict[str, Any]) -> list[str]:
+    """What the placement needs of the part's slices and columns, as text."""
+    if not data["placement"]:
+        return [f"placement: the columns of {data['part']} are not known in slices of the 7 series"]
+    return [
+        'placement, lower bounds (a verdict is "tight" beyond its margin):',
+        *(
+            f"  {row['kind']:<13}{row['needed']:>7} of {row['has']:>6} {row['percent']:>6.1f} %, margin "
+            f"{row['margin_percent']:g} %, {row['verdict']}: {row['words']}"
+            for row in data["placement"]
+        ),
+    ]
 
 
 def timing_table(data: dict[str, Any]) -> str:

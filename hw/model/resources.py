@@ -12,7 +12,7 @@ from functools import lru_cache
 from hw import contract
 from hw.boards import PARTS
 from hw.design import BEAT_BITS, Design, memory_blocks
-from hw.tools.yosys import SYSTEM_RESET, Area
+from hw.tools.area import SYSTEM_RESET, Area
 
 
 @lru_cache(maxsize=64)

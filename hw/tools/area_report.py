@@ -1,4 +1,4 @@
-"""The report of a design's synthesis: area by module, in total, per binary MAC and against the part."""
+"""The report of a design's synthesis: area by module, in total, per binary MAC, against the part and its columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 from hw.boards import PARTS
 from hw.design import Design
-from hw.tools.yosys import SYSTEM_RESET, Area, Synthesis
+from hw.tools.area import SYSTEM_RESET, Area
+from hw.tools.placement import MARGINS, Demand, Item, against
+from hw.tools.yosys import Synthesis
 
 ARRAY = ("dot_product_unit", "operand_sum_unit", "dot_product_array")
 ARRAY_AND_NETWORK = (*ARRAY, "operand_network")
@@ -29,6 +31,8 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
         }  # percent of the part
 
     everything = total() + SYSTEM_RESET
+    demand = sum((r.demand().times(r.instances) for r in results), Demand())
+    items = against(part.columns, everything, demand) if part.columns else []
     array, fed = total(ARRAY), total(ARRAY_AND_NETWORK)
     data: dict[str, Any] = {
         "design": design.name,
@@ -46,6 +50,7 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
                 "seconds": r.seconds,
                 "peak_mib": r.peak_mib,
                 "timing": r.timing,
+                "placement": r.placement,
             }
             for r in results
         ],
@@ -54,7 +59,9 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
         "part_has": {"lut": part.lut, "ff": part.ff, "bram36": part.bram36, "dsp": part.dsp},
         "percent_of_part": fit(everything),
         "routable_percent_of_lut": part.routable,
-        "fits": all(value <= part.limit(kind) for kind, value in everything.as_dict().items()),
+        "placement": [_as_data(item) for item in items],
+        "fits": all(value <= part.limit(kind) for kind, value in everything.as_dict().items())
+        and all(item.verdict != "does not fit" for item in items),
         "lut_per_binary_mac": {
             "array": round(array.lut / design.binary_macs, 3),
             "array_and_operand_network": round(fed.lut / design.binary_macs, 3),
@@ -69,6 +76,19 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
             "timing": flat.timing,
         }
     return data
+
+
+def _as_data(item: Item) -> dict[str, Any]:
+    """A line of the placement's report, for JSON."""
+    return {
+        "kind": item.kind,
+        "needed": item.needed,
+        "has": item.has,
+        "percent": item.percent,
+        "margin_percent": MARGINS[item.kind],
+        "verdict": item.verdict,
+        "words": item.problem or item.words,
+    }
 
 
 def read_report(path: Path) -> dict[str, Any]:

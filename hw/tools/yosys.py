@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,85 +30,17 @@ from hw.design import ROOT, Design
 from hw.files import cache_folder, write_atomically
 from hw.generate import compile_order
 from hw.tools import timing
+from hw.tools.area import Area, SynthesisError
+from hw.tools.placement import Demand, demand_of
 
 _logger = logging.getLogger(__name__)
-_FLOW = 5  #: raise it when the Yosys commands change, so that cached results are not used
+_FLOW = 6  #: raise it when the Yosys commands change, or what is read from their netlists, so that cached results are not used
 PATHS = 3  #: of each piece and net model, in reports
 
 #: primitives that the sources in rtl/xc7 instantiate
 XC7_PRIMITIVES = ("LUT4", "LUT5", "LUT6", "LUT6_2", "CARRY4", "DSP48E1")
 #: and that the top of a netlist for other tools than the vendor's does
 PLATFORM_PRIMITIVES = ("BUFG", "MMCME2_ADV", "PS7")
-
-#: LUTs of a cell: logic, and LUTs used as memory or shift registers
-LUTS = {
-    **{f"LUT{n}": 1 for n in range(1, 7)},
-    "LUT6_2": 1,
-    "INV": 1,
-    "SRL16E": 1,
-    "SRLC16E": 1,
-    "SRLC32E": 1,
-    "RAM32X1D": 2,
-    "RAM64X1D": 2,
-    "RAM128X1D": 4,
-    "RAM32M": 4,
-    "RAM64M": 4,
-    "RAM32X1S": 1,
-    "RAM64X1S": 1,
-    "RAM128X1S": 2,
-    "RAM256X1S": 4,
-}
-FLIP_FLOPS = frozenset(("FDRE", "FDSE", "FDCE", "FDPE", "FDRE_1", "FDSE_1", "FDCE_1", "FDPE_1", "LDCE", "LDPE"))
-BRAM36 = {"RAMB36E1": 1.0, "RAMB18E1": 0.5}
-#: cells that take none of the resources counted
-FREE = frozenset(("CARRY4", "MUXF7", "MUXF8", "BUFG", "IBUF", "OBUF", "VCC", "GND"))
-
-
-class SynthesisError(RuntimeError):
-    """Yosys is missing, refused the sources or did not end; the message says which."""
-
-
-@dataclass(frozen=True)
-class Area:
-    """Resources, BRAM in blocks of 36 Kib."""
-
-    lut: int = 0
-    ff: int = 0
-    bram36: float = 0.0
-    dsp: int = 0
-
-    @staticmethod
-    def of(cells: dict[str, int]) -> Area:
-        """Area of primitive cells.
-
-        Raises:
-            SynthesisError: a cell that is no known primitive.
-        """
-        for name in cells:
-            if not (name in LUTS or name in FLIP_FLOPS or name in BRAM36 or name in FREE or name == "DSP48E1"):
-                raise SynthesisError(f"Yosys left a cell {name} that is no primitive of the part; correct the RTL")
-        return Area(
-            lut=sum(n * LUTS.get(name, 0) for name, n in cells.items()),
-            ff=sum(n for name, n in cells.items() if name in FLIP_FLOPS),
-            bram36=sum(n * BRAM36.get(name, 0.0) for name, n in cells.items()),
-            dsp=cells.get("DSP48E1", 0),
-        )
-
-    def times(self, n: int) -> Area:
-        """Area of ``n`` of these."""
-        return Area(self.lut * n, self.ff * n, self.bram36 * n, self.dsp * n)
-
-    def __add__(self, other: Area) -> Area:
-        return Area(self.lut + other.lut, self.ff + other.ff, self.bram36 + other.bram36, self.dsp + other.dsp)
-
-    def as_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return {"lut": self.lut, "ff": self.ff, "bram36": self.bram36, "dsp": self.dsp}
-
-
-#: the vendor's reset controller, the only logic of a bitstream that is not ours: two shift registers, a counter of six
-#: bits and the registers of its outputs, from its published source; an estimate
-SYSTEM_RESET = Area(lut=20, ff=40)
 
 
 @dataclass(frozen=True)
@@ -177,6 +109,7 @@ class Synthesis:
         peak_mib: memory that it took at most, in MiB.
         cells: primitive cells of one instance, boxes left out.
         timing: by net model ("real", "ideal"), its worst paths, longest first; see :mod:`hw.tools.timing`.
+        placement: the fields of a :class:`hw.tools.placement.Demand`.
     """
 
     name: str
@@ -185,10 +118,15 @@ class Synthesis:
     peak_mib: int
     cells: dict[str, int]
     timing: dict[str, list[dict[str, Any]]]
+    placement: dict[str, Any] = field(default_factory=dict)
 
     def area(self) -> Area:
         """Area of one instance."""
         return Area.of(self.cells)
+
+    def demand(self) -> Demand:
+        """What one instance asks of a placement."""
+        return Demand(**self.placement)
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -352,8 +290,9 @@ def synthesize(
     cells = _own_cells(piece, modules[top]["num_cells_by_type"])
     _join_pairs(cells, netlist[top])
     done = Synthesis(
-        piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells, _timing(netlist[top], grade)
-    )
+        piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells, _timing(netlist[top], grade),
+        asdict(demand_of(netlist[top])),
+    )  # fmt: skip
     done.area()
     if kept:
         write_atomically(kept, json.dumps(asdict(done)))

@@ -13,12 +13,10 @@ import pytest
 from fractrain import main
 from hw.design import ROOT, load_design
 from hw.generate import generate
+from hw.tools.area import SYSTEM_RESET, Area, SynthesisError
 from hw.tools.area_report import ARRAY, report
 from hw.tools.yosys import (
-    SYSTEM_RESET,
-    Area,
     Synthesis,
-    SynthesisError,
     SynthesisPiece,
     cache_key,
     pieces,
@@ -171,6 +169,16 @@ def test_a_design_that_cannot_be_routed_does_not_fit(lut: int, fits: bool, capsy
     one = Synthesis("fabric", 1, 1.0, 1, {"LUT6": lut - SYSTEM_RESET.lut}, {})
     data = report(replace(SMALL, part="xc7z020clg400-1"), [one])
     assert (data["total"]["lut"], data["fits"]) == (lut, fits)  # 85 % of 53,200 are 45,220
+
+
+@pytest.mark.parametrize(("chain", "verdict"), [(100, "fits"), (151, "does not fit")])
+def test_a_design_that_cannot_be_placed_does_not_fit(chain: int, verdict: str) -> None:
+    """Columns of the XC7Z020 have 150 slices; one chain in each of two instances."""
+    one = Synthesis("loader", 2, 1.0, 1, {"LUT6": 50, "CARRY4": chain}, {}, {"carry_chains": [[chain, 1]]})
+    data = report(SMALL, [one])
+    carry = next(row for row in data["placement"] if row["kind"] == "carry")
+    assert (carry["needed"], carry["verdict"], data["fits"]) == (2 * chain, verdict, verdict == "fits")
+    assert f"{chain}" in carry["words"] and "150" in carry["words"]
 
 
 @pytest.mark.slow
