@@ -90,6 +90,7 @@ class Board:
         ps: library block of the processor; ps_rule: its automation rule; automation: settings of that rule.
         ps_properties: settings beyond the board's preset.
         clock_pin, reset_pin, interrupt_pin, control_port, control_clock: names on the processor.
+        interrupt_line: number of that interrupt at the processor, as /proc/interrupts counts.
         protocol: "AXI3" or "AXI4", of control and memory ports.
         control_id_bits, control_address_bits: of the control port's transactions.
         memory_ports: of the accelerator's masters 0 and 1, which share no port of the memory controller.
@@ -110,6 +111,7 @@ class Board:
     clock_pin: str
     reset_pin: str
     interrupt_pin: str
+    interrupt_line: int
     control_port: str
     control_clock: str
     protocol: str
@@ -142,6 +144,7 @@ def _zynq7(part: Part, memory: float, name: str, board_part: str, remedy: str, *
         clock_pin="FCLK_CLK0",
         reset_pin="FCLK_RESET0_N",
         interrupt_pin="IRQ_F2P",
+        interrupt_line=61,
         control_port="M_AXI_GP0",
         control_clock="M_AXI_GP0_ACLK",
         protocol="AXI3",
@@ -201,6 +204,7 @@ _BOARDS = (
         clock_pin="pl_clk0",
         reset_pin="pl_resetn0",
         interrupt_pin="pl_ps_irq0",
+        interrupt_line=121,
         control_port="M_AXI_HPM0_FPD",
         control_clock="maxihpm0_fpd_aclk",
         protocol="AXI4",

@@ -430,6 +430,13 @@ class MemoryStatus(IntFlag):
     DRAINING = 4  #: a fault has stopped the program, and accesses that were begun are still open
 
 
+class MemoryInterrupt(IntFlag):
+    """Bits of the register INTERRUPT: the line to the processor is high while both are set."""
+
+    ENABLE = 1
+    PENDING = 2  #: a program has ended, well or not, since it was cleared; write 1 to clear
+
+
 MEMORY_REGISTERS: tuple[Register, ...] = (
     Register("START", 0x100, "w", "write 1: start the core and run the program, if idle"),
     Register("STOP", 0x108, "w", "write 1: end the program with fault STOPPED"),

@@ -178,6 +178,7 @@ def context(design: Design) -> dict[str, Any]:
         "record_flags": _enum(contract.RecordFlag),
         "faults": _enum(contract.Fault),
         "memory_status": _enum(contract.MemoryStatus),
+        "memory_interrupt": _enum(contract.MemoryInterrupt),
         "memory_registers": contract.MEMORY_REGISTERS,
         "functional_counters": contract.FUNCTIONAL_COUNTERS,
         "timing_counters": contract.TIMING_COUNTERS,

@@ -33,6 +33,7 @@ WRITTEN_IN_PLACE = {
     "host/verify": "stimuli and reports between a simulator and its caller, in folders made for one call",
     "host/measure/saif.py": "made by a simulator, in place",
     "host/devices/zynq/fpga_manager.py": "attributes of the kernel, which takes each write as a command",
+    "host/devices/zynq/interrupt.py": "a file of the kernel, each write to which lets an interrupt through",
     "host/devices/remote.py": "a new token's file must not exist, and is never replaced",
 }
 #: class or constant -> why more than one module defines it

@@ -14,6 +14,7 @@ import json
 import math
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from host.devices.library import COUNTERS
 from host.devices.memory import Memory, MemoryResult, MemoryStreams
 from host.devices.zynq.banks import Bank, asked_of_pynq
 from host.devices.zynq.fpga_manager import ManagedOverlay
+from host.devices.zynq.interrupt import ProgramEnd
 from host.devices.zynq.power import PowerMeter, PowerSensor
 from host.program.builder import ProgramBuilder
 from hw import contract
@@ -53,7 +55,6 @@ _MOST_CYCLES = (1 << 32) - 1  #: of the register DEADLINE
 
 # high-performance ports of the Zynq-7000: bit 0 of either control register narrows the port to 32 bits
 _AFI_BASE, _AFI_STEP, _AFI_READ, _AFI_WRITE = 0xF8008000, 0x1000, 0x00, 0x14
-_LONGEST_SLEEP = 1e-3
 
 
 def _pynq() -> Any:
@@ -104,6 +105,9 @@ class PynqDevice:
         beats: size of the memory in beats of 16 bytes, a multiple of 256; None takes what the board has for it.
         timeout: seconds that a program without a deadline may take.
 
+    Attributes:
+        end: how the end of a program is learned, ``end.way`` in words: by interrupt, or by polling and why.
+
     Raises:
         DeviceError: no pynq or one that does not work here, a bitstream of another design, a wrong port width, too little
             memory, a failed self-test, or a sensor that cannot be read.
@@ -130,6 +134,7 @@ class PynqDevice:
         self.energy = 0.0  #: joules of all programs so far, of the whole board; 0 without a sensor
         self.overlay = self._load(overlay)
         self._fabric = self._mmio("fabric")
+        self.end = ProgramEnd(BOARDS[design.part].interrupt_line, self._ended, partial(self._set, "INTERRUPT"))
         self._wake()
         self._hash = self._check_identity()
         self._check_port_width()
@@ -219,7 +224,7 @@ class PynqDevice:
         self._set("CTRL", 1)
         deadline = time.monotonic() + RESET_TIMEOUT
         while not self._register("CTRL") & 4 and time.monotonic() < deadline:
-            time.sleep(_LONGEST_SLEEP)
+            time.sleep(1e-3)
         self._set("SOFT_RESET", 0)
 
     def _check_identity(self) -> int:
@@ -361,8 +366,10 @@ class PynqDevice:
         if self._meter is not None:
             self._meter.start()
         try:
+            self.end.expect()
             self._set("START", 1)
-            self._wait(begun + seconds, seconds, program)
+            if not self.end.wait(begun + seconds):
+                raise DeviceError(f"no end within {seconds:.3g} s of the program at beat {program}; allow more time")
         finally:
             if self._meter is not None:
                 joules = self._meter.stop()
@@ -373,6 +380,7 @@ class PynqDevice:
         if self._check_identity() != self._hash:
             raise DeviceError("another overlay was loaded meanwhile")
         self._unfinished = False
+        self.end.quiet()
         if joules is not None:
             self.energy += joules
             counters["ENERGY_UJ"] = round(joules * 1e6)
@@ -382,15 +390,8 @@ class PynqDevice:
             return MemoryResult(Error.NONE, 0, counters, Fault(fault), offset)
         return MemoryResult(Error(error), self._register("POSITION") if error else 0, counters)
 
-    def _wait(self, deadline: float, seconds: float, program: int) -> None:
-        """Until the program has ended."""
-        sleep = 0.0
-        while not self._register("STATUS") & MemoryStatus.DONE:
-            if time.monotonic() > deadline:
-                raise DeviceError(f"no end within {seconds:.3g} s of the program at beat {program}; allow more time")
-            if sleep:
-                time.sleep(sleep)
-            sleep = min(_LONGEST_SLEEP, sleep * 2 or 2e-5)
+    def _ended(self) -> bool:
+        return bool(self._register("STATUS") & MemoryStatus.DONE)
 
     def run(self, program: HasWords | U64, timeout: float = DEFAULT_TIMEOUT) -> Result:
         """Run a stream program; see :class:`host.devices.device.Device`.
@@ -429,6 +430,7 @@ class PynqDevice:
         if not self._register("STATUS") & MemoryStatus.IDLE:
             self._set("STOP", 1)
             self._idle("STATUS", MemoryStatus.IDLE)
+        self.end.quiet()
         self._set("SOFT_RESET", 1)
         self._set("SOFT_RESET", 0)  # a kernel made by HLS would find it set at its next start
         self._idle("CTRL", 4)
@@ -452,6 +454,7 @@ class PynqDevice:
         """Free the contiguous memory; the device cannot be used afterwards."""
         if self._meter is not None:
             self._meter.close()
+        self.end.close()
         banks, self._banks = self._banks, []
         for bank in banks:
             bank.free()

@@ -37,6 +37,7 @@ class MemoryModel:
         silent_after: number of the access from which on nothing is answered, 0: none.
         silent_cycles: for how long.
         stop_after: clock cycles after which the host stops the program, 0: never.
+        clear_after: clock cycles after which the host clears the interrupt, 0: not before the end.
     """
 
     least_latency: int = 30
@@ -50,6 +51,7 @@ class MemoryModel:
     silent_after: int = 0
     silent_cycles: int = 0
     stop_after: int = 0
+    clear_after: int = 0
 
 
 def _bind(path: Path) -> ctypes.CDLL:
@@ -57,6 +59,7 @@ def _bind(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
         library.memory_create.restype = ctypes.c_void_p
         library.memory_destroy.argtypes = library.memory_reset.argtypes = [ctypes.c_void_p]
+        library.memory_interrupts.argtypes, library.memory_interrupts.restype = [ctypes.c_void_p], ctypes.c_uint64
         library.memory_execute.restype = ctypes.c_int
         library.memory_execute.argtypes = [
             ctypes.c_void_p,
@@ -113,6 +116,11 @@ class RtlMemoryDevice:
     @property
     def info(self) -> DeviceInfo:
         return DeviceInfo("rtl", self._design, self._design.hash64)
+
+    @property
+    def interrupts(self) -> int:
+        """How often the interrupt has come since the device was opened."""
+        return int(self.library.memory_interrupts(self._handle))
 
     def reset(self) -> None:
         """As a reset of the programmable logic: the core's registers and buffers' flags are lost, the memory is not."""

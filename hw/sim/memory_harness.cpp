@@ -16,6 +16,7 @@ constexpr unsigned kCorePage = 0x000, kMemoryPage = 0x100, kSlots = 32;
 constexpr unsigned kStart = 0x100, kStop = 0x108, kInterrupt = 0x128, kBase = 0x130, kLimit = 0x150, kProgram = 0x158, kDeadline = 0x160;
 constexpr uint64_t kBases[2] = {0x1000'0000, 0x3210'1000};  // unlike each other, so that a mixed-up one is found
 constexpr unsigned kLine = 16, kMostOpen = 12, kOkay = 0;
+constexpr unsigned kClearAndEnable = 3;  // written to INTERRUPT
 
 struct Settings {  // as host/devices/rtl_memory.py lays them out
   uint32_t least_latency, most_latency;  // cycles from an access to its answer
@@ -26,6 +27,7 @@ struct Settings {  // as host/devices/rtl_memory.py lays them out
   uint32_t silent_after;  // accesses after which nothing is answered, 0: never
   uint32_t silent_cycles;
   uint32_t stop_after;    // cycles after which the host writes STOP, 0: never
+  uint32_t clear_after;   // cycles after which the host clears the interrupt, 0: never
 };
 
 // The signals of a master.
@@ -54,9 +56,10 @@ struct Instance {
   Settings settings{};
   uint64_t* words = nullptr;  // beat i: word 2i behind port 0, word 2i + 1 behind port 1
   size_t beats = 0;
-  uint64_t now = 0, accesses = 0, silent_until = 0;
+  uint64_t now = 0, accesses = 0, silent_until = 0, interrupts = 0;
   uint32_t random = 1;
   bool broken = false;  // a rule of AXI, or of ours
+  bool line = false;    // the interrupt's, as it was
 
   struct Burst {
     uint64_t first;  // beat
@@ -187,6 +190,9 @@ struct Instance {
     top.ap_clk = 0;
     top.eval();
     now++;
+    const bool high = top.__SYM__interrupt;  // the name that Verilator gives it: interrupt is a word of some C++
+    interrupts += high && !line;
+    line = high;
   }
   void hard_reset() {
     for (auto& c : channels) c.reads.clear(), c.writes.clear(), c.data.clear(), c.r_held = c.b_held = false;
@@ -235,6 +241,9 @@ void memory_destroy(void* handle) { delete static_cast<Instance*>(handle); }
 // As a reset of the programmable logic: nothing is drained.
 void memory_reset(void* handle) { static_cast<Instance*>(handle)->hard_reset(); }
 
+// How often the interrupt has come.
+uint64_t memory_interrupts(const void* handle) { return static_cast<const Instance*>(handle)->interrupts; }
+
 // Runs the program whose first record is at beat `program` of a memory of `beats` beats.  `core` and `front` take the
 // registers of either page, one for every eight bytes.  Returns 0 done, 1 not done within `max_cycles`, 3 an assertion of
 // the RTL failed, 4 a rule of the memory was broken (both are told on the standard output).
@@ -253,14 +262,17 @@ int memory_execute(void* handle, uint64_t* words, size_t beats, uint32_t program
   a.write(kLimit, static_cast<uint32_t>(beats));
   a.write(kProgram, program);
   a.write(kDeadline, deadline);
-  a.write(kInterrupt, 3);
+  a.write(kInterrupt, kClearAndEnable);
+  const uint64_t interrupts = a.interrupts;
   a.write(kStart, 1);
   const uint64_t begin = a.now;
-  bool stopped = false;
+  bool stopped = false, cleared = false;
   int status = 0;
-  while (!a.top.__SYM__interrupt && status == 0) {  // the name that Verilator gives it: interrupt is a word of some C++
+  while (a.interrupts == interrupts && status == 0) {
     a.cycle();
     if (settings->stop_after && !stopped && a.now - begin >= settings->stop_after) a.write(kStop, 1), stopped = true;
+    if (settings->clear_after && !cleared && a.now - begin >= settings->clear_after)
+      a.write(kInterrupt, kClearAndEnable), cleared = true;
     if (a.context.gotError()) status = 3;
     else if (a.broken) status = 4;
     else if (a.now - begin > max_cycles) status = 1;
@@ -270,7 +282,11 @@ int memory_execute(void* handle, uint64_t* words, size_t beats, uint32_t program
     if (8 * k <= 0x90) core[k] = a.read(kCorePage + 8 * k);
     front[k] = a.read(kMemoryPage + 8 * k);
   }
-  return status;
+  a.write(kInterrupt, kClearAndEnable);
+  a.cycle();
+  if (a.line) a.complain("the interrupt stays although it was cleared");
+  std::fflush(stdout);
+  return status == 0 && a.broken ? 4 : status;
 }
 
 }  // extern "C"

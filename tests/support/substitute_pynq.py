@@ -6,7 +6,11 @@ and physical contents are kept apart, so that a forgotten flush or invalidate gi
 
 from __future__ import annotations
 
+import os
+import select
 import sys
+import threading
+import tty
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from host.devices.memory import MemoryDevice, StreamMemory
-from hw.contract import LINE_BEATS, MEMORY_PORTS, MEMORY_REGISTER, REGISTER, Fault, MemoryStatus
+from hw.boards import BOARDS
+from hw.contract import LINE_BEATS, MEMORY_PORTS, MEMORY_REGISTER, REGISTER, Fault, MemoryInterrupt, MemoryStatus
 from hw.design import Design
 
 FABRIC = 0x4000_0000
@@ -58,6 +63,25 @@ class Buffer(np.ndarray):
         del self.board.memory[self.physical_address]
 
 
+class Line:
+    """The kernel's file of an interrupt, a pseudo-terminal: masked when the interrupt comes, until the driver writes."""
+
+    def __init__(self) -> None:
+        self._kernel, self._driver = os.openpty()
+        tty.setraw(self._driver)
+        self.path = os.ttyname(self._driver)
+        self.masked, self.came = True, 0
+
+    def raise_(self) -> None:
+        """The line goes high."""
+        while select.select([self._kernel], [], [], 0)[0]:
+            assert os.read(self._kernel, 4) == (1).to_bytes(4, sys.byteorder)
+            self.masked = False
+        if not self.masked:
+            self.masked, self.came = True, self.came + 1
+            os.write(self._kernel, self.came.to_bytes(4, sys.byteorder))
+
+
 class Board:
     """A board whose stream core is ``device`` (any :class:`host.devices.device.Device`), or whose accelerator is ``front``.
 
@@ -68,6 +92,9 @@ class Board:
         memory_limit: bytes of contiguous memory.
         flushed, invalidated: bytes of all cache maintenance so far.
         raises: what a use of the module raises next, by its name: "allocate", "Overlay", "MMIO", "flush", "invalidate".
+        line: the kernel's file of the accelerator's interrupt; None: the image has none.
+        ends_after: seconds after its start at which a program ends; 0: at once, before the driver can wait.
+        looked: reads of STATUS so far.
         on_start: called when a program starts, with the accelerator busy; what it raises comes out of the register access.
     """
 
@@ -80,6 +107,8 @@ class Board:
         self.flushed = self.invalidated = 0
         self.raises: dict[str, Exception] = {}
         self.on_start: Callable[[], None] | None = None
+        self.line: Line | None = None
+        self.ends_after, self.looked = 0.0, 0
         self.programs = self.resets = self.stops = 0
         self.narrow_port = False
         self.hash64 = design.hash64
@@ -155,6 +184,7 @@ class Board:
         if name == "CTRL":
             return 0 if self.busy else 4
         if name == "STATUS":
+            self.looked += 1
             done = MemoryStatus.DONE if self._registers.get("done") else MemoryStatus(0)
             state = MemoryStatus.DRAINING if self._stuck else MemoryStatus(0) if self.busy else MemoryStatus.IDLE
             return int(state | done)
@@ -171,6 +201,9 @@ class Board:
                 self.device.reset()
         elif name == "START" and value & 1:
             self._start()
+        elif name == "INTERRUPT":
+            pending = self._registers.get(name, 0) & ~value & MemoryInterrupt.PENDING
+            self._registers[name] = pending | value & MemoryInterrupt.ENABLE
         elif name == "STOP" and value & 1 and self.busy:
             self.stops += 1
             if not self._stuck:
@@ -191,12 +224,15 @@ class Board:
             self._stuck = True
         if faults & {"hang", "stuck"}:
             return
+        if self.ends_after:
+            threading.Timer(self.ends_after, self._run, (faults,)).start()
+        else:
+            self._run(faults)
+
+    def _run(self, faults: set[str]) -> None:
         if named := faults & {f.name for f in Fault}:
             self._end(Fault[named.pop()], 77)
             return
-        self._run(faults)
-
-    def _run(self, faults: set[str]) -> None:
         beats = self._registers["LIMIT"]
         assert beats % LINE_BEATS == 0 and self._registers["PROGRAM"] % LINE_BEATS == 0
         banks = []
@@ -225,19 +261,26 @@ class Board:
     def _end(self, fault: Fault, offset: int = 0, error: int = 0, position: int = 0) -> None:
         self.busy = False
         self._registers |= {
-            "done": 1,
             "FAULT": int(fault),
             "FAULT_OFFSET": offset,
             "ERROR": error,
             "POSITION": position,
+            "INTERRUPT": self._registers.get("INTERRUPT", 0) | MemoryInterrupt.PENDING,
         }
         if fault:
             self.device.reset()
+        self._registers["done"] = 1  # what the driver sees of an end in another thread
+        if self.line is not None and self._registers["INTERRUPT"] & MemoryInterrupt.ENABLE:
+            self.line.raise_()
 
 
 def install(board: Board, monkeypatch: Any) -> Callable[[], None]:
     """Make ``import pynq`` find the board; undone by pytest's ``monkeypatch``."""
     monkeypatch.setitem(sys.modules, "pynq", board.module())
+    interrupt = types.ModuleType("pynq.interrupt")
+    lines = {} if board.line is None else {BOARDS[board.design.part].interrupt_line: board.line.path}
+    interrupt.get_uio_irq = lines.get  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pynq.interrupt", interrupt)
     return lambda: monkeypatch.delitem(sys.modules, "pynq")
 
 

@@ -269,7 +269,8 @@ module accelerator
       .fault_i(fault), .fault_offset_i(fault_offset), .counters_i(counters), .core_start_i(core_start),
       .core_reset_i(core_reset), .core_done_o(core_done)
   );
-  assign interrupt = memory_interrupt || core_interrupt;
+  // a register: nothing lies between it and the processor
+  always_ff @(posedge clk) interrupt <= memory_interrupt || core_interrupt;
 endmodule
 
 `default_nettype wire

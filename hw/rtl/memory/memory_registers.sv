@@ -84,10 +84,11 @@ module memory_registers
   assign {core_bready_o, core_rready_o} = '1;
 
   // a write, the cycle after it was taken: address and data lie in the registers that lead to the core
-  logic acts_q, here_q, own;
+  logic acts_q, here_q, own, asks;
   logic [7:0] address;
   assign address = core_awaddr_o;
   assign own     = acts_q && here_q;
+  assign asks    = own && address == MEMORY_INTERRUPT[7:0] && core_wstrb_o[0];
   assign core_done_o = owner_q == CONTROL && core_bvalid_i;
 
   always_ff @(posedge clk_i) begin
@@ -123,11 +124,9 @@ module memory_registers
         MEMORY_DEADLINE[7:0]: deadline_q <= core_wdata_o;
         default: ;
       endcase
-    if (own && address == MEMORY_INTERRUPT[7:0] && core_wstrb_o[0]) begin
-      enable_q <= core_wdata_o[0];
-      if (core_wdata_o[1]) pending_q <= 1'b0;
-    end
-    if (ends_i) pending_q <= 1'b1;
+    if (asks) enable_q <= core_wdata_o[INTERRUPT_ENABLE];
+    // an end is not lost to the host that clears the one before
+    pending_q <= ends_i || pending_q && !(asks && core_wdata_o[INTERRUPT_PENDING]);
     if (rst_i) begin
       owner_q <= FREE;
       {write_q, acts_q, bvalid_q, core_awvalid_o, core_wvalid_o, enable_q, pending_q, start_o, stop_o} <= '0;
@@ -156,7 +155,10 @@ module memory_registers
         end
         MEMORY_FAULT[7:0]:        rdata_q <= {28'd0, fault_i};
         MEMORY_FAULT_OFFSET[7:0]: rdata_q <= fault_offset_i;
-        MEMORY_INTERRUPT[7:0]:    rdata_q <= {30'd0, pending_q, enable_q};
+        MEMORY_INTERRUPT[7:0]: begin
+          rdata_q[INTERRUPT_ENABLE]  <= enable_q;
+          rdata_q[INTERRUPT_PENDING] <= pending_q;
+        end
         MEMORY_BASE0_LO[7:0]:     rdata_q <= {base_q[0][31:12], 12'd0};
         MEMORY_BASE0_HI[7:0]:     rdata_q <= base_q[0][63:32];
         MEMORY_BASE1_LO[7:0]:     rdata_q <= {base_q[1][31:12], 12'd0};

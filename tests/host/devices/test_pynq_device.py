@@ -27,7 +27,7 @@ from hw.design import load_design
 from tests.support.malformed import good_program
 from tests.support.random_programs import random_program
 from tests.support.scattered import scattered
-from tests.support.substitute_pynq import Board, install, overlay_files
+from tests.support.substitute_pynq import Board, Line, install, overlay_files
 
 DESIGN = load_design("sim-small")
 BEATS = 1 << 15
@@ -113,6 +113,66 @@ def test_every_fault_has_its_own_error_and_the_next_program_runs(
     assert re.search(message, str(caught.value)), str(caught.value)
     assert board.stops == (fault == "hang")
     assert np.array_equal(device.run(good).words, expected.words)
+
+
+def with_interrupt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: float = 0.05) -> tuple[PynqDevice, Board]:
+    """A device whose programs end so many seconds after their start, and then with an interrupt."""
+    board = Board(ReferenceDevice(DESIGN), DESIGN)
+    board.line, board.ends_after = Line(), seconds
+    install(board, monkeypatch)
+    return PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS, timeout=0.5), board
+
+
+def test_the_end_of_a_program_comes_by_interrupt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device, board = with_interrupt(monkeypatch, tmp_path)
+    assert board.line is not None and board.line.path in device.end.way
+    good = good_program(DESIGN)
+    expected = ReferenceDevice(DESIGN).run(good)
+    for fault in (Fault.NONE, Fault.READ_SLVERR, Fault.NONE):
+        board.faults = {fault.name} - {"NONE"}
+        came, looked = board.line.came, board.looked
+        if fault:
+            with pytest.raises(MemoryFaultError, match=fault.name):
+                device.run(good)
+        else:
+            assert np.array_equal(device.run(good).words, expected.words)
+        assert board.line.came == came + 1
+        assert board.looked <= looked + 6, "STATUS was polled"
+    board.faults = {"hang"}
+    with pytest.raises(DeviceError, match="no end within"):
+        device.run(good, timeout=0.05)
+    assert np.array_equal(device.run(good).words, expected.words)
+    board.ends_after = 0.0  # ends before anyone waits: the interrupt is left over, and not taken for the next end
+    device.run(good)
+    board.ends_after = 0.05
+    assert np.array_equal(device.run(good).words, expected.words)
+    assert board.line.path in device.end.way
+
+
+def test_an_interrupt_that_means_nothing_is_not_taken_for_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device, board = with_interrupt(monkeypatch, tmp_path)
+    good = good_program(DESIGN)
+    board.on_start = lambda: board.line.raise_() if board.line else None
+    assert np.array_equal(device.run(good).words, ReferenceDevice(DESIGN).run(good).words)
+
+
+def test_without_an_interrupt_the_driver_polls_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device, _ = opened(monkeypatch, tmp_path)
+    assert re.search("polling: .*no interrupt 61.*device tree", device.end.way)
+    device, board = with_interrupt(monkeypatch, tmp_path)
+    assert board.line is not None
+    monkeypatch.setattr(board.line, "raise_", lambda: None)  # another line is wired than the one that is waited for
+    good = good_program(DESIGN)
+    for _ in range(2):
+        assert np.array_equal(device.run(good).words, ReferenceDevice(DESIGN).run(good).words)
+    assert re.search("polling: a program ended without interrupt 61", device.end.way)
+    unusable = Board(ReferenceDevice(DESIGN), DESIGN)
+    unusable.line = types.SimpleNamespace(path=str(tmp_path / "none"))  # type: ignore[assignment]
+    install(unusable, monkeypatch)
+    device = PynqDevice(DESIGN, overlay_files(tmp_path), beats=BEATS)
+    assert re.search("polling: interrupt 61 cannot be used .*FileNotFoundError.*root", device.end.way)
 
 
 def test_a_fault_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

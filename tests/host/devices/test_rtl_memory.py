@@ -17,10 +17,11 @@ from host.devices.reference import ReferenceDevice
 from host.devices.rtl import rtl_sources
 from host.devices.rtl_memory import MemoryModel, RtlMemoryDevice
 from host.verify.stimuli import precision_sweep
-from hw.contract import Error
+from hw.contract import HEADER_WORDS, Error
 from hw.design import load_design
 from hw.generate import generate
 from tests.host.devices.test_rtl import CHOOSER, Mutant, replace_once
+from tests.support.malformed import good_program
 from tests.support.memory_faults import TrialWriter, random_model
 from tests.support.random_programs import random_program
 from tests.support.scattered import Scattered, scattered
@@ -71,6 +72,7 @@ def run_trials(device: RtlMemoryDevice, seeds: Iterable[int]) -> Counter[str]:
     design = device.info.design
     good = [stimulus.words for seed in range(6) for stimulus in precision_sweep(design, seed, max_bits=2)]
     kinds: Counter[str] = Counter()
+    begun = device.interrupts
     for seed in seeds:
         rng = np.random.default_rng([seed, 1])
         program = random_case(device, seed)
@@ -85,12 +87,23 @@ def run_trials(device: RtlMemoryDevice, seeds: Iterable[int]) -> Counter[str]:
             program = placed(device, scattered(design, good[seed // 2 % len(good)], seed))
         compare(device, program, ReferenceDevice(design))
         kinds["good"] += 1
+        assert device.interrupts - begun == kinds.total(), "one for every end, good or bad"
     return kinds
 
 
 def test_every_fault_is_told_and_the_next_program_is_right(device: RtlMemoryDevice) -> None:
     kinds = run_trials(device, range(1, 240, 2))
     assert len(kinds) == 13, kinds
+
+
+def test_an_end_is_told_although_the_host_clears_the_interrupt_meanwhile(device: RtlMemoryDevice) -> None:
+    """Whenever the host does: one interrupt comes, neither none nor two."""
+    program = placed(device, scattered(device.info.design, good_program(device.info.design)[-HEADER_WORDS:], 0))
+    for cycles in range(1, 160):
+        begun = device.interrupts
+        device.model = MemoryModel(clear_after=cycles)
+        check(device.execute(program.program))
+        assert device.interrupts == begun + 1, cycles
 
 
 def test_an_error_of_the_core_ends_the_program_without_a_fault(device: RtlMemoryDevice) -> None:
@@ -151,6 +164,12 @@ MUTANTS = [
     Mutant("memory_writer", "b_response_q[0] ? FAULT_WRITE_DECERR : FAULT_WRITE_SLVERR", "FAULT_WRITE_SLVERR"),
     Mutant("memory_writer", "records_q == 0 && free_q != 0", "1'b0"),
     Mutant("memory_port", "(ADDRESS_BITS - 12)'(offset[31:9])", "(ADDRESS_BITS - 12)'(offset[31:9] & ~23'd1)"),
+    Mutant(
+        "memory_registers",
+        "ends_i || pending_q && !(asks && core_wdata_o[INTERRUPT_PENDING])",
+        "(ends_i || pending_q) && !(asks && core_wdata_o[INTERRUPT_PENDING])",
+    ),
+    Mutant("memory_registers", "asks && core_wdata_o[INTERRUPT_PENDING]", "1'b0"),
     Mutant("memory_control", "state_q == RESET || state_q == IDLE", "1'b0"),
     Mutant("memory_control", "&quiet_i", "1'b1"),
     Mutant("memory_control", "cycles_q >= deadline_i", "cycles_q >= 4 * deadline_i"),
@@ -198,6 +217,7 @@ def test_one_flipped_operator_is_found(breakable: list[Path], number: int) -> No
     try:
         run_trials(device, range(1, 160))
         test_an_error_of_the_core_ends_the_program_without_a_fault(device)
+        test_an_end_is_told_although_the_host_clears_the_interrupt_meanwhile(device)
     except (AssertionError, DeviceError) as found:
         assert number, found
     else:

@@ -16,7 +16,7 @@ from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
 
 from host.devices.memory import StreamMemory
 from host.devices.reference import ReferenceDevice
-from hw.contract import MEMORY_REGISTER, MEMORY_REGISTERS, REGISTER, Fault, MemoryStatus
+from hw.contract import MEMORY_REGISTER, MEMORY_REGISTERS, REGISTER, Fault, MemoryInterrupt, MemoryStatus
 from hw.design import load_design
 from tests.support.random_programs import random_program
 from tests.support.scattered import Scattered, scattered
@@ -95,6 +95,7 @@ class Board:
         assert await First(RisingEdge(self.dut.interrupt), end) is not end, "no interrupt"
         assert await self.read("STATUS") == MemoryStatus.IDLE | MemoryStatus.DONE
         await self.write("INTERRUPT", 2)
+        await ClockCycles(self.dut.ap_clk, 2)  # the line is a register's
         assert int(self.dut.interrupt.value) == 0
         return Fault(await self.read("FAULT"))
 
@@ -121,6 +122,26 @@ async def registers(dut: Any) -> None:
             assert await board.control.read_dword(offset) == 0, f"{offset:#x}"
     await board.write("STOP", 1)  # nothing runs
     assert await board.read("STATUS") == MemoryStatus.IDLE and await board.read("FAULT") == 0
+
+
+@cocotb.test()
+async def interrupts(dut: Any) -> None:
+    """The line is low while it is not enabled; an end that came before is told when it is."""
+    board = Board(dut)
+    await board.start()
+    board.load(program := scattered(DESIGN, random_program(DESIGN, 0, packets=2, max_rows=6, max_bits=4), 0))
+    await board.execute(program)
+    assert await board.read("INTERRUPT") == 0
+    await board.write("START", 1)
+    while not await board.read("STATUS") & MemoryStatus.DONE:
+        assert int(dut.interrupt.value) == 0
+    assert await board.read("INTERRUPT") == MemoryInterrupt.PENDING and int(dut.interrupt.value) == 0
+    await board.write("INTERRUPT", int(MemoryInterrupt.ENABLE))
+    await ClockCycles(dut.ap_clk, 2)
+    assert int(dut.interrupt.value) == 1
+    await board.write("INTERRUPT", int(MemoryInterrupt.PENDING))
+    await ClockCycles(dut.ap_clk, 2)
+    assert int(dut.interrupt.value) == 0 and await board.read("INTERRUPT") == 0
 
 
 @cocotb.test()

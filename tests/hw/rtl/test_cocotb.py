@@ -58,7 +58,7 @@ def test_accelerator() -> None:
     design = load_design("sim-small")
     # the memories are AXI4 ones; AXI3 differs in widths and WID alone
     build = build_simulation("accelerator", rtl_sources(generated(design), memory=True), parameters={"AXI3": 0})
-    check(run_cocotb_bench(build, "accelerator", "tests.hw.rtl.bench_accelerator", {"BENCH_DESIGN": design.name}), 3)
+    check(run_cocotb_bench(build, "accelerator", "tests.hw.rtl.bench_accelerator", {"BENCH_DESIGN": design.name}), 4)
 
 
 def test_control_bridge() -> None:
