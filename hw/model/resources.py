@@ -2,7 +2,7 @@
 
 What the sources spell out in primitives or memories is counted exactly: the bit heap of a dot product, the block RAM of
 a memory.  What Yosys maps is a constant, a share per lane and a share per lane and channel; the coefficients were fitted to
-``fractrain synth`` on pynq-z2 (C = 8) and zc706 (C = 16), the only two values of C that a design may have.
+``fractrain synth`` on sim-small (C = 8) and zc706 (C = 16), the only two values of C that a design may have.
 """
 
 from __future__ import annotations
@@ -83,20 +83,22 @@ def _finish(heap: list[int]) -> list[int] | None:
 
 #: LUT, FF and DSP of what Yosys maps: constant, per lane, and per lane and channel
 MAPPED: dict[str, dict[str, tuple[float, float, float]]] = {
-    "operand_network": {"lut": (0, 3.9, 47.98), "ff": (0, 0, 20.4), "dsp": (0, 0, 0)},
-    "loader": {"lut": (1903, 0, 0), "ff": (1171, 0, 0), "dsp": (13, 0, 0)},
-    "drain": {"lut": (1316, 12.6, 0), "ff": (1366, 5.25, 0), "dsp": (0, 0, 0)},
-    "sequencer": {"lut": (1372, 0, 0), "ff": (930, 1.69, 0), "dsp": (2, 0, 0)},
-    "command_queue": {"lut": (1099, 0, 0), "ff": (546, 0, 0), "dsp": (0, 0, 0)},
-    "control_registers": {"lut": (252, 0, 0), "ff": (40, 0, 0), "dsp": (0, 0, 0)},
+    "operand_network": {"lut": (-21, 0, 49.753), "ff": (405, 0, 19.583), "dsp": (0, 0, 0)},
+    "loader": {"lut": (1654, 0, 0), "ff": (1656, 0, 0), "dsp": (12, 0, 0)},
+    "drain": {"lut": (1577, 4.31, 0), "ff": (1374, 5.0, 0), "dsp": (0, 0, 0)},
+    "sequencer": {"lut": (1835, 0.19, 0), "ff": (1626, 4.94, 0), "dsp": (2, 0, 0)},
+    "command_queue": {"lut": (1098, 0, 0), "ff": (1422, 0, 0), "dsp": (0, 0, 0)},
+    "control_registers": {"lut": (250, 0, 0), "ff": (42, 0, 0), "dsp": (0, 0, 0)},
     "control_bridge": {"lut": (84, 0, 0), "ff": (149, 0, 0), "dsp": (0, 0, 0)},
-    "memory_front_end": {"lut": (3960, 0, 0), "ff": (2820, 0, 0), "dsp": (0, 0, 0)},
-    "fabric": {"lut": (440, 0, 3.05), "ff": (707, 0, 20), "dsp": (0, 0, 0)},
+    "memory_front_end": {"lut": (3938, 0, 0), "ff": (2820, 0, 0), "dsp": (0, 0, 0)},
+    "fabric": {"lut": (590, 0, 3.044), "ff": (954, 0, 20.042), "dsp": (0, 0, 0)},
 }
+#: the memory front end's of a design with one output stream, whose words it pairs
+PAIRED_WORDS = Area(lut=30, ff=63)
 #: payload queues of the two memory ports
 MEMORY_PORTS_BRAM36 = 2.0
-#: LUT of the bits that tell zero row words, per address of a tensor buffer
-FLAG_LUT = 0.43
+#: LUT of the bits that tell zero row words: of a tensor buffer, and per address
+FLAG_LUT = 39, 0.39
 
 
 def drain_units(design: Design) -> dict[str, Area]:
@@ -115,34 +117,33 @@ def drain_units(design: Design) -> dict[str, Area]:
             round(38 + 97.4 * channels),
             channels * memory_blocks(sums, design.depth_accumulator),
         ),
-        "epilogue": Area(round(687 + 475.5 * wide), round(306 + 556 * wide), 0.0, 7 * wide),
-        "code_buffer": Area(1355 + 4213 * (beats > 1), 2 * planes * lanes * channels + (planes + 1) * BEAT_BITS + 185),
-        "moments": Area(round(359 + 84.5 * wide), round(251 + 176.5 * wide), design.moments_bram36, wide),
+        "epilogue": Area(round(682 + 475.67 * wide), round(305 + 556.08 * wide), 0.0, 7 * wide),
+        "code_buffer": Area(
+            1337 + 4231 * (beats > 1), 2 * planes * lanes * channels + (planes + 1) * BEAT_BITS + 141 + 44 * (beats > 1)
+        ),
+        "moments": Area(round(383 + 83.71 * wide), round(194 + 178.25 * wide), design.moments_bram36, wide),
     }
     if design.rounding:
-        units["rounding"] = Area(round(592 + 48 * lanes), round(570 + 25 * lanes), 0.0, 6)
+        units["rounding"] = Area(round(670 + 45.56 * lanes), round(634 + 23 * lanes), 0.0, 6)
     return units
+
+
+def _tensor_buffer(design: Design, depth: int) -> Area:
+    slices = contract.ROW_BANKS * design.lanes * design.channels // BEAT_BITS
+    flags = round(FLAG_LUT[0] + FLAG_LUT[1] * depth)
+    return Area(slices + 2 + flags, 1, slices * memory_blocks(BEAT_BITS, depth))
 
 
 def resources_by_module(design: Design) -> dict[str, Area]:
     """Area of every piece of ``hw.tools.yosys.pieces``, all its instances together."""
     lanes, channels = design.lanes, design.channels
-    tensor_slices = contract.ROW_BANKS * lanes * channels // BEAT_BITS
     weight_bits = channels * design.dot_bits
     areas = {
         "dot_product_unit": dot_product(design.dot_bits, False, design.accumulators == "dsp").times(design.units),
         "operand_sum_unit": dot_product(design.dot_bits, True, False).times(lanes),
-        "dot_product_array": Area(0, 29 * lanes),
-        "buffer_a": Area(
-            tensor_slices + 2 + round(FLAG_LUT * design.depth_a),
-            0,
-            tensor_slices * memory_blocks(BEAT_BITS, design.depth_a),
-        ),
-        "buffer_g": Area(
-            tensor_slices + 2 + round(FLAG_LUT * design.depth_g),
-            0,
-            tensor_slices * memory_blocks(BEAT_BITS, design.depth_g),
-        ),
+        "dot_product_array": Area(0, 37 * lanes - 256),
+        "buffer_a": _tensor_buffer(design, design.depth_a),
+        "buffer_g": _tensor_buffer(design, design.depth_g),
         "buffer_w": Area(-(-weight_bits // BEAT_BITS) + 5),
     }
     areas["buffer_w"] += Area(
@@ -157,7 +158,7 @@ def resources_by_module(design: Design) -> dict[str, Area]:
         one = {kind: round(a + b * lanes + c * lanes * channels) for kind, (a, b, c) in kinds.items()}
         areas[name] = Area(one["lut"], one["ff"], 0.0, one["dsp"])
     areas["drain"] += Area(bram36=design.epilogue_bram36)
-    areas["memory_front_end"] += Area(bram36=MEMORY_PORTS_BRAM36)
+    areas["memory_front_end"] += Area(bram36=MEMORY_PORTS_BRAM36) + PAIRED_WORDS.times(int(design.output_streams == 1))
     return areas | drain_units(design)
 
 

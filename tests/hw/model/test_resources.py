@@ -12,23 +12,24 @@ from hw.model.resources import dot_product, resources, resources_by_module
 from hw.tools.yosys import pieces
 
 MEASUREMENTS = ROOT / "docs" / "measurements"
+#: records of RTL that is no more, to be made again
+OUTDATED = {"pynq-z2"}
 MEASURED = sorted(path.stem.removeprefix("synth-") for path in MEASUREMENTS.glob("synth-*.json"))
+CURRENT = [name for name in MEASURED if name not in OUTDATED]
 
 
 def test_both_calibration_designs_are_measured() -> None:
     assert {"pynq-z2", "zc706"} <= set(MEASURED)
 
 
-@pytest.mark.xfail(reason="synthesised before contract 4; record again: fractrain synth --design NAME --save ...")
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", CURRENT)
 def test_within_ten_percent_of_yosys(name: str) -> None:
     measured = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())["total"]
     for kind, value in resources(load_design(name)).as_dict().items():
         assert value == pytest.approx(measured[kind], rel=0.10), kind
 
 
-@pytest.mark.xfail(reason="synthesised before contract 4; record again: fractrain synth --design NAME --save ...")
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", CURRENT)
 def test_every_module_is_near(name: str) -> None:
     design = load_design(name)
     rows = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())["modules"]
@@ -56,11 +57,12 @@ def test_accumulators_in_luts_are_counted_exactly() -> None:
     assert dot_product(design.dot_bits, False, False).as_dict() == unit["one"]
 
 
-def test_block_ram_of_the_design_is_the_measured_one() -> None:
-    """Of the fabric's own memories: the memory front end has queues beside them.  Other records are of an earlier contract."""
-    rows = json.loads((MEASUREMENTS / "synth-zc706.json").read_text())["modules"]
+@pytest.mark.parametrize("name", CURRENT)
+def test_block_ram_of_the_design_is_the_measured_one(name: str) -> None:
+    """Of the fabric's own memories: the memory front end has queues beside them."""
+    rows = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())["modules"]
     measured = sum(row["all"]["bram36"] for row in rows if row["module"] != "memory_front_end")
-    assert load_design("zc706").bram36 == measured
+    assert load_design(name).bram36 == measured
 
 
 def test_a_pixel_of_the_shadow_copy_is_counted_exactly() -> None:

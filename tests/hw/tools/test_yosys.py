@@ -148,8 +148,10 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert data["accumulators"] == "lut" and data["modules"][0]["one"]["dsp"] == 0
 
 
-@pytest.mark.xfail(reason="synthesised before contract 4; record again: fractrain synth --design NAME --save ...")
-@pytest.mark.parametrize("name", ["zc706", "pynq-z2"])
+@pytest.mark.parametrize("name", [
+    "zc706",
+    pytest.param("pynq-z2", marks=pytest.mark.xfail(reason="of RTL that is no more; fractrain synth --design pynq-z2 --save ...")),
+])  # fmt: skip
 def test_committed_measurement_meets_the_targets(name: str) -> None:
     data = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())
     assert {row["module"] for row in data["modules"]} == {p.name for p in pieces(load_design(name))}
