@@ -107,10 +107,10 @@ class BackbonePasses:
 
     def passes_statistics(self, features: Array) -> tuple[Array, ...]:
         """Running mean and variance of every node, which have taken in those of the batch."""
-        kept = self._run.tape.kept
+        statistics = self._run.tape.statistics
         mixed: list[Array] = []
         for node, own, (_, momentum) in zip(self.step.graph, self._own, self.step.constants, strict=True):
-            mixed += kept[node.name].statistics.mixed(own[3], own[4], momentum)
+            mixed += statistics[node.name].mixed(own[3], own[4], momentum)
         return tuple(mixed)
 
     def passes_gradient(self, grad: Array) -> tuple[Array, ...]:

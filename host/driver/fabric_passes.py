@@ -185,7 +185,7 @@ class FabricPasses:
 
     def __init__(self, engine: FabricEngine) -> None:
         self.engine, self.design = engine, engine.design
-        self.meter = PassMeter(engine.meter.totals)
+        self.meter, self.schedules = PassMeter(engine.meter.totals), None
 
     def run(self, wanted: ProductPass) -> PassResult:
         """Runs a pass.  Where the design computes partial sums, the host adds them up and does what stands behind them.

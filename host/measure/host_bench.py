@@ -132,7 +132,7 @@ class HostStep:
         times.append(time.process_time())
         self._update(found, head)
         for node in self.graph:
-            own, seen = self.parameters[node.name], forward.tape.kept[node.name].statistics
+            own, seen = self.parameters[node.name], forward.tape.statistics[node.name]
             own.mean[:] = 0.9 * own.mean + 0.1 * seen.mean
             own.variance[:] = 0.9 * own.variance + 0.1 * seen.unbiased
         times.append(time.process_time())

@@ -8,23 +8,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from host.arrays import F32, F64, I64
+from host.arrays import F32, F64, I32, I64
 from host.epilogue import RANDOM_BITS, Entries, Epilogue
 from host.numerics import derive_key
 from host.step.channel_parameters import (
     ChannelMoments,
+    Numbers,
     bounded,
     code_shift,
     code_top,
     entries,
     grid_scale,
     measured,
+    or_one,
     value,
     value_unit,
 )
 from host.step.coded import ALL, Coded, CodedPart, CodedWeights, Gathered, SampleSet, refined
-from host.step.forward import Forward, Kept, check_bound, geometry_of
+from host.step.forward import Forward, Kept, check_bound, farthest, geometry_of
 from host.step.passes import CodeTensor, PassEpilogue, PassResult, ProductPass, identity
+from host.step.recorded import value_of
 from host.step.result_order import ResultOrder, random_numbers
 from hw.contract import VALUE_BITS
 from hw.networks import ConvGeometry
@@ -90,7 +93,7 @@ class Backward:
     _last_codes: dict[str, Coded] = field(default_factory=dict)
     _carried: dict[str, Coded] = field(default_factory=dict)
     _weights: dict[str, F64] = field(default_factory=dict)
-    _affine: dict[str, tuple[F64, F64]] = field(default_factory=dict)
+    _affine: dict[str, tuple[Numbers, Numbers]] = field(default_factory=dict)
 
     def run(self, features: F32) -> Mapping[str, NodeGradients]:
         """Gradients of all nodes.
@@ -98,7 +101,10 @@ class Backward:
         Args:
             features: gradient by the pooled features, float32 (N, C).
         """
-        graph = self.forward.graph
+        graph, recorder = self.forward.graph, self.forward.recorder
+        if self.forward.schedule is not None:
+            self.gradients = self.forward.schedule.backward(self.forward, features, self.key)
+            return self.gradients
         last = graph[-1]
         self._carried[last.name] = self._pooled(features, last)
         for node in reversed(graph):
@@ -106,29 +112,27 @@ class Backward:
         stem = graph[0]
         self._last_weights(stem)
         for node in graph:
-            gamma, beta = self._affine[node.name]
-            weight = self._weights[node.name].astype(np.float32)
-            self.gradients[node.name] = NodeGradients(weight, gamma.astype(np.float32), beta.astype(np.float32))
+            gamma, beta = (value_of(each).astype(np.float32) for each in self._affine[node.name])
+            self.gradients[node.name] = NodeGradients(self._weights[node.name].astype(np.float32), gamma, beta)
+        self.forward.settle_ranges()
+        if recorder is not None:
+            recorder.finish(self._affine, self.forward.tops.tops)
         return self.gradients
 
     # -- what comes from above ----------------------------------------------------------------------------------------
 
-    def _key(self, node: StepNode, *more: int) -> int:
-        return derive_key(self.key, self.forward.number[node.name], *more)
+    def _key(self, node: StepNode, *more: int) -> Any:
+        counters = self.forward.numbers[node.name], *more
+        return self.forward.number(("key", *counters), derive_key(self.key, *counters))
 
     def _pooled(self, features: F32, last: StepNode) -> Coded:
         """Codes of the last node's gradient: that of a mean over its pixels, rounded at random, a scale per channel."""
-        height, width = last.shape.out_hw
-        real = features.astype(np.float64) / (height * width)
-        bits = self.forward.widths.gradient
-        most = np.abs(real).max(0)
-        scale = np.where(most > 0, most, 1.0) / code_top(bits, True)
-        n, c = real.shape
-        drawn = random_numbers((n, c, 1, 1), self._key(last, _POOLED), ResultOrder())[:, :, 0, 0]
-        codes = np.floor(real / scale + drawn / float(1 << RANDOM_BITS)).astype(np.int32)
-        codes = np.clip(codes, -code_top(bits, True), code_top(bits, True))
-        spread = np.ascontiguousarray(np.broadcast_to(codes[:, :, None, None], (n, c, height, width)))
-        return Coded(spread, (CodedPart(ALL, bits, True, scale),))
+        forward, bits = self.forward, self.forward.widths.gradient
+        counters = forward.numbers[last.name], _POOLED
+        codes, scale = pooled_codes(features, last.shape.out_hw, bits, derive_key(self.key, *counters))
+        if forward.recorder is not None:
+            forward.recorder.host("features", codes, counters)
+        return Coded(codes, (CodedPart(ALL, bits, True, forward.number("features", scale)),))
 
     def _way(self, node: StepNode) -> _Way:
         forward = self.forward
@@ -137,15 +141,13 @@ class Backward:
             source = node.name
             if node.on_shortcut:
                 source = next(join.name for join in forward.graph if join.residual == node.name)
-            channels = np.ones(node.shape.out_channels, np.int64)
-            ones = CodedWeights(identity(len(channels)), np.ones(len(channels)), 0, (channels, channels))
+            channels = np.ones(node.shape.out_channels)
+            ones = CodedWeights(identity(len(channels)), channels, 0, (channels, channels))
             return _Way(self._carried[source], ones, None)
         return _Way(self._codes[straight[0].name], self._back_weights(straight[0]), straight[0])
 
     def _back_weights(self, taker: StepNode) -> CodedWeights:
-        weight = self.forward.parameters[taker.name].weight
-        (bits,) = {bits.w for _, bits in self.forward.groups[taker.name]}
-        return CodedWeights.of(weight, bits, back=True, groups=taker.shape.groups, node=taker.name)
+        return self.forward.coded_weights(taker, back=True)
 
     def _added(self, node: StepNode) -> Coded | None:
         """Codes of a shortcut's gradient that is added to the node's."""
@@ -173,7 +175,7 @@ class Backward:
             return
         tape, block = forward.tape, ".".join(taker.name.split(".")[:2])
         found = self.option_gradients.setdefault(block, np.zeros((tape.batch, len(self.options))))
-        top, scale = tape.tops[taker.source], float(gradient.whole.scale)
+        top, scale = tape.tops[taker.source], gradient.whole.scale
         for part in tape.wide[taker.source].parts:
             wide = tape.wide[taker.source].codes(part)
             slope = np.asarray(gradient.values[part.samples]).astype(np.int64)
@@ -215,11 +217,13 @@ class Backward:
         self.forward.tape.saturated += done.saturated
         if x is not None and way.taker is not None:
             assert done.weight_gradient is not None
-            self._note_weights(way.taker, done.weight_gradient, _scale(x, samples) * float(part.scale))
+            self._note_weights(way.taker, done.weight_gradient, _scale(x, samples) * part.scale)
         return done
 
-    def _note_weights(self, node: StepNode, sums: I64, scale: float) -> None:
-        gradient: F64 = sums.astype(np.float64) * scale
+    def _note_weights(self, node: StepNode, sums: I64, scale: Numbers) -> None:
+        gradient: F64 = sums.astype(np.float64) * value_of(scale)
+        if self.forward.recorder is not None:
+            self.forward.recorder.gradient(node.name, scale)
         before = self._weights.get(node.name)
         self._weights[node.name] = gradient if before is None else before + gradient
 
@@ -241,7 +245,7 @@ class Backward:
             )
             done = self.forward.engine.run(wanted)
             assert done.weight_gradient is not None
-            self._note_weights(node, done.weight_gradient, _scale(x, samples) * float(part.scale))
+            self._note_weights(node, done.weight_gradient, _scale(x, samples) * part.scale)
 
     def _node(self, node: StepNode) -> None:
         forward = self.forward
@@ -277,7 +281,7 @@ class Backward:
             bound = way.weights.bound(part)
             check_bound(node.name, bound)
             sums = part.scale * way.weights.scale
-            unit = None if added is None else np.zeros_like(sums) + added.whole.scale
+            unit = None if added is None else added.whole.scale
             top = 0 if added is None else 1 << added.whole.bits - 1
             inner = bounded(sums, bound, added=unit, added_top=top)
             behind = self._behind(
@@ -294,27 +298,26 @@ class Backward:
     ) -> Coded:  # fmt: skip
         """Codes of the gradient by the convolution's output; with ``keep`` those of the gradient that a shortcut carries."""
         forward, kept = self.forward, self.forward.tape.kept[node.name]
-        values = kept.statistics.values
-        gamma = forward.parameters[node.name].gamma.astype(np.float64) * kept.inverse
-        to_beta, to_gamma = moments.total / values, moments.products / values
+        gamma = forward.affine(node)[0] * kept.inverse
+        to_beta, to_gamma = moments.total / kept.values, moments.products / kept.values
         peak = np.maximum(np.abs(moments.greatest), np.abs(moments.least))
-        farthest = np.maximum(np.abs(moments.greatest - to_beta), np.abs(moments.least - to_beta))
-        top = float((np.abs(gamma) * (farthest + np.abs(to_gamma) * kept.peak)).max()) or 1.0
+        most = np.maximum(np.abs(moments.greatest - to_beta), np.abs(moments.least - to_beta))
+        top = or_one((np.abs(gamma) * (most + np.abs(to_gamma) * kept.peak)).max())
         keep_bits = keep or 8
         keep_shift = VALUE_BITS - keep_bits
         a, k = Gathered(forward.tape.batch), Gathered(forward.tape.batch)
         pairs = list(refined(way.codes.parts, [samples for samples, _ in groups]))
-        unit = np.zeros(0)
+        unit: Numbers = None
         for place, (part, number, samples) in enumerate(pairs):
             bits = groups[number][1]
             step = value_unit(top, bits, True)
-            extra = None if added is None else np.zeros(len(peak)) + added.whole.scale
+            extra = None if added is None else added.whole.scale
             inner = measured(
                 part.scale * way.weights.scale, peak, keep_shift, code_top(keep_bits, True), added=extra,
                 free=len(way.codes.parts) == 1,
             )  # fmt: skip
             unit = inner.unit
-            w = value(gamma * unit, -gamma * to_beta, -gamma * to_gamma * kept.unit, step)
+            w = value(gamma * unit, step, offset=-gamma * to_beta, side=-gamma * to_gamma * kept.unit)
             settings = Epilogue(
                 shift=inner.shift, value_shift=w.shift, out_bits=bits, out_signed=True,
                 out_shift=code_shift(bits, True), keep_bits=keep, keep_shift=keep_shift if keep else 0, stochastic=True,
@@ -325,8 +328,8 @@ class Backward:
             a.put(samples, done.a)
             k.put(samples, done.k)
         if keep:
-            self._carried[node.name] = Coded(k.values, (CodedPart(ALL, keep, True, np.ldexp(unit, keep_shift)),))
-        return Coded(a.values, tuple(CodedPart(s, b, True, np.asarray(grid_scale(top, b, True))) for s, b in groups))
+            self._carried[node.name] = Coded(k.values, (CodedPart(ALL, keep, True, unit * float(1 << keep_shift)),))
+        return Coded(a.values, tuple(CodedPart(s, b, True, grid_scale(top, b, True)) for s, b in groups))
 
     def _input_codes(self, taker: StepNode, x: Coded | None) -> Coded:
         """Input gradient of a convolution as codes, on the range that earlier steps saw.
@@ -335,18 +338,17 @@ class Backward:
             x: its input, for the weight gradient beside it; None leaves that out.
         """
         forward = self.forward
-        source = forward.graph[forward.number[taker.source]]
+        source = forward.graph[forward.numbers[taker.source]]
         way = _Way(self._codes[taker.name], self._back_weights(taker), taker)
         name, bits = f"{taker.name}.gradient", forward.widths.gradient
-        if name not in forward.ranges.tops:
-            forward.ranges.note(name, self._extent(source, way))
-        top = forward.ranges.known(name)
+        if name not in forward.tops.tops:
+            forward.tops.note(name, self._extent(source, way))
+        top = forward.tops.known(name)
         step, seen = value_unit(top, bits, True), 0.0
         gathered = Gathered(forward.tape.batch)
         for place, part in enumerate(way.codes.parts):
             inner = bounded(part.scale * way.weights.scale, way.weights.bound(part))
-            zero = np.zeros_like(inner.unit)
-            w = value(inner.unit, zero, zero, step)
+            w = value(inner.unit, step)
             settings = Epilogue(
                 shift=inner.shift, value_shift=w.shift, out_bits=bits, out_signed=True,
                 out_shift=code_shift(bits, True), stochastic=True,
@@ -355,21 +357,38 @@ class Backward:
             done = self._pass(source, "shortcut", way, part, part.samples, behind, x)
             gathered.put(part.samples, done.a)
             assert done.moments is not None
-            seen = max(seen, step * float(max(done.moments.greatest.max(), -done.moments.least.min(), 1)))
-        forward.ranges.note(name, seen)
-        return Coded(gathered.values, (CodedPart(ALL, bits, True, np.asarray(grid_scale(top, bits, True))),))
+            seen = np.maximum(seen, step * farthest(done.moments))
+        forward.tops.note(name, seen)
+        return Coded(gathered.values, (CodedPart(ALL, bits, True, grid_scale(top, bits, True)),))
 
-    def _extent(self, source: StepNode, way: _Way) -> float:
+    def _extent(self, source: StepNode, way: _Way) -> Numbers:
         """Greatest magnitude of an input gradient, by a pass of its own."""
-        seen = 0.0
+        seen: Numbers = 0.0
         for part in way.codes.parts:
             inner = bounded(part.scale * way.weights.scale, way.weights.bound(part))
             behind = PassEpilogue(entries(inner), Epilogue(shift=inner.shift), moments=True)
             moments = self._pass(source, "extent", way, part, part.samples, behind).moments
             assert moments is not None
             magnitude = np.maximum(np.abs(moments.greatest), np.abs(moments.least))
-            seen = max(seen, float((magnitude * inner.unit).max()))
-        return seen or 1.0
+            seen = np.maximum(seen, (magnitude * inner.unit).max())
+        return or_one(seen)
+
+
+def pooled_codes(features: F32, pixels: tuple[int, int], bits: int, key: int) -> tuple[I32, F64]:
+    """Codes of a gradient by means over pixels, rounded at random, and their scale per channel.
+
+    Args:
+        features: gradient by the means (N, C).
+        pixels: rows and columns that each is the mean of.
+        key: of the random numbers.
+    """
+    real = features.astype(np.float64) / (pixels[0] * pixels[1])
+    most = np.abs(real).max(0)
+    scale = np.where(most > 0, most, 1.0) / code_top(bits, True)
+    drawn = random_numbers((*real.shape, 1, 1), key, ResultOrder())[:, :, 0, 0]
+    codes = np.floor(real / scale + drawn / float(1 << RANDOM_BITS)).astype(np.int32)
+    codes = np.clip(codes, -code_top(bits, True), code_top(bits, True))
+    return np.ascontiguousarray(np.broadcast_to(codes[:, :, None, None], (*real.shape, *pixels))), scale
 
 
 def _codes_at(x: Coded, samples: SampleSet) -> CodeTensor:
@@ -378,8 +397,8 @@ def _codes_at(x: Coded, samples: SampleSet) -> CodeTensor:
     return x.codes(part, samples)
 
 
-def _scale(x: Coded, samples: SampleSet) -> float:
-    return float(_part_of(x, samples).scale)
+def _scale(x: Coded, samples: SampleSet) -> Numbers:
+    return _part_of(x, samples).scale
 
 
 def _part_of(x: Coded, samples: SampleSet) -> CodedPart:

@@ -6,15 +6,18 @@ pass; where a unit is free it follows from the rounded factor, so that rounding 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from host.arrays import F64, I64
-from host.epilogue import Bools, Entries, Moments
+from host.epilogue import Entries, Moments
 from host.step.passes import PassError
+from host.step.recorded import Recorded, RecordedEntries, exponent, ldexp, require, value_of, whole
 from hw.contract import MAX_SHIFT, OFFSET_BITS, OPERAND_SHIFT, VALUE_BITS, VALUE_OFFSET_BITS
+
+#: float64, one or one per channel; integers among them are exact.  They may be recorded (:mod:`host.step.recorded`)
+Numbers = Any
 
 UNIT = 1 << OPERAND_SHIFT  #: times which the codes of operands count
 GREATEST = (1 << VALUE_BITS - 1) - 1  #: of x, w and the factors
@@ -24,65 +27,70 @@ _LARGEST_OFFSET = (1 << OFFSET_BITS - 1) - 1
 _LARGEST_VALUE_OFFSET = (1 << VALUE_OFFSET_BITS - 1) - 1
 #: of w where codes have their greatest value; what is above records how far a range was passed
 PEAK = 1 << VALUE_BITS - 2
+_SMALLEST = 5e-324  #: number that is positive
 #: ratio of the least to the greatest factor of channels: a channel whose sums hardly differ gives up some of its bits
 SPREAD = 256
 
 
 @dataclass(frozen=True)
 class ChannelMoments:
-    """Real moments of every channel over a batch, float64.
+    """Real moments of every channel over a batch.
 
     Attributes:
         total, products: sums of a value, and of its products.
         least, greatest: extremes.
     """
 
-    total: F64
-    products: F64
-    least: F64
-    greatest: F64
+    total: Numbers
+    products: Numbers
+    least: Numbers
+    greatest: Numbers
 
     @classmethod
-    def of(cls, parts: list[tuple[Moments, F64, F64]]) -> ChannelMoments:
+    def of(cls, parts: list[tuple[Moments, Numbers, Numbers]]) -> ChannelMoments:
         """From parts of a batch, added in their order.
 
         Args:
             parts: moments of integers, their units, and the units of their products.
         """
-        total, products = np.zeros(len(parts[0][1])), np.zeros(len(parts[0][1]))
+        total = products = 0.0
+        least, greatest = np.inf, -np.inf
         for moments, unit, squared in parts:
             total = total + moments.total * unit
             products = products + moments.products * squared
-        least = np.minimum.reduce([moments.least * unit for moments, unit, _ in parts])
-        greatest = np.maximum.reduce([moments.greatest * unit for moments, unit, _ in parts])
+            least, greatest = np.minimum(least, moments.least * unit), np.maximum(greatest, moments.greatest * unit)
         return cls(total, products, least, greatest)
 
 
-def _fit(values: F64, limit: float) -> int:
+def _fit(limit: float, *values: Numbers) -> Numbers:
     """The greatest shift that keeps ``values * 2**shift`` within a limit."""
-    most = float(np.max(np.abs(values), initial=0.0))
-    if most == 0.0:
-        return MAX_SHIFT
-    return min(MAX_SHIFT, math.frexp(limit / most)[1] - 1)
+    most = np.abs(values[0]).max()
+    for more in values[1:]:
+        most = np.maximum(most, np.abs(more).max())
+    zero = most < _SMALLEST
+    shift = exponent(limit / np.where(zero, limit, most)) - 1
+    return np.where(zero, MAX_SHIFT, np.minimum(shift, MAX_SHIFT))
 
 
-def integers(values: F64, shift: int) -> I64:
+def integers(values: Numbers, shift: Numbers) -> Numbers:
     """``values * 2**shift`` to nearest even."""
-    return np.rint(np.ldexp(values, shift)).astype(np.int64)
+    return np.rint(ldexp(values, shift))
 
 
 @dataclass(frozen=True)
 class Inner:
     """How x is made of sums: entries ``m``, ``b``, ``o``, their shift, and the unit of x per channel."""
 
-    m: I64
-    b: I64
-    o: I64
-    shift: int
-    unit: F64
+    m: Numbers
+    b: Numbers
+    o: Numbers
+    shift: Numbers
+    unit: Numbers
 
 
-def inner(sums: F64, unit: F64, *, offset: F64 | None = None, added: F64 | None = None, free: bool = True) -> Inner:
+def inner(
+    sums: Numbers, unit: Numbers, *, offset: Numbers | None = None, added: Numbers | None = None, free: bool = True
+) -> Inner:
     """Factors for x.
 
     Args:
@@ -92,23 +100,26 @@ def inner(sums: F64, unit: F64, *, offset: F64 | None = None, added: F64 | None 
         added: unit of the added codes.
         free: x may have a slightly larger unit, for which the factors are exact.
     """
-    offset = np.zeros_like(sums) if offset is None else offset
-    added = np.zeros_like(sums) if added is None else added
-    unit = np.maximum(unit, np.maximum(sums, added / UNIT) / GREATEST)
-    unit = np.maximum(unit, np.abs(offset) / _LARGEST_OFFSET)
-    factors = np.stack([sums / unit, added / (UNIT * unit)])
-    shift = min(_fit(factors, GREATEST), _fit(offset / unit, _LARGEST_OFFSET))
+    least = sums if added is None else np.maximum(sums, added / UNIT)
+    unit = np.maximum(unit, least / GREATEST)
+    if offset is not None:
+        unit = np.maximum(unit, np.abs(offset) / _LARGEST_OFFSET)
+    factor = sums / unit
+    beside = None if added is None else added / (UNIT * unit)
+    shift = _fit(GREATEST, factor) if beside is None else _fit(GREATEST, factor, beside)
+    if offset is not None:
+        shift = np.minimum(shift, _fit(_LARGEST_OFFSET, offset / unit))
     if free:
-        m = np.maximum(np.floor(np.ldexp(sums / unit, shift)), 1.0)
-        unit = np.ldexp(sums, shift) / m
+        m = np.maximum(np.floor(ldexp(factor, shift)), 1.0)
+        unit = ldexp(sums, shift) / m
     else:
-        m = np.rint(np.ldexp(sums / unit, shift))
-    return Inner(
-        m.astype(np.int64), integers(offset / unit, shift), integers(added / (UNIT * unit), shift), shift, unit
-    )
+        m = np.rint(ldexp(factor, shift))
+    b = 0.0 if offset is None else integers(offset / unit, shift)
+    o = 0.0 if added is None else integers(added / (UNIT * unit), shift)
+    return Inner(m, b, o, whole(shift), unit)
 
 
-def bounded(sums: F64, bound: F64, *, added: F64 | None = None, added_top: int = 0) -> Inner:
+def bounded(sums: Numbers, bound: Numbers, *, added: Numbers | None = None, added_top: int = 0) -> Inner:
     """Factors for x of which only a bound is known, so that it never saturates.
 
     Args:
@@ -116,21 +127,25 @@ def bounded(sums: F64, bound: F64, *, added: F64 | None = None, added_top: int =
         bound: greatest magnitude of the exact sums, per channel.
         added, added_top: unit and greatest magnitude of the added codes.
     """
-    extra = np.zeros_like(sums) if added is None else added * added_top
+    extra = 0.0 if added is None else added * added_top
     unit = np.maximum(sums * bound + extra, sums) / (GREATEST - 1)
-    if added is None and (bound < GREATEST).all():  # the sums as they are
-        zero = np.zeros(len(sums), np.int64)
-        return Inner(zero + 1, zero, zero, 0, sums.copy())
-    return inner(sums, _spread(sums, unit, bound > 0), added=added)
+    found = inner(sums, _spread(sums, unit, bound > 0), added=added)
+    if added is not None:
+        return found
+    plain = bound.max() < GREATEST  # the sums as they are
+    m, shift, unit = np.where(plain, 1.0, found.m), np.where(plain, 0, found.shift), np.where(plain, sums, found.unit)
+    return Inner(m, 0.0, 0.0, whole(shift), unit)
 
 
-def _spread(sums: F64, unit: F64, live: Bools) -> F64:
+def _spread(sums: Numbers, unit: Numbers, live: Numbers) -> Numbers:
     """Units, raised where a channel would take factors much larger than those of the ``live`` ones."""
     ratio = sums / unit
-    return np.asarray(sums / np.minimum(ratio, SPREAD * ratio[live].min(initial=np.inf)))
+    return sums / np.minimum(ratio, SPREAD * np.where(live, ratio, np.inf).min())
 
 
-def measured(sums: F64, peak: F64, shift: int, top: int, offset: F64 | None = None, **more: F64 | bool | None) -> Inner:
+def measured(
+    sums: Numbers, peak: Numbers, shift: int, top: int, offset: Numbers | None = None, **more: Numbers | bool | None
+) -> Inner:
     """Factors for x whose extremes are known: codes of x after ``shift`` have the greatest value where x has.
 
     Args:
@@ -139,44 +154,62 @@ def measured(sums: F64, peak: F64, shift: int, top: int, offset: F64 | None = No
         shift, top: of the codes K, and their greatest value.
         offset, more: of :func:`inner`.
     """
-    least = float(peak[peak > 0].min(initial=np.inf))
-    if not math.isfinite(least):
-        least = float(sums.max())
-    unit = np.where(peak > 0, peak, least) / (top << shift)
-    return inner(sums, _spread(sums, unit, peak > 0), offset=offset, **more)  # type: ignore[arg-type]
+    live = peak > 0
+    least = np.where(live, peak, np.inf).min()
+    least = np.where(least < np.inf, least, sums.max())
+    unit = np.where(live, peak, least) / (top << shift)
+    return inner(sums, _spread(sums, unit, live), offset=offset, **more)
 
 
 @dataclass(frozen=True)
 class Value:
     """How w is made of x: entries ``n``, ``c``, ``l`` and their shift."""
 
-    n: I64
-    c: I64
-    l: I64  # noqa: E741
-    shift: int
+    n: Numbers
+    c: Numbers
+    l: Numbers  # noqa: E741
+    shift: Numbers
 
 
-def value(factor: F64, offset: F64, side: F64, unit: float) -> Value:
+def _too_large(most: float) -> PassError:
+    return PassError(f"factors up to {most:g} do not fit 18 bits; training has diverged")
+
+
+def value(factor: Numbers, unit: Numbers, *, offset: Numbers | None = None, side: Numbers | None = None) -> Value:
     """Factors for w.
 
     Args:
         factor: real value of w for a 1 in x, per channel.
-        offset: real value that is added.
-        side: real value of a 1 in the side codes.
         unit: of w.
+        offset: real value that is added, per channel.
+        side: real value of a 1 in the side codes.
     """
-    n, c, l = factor / unit, offset / unit, side / (UNIT * unit)  # noqa: E741
-    shift = min(LARGEST_VALUE_SHIFT, _fit(np.stack([n, l]), GREATEST))
-    if shift < 0:
-        raise PassError(f"factors up to {np.abs([n, l]).max():g} do not fit 18 bits; training has diverged")
-    offsets = np.clip(np.ldexp(c, shift), -_LARGEST_VALUE_OFFSET, _LARGEST_VALUE_OFFSET)
-    return Value(integers(n, shift), integers(offsets, 0), integers(l, shift), shift)
+    n = factor / unit
+    l = None if side is None else side / (UNIT * unit)  # noqa: E741
+    shift = np.minimum(LARGEST_VALUE_SHIFT, _fit(GREATEST, n) if l is None else _fit(GREATEST, n, l))
+    most = np.abs(n).max() if l is None else np.maximum(np.abs(n).max(), np.abs(l).max())
+    require(shift > -1, _too_large, most)
+    c: Numbers = 0.0
+    if offset is not None:
+        c = ldexp(offset / unit, shift)
+        c = np.rint(np.minimum(np.maximum(c, -_LARGEST_VALUE_OFFSET), _LARGEST_VALUE_OFFSET))
+    return Value(integers(n, shift), c, 0.0 if l is None else integers(l, shift), whole(shift))
 
 
 def entries(x: Inner, w: Value | None = None) -> Entries:
     """Both together, as a packet carries them."""
-    zero = np.zeros_like(x.m)
-    return Entries(x.m, x.o, zero, zero, x.b, zero) if w is None else Entries(x.m, x.o, w.n, w.l, x.b, w.c)
+    n, l, c = (0.0, 0.0, 0.0) if w is None else (w.n, w.l, w.c)  # noqa: E741
+    numbers = x.m, x.o, n, l, x.b, c
+    zero = np.zeros(len(x.unit))
+    arrays = [zero + value_of(each) for each in numbers]
+    if any(isinstance(each, Recorded) for each in numbers):
+        return RecordedEntries(*arrays, numbers=numbers)
+    return Entries(*arrays)
+
+
+def or_one(top: Numbers) -> Numbers:
+    """A greatest magnitude, 1 where it is zero."""
+    return np.where(top < _SMALLEST, 1.0, top)
 
 
 def code_top(bits: int, signed: bool) -> int:
@@ -189,11 +222,11 @@ def code_shift(bits: int, signed: bool) -> int:
     return VALUE_BITS - 2 - bits + signed
 
 
-def grid_scale(top: float, bits: int, signed: bool) -> float:
+def grid_scale(top: Numbers, bits: int, signed: bool) -> Numbers:
     """Real value of a code's 1, if the greatest code stands for ``top``."""
     return top / code_top(bits, signed)
 
 
-def value_unit(top: float, bits: int, signed: bool) -> float:
+def value_unit(top: Numbers, bits: int, signed: bool) -> Numbers:
     """Unit of w, if the greatest code stands for ``top``."""
-    return math.ldexp(grid_scale(top, bits, signed), -code_shift(bits, signed))
+    return grid_scale(top, bits, signed) * 2.0 ** -code_shift(bits, signed)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from host.arrays import F32, F64, I64, Array, Codes
+from host.arrays import F32, F64, Array, Codes
 from host.native import round_weights
-from host.step.channel_parameters import code_top
+from host.step.channel_parameters import Numbers, code_top
 from host.step.passes import CodeTensor, PassError
 
 #: samples: all of a batch, or those with these numbers, rising
@@ -25,13 +25,13 @@ class CodedPart:
     Attributes:
         samples: which.
         bits, signed: of their codes.
-        scale: real value of a code's 1, float64, one or one per channel.
+        scale: real value of a code's 1, one or one per channel.
     """
 
     samples: SampleSet
     bits: int
     signed: bool
-    scale: F64
+    scale: Numbers
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,15 @@ class CodedWeights:
 
     Attributes:
         codes: (O, I/groups, kh, kw), signed.
-        scale: float64, one per channel of the result.
+        scale: one per channel of the result.
         axis: of the codes, along which these lie.
         sums: of the codes' magnitudes, and of the codes, per channel of the result.
     """
 
     codes: CodeTensor
-    scale: F64
+    scale: Numbers
     axis: int
-    sums: tuple[I64, I64]
+    sums: tuple[Numbers, Numbers]
 
     @classmethod
     def of(cls, weight: F32, bits: int, *, back: bool, groups: int, node: str) -> CodedWeights:
@@ -137,19 +137,30 @@ class CodedWeights:
         """
         if bits < 2:
             raise PassError(f"{node}: symmetric weights take at least 2 bits, not {bits}")
-        axis = 1 if back and groups == 1 else 0
+        axis = channel_axis(back, groups)
         found = round_weights(weight, axis, code_top(bits, True))
         if not np.isfinite(found.scale).all():
-            raise PassError(f"{node}: weights hold NaN or infinity; training has diverged: lower the learning rate")
-        return cls(CodeTensor(found.codes, bits, True), found.scale, axis, (found.magnitudes, found.totals))
+            raise not_finite(node)
+        sums = found.magnitudes.astype(np.float64), found.totals.astype(np.float64)
+        return cls(CodeTensor(found.codes, bits, True), found.scale, axis, sums)
 
-    def bound(self, operand: CodeTensor | CodedPart) -> F64:
+    def bound(self, operand: CodeTensor | CodedPart) -> Numbers:
         """Greatest magnitude of a sum, per channel of the result."""
         magnitudes, totals = self.sums
         if operand.signed:
-            return np.asarray(magnitudes * (1 << operand.bits - 1), np.float64)
+            return magnitudes * float(1 << operand.bits - 1)
         # half of each: the sums of the positive codes, and of the negative ones
-        return np.asarray((magnitudes + np.abs(totals)) // 2 * ((1 << operand.bits) - 1), np.float64)
+        return np.floor((magnitudes + np.abs(totals)) * 0.5) * float((1 << operand.bits) - 1)
+
+
+def channel_axis(back: bool, groups: int) -> int:
+    """The axis of weights (O, I/groups, kh, kw) along which a product's channels lie; see :meth:`CodedWeights.of`."""
+    return 1 if back and groups == 1 else 0
+
+
+def not_finite(node: str) -> PassError:
+    """Of weights that are not."""
+    return PassError(f"{node}: weights hold NaN or infinity; training has diverged: lower the learning rate")
 
 
 @dataclass
@@ -162,14 +173,14 @@ class Ranges:
     """
 
     share: float = 0.1
-    tops: dict[str, float] = field(default_factory=dict)
+    tops: dict[str, Numbers] = field(default_factory=dict)
 
-    def note(self, name: str, seen: float) -> None:
+    def note(self, name: str, seen: Numbers) -> None:
         """Takes in what a step has seen."""
         before = self.tops.get(name)
         self.tops[name] = seen if before is None else self.share * before + (1 - self.share) * seen
 
-    def known(self, name: str) -> float:
+    def known(self, name: str) -> Numbers:
         """The greatest magnitude to reckon with.
 
         Raises:

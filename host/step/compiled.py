@@ -125,7 +125,7 @@ class MemoryPasses:
             streams = MemoryStreams(memory, lambda beats: self.arena.area("streams", beats).offset, deadline)
             engine = FabricEngine(streams, keep_rows=False)
         self._streams = FabricPasses(engine)
-        self.meter = PassMeter(engine.meter.totals)
+        self.meter, self.schedules = PassMeter(engine.meter.totals), None
 
     # -- passes -----------------------------------------------------------------------------------------------------
 

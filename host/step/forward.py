@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from host.arrays import F32, F64, Codes
-from host.epilogue import Bools, Epilogue
+from host.arrays import F32, F64, I32, Codes
+from host.epilogue import Bools, Epilogue, Moments
 from host.step.channel_parameters import (
     ChannelMoments,
     Inner,
+    Numbers,
     bounded,
     code_shift,
     code_top,
@@ -23,9 +25,13 @@ from host.step.channel_parameters import (
 )
 from host.step.coded import ALL, Coded, CodedPart, CodedWeights, Gathered, Ranges, SampleSet, count, refined
 from host.step.passes import CodeTensor, PassEngine, PassEpilogue, PassError, ProductPass, identity
+from host.step.recorded import require, value_of
 from hw.contract import INT32_LIMIT, VALUE_BITS
 from hw.networks import Bits, ConvGeometry
 from hw.nodes import KeptWidths, StepNode
+
+if TYPE_CHECKING:
+    from host.step.schedule import Recorder, Schedule
 
 #: bits of the last node's codes, which the host pools
 FEATURE_BITS = 8
@@ -91,18 +97,18 @@ class Kept:
         xhat, unit: codes K and their unit per channel.
         peak: greatest magnitude of the normalised values, per channel.
         mask: where its result was positive; None without ReLU.
-        statistics: of the batch.
+        values: of the batch, in each channel.
         inverse: 1 / deviation.
     """
 
     x: Coded
     groups: Groups
     xhat: CodeTensor
-    unit: F64
-    peak: F64
+    unit: Numbers
+    peak: Numbers
     mask: Bools | None
-    statistics: Statistics
-    inverse: F64
+    values: int
+    inverse: Numbers
 
 
 @dataclass
@@ -113,7 +119,9 @@ class Tape:
         batch: images.
         seed: of the random numbers of the backward pass.
         widths: of what is kept.
-        kept: by node, in training.
+        kept: by node, in training; of a step that is computed again (:mod:`host.step.schedule`) none of this and of the
+            codes is there.
+        statistics: of the batch, by node, in training.
         wide: codes S by node, where a shortcut or the pooling takes them.
         codes: codes A by node.
         tops: what the greatest code A stands for, by node.
@@ -124,9 +132,10 @@ class Tape:
     batch: int
     widths: KeptWidths
     kept: dict[str, Kept] = field(default_factory=dict)
+    statistics: dict[str, Statistics] = field(default_factory=dict)
     wide: dict[str, Coded] = field(default_factory=dict)
     codes: dict[str, Coded] = field(default_factory=dict)
-    tops: dict[str, float] = field(default_factory=dict)
+    tops: dict[str, Numbers] = field(default_factory=dict)
     features: F32 | None = None
     saturated: int = 0
 
@@ -138,12 +147,37 @@ def geometry_of(node: StepNode, batch: int) -> ConvGeometry:
     return ConvGeometry(batch, s.in_channels, s.out_channels, s.in_hw, kernel, s.stride, s.padding)
 
 
-def check_bound(node: str, bound: F64) -> None:
+def check_bound(node: str, bound: Numbers) -> None:
     """Refuses sums that the epilogue does not take."""
-    if bound.max() >= INT32_LIMIT:
-        raise PassError(
-            f"{node}: a sum may reach {int(bound.max())}, beyond 32 bits; give its operands fewer bits or it fewer channels"
+
+    def error(most: float) -> PassError:
+        return PassError(
+            f"{node}: a sum may reach {most:.0f}, beyond 32 bits; give its operands fewer bits or it fewer channels"
         )
+
+    most = bound.max()
+    require(most < INT32_LIMIT, error, most)
+
+
+def image_top(images: F32) -> float:
+    """Greatest magnitude of images, 1 if they are black."""
+    return float(np.abs(images).max()) or 1.0
+
+
+def image_codes(images: F32, top: float, bits: int) -> I32:
+    """Codes of images, signed, rounded to nearest even."""
+    scale, most = grid_scale(top, bits, True), code_top(bits, True)
+    return np.clip(np.rint(images.astype(np.float64) / scale), -most, most).astype(np.int32)
+
+
+def farthest(moments: Moments) -> Numbers:
+    """Greatest magnitude of integers of all channels, at least 1."""
+    return np.maximum(np.maximum(moments.greatest.max(), -moments.least.min()), 1.0)
+
+
+def _mean_scale(wide: Coded) -> Numbers:
+    """Times which a sum of codes over the pixels is their real mean."""
+    return wide.whole.scale / int(np.prod(wide.values.shape[2:]))
 
 
 #: called before each block with its number and its pooled input, float32 (N, C); returns the bits of the block's samples
@@ -176,9 +210,13 @@ class Forward:
         for node in graph:
             if node.source:
                 self.takers[node.source].append(node)
-        self.number = {node.name: number for number, node in enumerate(graph)}
+        self.numbers = {node.name: number for number, node in enumerate(graph)}
         self.carried = {node.residual for node in graph if node.residual}
         self.groups: dict[str, Groups] = {}
+        self.tops = ranges  #: while the step is recorded, its numbers
+        self.recorder: Recorder | None = None
+        self.schedule: Schedule | None = None
+        self._weights: dict[tuple[str, bool], CodedWeights] = {}
 
     def run(self, images: F32, choose: Choose | None = None) -> Tape:
         """Forward over images, float32 (N, C, H, W).
@@ -206,6 +244,16 @@ class Forward:
             raise PassError("the input holds NaN or infinity; check the data")
         self.tape = Tape(len(images), self.widths)
         self.groups = {name: [(ALL, bits)] for name, bits in self.bits.items()}
+        self._weights.clear()
+        schedules = self.engine.schedules if self.training and self._chosen is None else None
+        if schedules is not None:
+            self.schedule, self.recorder = schedules.begin(self, images.shape)
+        if self.schedule is not None:
+            self.schedule.forward(self, images)
+            return
+        if self.recorder is not None:
+            known = {name: self.number(("range", name), top) for name, top in self.ranges.tops.items()}
+            self.tops = Ranges(self.ranges.share, known)
         self.tape.codes[""] = self._images(images)
         blocks: set[str] = set()
         for node in self.graph:
@@ -215,29 +263,59 @@ class Forward:
                 groups = yield int(block.split(".")[1]), self._pooled(self.tape.wide[node.source])
                 self._choose(block, node.source, groups)
             self._node(node)
-        last = self.graph[-1].name
-        self.tape.features = self._pooled(self.tape.wide[last])
+        last = self.tape.wide[self.graph[-1].name]
+        self.tape.features = self._pooled(last)
+        if self.recorder is not None:
+            self.recorder.pooled(last.values, _mean_scale(last))
+        self.settle_ranges()
+
+    # -- numbers ------------------------------------------------------------------------------------------------------
+
+    def number(self, name: Hashable, value: Any) -> Any:
+        """A number that changes from step to step, recorded by its name if the step is recorded."""
+        return value if self.recorder is None else self.recorder.tape.input(name, value)
+
+    def settle_ranges(self) -> None:
+        """Leaves the ranges that have been seen to the caller, as plain numbers."""
+        self.ranges.tops.update([(name, float(value_of(top))) for name, top in self.tops.tops.items()])
+
+    def affine(self, node: StepNode) -> tuple[Numbers, Numbers]:
+        """gamma and beta of a node."""
+        own, name = self.parameters[node.name], node.name
+        return tuple(self.number((what, name), getattr(own, what).astype(np.float64)) for what in ("gamma", "beta"))
+
+    def coded_weights(self, node: StepNode, back: bool = False) -> CodedWeights:
+        """Weights of a node, rounded; see :meth:`host.step.coded.CodedWeights.of`."""
+        key = node.name, back
+        if key not in self._weights:
+            (bits,) = {bits.w for _, bits in self.groups[node.name]}
+            weight = self.parameters[node.name].weight
+            made = CodedWeights.of(weight, bits, back=back, groups=node.shape.groups, node=node.name)
+            if self.recorder is not None:
+                made = self.recorder.weights(made, node, back)
+            self._weights[key] = made
+        return self._weights[key]
 
     # -- between nodes ----------------------------------------------------------------------------------------------
 
     def _images(self, images: F32) -> Coded:
         """Codes of the input, rounded to nearest even."""
-        top = float(np.abs(images).max()) or 1.0
+        top = self.number("images", image_top(images))
         if self.training:
-            self.ranges.note("", top)
+            self.tops.note("", top)
         else:
-            top = self.ranges.known("")
+            top = self.tops.known("")
         ((_, bits),) = self.groups[self.graph[0].name]
-        scale, most = grid_scale(top, bits.a, True), code_top(bits.a, True)
-        values = np.clip(np.rint(images.astype(np.float64) / scale), -most, most).astype(np.int32)
-        return Coded(values, (CodedPart(ALL, bits.a, True, np.asarray(scale)),))
+        values = image_codes(images, value_of(top), bits.a)
+        if self.recorder is not None:
+            self.recorder.host("images", values)
+        return Coded(values, (CodedPart(ALL, bits.a, True, grid_scale(top, bits.a, True)),))
 
     @staticmethod
     def _pooled(wide: Coded) -> F32:
         """Means over the pixels, float32 (N, C)."""
-        part = wide.whole
         sums = wide.values.sum((2, 3), dtype=np.int64)
-        return np.asarray(sums * (part.scale / np.prod(wide.values.shape[2:])), np.float32)
+        return np.asarray(sums * value_of(_mean_scale(wide)), np.float32)
 
     def _choose(self, block: str, source: str, groups: Groups) -> None:
         """Takes the bits of a block's samples, and rounds its input to them."""
@@ -252,17 +330,16 @@ class Forward:
         wide = self.tape.wide[source]
         whole = wide.whole
         n, c, h, w = wide.values.shape
-        top = self.tape.tops[source] = float(whole.scale) * code_top(whole.bits, whole.signed)
+        top = self.tape.tops[source] = whole.scale * code_top(whole.bits, whole.signed)
         gathered, parts = Gathered(n), []
         for samples, bits in groups:
             out = bits.a
             unit = value_unit(top, out, whole.signed)
             x = bounded(np.full(c, float(whole.scale)), np.full(c, float(1 << whole.bits)))
-            zero = np.zeros(c)
             form = Epilogue(
                 shift=x.shift, out_bits=out, out_shift=code_shift(out, whole.signed), out_signed=whole.signed
             )
-            w_ = value(x.unit, zero, zero, unit)
+            w_ = value(x.unit, unit)
             geometry = ConvGeometry(count(samples, n), c, c, (h, w))
             codes = wide.codes(whole, samples)
             behind = PassEpilogue(entries(x, w_), replace(form, value_shift=w_.shift))
@@ -270,15 +347,13 @@ class Forward:
                 ProductPass(source, "recode", "forward", geometry, c, codes, identity(c), None, behind)
             )
             gathered.put(samples, done.a)
-            parts.append(CodedPart(samples, out, whole.signed, np.asarray(grid_scale(top, out, whole.signed))))
+            parts.append(CodedPart(samples, out, whole.signed, grid_scale(top, out, whole.signed)))
         return Coded(gathered.values, tuple(parts))
 
     # -- a node -----------------------------------------------------------------------------------------------------
 
     def _node(self, node: StepNode) -> None:
-        own = self.parameters[node.name]
-        (weight_bits,) = {bits.w for _, bits in self.groups[node.name]}
-        weights = CodedWeights.of(own.weight, weight_bits, back=False, groups=node.shape.groups, node=node.name)
+        own, weights = self.parameters[node.name], self.coded_weights(node)
         x = self.tape.codes[node.source]
         if self.training:
             self._train(node, x, weights, own)
@@ -305,20 +380,23 @@ class Forward:
             done = self.engine.run(self._pass(node, "statistics", x.codes(part), weights, behind))
             assert done.moments is not None
             self.tape.saturated += done.saturated
-            parts.append((done.moments, inner.unit, inner.unit**2))
+            parts.append((done.moments, inner.unit, inner.unit * inner.unit))
         return ChannelMoments.of(parts)
 
     def _train(self, node: StepNode, x: Coded, weights: CodedWeights, own: Parameters) -> None:
         moments = self._moments(node, x, weights)
         values = self.tape.batch * node.shape.out_hw[0] * node.shape.out_hw[1]
         mean = moments.total / values
-        statistics = Statistics(mean, np.maximum(moments.products / values - mean**2, 0.0), values)
-        inverse = 1.0 / np.sqrt(statistics.variance + own.eps)
-        ends = np.stack([(moments.least - mean) * inverse, (moments.greatest - mean) * inverse])
-        peak = np.abs(ends).max(0)
-        gamma, beta = own.gamma.astype(np.float64), own.beta.astype(np.float64)
-        results = gamma * ends + beta
-        top = self._top(node, float(results.min()), float(results.max()))
+        variance = np.maximum(moments.products / values - mean * mean, 0.0)
+        self.tape.statistics[node.name] = Statistics(value_of(mean), value_of(variance), values)
+        if self.recorder is not None:
+            self.recorder.statistics(node.name, mean, variance, values)
+        inverse = 1.0 / np.sqrt(variance + own.eps)
+        low, high = (moments.least - mean) * inverse, (moments.greatest - mean) * inverse
+        peak = np.maximum(np.abs(low), np.abs(high))
+        gamma, beta = self.affine(node)
+        one, other = gamma * low + beta, gamma * high + beta
+        top = self._top(node, np.minimum(one, other).min(), np.maximum(one, other).max())
         keep_shift, keep_top = VALUE_BITS - self.widths.kept, code_top(self.widths.kept, True)
         free = len(x.parts) == 1
 
@@ -329,31 +407,35 @@ class Forward:
         form = Epilogue(keep_bits=self.widths.kept, keep_shift=keep_shift, keep_mask=node.relu)
         codes, mask, unit = self._codes(node, x, weights, inner, (gamma, beta), top, form)
         xhat = CodeTensor(codes, self.widths.kept, True)
-        unit = np.ldexp(unit, keep_shift)
-        self.tape.kept[node.name] = Kept(x, self.groups[node.name], xhat, unit, peak, mask, statistics, inverse)
+        unit = unit * float(1 << keep_shift)
+        self.tape.kept[node.name] = Kept(x, self.groups[node.name], xhat, unit, peak, mask, values, inverse)
 
     def _evaluate(self, node: StepNode, x: Coded, weights: CodedWeights, own: Parameters) -> None:
         inverse = 1.0 / np.sqrt(own.variance.astype(np.float64) + own.eps)
         gamma = own.gamma.astype(np.float64) * inverse
         beta = own.beta.astype(np.float64) - own.mean.astype(np.float64) * gamma
-        top = self.ranges.known(node.name)
+        top = self.tops.known(node.name)
         self._codes(node, x, weights, lambda part: self._inner(node, part, weights), (gamma, beta), top, Epilogue())
 
-    def _top(self, node: StepNode, least: float, greatest: float) -> float:
+    def _top(self, node: StepNode, least: Numbers, greatest: Numbers) -> Numbers:
         """Greatest magnitude of a node's result: exact, or behind a sum what earlier steps saw, if that is less."""
         if node.residual:
             side = self.tape.wide[node.residual].whole
-            most = float(side.scale) * code_top(side.bits, side.signed)
+            most = side.scale * code_top(side.bits, side.signed)
             least, greatest = least - most * side.signed, greatest + most
-        top = greatest if node.relu else max(greatest, -least)
-        if not np.isfinite(top):
-            raise PassError(f"{node.name}: results up to {top}; training has diverged: lower the learning rate")
-        least_top = max(greatest, -least, SMALLEST_TOP) * FINEST
+        farthest = np.maximum(greatest, -least)
+        top = greatest if node.relu else farthest
+
+        def error(most: float) -> PassError:
+            return PassError(f"{node.name}: results up to {most}; training has diverged: lower the learning rate")
+
+        require(np.isfinite(top), error, top)
+        least_top = np.maximum(farthest, SMALLEST_TOP) * FINEST
         if not node.residual:
-            self.ranges.note(node.name, max(top, least_top))
-        elif node.name in self.ranges.tops:
-            top = min(top, self.ranges.known(node.name))
-        return max(top, least_top)
+            self.tops.note(node.name, np.maximum(top, least_top))
+        elif node.name in self.tops.tops:
+            top = np.minimum(top, self.tops.known(node.name))
+        return np.maximum(top, least_top)
 
     def _sections(self, node: StepNode) -> tuple[Groups, int]:
         """Bits of the codes A by samples, and bits of S beside them, 0 if A serves as S."""
@@ -381,22 +463,21 @@ class Forward:
 
     def _codes(  
         self, node: StepNode, x: Coded, weights: CodedWeights, inner: Callable[[CodedPart], Inner],
-        affine: tuple[F64, F64], top: float, form: Epilogue,
-    ) -> tuple[Codes, Bools | None, F64]:  # fmt: skip
+        affine: tuple[Numbers, Numbers], top: Numbers, form: Epilogue,
+    ) -> tuple[Codes, Bools | None, Numbers]:  # fmt: skip
         """The second pass; returns codes K, mask and the unit of x."""
         tape = self.tape
         groups, wide_bits = self._sections(node)
         side = tape.wide[node.residual] if node.residual else None
         a, k, s, mask = (Gathered(tape.batch) for _ in range(4))
-        signed, seen, unit = not node.relu, 0.0, np.zeros(0)
+        signed, unit = not node.relu, None
+        seen: Numbers = 0.0
         for part, number, samples in refined(x.parts, [samples for samples, _ in groups]):
             bits = groups[number][1].a
             step = value_unit(top, bits, signed)
             found = inner(part)
             unit = found.unit
-            zero = np.zeros_like(unit)
-            side_unit = zero if side is None else zero + side.whole.scale
-            w = value(affine[0] * unit, affine[1], side_unit, step)
+            w = value(affine[0] * unit, step, offset=affine[1], side=None if side is None else side.whole.scale)
             settings = replace(
                 form, shift=found.shift, value_shift=w.shift, relu=node.relu, out_bits=bits, out_signed=signed,
                 out_shift=code_shift(bits, signed), wide_bits=wide_bits, wide_shift=code_shift(wide_bits, signed) if wide_bits else 0,
@@ -410,15 +491,15 @@ class Forward:
             for gathered, codes in ((a, done.a), (k, done.k), (s, done.s), (mask, done.mask)):
                 gathered.put(samples, codes)
             if done.moments is not None:
-                seen = max(seen, step * float(max(done.moments.greatest.max(), -done.moments.least.min(), 1)))
+                seen = np.maximum(seen, step * farthest(done.moments))
         if node.residual and self.training:
-            self.ranges.note(node.name, seen)
-        made = tuple(CodedPart(sm, b.a, signed, np.asarray(grid_scale(top, b.a, signed))) for sm, b in groups)
+            self.tops.note(node.name, seen)
+        made = tuple(CodedPart(sm, b.a, signed, grid_scale(top, b.a, signed)) for sm, b in groups)
         tape.codes[node.name] = tape.wide[node.name] = Coded(a.values, made)
         tape.tops[node.name] = top
         if wide_bits:
-            shift = code_shift(wide_bits, signed)
-            scales = [np.asarray(np.ldexp(value_unit(top, b.a, signed), shift)) for _, b in groups]
+            steps = float(1 << code_shift(wide_bits, signed))
+            scales = [value_unit(top, b.a, signed) * steps for _, b in groups]
             made = tuple(CodedPart(sm, wide_bits, signed, scale) for (sm, _), scale in zip(groups, scales, strict=True))
             tape.wide[node.name] = Coded(s.values, made)
         if not form.keep_bits:

@@ -7,7 +7,7 @@ A pass is one product of codes with an epilogue behind it.  Arrays have their na
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -176,9 +176,14 @@ class PassMeter:
 
 
 class PassEngine(Protocol):
-    """What computes passes: software, or a fabric's device."""
+    """What computes passes: software, or a fabric's device.
+
+    Attributes:
+        schedules: steps that it runs again without Python (:mod:`host.step.schedule`); None: it runs pass after pass.
+    """
 
     meter: PassMeter
+    schedules: Any
 
     def run(self, wanted: ProductPass) -> PassResult:
         """Runs a pass to the bit as :mod:`host.epilogue` says.

@@ -32,7 +32,7 @@ class SoftwareEngine:
     """
 
     def __init__(self, order: Callable[[ProductPass], ResultOrder] = natural_order) -> None:
-        self.meter = PassMeter()
+        self.meter, self.schedules = PassMeter(), None
         self.order = order
 
     def run(self, wanted: ProductPass) -> PassResult:

@@ -163,7 +163,7 @@ class FabricStep(nn.Module):
         self._report(members, forward, torch.is_grad_enabled())
         if forward.training:
             for each in members:
-                each.note(forward.tape.kept[each.node.name].statistics)
+                each.note(forward.tape.statistics[each.node.name])
             self.note_ranges(forward)
         return forward
 

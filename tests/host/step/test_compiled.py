@@ -104,7 +104,7 @@ class Steps:
         gradients = back.run(rng.normal(size=(batch, self.layout.features)).astype(np.float32))
         found: list[Any] = [tape.features, *(array for node in gradients.values() for array in node)]
         found += [np.array(sorted(self.ranges.tops.items()), dtype=object), *back.option_gradients.values()]
-        return [*found, *(kept.statistics.mean for kept in tape.kept.values())]
+        return [*found, *(each.mean for each in tape.statistics.values())]
 
 
 def assert_equal(found: list[Any], wanted: list[Any]) -> None:

@@ -133,7 +133,7 @@ def test_statistics_are_those_of_the_whole_batch_however_it_is_divided() -> None
     mixed = Trial(RESNET, choose=choose([(parts[0], Bits(12, 4, 6)), (parts[1], Bits(12, 8, 12))]))
     for name, kept in whole.tape.kept.items():
         for trial, close in ((split, 0.02), (mixed, 0.5)):
-            other = trial.tape.kept[name].statistics
+            other = trial.tape.statistics[name]
             assert np.allclose(other.mean, kept.statistics.mean, atol=close * np.sqrt(kept.statistics.variance).max())
             assert np.allclose(other.variance, kept.statistics.variance, rtol=close)
     true = whole.backward()
