@@ -22,11 +22,25 @@ import numpy.typing as npt
 
 from host.arrays import F32, F64, I64, U64, Array, Codes
 from host.program import packing
+from hw.contract import (
+    MEMORY_PORTS,
+    MOMENT_WORDS,
+    MULTIPLIER_BITS,
+    OFFSET_BITS,
+    RECORD_WORDS,
+    VALUE_OFFSET_BITS,
+)
 from hw.files import cache_folder, replaced
 
 _SOURCE = Path(__file__).with_suffix(".c")
 # contraction would fuse a product with a sum and change a rounding
 _FLAGS = ("-O3", "-shared", "-fPIC", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+#: numbers of the contract
+_NUMBERS = {
+    "MOMENT_WORDS": MOMENT_WORDS, "MULTIPLIER_BITS": MULTIPLIER_BITS, "OFFSET_BITS": OFFSET_BITS,
+    "VALUE_OFFSET_BITS": VALUE_OFFSET_BITS, "RECORD_SIZE": RECORD_WORDS * MEMORY_PORTS,
+}  # fmt: skip
+ROW = 12  #: numbers of a row of :mod:`host.replay.schedule_builder`
 #: of a pixel of one plane, by channels of a group
 PIXELS = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 
@@ -42,14 +56,8 @@ def compiled_functions() -> Any:
             "there is no C compiler: NumPy packs and rounds, more slowly; install gcc or set CC", stacklevel=2
         )
         return None
-    tag = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, platform.machine())).encode()).hexdigest()
     try:
-        target = cache_folder() / f"native-{tag[:16]}.so"
-        if not target.exists():
-            with replaced(target) as scratch:
-                command = [compiler, *_FLAGS, "-o", str(scratch), str(_SOURCE), "-lm"]
-                subprocess.run(command, capture_output=True, text=True, check=True)
-        found = ctypes.CDLL(str(target))
+        found = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", "") or error
         warnings.warn(f"{_SOURCE.name} cannot be built ({detail}): NumPy takes over, more slowly", stacklevel=2)
@@ -58,6 +66,7 @@ def compiled_functions() -> Any:
     signatures: dict[str, list[Any]] = {
         "round_weights": [at, count, count, count, ctypes.c_double, *[at] * 4],
         "pack_weights": [at, at, *[count] * 4, at],
+        "compute": [at, count, at, at],
     }
     for size in (8, 16, 32):
         signatures[f"move_{size}"] = [at, at, count, count, count, at]
@@ -65,7 +74,37 @@ def compiled_functions() -> Any:
     for name, arguments in signatures.items():
         function = getattr(found, name)
         function.restype, function.argtypes = None, arguments
+    found.compute.restype = count
     return found
+
+
+def _compiled(compiler: str) -> Path:
+    """The library for this machine's processor, whose own instructions it may use."""
+    numbers = [f"-D{name}={value}" for name, value in _NUMBERS.items()]
+    processor = platform.machine(), _instructions()
+    tag = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, numbers, processor)).encode()).hexdigest()
+    target = cache_folder() / f"native-{tag[:16]}.so"
+    if target.exists():
+        return target
+    for own in (["-march=native"], []):
+        try:
+            with replaced(target) as scratch:
+                command = [compiler, *_FLAGS, *own, *numbers, "-o", str(scratch), str(_SOURCE), "-lm"]
+                subprocess.run(command, capture_output=True, text=True, check=True)
+            break
+        except subprocess.CalledProcessError:
+            if not own:
+                raise
+    return target
+
+
+def _instructions() -> str:
+    """What Linux says that the processor has; empty where it says nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 class Rounded(NamedTuple):
@@ -193,3 +232,17 @@ def pooled(
     pool = getattr(compiled, f"pool_{channels}")
     pool(pixels.ctypes.data, sizes.ctypes.data, side, lanes, bits, sums.ctypes.data)
     return sums.astype(np.int64)
+
+
+def compute(rows: I64, numbers: F64, pointers: U64) -> int | None:
+    """Runs rows of :mod:`host.replay.schedule_builder`; the first that fails, -1 if none does, None where nothing is compiled."""
+    compiled = compiled_functions()
+    if compiled is None:
+        return None
+    return int(compiled.compute(address(rows), len(rows), address(numbers), address(pointers)))
+
+
+def address(array: Array) -> int:
+    """Of an array's numbers, which lie side by side."""
+    assert array.flags.c_contiguous
+    return int(array.__array_interface__["data"][0])

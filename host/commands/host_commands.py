@@ -86,3 +86,11 @@ def print_table(result: dict[str, Any]) -> None:
             *(f"{run[name] / 1e6:.1f}" for name in ("bytes_read", "bytes_written", "memory_bytes")),
         )
     console().print(table)
+    touched = Table(title="MB that the host touches in a step, by cause")
+    for heading in ("w/a/g", "", "cause", "MB"):
+        touched.add_column(heading, justify="left" if heading in ("", "cause") else "right")
+    for run in result["runs"]:
+        for direction, causes in run["by_cause"].items():
+            for cause, size in causes.items():
+                touched.add_row(run["bits"], direction, cause, f"{size / 1e6:.2f}")
+    console().print(touched)

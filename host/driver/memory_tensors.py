@@ -54,12 +54,31 @@ class MemoryTensor:
         if area is None:
             beats = place.view.beats(self.design, place.groups, self.planes)
             area = self.arena.area((self.name, place.key), beats)
-            self.arena.write(area, self._arranged(place.view, place.channels))
+            self.arena.write(
+                area, self.arranged(place), "pixels" if isinstance(self, ResultTensor) else "codes of the host"
+            )
+            self.arena.moved(self, place, area)
             area.owner = self
             self.areas[place.key] = area
         elif area.owner is not self:
             self.check(area)
         return area
+
+    def arranged(self, place: ViewPlace) -> U64:
+        """Words of a view."""
+        return self._arranged(place.view, place.channels)
+
+    def sources(self) -> list[MemoryArea]:
+        """Areas that a pass fills."""
+        return []
+
+    def own(self) -> None:
+        """Says that these areas hold it."""
+        for area in self.sources():
+            area.owner = self
+
+    def forget(self) -> None:
+        """Drops what has been read, as its pass runs again."""
 
     def check(self, area: MemoryArea) -> None:
         """Refuses an area that holds something else by now."""
@@ -159,8 +178,16 @@ class ResultTensor(MemoryTensor):
         for storage in storages:
             for key, area in storage.exact:
                 self.areas[key] = area
-            for _, area in storage.views:
-                area.owner = self
+        self.own()
+
+    def sources(self) -> list[MemoryArea]:
+        """See :class:`MemoryTensor`."""
+        return [area for storage in self._storages for _, area in storage.views]
+
+    def forget(self) -> None:
+        """See :class:`MemoryTensor`."""
+        self._read = None
+        self._held.clear()
 
     def elements(self) -> Array:
         """See :class:`MemoryTensor`."""
@@ -183,7 +210,7 @@ class ResultTensor(MemoryTensor):
         """Words of a view, which are read once."""
         if area not in self._held:
             self.check(area)
-            self._held[area] = self.arena.read(area, view.beats(self.design, groups, self.planes))
+            self._held[area] = self.arena.read(area, view.beats(self.design, groups, self.planes), "pixels")
         return self._held[area]
 
     def _codes(self, view: View, area: MemoryArea, groups: int, base: int) -> Array:
@@ -337,6 +364,11 @@ class MemoryCodes:
             else:
                 self._array = planes
         return self._array
+
+    def forget(self) -> None:
+        """Drops what has been read, as its pass runs again."""
+        self._array = None
+        self.tensor.forget()
 
     def sum(self, axes: tuple[int, ...], dtype: npt.DTypeLike | None = None) -> Array:
         """Of the codes."""

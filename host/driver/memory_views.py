@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from host.arrays import U64, Array
 from host.devices.memory import MemoryDevice
@@ -44,14 +46,16 @@ class Arena:
         used: beats given out, and those before the first.
         busy: areas that a program which has not run yet reads or writes.
         settle: runs that program; called before the host touches a busy area.
-        touched: bytes that the host has read and written.
+        moved: called with a tensor, a place and its area when the host has filled it.
+        touched: bytes that the host has read and written, by cause.
     """
 
     def __init__(self, memory: MemoryDevice, first: int = 0) -> None:
         self.memory, self.used = memory, first
         self.busy: set[MemoryArea] = set()
         self.settle: Callable[[], None] = lambda: None
-        self.touched = {"read": 0, "written": 0}
+        self.moved: Callable[[Any, ViewPlace, MemoryArea], None] = lambda *_: None
+        self.touched: Counter[tuple[str, str]] = Counter()
         self.moves: dict[Hashable, Array | None] = {}  #: where pixels go, see :func:`_moves`
         self._areas: dict[Hashable, MemoryArea] = {}
         self._numbers: dict[Hashable, int] = {}
@@ -79,18 +83,18 @@ class Arena:
         self.used += size
         return found
 
-    def write(self, area: MemoryArea, words: U64, at: int = 0) -> None:
+    def write(self, area: MemoryArea, words: U64, cause: str, at: int = 0) -> None:
         """Writes words from beat ``at`` of an area on."""
         if area in self.busy:
             self.settle()
-        self.touched["written"] += words.nbytes
+        self.touched["written", cause] += words.nbytes
         self.memory.write(area.offset + at, words)
 
-    def read(self, area: MemoryArea, beats: int) -> U64:
+    def read(self, area: MemoryArea, beats: int, cause: str) -> U64:
         """The first words of an area."""
         if area in self.busy:
             self.settle()
-        self.touched["read"] += 16 * beats
+        self.touched["read", cause] += 16 * beats
         return self.memory.read(area.offset, beats)
 
 

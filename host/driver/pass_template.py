@@ -20,7 +20,7 @@ from host.driver.memory_tensors import Storage
 from host.driver.memory_views import Arena, Channels, MemoryArea, View, ViewPlace, place_of, resized
 from host.epilogue import Moments
 from host.step.passes import PassError, ProductPass
-from hw.contract import ENTRY_WORDS, MOMENT_WORDS, OutputFormat
+from hw.contract import ENTRY_WORDS, MEMORY_PORTS, MOMENT_WORDS, RECORD_WORDS, OutputFormat
 from hw.design import Design
 from hw.packet import Packet
 from hw.plan.lowering import lower
@@ -95,7 +95,7 @@ class Template:
         reads: (record, area) of the operands, in order; ``writes``: areas of codes.
         entries, entry_index: where the entries lie, and of which channel each is, -1: of none.
         weights: where they lie, and which element each one is.
-        areas: all that it reads or writes.
+        areas: all that it reads or writes; ``own``: those of its results and entries.
         tail: of all records, one after the other; ``tail_beats``: in all.
         storages: of each section.
     """
@@ -115,11 +115,12 @@ class Template:
     patch: tuple[int, ...] = (0,) * 6
     last_entries: U64 | None = None
     areas: frozenset[MemoryArea] = frozenset()
+    own: frozenset[MemoryArea] = frozenset()
 
     def __post_init__(self) -> None:
-        own = [self.entries, self.tail, self.weights.area if self.weights is not None else None]
-        loaded = (area for _, area in self.reads)
-        self.areas = frozenset([*self.writes, *loaded, *(area for area in own if area is not None)])
+        self.own = frozenset([*self.writes, *(area for area in (self.entries, self.tail) if area is not None)])
+        weights = [] if self.weights is None else [self.weights.area]
+        self.areas = self.own.union((area for _, area in self.reads), weights)
 
 
 @dataclass(eq=False)
@@ -136,6 +137,11 @@ class WeightArea:
     bits: int
     design: Design
     values: object = None
+
+    @property
+    def size(self) -> int:
+        """Of its words."""
+        return len(self.index) * self.bits * self.design.weight_words
 
     def words(self, values: Array) -> U64:
         """Weight words of weights (O, I/groups, kh, kw)."""
@@ -274,7 +280,7 @@ class TemplateBuilder:
                 raise PassError(f"record {len(self._records)}, {type(step).__name__}: {reason} [{error.name}]")
             self._records.append(record)
         return Template(
-            record_words(self._records).reshape(-1, 16, 2), np.array(self._convs, np.int64), self._reads,
+            record_words(self._records).reshape(-1, RECORD_WORDS, MEMORY_PORTS), np.array(self._convs, np.int64), self._reads,
             list({id(area): area for made in self._storages.values() for one in made for _, area in one.views}.values()),
             entries, np.concatenate(self._entry_index) if self._entry_index else np.zeros(0, np.int64), weights, tail,
             tails, self._storages, self._moment_tail(), self._gradient_tail(),

@@ -25,7 +25,7 @@ from hw.plan.records import Record
 
 _CLASSES = 10
 #: what the meter counts of a step
-_COUNTS = ("PASSES", "PROGRAMS", "WORDS_PATCHED", "BYTES_READ", "BYTES_WRITTEN")
+_COUNTS = ("PASSES", "PROGRAMS", "WORDS_PATCHED")
 
 
 class InstantMemory:
@@ -117,7 +117,7 @@ class HostStep:
         features = self.graph[-1].shape.out_channels
         self.head = self.rng.normal(0, features**-0.5, (_CLASSES, features)).astype(np.float32)
 
-    @np.errstate(over="ignore")  # drawn moments belong to no network, whose numbers may grow from node to node
+    @np.errstate(over="ignore", invalid="ignore")  # drawn moments belong to no network, whose numbers may grow from node to node
     def run(self, number: int) -> None:
         """One step."""
         times = [time.process_time()]
@@ -173,10 +173,18 @@ def bench(
     for number in range(2):
         host.run(number)
     building = time.process_time() - begun
-    before = dict(engine.meter.totals)
+    before, touched = dict(engine.meter.totals), engine.arena.touched.copy()
     host.spent.clear()
     for number in range(steps):
         host.run(number + 2)
+    by_cause = {
+        direction: {
+            cause: (engine.arena.touched[each, cause] - touched[each, cause]) / steps
+            for each, cause in sorted(engine.arena.touched)
+            if each == direction
+        }
+        for direction in ("read", "written")
+    }
     parts = {name: 1e3 * statistics.median(each[name] for each in host.spent) for name in host.spent[0]}
     return {
         "bits": f"{bits.w}/{bits.a}/{bits.g}",
@@ -185,5 +193,7 @@ def bench(
         "parts": parts,
         "building_seconds": building,
         "memory_bytes": 16 * engine.arena.used,
+        **{f"bytes_{direction}": sum(causes.values()) for direction, causes in by_cause.items()},
+        "by_cause": by_cause,
         **{name.lower(): (engine.meter.totals[name] - before[name]) / steps for name in _COUNTS},
     }

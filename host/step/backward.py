@@ -15,9 +15,11 @@ from host.step.channel_parameters import (
     ChannelMoments,
     Numbers,
     bounded,
+    check_bound,
     code_shift,
     code_top,
     entries,
+    farthest,
     grid_scale,
     measured,
     or_one,
@@ -25,7 +27,7 @@ from host.step.channel_parameters import (
     value_unit,
 )
 from host.step.coded import ALL, Coded, CodedPart, CodedWeights, Gathered, SampleSet, refined
-from host.step.forward import Forward, Kept, check_bound, farthest, geometry_of
+from host.step.forward import Forward, Kept, geometry_of
 from host.step.passes import CodeTensor, PassEpilogue, PassResult, ProductPass, identity
 from host.step.recorded import value_of
 from host.step.result_order import ResultOrder, random_numbers
@@ -132,7 +134,7 @@ class Backward:
         codes, scale = pooled_codes(features, last.shape.out_hw, bits, derive_key(self.key, *counters))
         if forward.recorder is not None:
             forward.recorder.host("features", codes, counters)
-        return Coded(codes, (CodedPart(ALL, bits, True, forward.number("features", scale)),))
+        return Coded(codes, (CodedPart(ALL, bits, True, forward.number(("features",), scale)),))
 
     def _way(self, node: StepNode) -> _Way:
         forward = self.forward

@@ -13,8 +13,8 @@ import numpy as np
 
 from host.epilogue import Entries, Moments
 from host.step.passes import PassError
-from host.step.recorded import Recorded, RecordedEntries, exponent, ldexp, require, value_of, whole
-from hw.contract import MAX_SHIFT, OFFSET_BITS, OPERAND_SHIFT, VALUE_BITS, VALUE_OFFSET_BITS
+from host.step.recorded import Recorded, RecordedEntries, as_integer, exponent, ldexp, require, value_of
+from hw.contract import INT32_LIMIT, MAX_SHIFT, OFFSET_BITS, OPERAND_SHIFT, VALUE_BITS, VALUE_OFFSET_BITS
 
 #: float64, one or one per channel; integers among them are exact.  They may be recorded (:mod:`host.step.recorded`)
 Numbers = Any
@@ -116,7 +116,7 @@ def inner(
         m = np.rint(ldexp(factor, shift))
     b = 0.0 if offset is None else integers(offset / unit, shift)
     o = 0.0 if added is None else integers(added / (UNIT * unit), shift)
-    return Inner(m, b, o, whole(shift), unit)
+    return Inner(m, b, o, as_integer(shift), unit)
 
 
 def bounded(sums: Numbers, bound: Numbers, *, added: Numbers | None = None, added_top: int = 0) -> Inner:
@@ -134,7 +134,7 @@ def bounded(sums: Numbers, bound: Numbers, *, added: Numbers | None = None, adde
         return found
     plain = bound.max() < GREATEST  # the sums as they are
     m, shift, unit = np.where(plain, 1.0, found.m), np.where(plain, 0, found.shift), np.where(plain, sums, found.unit)
-    return Inner(m, 0.0, 0.0, whole(shift), unit)
+    return Inner(m, 0.0, 0.0, as_integer(shift), unit)
 
 
 def _spread(sums: Numbers, unit: Numbers, live: Numbers) -> Numbers:
@@ -143,9 +143,7 @@ def _spread(sums: Numbers, unit: Numbers, live: Numbers) -> Numbers:
     return sums / np.minimum(ratio, SPREAD * np.where(live, ratio, np.inf).min())
 
 
-def measured(
-    sums: Numbers, peak: Numbers, shift: int, top: int, offset: Numbers | None = None, **more: Numbers | bool | None
-) -> Inner:
+def measured(sums: Numbers, peak: Numbers, shift: int, top: int, offset: Numbers | None = None, **more: Any) -> Inner:
     """Factors for x whose extremes are known: codes of x after ``shift`` have the greatest value where x has.
 
     Args:
@@ -193,7 +191,7 @@ def value(factor: Numbers, unit: Numbers, *, offset: Numbers | None = None, side
     if offset is not None:
         c = ldexp(offset / unit, shift)
         c = np.rint(np.minimum(np.maximum(c, -_LARGEST_VALUE_OFFSET), _LARGEST_VALUE_OFFSET))
-    return Value(integers(n, shift), c, 0.0 if l is None else integers(l, shift), whole(shift))
+    return Value(integers(n, shift), c, 0.0 if l is None else integers(l, shift), as_integer(shift))
 
 
 def entries(x: Inner, w: Value | None = None) -> Entries:
@@ -203,13 +201,31 @@ def entries(x: Inner, w: Value | None = None) -> Entries:
     zero = np.zeros(len(x.unit))
     arrays = [zero + value_of(each) for each in numbers]
     if any(isinstance(each, Recorded) for each in numbers):
-        return RecordedEntries(*arrays, numbers=numbers)
+        m, o, n, l, b, c = arrays  # noqa: E741
+        return RecordedEntries(m, o, n, l, b, c, numbers)
     return Entries(*arrays)
 
 
 def or_one(top: Numbers) -> Numbers:
     """A greatest magnitude, 1 where it is zero."""
     return np.where(top < _SMALLEST, 1.0, top)
+
+
+def check_bound(node: str, bound: Numbers) -> None:
+    """Refuses sums that the epilogue does not take."""
+
+    def error(most: float) -> PassError:
+        return PassError(
+            f"{node}: a sum may reach {most:.0f}, beyond 32 bits; give its operands fewer bits or it fewer channels"
+        )
+
+    most = bound.max()
+    require(most < INT32_LIMIT, error, most)
+
+
+def farthest(moments: Moments) -> Numbers:
+    """Greatest magnitude of integers of all channels, at least 1."""
+    return np.maximum(np.maximum(moments.greatest.max(), -moments.least.min()), 1.0)
 
 
 def code_top(bits: int, signed: bool) -> int:

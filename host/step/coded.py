@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from host.arrays import F32, F64, Array, Codes
+from host.arrays import F32, F64, I32, Array, Codes
 from host.native import round_weights
-from host.step.channel_parameters import Numbers, code_top
+from host.step.channel_parameters import Numbers, code_top, grid_scale
 from host.step.passes import CodeTensor, PassError
 
 #: samples: all of a batch, or those with these numbers, rising
@@ -106,6 +106,17 @@ class Gathered:
         """The whole batch."""
         assert self._values is not None
         return self._values
+
+
+def image_top(images: F32) -> float:
+    """Greatest magnitude of images, 1 if they are black."""
+    return float(np.abs(images).max()) or 1.0
+
+
+def image_codes(images: F32, top: float, bits: int) -> I32:
+    """Codes of images, signed, rounded to nearest even."""
+    scale, most = grid_scale(top, bits, True), code_top(bits, True)
+    return np.clip(np.rint(images.astype(np.float64) / scale), -most, most).astype(np.int32)
 
 
 @dataclass(frozen=True)

@@ -7,32 +7,26 @@ both run as one program.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
 
-from host.devices.memory import MemoryDevice, MemoryStreams, check, record_words
+from host.arrays import U64
+from host.devices.memory import MemoryDevice, MemoryStreams, check
 from host.driver.fabric_engine import FabricEngine
 from host.driver.fabric_passes import FabricPasses, check_phases, parts_of
 from host.driver.memory_tensors import HostTensor, MemoryCodes, MemoryTensor, ResultTensor, checked
-from host.driver.memory_views import Arena, MemoryArea
+from host.driver.memory_views import Arena, MemoryArea, ViewPlace
 from host.driver.pass_template import PassPlan, Template, TemplateBuilder, WeightArea, plan_of
 from host.epilogue import Bools
 from host.numerics import check_codes
+from host.replay.program import PassProgram, patch_of
+from host.replay.step_schedule import Schedules
 from host.step.passes import CodeTensor, PassEpilogue, PassError, PassMeter, PassResult, ProductPass
-from hw.contract import FIELD, RECORD_FIELD, RECORD_WORDS, RecordFlag
-from hw.packet import END, all_planes
+from hw.packet import all_planes
 from hw.plan.product import LoweringError, PartialSumsError
-from hw.plan.records import Record
-
-#: header fields that change from step to step
-_PATCHED = ("shift", "value_shift", "out_shift", "keep_shift", "wide_shift", "key")
-#: of records, word and bit at which the flag WAIT stands, at either port
-_FLAGS = RECORD_FIELD["record_flags"]
-_WAIT_WORD = _FLAGS.half // 2
-_WAIT = np.uint64(int(RecordFlag.WAIT) << 32 * (_FLAGS.half % 2) + _FLAGS.lsb)
 
 
 @dataclass(eq=False)
@@ -44,65 +38,12 @@ class _Shape:
     templates: dict[tuple[MemoryArea, ...], Template] = field(default_factory=dict)
 
 
-class _Program:
-    """Templates that run one after the other, and END: a copy of their records, with the words that changed."""
-
-    def __init__(self, arena: Arena, templates: tuple[Template, ...]) -> None:
-        self._arena, self.templates = arena, templates
-        end = record_words([Record(END, flags=RecordFlag.LAST)]).reshape(1, RECORD_WORDS, 2)
-        self._starts = np.cumsum([0, *(len(t.words) for t in templates)]).tolist()
-        self.words = np.concatenate([*(t.words for t in templates), end])
-        self.area = arena.area(("program", *map(id, templates)), len(self.words) * RECORD_WORDS)
-        self._patches: list[tuple[int, ...] | None] = [None] * len(templates)
-        self._wait()
-
-    def _wait(self) -> None:
-        """A record that reads what the program has written waits for it; those behind it need not."""
-        pending: set[MemoryArea] = set()
-        for start, template in zip(self._starts, self.templates, strict=False):
-            for record, area in template.reads:
-                if area in pending:
-                    self.words[start + record, _WAIT_WORD] |= _WAIT
-                    pending.clear()
-            pending |= set(template.writes)
-
-    def send(self) -> int:
-        """Writes the records that changed; returns how many words did."""
-        changed = 0
-        for number, template in enumerate(self.templates):
-            patch, before = template.patch, self._patches[number]
-            if before == patch:
-                continue
-            start, stop = self._starts[number : number + 2]
-            rows = self.words[start:stop]
-            for word, mask in patched_words(template.patch):
-                rows[template.convs, word // 2, word % 2] = template.words[template.convs, word // 2, word % 2] ^ mask
-                changed += len(template.convs)
-            stop += before is None and number == len(self.templates) - 1  # END, once
-            self._arena.write(self.area, self.words[start:stop].reshape(-1), start * RECORD_WORDS)
-            self._patches[number] = patch
-        return changed
-
-
-def patched_words(values: tuple[int, ...]) -> list[tuple[int, np.uint64]]:
-    """What the values of the patched fields change in a header that has zeros there: (word, bits), its checksum too."""
-    words: dict[int, int] = {}
-    check_at = FIELD["check"]
-    for name, value in zip(_PATCHED, values, strict=True):
-        place = FIELD[name]
-        bits = value << place.lsb
-        words[place.half // 2] = words.get(place.half // 2, 0) ^ bits << 32 * (place.half % 2)
-        words[check_at.half // 2] = words.get(check_at.half // 2, 0) ^ bits << 32 * (check_at.half % 2)
-    return [(word, np.uint64(bits)) for word, bits in words.items()]
-
-
 class MemoryPasses:
     """Runs passes on a device with memory, to the bit as :class:`host.driver.fabric_passes.FabricPasses` does.
 
     A pass that leaves codes only may wait for the next one; its saturations count with the pass behind which it runs.
     What a design computes in partial sums runs as a stream program, and the host does what stands behind them.
-    ``meter`` has the device's counters, PASSES, PROGRAMS, and what the host did: WORDS_PATCHED of headers and entries,
-    BYTES_WRITTEN to and BYTES_READ from the memory.
+    ``meter`` has the device's counters, PASSES, PROGRAMS, and WORDS_PATCHED of headers and entries.
 
     Args:
         memory: the device; the engine takes all of its memory.
@@ -116,7 +57,7 @@ class MemoryPasses:
         self.arena = Arena(memory, engine.device.reserved if own else 0)  # type: ignore[union-attr]
         self.arena.settle = self.flush
         self._shapes: dict[Hashable, _Shape] = {}
-        self._programs: dict[tuple[Template, ...], _Program] = {}
+        self._programs: dict[tuple[Template, ...], PassProgram] = {}
         self._hosted: dict[Hashable, HostTensor] = {}
         self._queue: list[Template] = []
         self._context = ""
@@ -125,7 +66,9 @@ class MemoryPasses:
             streams = MemoryStreams(memory, lambda beats: self.arena.area("streams", beats).offset, deadline)
             engine = FabricEngine(streams, keep_rows=False)
         self._streams = FabricPasses(engine)
-        self.meter, self.schedules = PassMeter(engine.meter.totals), None
+        self.meter, self.schedules = PassMeter(engine.meter.totals), Schedules(self)
+        self.arena.moved = self._moved
+        self.writer: object = self  #: who has last used the areas: passes one by one, or a schedule
 
     # -- passes -----------------------------------------------------------------------------------------------------
 
@@ -136,10 +79,16 @@ class MemoryPasses:
             PassError: the design or the memory cannot hold it, or its result has no epilogue.
             ProgramError, MemoryFaultError: the device refused a program, perhaps of a pass before.
         """
+        recorder, asked = self.schedules.recorder, wanted
+        if recorder is not None:
+            wanted = recorder.settled(wanted)
+        self.writer = self
         operands = self._operands(wanted)
         try:
             template = self._template(wanted, operands)
         except PartialSumsError:
+            if recorder is not None:
+                recorder.spoiled = True
             return self._streamed(wanted)
         except (LoweringError, PassError) as error:
             kind = type(error) if isinstance(error, PassError) else PassError
@@ -149,18 +98,30 @@ class MemoryPasses:
         self._context = f"{wanted.node}, {wanted.purpose}"
         self.arena.busy |= template.areas
         self.meter.add("PASSES", 1)
+        moments = gradient = None
+        if template.tail is not None:
+            self.flush()
+            words = self.tail(template)
+            moments = None if template.moments is None else template.moments.moments(words)
+            gradient = None if template.gradient is None else template.gradient.gradient(words)
+        if recorder is not None:
+            moments = recorder.ran(asked, template, self._context, moments)
         codes = self._codes(wanted, template)
-        if template.moments is None and template.gradient is None:
-            return replace(codes, saturated=self._reported())
-        self.flush()
+        return replace(codes, moments=moments, weight_gradient=gradient, saturated=self.reported())
+
+    def tail(self, template: Template) -> U64:
+        """Words that a pass leaves behind its codes."""
         assert template.tail is not None
-        words = self.arena.read(template.tail, template.tail_beats)
-        return replace(
-            codes,
-            moments=template.moments.moments(words) if template.moments is not None else None,
-            weight_gradient=template.gradient.gradient(words) if template.gradient is not None else None,
-            saturated=self._reported(),
-        )
+        words = self.arena.read(template.tail, template.tail_beats, "moments")
+        if template.gradient is not None:
+            sums = words.nbytes - (0 if template.moments is None else 8 * template.moments.words)
+            self.arena.touched["read", "moments"] -= sums
+            self.arena.touched["read", "weight gradients"] += sums
+        return words
+
+    def _moved(self, tensor: MemoryTensor, place: ViewPlace, area: MemoryArea) -> None:
+        if self.schedules.recorder is not None:
+            self.schedules.recorder.moved(tensor, place, area)
 
     def _streamed(self, wanted: ProductPass) -> PassResult:
         """A pass that the design computes in partial sums: with arrays, in programs of its own."""
@@ -186,24 +147,55 @@ class MemoryPasses:
         self.arena.busy.clear()
         program = self._programs.get(key)
         if program is None:
-            program = self._programs[key] = _Program(self.arena, key)
-        self.meter.add("WORDS_PATCHED", program.send())
+            program = self._programs[key] = PassProgram(self.arena, key, self)
+        self.meter.add("WORDS_PATCHED", program.send(self.arena))
+        self.execute(program, self._context)
+
+    def execute(self, program: PassProgram, context: str) -> None:
+        """Runs a program.
+
+        Args:
+            context: for errors.
+
+        Raises:
+            ProgramError, MemoryFaultError: the device refused it.
+        """
         try:
-            result = check(self.memory.execute(program.area.offset, self._deadline), self._context)
+            result = check(self.memory.execute(program.area.offset, self._deadline), context)
         except Exception:
-            for area in (area for template in key for area in template.writes):
+            for area in (area for template in program.templates for area in template.writes):
                 area.owner = None  # nobody knows what lies there
+            self.writer = None
             raise
         for name, value in result.counters.items():
             self.meter.add(name, value)
         self.meter.add("PROGRAMS", 1)
         self._saturated += result.counters.get("SATURATED", 0)
-        self.meter.totals["BYTES_READ"] = self.arena.touched["read"]
-        self.meter.totals["BYTES_WRITTEN"] = self.arena.touched["written"]
 
-    def _reported(self) -> int:
+    def reported(self) -> int:
+        """Saturations of programs that nobody has reported yet."""
         found, self._saturated = self._saturated, 0
         return found
+
+    # -- for schedules ----------------------------------------------------------------------------------------------
+
+    def claim(self, owner: object, templates: Sequence[Template]) -> None:
+        """Gives the areas of passes to a schedule, which fills them from now on."""
+        self.writer = owner
+        self._hosted.clear()
+        for template in templates:
+            template.last_entries = None
+            if template.weights is not None:
+                template.weights.values = None
+            for area in template.writes:
+                area.owner = owner
+
+    def put(self, cause: str, at: int, words: U64, patched: int) -> None:
+        """Writes words from a beat on, of which so many are patches of headers and entries."""
+        self.arena.touched["written", cause] += words.nbytes
+        if cause in ("entries", "records"):
+            self.meter.add("WORDS_PATCHED", patched)
+        self.memory.write(at, words)
 
     # -- operands ---------------------------------------------------------------------------------------------------
 
@@ -287,24 +279,16 @@ class MemoryPasses:
         words = np.concatenate([behind.entries.words(), np.zeros((1, 4), np.uint64)])[template.entry_index].reshape(-1)
         if template.last_entries is None or not np.array_equal(words, template.last_entries):
             assert template.entries is not None
-            self.arena.write(template.entries, words)
+            self.arena.write(template.entries, words, "entries")
             self.meter.add("WORDS_PATCHED", words.size)
             template.last_entries = words
-        form = behind.settings
-        template.patch = (
-            (form.shift, 0, 0, 0, 0, 0)
-            if behind.moments
-            else (
-                form.shift, form.value_shift, form.out_shift, form.keep_shift if form.keep_bits else 0,
-                form.wide_shift if form.wide_bits else 0, behind.key if form.stochastic else 0,
-            )
-        )  # fmt: skip
+        template.patch = patch_of(behind)
 
     def _fill_weights(self, place: WeightArea, weights: CodeTensor) -> None:
         if place.values is weights.values:
             return
         check_codes(weights.values, weights.bits, weights.signed, "weights")
-        self.arena.write(place.area, place.words(weights.values))
+        self.arena.write(place.area, place.words(weights.values), "weights")
         place.values = weights.values
 
     # -- results ----------------------------------------------------------------------------------------------------

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from host.arrays import F32, F64, I32, Codes
-from host.epilogue import Bools, Epilogue, Moments
+from host.arrays import F32, F64, Codes
+from host.epilogue import Bools, Epilogue
 from host.step.channel_parameters import (
     ChannelMoments,
     Inner,
     Numbers,
     bounded,
+    check_bound,
     code_shift,
     code_top,
     entries,
+    farthest,
     grid_scale,
     measured,
     value,
     value_unit,
 )
-from host.step.coded import ALL, Coded, CodedPart, CodedWeights, Gathered, Ranges, SampleSet, count, refined
+from host.step.coded import (
+    ALL,
+    Coded,
+    CodedPart,
+    CodedWeights,
+    Gathered,
+    Ranges,
+    SampleSet,
+    count,
+    image_codes,
+    image_top,
+    refined,
+)
 from host.step.passes import CodeTensor, PassEngine, PassEpilogue, PassError, ProductPass, identity
 from host.step.recorded import require, value_of
-from hw.contract import INT32_LIMIT, VALUE_BITS
+from hw.contract import VALUE_BITS
 from hw.networks import Bits, ConvGeometry
 from hw.nodes import KeptWidths, StepNode
-
-if TYPE_CHECKING:
-    from host.step.schedule import Recorder, Schedule
 
 #: bits of the last node's codes, which the host pools
 FEATURE_BITS = 8
@@ -119,7 +130,7 @@ class Tape:
         batch: images.
         seed: of the random numbers of the backward pass.
         widths: of what is kept.
-        kept: by node, in training; of a step that is computed again (:mod:`host.step.schedule`) none of this and of the
+        kept: by node, in training; of a step that is computed again (:mod:`host.replay.step_schedule`) none of this and of the
             codes is there.
         statistics: of the batch, by node, in training.
         wide: codes S by node, where a shortcut or the pooling takes them.
@@ -145,34 +156,6 @@ def geometry_of(node: StepNode, batch: int) -> ConvGeometry:
     s = node.shape
     kernel = s.kernel, s.kernel
     return ConvGeometry(batch, s.in_channels, s.out_channels, s.in_hw, kernel, s.stride, s.padding)
-
-
-def check_bound(node: str, bound: Numbers) -> None:
-    """Refuses sums that the epilogue does not take."""
-
-    def error(most: float) -> PassError:
-        return PassError(
-            f"{node}: a sum may reach {most:.0f}, beyond 32 bits; give its operands fewer bits or it fewer channels"
-        )
-
-    most = bound.max()
-    require(most < INT32_LIMIT, error, most)
-
-
-def image_top(images: F32) -> float:
-    """Greatest magnitude of images, 1 if they are black."""
-    return float(np.abs(images).max()) or 1.0
-
-
-def image_codes(images: F32, top: float, bits: int) -> I32:
-    """Codes of images, signed, rounded to nearest even."""
-    scale, most = grid_scale(top, bits, True), code_top(bits, True)
-    return np.clip(np.rint(images.astype(np.float64) / scale), -most, most).astype(np.int32)
-
-
-def farthest(moments: Moments) -> Numbers:
-    """Greatest magnitude of integers of all channels, at least 1."""
-    return np.maximum(np.maximum(moments.greatest.max(), -moments.least.min()), 1.0)
 
 
 def _mean_scale(wide: Coded) -> Numbers:
@@ -214,8 +197,8 @@ class Forward:
         self.carried = {node.residual for node in graph if node.residual}
         self.groups: dict[str, Groups] = {}
         self.tops = ranges  #: while the step is recorded, its numbers
-        self.recorder: Recorder | None = None
-        self.schedule: Schedule | None = None
+        self.recorder: Any = None  #: host.replay.recorder.StepRecorder, while the step is recorded
+        self.schedule: Any = None  #: host.replay.step_schedule.Schedule, if the step runs again
         self._weights: dict[tuple[str, bool], CodedWeights] = {}
 
     def run(self, images: F32, choose: Choose | None = None) -> Tape:
@@ -266,12 +249,12 @@ class Forward:
         last = self.tape.wide[self.graph[-1].name]
         self.tape.features = self._pooled(last)
         if self.recorder is not None:
-            self.recorder.pooled(last.values, _mean_scale(last))
+            self.recorder.pooled(last.values, _mean_scale(last), self.tops.tops)
         self.settle_ranges()
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 
-    def number(self, name: Hashable, value: Any) -> Any:
+    def number(self, name: tuple[Any, ...], value: Any) -> Any:
         """A number that changes from step to step, recorded by its name if the step is recorded."""
         return value if self.recorder is None else self.recorder.tape.input(name, value)
 
@@ -300,7 +283,7 @@ class Forward:
 
     def _images(self, images: F32) -> Coded:
         """Codes of the input, rounded to nearest even."""
-        top = self.number("images", image_top(images))
+        top = self.number(("images",), image_top(images))
         if self.training:
             self.tops.note("", top)
         else:
@@ -423,14 +406,14 @@ class Forward:
             side = self.tape.wide[node.residual].whole
             most = side.scale * code_top(side.bits, side.signed)
             least, greatest = least - most * side.signed, greatest + most
-        farthest = np.maximum(greatest, -least)
-        top = greatest if node.relu else farthest
+        largest = np.maximum(greatest, -least)
+        top = greatest if node.relu else largest
 
         def error(most: float) -> PassError:
             return PassError(f"{node.name}: results up to {most}; training has diverged: lower the learning rate")
 
         require(np.isfinite(top), error, top)
-        least_top = np.maximum(farthest, SMALLEST_TOP) * FINEST
+        least_top = np.maximum(largest, SMALLEST_TOP) * FINEST
         if not node.residual:
             self.tops.note(node.name, np.maximum(top, least_top))
         elif node.name in self.tops.tops:

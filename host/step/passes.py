@@ -179,7 +179,7 @@ class PassEngine(Protocol):
     """What computes passes: software, or a fabric's device.
 
     Attributes:
-        schedules: steps that it runs again without Python (:mod:`host.step.schedule`); None: it runs pass after pass.
+        schedules: steps that it runs again without Python (:mod:`host.replay.step_schedule`); None: it runs pass after pass.
     """
 
     meter: PassMeter

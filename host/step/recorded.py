@@ -1,14 +1,14 @@
 """Numbers of a step that are recorded while they are computed, so that later steps compute them without Python.
 
 The arithmetic between passes is written once, for arrays of float64.  On :class:`Recorded` numbers it gives the same values
-and leaves a list of operations behind, which :mod:`host.step.schedule` runs again on other values: in C, or in NumPy to the
+and leaves a list of operations behind, which :mod:`host.replay.step_schedule` runs again on other values: in C, or in NumPy to the
 same bits.  A number that is recorded cannot decide what Python does next: decisions are ``np.where``, refusals
 :func:`require`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,16 +28,16 @@ def _exponent(values: Array) -> Array:
 
 
 #: by name what NumPy computes; an operation's place is its number in ``native.c``
-OPERATIONS: dict[str, Callable[..., Any]] = {
+NUMBER_OPERATIONS: dict[str, Callable[..., Any]] = {
     "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "maximum": np.maximum,
     "minimum": np.minimum, "greater": np.greater, "less": np.less, "where": np.where, "absolute": np.absolute,
     "negative": np.negative, "sqrt": np.sqrt, "floor": np.floor, "rint": np.rint, "isfinite": np.isfinite,
     "ldexp": _ldexp, "exponent": _exponent, "least": np.min, "greatest": np.max,
 }  # fmt: skip
-CODES = {name: code for code, name in enumerate(OPERATIONS)}
+OPERATION_CODES = {name: code for code, name in enumerate(NUMBER_OPERATIONS)}
 #: of several numbers one
 REDUCTIONS = ("least", "greatest")
-_NAMES = {function: name for name, function in OPERATIONS.items()}
+_NAMES = {function: name for name, function in NUMBER_OPERATIONS.items()}
 
 
 class Recorded(NDArrayOperatorsMixin):
@@ -50,7 +50,7 @@ class Recorded(NDArrayOperatorsMixin):
         source: the operation that gives it; None: an input or a constant.
     """
 
-    def __init__(self, tape: Tape, at: int, value: F64, source: Any = None) -> None:
+    def __init__(self, tape: NumberTape, at: int, value: F64, source: Any = None) -> None:
         self.tape, self.at, self.value, self.source = tape, at, value, source
         self.size = value.size
 
@@ -81,11 +81,12 @@ class Recorded(NDArrayOperatorsMixin):
 
 
 @dataclass(eq=False)
-class Operation:
-    """An operation of :data:`OPERATIONS`: its name, what it takes, and what it gives."""
+class NumberOperation:
+    """An operation of :data:`NUMBER_OPERATIONS`: its name, what it takes, its number in the order of time, and what it gives."""
 
     name: str
     args: tuple[Recorded, ...]
+    number: int
     result: Recorded = field(init=False)
 
 
@@ -98,7 +99,7 @@ class Requirement:
     error: Callable[[Any], Exception]
 
 
-class Tape:
+class NumberTape:
     """What has been recorded.
 
     Attributes:
@@ -109,10 +110,15 @@ class Tape:
     """
 
     def __init__(self) -> None:
-        self.size = 0
-        self.inputs: dict[Hashable, Recorded] = {}
+        self.size = self._events = 0
+        self.inputs: dict[tuple[Any, ...], Recorded] = {}
         self.constants: dict[bytes, Recorded] = {}
         self.requirements: list[Requirement] = []
+
+    def next(self) -> int:
+        """A number in the order of time."""
+        self._events += 1
+        return self._events
 
     def place(self, value: Any, source: Any = None) -> Recorded:
         """A place for numbers like these."""
@@ -120,7 +126,7 @@ class Tape:
         self.size += made.size
         return made
 
-    def input(self, name: Hashable, value: Any) -> Recorded:
+    def input(self, name: tuple[Any, ...], value: Any) -> Recorded:
         """The input of this name."""
         if name not in self.inputs:
             self.inputs[name] = self.place(value)
@@ -138,15 +144,15 @@ class Tape:
 
     def operate(self, name: str, args: Sequence[Any]) -> Recorded:
         """The result of an operation."""
-        made = Operation(name, tuple(self.number(each) for each in args))
-        made.result = self.place(OPERATIONS[name](*(each.value for each in made.args)), made)
+        made = NumberOperation(name, tuple(self.number(each) for each in args), self.next())
+        made.result = self.place(NUMBER_OPERATIONS[name](*(each.value for each in made.args)), made)
         return made.result
 
 
 def apply(name: str, *args: Any) -> Any:
-    """An operation of :data:`OPERATIONS`, recorded if one of its operands is."""
+    """An operation of :data:`NUMBER_OPERATIONS`, recorded if one of its operands is."""
     tape = next((each.tape for each in args if isinstance(each, Recorded)), None)
-    return OPERATIONS[name](*args) if tape is None else tape.operate(name, args)
+    return NUMBER_OPERATIONS[name](*args) if tape is None else tape.operate(name, args)
 
 
 def ldexp(values: Any, shift: Any) -> Any:
@@ -172,7 +178,7 @@ def value_of(number: Any) -> Any:
     return number.value if isinstance(number, Recorded) else number
 
 
-def whole(number: Any) -> Any:
+def as_integer(number: Any) -> Any:
     """An integer, or the recorded number that it is."""
     return number if isinstance(number, Recorded) else int(number)
 

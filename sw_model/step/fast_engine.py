@@ -53,7 +53,7 @@ class FastEngine:
     """Implements :class:`host.step.passes.PassEngine` with PyTorch; its codes are float32 arrays that hold integers."""
 
     def __init__(self) -> None:
-        self.meter = PassMeter()
+        self.meter, self.schedules = PassMeter(), None
         self._last: tuple[Any, ...] | None = None
 
     def run(self, wanted: ProductPass) -> PassResult:

@@ -131,11 +131,11 @@ def test_statistics_are_those_of_the_whole_batch_however_it_is_divided() -> None
     whole = Trial(RESNET, choose=choose([(ALL, FINE)]))
     split = Trial(RESNET, choose=choose([(part, FINE) for part in parts]))
     mixed = Trial(RESNET, choose=choose([(parts[0], Bits(12, 4, 6)), (parts[1], Bits(12, 8, 12))]))
-    for name, kept in whole.tape.kept.items():
+    for name, true_ones in whole.tape.statistics.items():
         for trial, close in ((split, 0.02), (mixed, 0.5)):
             other = trial.tape.statistics[name]
-            assert np.allclose(other.mean, kept.statistics.mean, atol=close * np.sqrt(kept.statistics.variance).max())
-            assert np.allclose(other.variance, kept.statistics.variance, rtol=close)
+            assert np.allclose(other.mean, true_ones.mean, atol=close * np.sqrt(true_ones.variance).max())
+            assert np.allclose(other.variance, true_ones.variance, rtol=close)
     true = whole.backward()
     for trial, least in ((split, 0.97), (mixed, 0.75)):
         assert cosine(trial.backward()["blocks.1.conv1"].weight, true["blocks.1.conv1"].weight) > least
@@ -189,9 +189,9 @@ def test_evaluation_takes_running_statistics_and_ranges() -> None:
     trial = Trial(RESNET)
     with pytest.raises(PassError, match=r"range of .* unknown"):
         Trial(RESNET, training=False)
-    for name, kept in trial.tape.kept.items():
+    for name, found in trial.tape.statistics.items():
         own = trial.own[name]
-        own.mean[:], own.variance[:] = kept.statistics.mean, kept.statistics.variance
+        own.mean[:], own.variance[:] = found.mean, found.variance
     rng = {node.name: FINE for node in trial.graph}
     tested = Forward(trial.graph, trial.own, trial.engine, trial.ranges, rng, WIDE, training=False).run(trial.images)
     assert cosine(tested.features, trial.tape.features) > 0.999
