@@ -24,6 +24,8 @@ from hw.nodes import KeptWidths, StepNode
 from hw.plan.records import Record
 
 _CLASSES = 10
+#: steps that build what is run again: passes one by one, a step that is recorded, one for which the device draws results
+_BUILDING = 3
 #: what the meter counts of a step
 _COUNTS = ("PASSES", "PROGRAMS", "WORDS_PATCHED")
 
@@ -164,19 +166,19 @@ class HostStep:
 def bench(
     design: Design, graph: list[StepNode], bits: Bits, widths: KeptWidths, batch: int, steps: int, beats: int
 ) -> dict[str, Any]:
-    """Processor time of steps behind the first two, which build what is replayed: the median, and the least, which other
+    """Processor time of steps behind the first ones, which build what is run again: the median, and the least, which other
     load on the machine lengthens less."""
     memory = InstantMemory(design, beats)
     engine = MemoryPasses(memory)
     host = HostStep(graph, engine, bits, widths, batch, np.random.default_rng(0))
     begun = time.process_time()
-    for number in range(2):
+    for number in range(_BUILDING):
         host.run(number)
     building = time.process_time() - begun
     before, touched = dict(engine.meter.totals), engine.arena.touched.copy()
     host.spent.clear()
     for number in range(steps):
-        host.run(number + 2)
+        host.run(number + _BUILDING)
     by_cause = {
         direction: {
             cause: (engine.arena.touched[each, cause] - touched[each, cause]) / steps
