@@ -95,6 +95,8 @@ class Board:
         control_id_bits, control_address_bits: of the control port's transactions.
         memory_ports: of the accelerator's masters 0 and 1, which share no port of the memory controller.
         address_bits: of the masters.
+        port_mhz: greatest clock of the processor's AXI ports, which the logic shares: the vendor's switching characteristics
+            (DS187, DS191: 250 MHz; DS925: 333 MHz).
         device_memory_mb: megabytes of the processor's memory that the driver takes for the accelerator, both banks together:
             about a quarter, which the kernel must have set aside (cma=) and which leaves the rest to the host's tensors.
     """
@@ -122,6 +124,7 @@ class Board:
     device_memory_mb: int
     logic_memory: float = 0.0
     free_edition: bool = True
+    port_mhz: float = 250.0
 
 
 def _zynq7(part: Part, memory: float, name: str, board_part: str, remedy: str, **more: Any) -> Board:
@@ -220,6 +223,7 @@ _BOARDS = (
         ),
         address_bits=40,
         device_memory_mb=512,  # of 2 GB
+        port_mhz=333.0,
     ),
 )
 

@@ -30,6 +30,7 @@ def run_explore(arguments: argparse.Namespace) -> int:
         arguments.max_lut,
         arguments.max_bram,
         tuple(arguments.clock or ()),
+        minimised=arguments.minimise,
     )
     for note in training.notes(ours=True):
         print(f"note: {note}", file=sys.stderr)
@@ -55,7 +56,7 @@ def run_explore(arguments: argparse.Namespace) -> int:
         print(
             f"memory {one.memory} (unverified) against {found[0].memory}: the best design takes {saved:.1f} % less time"
         )
-    print("clocks are assumed, energies estimated; confirm the area with fractrain synth")
+    print("clocks and energies are estimates; confirm area and paths with fractrain synth --timing")
     return 0
 
 
@@ -86,7 +87,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "explore",
         help="best design of a chip for a training",
         description="Costs every design that fits a chip with the models and shows those that no other one beats in "
-        "latency, LUT, block RAM and energy at once. Energies are estimates, clocks assumptions.",
+        "latency, LUT, block RAM and energy at once. Each runs at the clock that the static estimate of its longest path "
+        "allows. Energies are estimates, too.",
     )
     parser.add_argument("--part", required=True, help="chip, for example xc7z045")
     add_training(parser)
@@ -98,7 +100,11 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     add_memory(parser, several=True)
     parser.add_argument(
         "--clock", type=options.number, action="append", metavar="MHZ",
-        help="clock to try, repeatable (default: two thirds of the committed design's, and all of it)",
+        help="clock to try with designs that reach it, repeatable (default: for each what it reaches)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minimise", choices=("products", "step"), default="products",
+        help="time of the three products of all layers, or of whole training steps (default: products)",
     )  # fmt: skip
     parser.add_argument("--max-lut", type=options.percentage, default=80.0, metavar="PERCENT", help="of the part")
     parser.add_argument("--max-bram", type=options.percentage, default=80.0, metavar="PERCENT", help="of the part")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,41 @@ def timing_table(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def measure_variants(arguments: argparse.Namespace) -> int:
+    """``fractrain synth --variants``: longest paths of modules at other parameters, for the model of the clock."""
+    from importlib.metadata import version
+
+    from hw.generate import generate
+    from hw.model.frequency import varied_designs
+    from hw.tools import yosys
+
+    rows = []
+    for design, modules in varied_designs():
+        grade = PARTS[design.part].grade
+        with tempfile.TemporaryDirectory() as folder:
+            generate(design, Path(folder))
+            for piece in (p for p in yosys.pieces(design) if p.name in modules):
+                print(f"synthesising {piece.name} of {design.name} ...", file=sys.stderr, flush=True)
+                done = yosys.synthesize(piece, Path(folder), grade=grade, seconds=arguments.seconds)
+                worst = done.timing["real"][0]
+                row = {"module": piece.name, "grade": grade, "ns": worst["ns"], "net_ns": worst["net_ns"]}
+                rows.append({**row, "design": asdict(design)})
+    data = {"command": "fractrain synth --variants --save FILE", "tool": f"Yosys {version('pyosys')}", "paths": rows}
+    text = json.dumps(data, indent=1)
+    if arguments.save:
+        write_atomically(arguments.save, text + "\n")
+    if arguments.json or not arguments.save:
+        print(text)
+    return 0
+
+
 def run(arguments: argparse.Namespace) -> int:
     """``fractrain synth``: 0 if the design with its platform fits its part, 1 if not."""
     from hw.generate import generate
     from hw.tools import area_report, yosys
 
+    if arguments.variants:
+        return measure_variants(arguments)
     design = load_design(arguments.design)
     if arguments.accumulators:
         design = replace(design, accumulators=arguments.accumulators)
@@ -165,6 +196,10 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--module", help="one module only")
     parser.add_argument("--accumulators", choices=("dsp", "lut"), help="other accumulators than the design says")
     parser.add_argument("--flatten", action="store_true", help="also synthesise the whole as one module (long)")
+    parser.add_argument(
+        "--variants", action="store_true",
+        help="longest paths of single modules at other parameters than the designs', for the model of the clock (long)",
+    )  # fmt: skip
     parser.add_argument("--timing", action="store_true", help="also print the estimate of every module's worst path")
     parser.add_argument("--seconds", type=options.number, default=3600.0, help="most time for one module")
     parser.add_argument("--json", action="store_true", help="print JSON")

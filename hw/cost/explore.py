@@ -3,8 +3,9 @@
 A point is a design, times how many of it share the chip.  Latency and energy are those of ``hw.cost.fabric``, area that
 of ``hw.model.resources``; a point that does not fit the limits is not costed.  What the models do not say is assumed:
 
-- **timing**: a design reaches the clock that the committed design of its part states as target (``greatest_clock``), whatever
-  its buffers and however full the chip; no place-and-route run is behind it;
+- **timing**: a design reaches the clock that its longest path allows by the static estimate (:mod:`hw.model.frequency`), at
+  most the processor's ports; no place-and-route run is behind it, and how full the chip is does not count.  Parts whose
+  delays are not known (UltraScale+) take the target clock of their committed design;
 - **streams**: each fabric has the streams of its design (two in, one or two out); fabrics on one chip share the DDR
   and divide a batch between them.
 
@@ -17,8 +18,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,10 +33,10 @@ from hw.cost.step_cost import STEPS, NetworkStep
 from hw.cost.training_schedule import TrainingSchedule
 from hw.design import DESIGNS, INPUT_STREAMS, ROOT, Design, DesignError, load_design
 from hw.files import write_atomically
+from hw.model.frequency import estimated_clock
 from hw.model.resources import resources
 from hw.networks import Bits, ConvShape
 
-CLOCK_SHARES = (2 / 3, 1.0)
 CHANNELS = (8, 16)
 #: shallower memories save no block RAM: a block is 512 words deep at its widest
 DEPTHS = {
@@ -43,14 +46,18 @@ DEPTHS = {
     "depth_accumulator": (2048, 4096, 8192, 16384),
 }
 EPILOGUE = 256
+EPILOGUE_SHARES = (1, 2)  #: pixels that the epilogue takes per cycle, in multiples of C
 #: designs that take a whole training step, and smaller ones whose host normalises
 NORMALISING: tuple[dict[str, Any], ...] = (
     {"rounding": True, "output_streams": 2},
     {"rounding": False, "output_streams": 1},
 )
-FABRICS = (1, 2, 3)
+FABRICS = (1, 2, 3, 4)
+MINIMISED = ("products", "step")  #: whose time is minimised: the three products of all layers, or whole training steps
 MAX_LUT, MAX_BRAM = 80.0, 80.0  #: percent of the part that leave room for routing
 OBJECTIVES = ("seconds", "lut", "bram36", "energy_j")
+#: what else points must have in common to share their cycle counts
+_SHARED = ("depth_epilogue", "epilogue_lanes", "rounding", "output_streams")
 POINTS_FILE = "points.jsonl"
 #: modules, below ``hw``, on which a point depends
 _MODELS = (
@@ -61,6 +68,7 @@ _MODELS = (
     "cost/step_cost",
     "design",
     "model/cycles",
+    "model/frequency",
     "model/resources",
     "networks",
     "nodes",
@@ -78,6 +86,8 @@ _MODELS = (
     "plan/training_products",
     "plan/training_step",
     "tiles",
+    "tools/area",
+    "tools/timing",
 )
 
 LayerWork = tuple[tuple[float, ConvShape, Bits], ...]
@@ -96,9 +106,10 @@ class DesignPoint:
         fabrics: how many of it the chip holds.
         streams: of all fabrics.
         lut, ff, bram36, dsp: of all fabrics.
-        seconds: of the three products (estimate where the host computes any).
+        seconds: what is minimised, one of ``MINIMISED``.
         energy_j: estimate of the same.
-        cycles: of the fabric, waiting for memory not included.
+        products: seconds of the three products (estimate where the host computes any).
+        cycles: of the fabric for them, waiting for memory not included.
         steps: whole training step by who normalises, seconds (host work estimated).
     """
 
@@ -111,6 +122,7 @@ class DesignPoint:
     dsp: int
     seconds: float
     energy_j: float
+    products: float
     cycles: float
     steps: dict[str, float]
 
@@ -133,8 +145,9 @@ class SearchRequest:
         work: (mean occurrences per sample, layer, widths) over the whole schedule.
         batch: samples per step.
         max_lut, max_bram: limits in percent of the part.
-        clocks: in MHz.
+        clocks: in MHz; none: what each design reaches.
         memory: which DDR the fabrics share, one of ``hw.cost.fabric.MEMORIES``.
+        minimised: one of ``MINIMISED``.
     """
 
     part: str
@@ -145,10 +158,11 @@ class SearchRequest:
     max_bram: float = MAX_BRAM
     clocks: tuple[float, ...] = ()
     memory: str = "ps"
+    minimised: str = "products"
 
     def key(self) -> str:
         """Digest of everything that a point's costs depend on, the sources of the models included."""
-        text = repr((self.part, self.work, self.batch, self.memory))
+        text = repr((self.part, self.work, self.batch, self.memory, self.minimised))
         return hashlib.sha256(f"{_models()}{text}".encode()).hexdigest()[:16]
 
 
@@ -202,53 +216,71 @@ def committed(part: str) -> list[Design]:
     return [design for design in designs if design.part == part]
 
 
-def greatest_clock(part: str) -> float:
-    """Assumed greatest clock in MHz: the fastest target of the part's committed designs.
+def reachable_clock(design: Design) -> float:
+    """Clock in whole MHz that a design is taken to reach: by its longest path, or the target of its part's committed design.
 
     Raises:
-        ExploreError: the part has no committed design.
+        ExploreError: the part's delays are not known and it has no committed design.
     """
-    clocks = [design.clock_mhz for design in committed(part)]
+    if estimated := estimated_clock(design):
+        return float(math.floor(estimated))
+    clocks = [design.clock_mhz for design in committed(design.part)]
     if not clocks:
         raise ExploreError(
-            f"no design of configs/designs is for {part}, so its clock is unknown; write one for its board"
+            f"no design of configs/designs is for {design.part}, so its clock is unknown; write one for its board"
         )
     return float(max(clocks))
 
 
-def candidates(request: SearchRequest) -> list[tuple[Design, int]]:
-    """All designs, and how many of each, that fit the limits; the part's committed designs are among them."""
-    ceiling = greatest_clock(request.part)
-    clocks = request.clocks or tuple(round(share * ceiling, 3) for share in CLOCK_SHARES)
-    chosen: dict[tuple[Any, ...], tuple[Design, int]] = {}
-    short = request.part[:7]
-    kinds = itertools.product(CHANNELS, ("dsp", "lut"), NORMALISING, itertools.product(*DEPTHS.values()))
-    for channels, accumulators, normalising, depths in kinds:
+def _geometries(part: str) -> Iterator[Design]:
+    """All designs of a part at any clock, without those whose memories or DSP slices exceed it."""
+    short = part[:7]
+    kinds = itertools.product(
+        CHANNELS, ("dsp", "lut"), NORMALISING, EPILOGUE_SHARES, itertools.product(*DEPTHS.values())
+    )
+    for channels, accumulators, normalising, share, depths in kinds:
+        if share > 1 and not normalising["rounding"]:
+            continue  # the host normalises: lanes of the epilogue are idle
         sizes: dict[str, Any] = dict(zip(DEPTHS, depths, strict=True))
-        for clock in clocks:
-            words = [short, f"c{channels}", accumulators, *map(str, depths), f"{clock:g}"]
-            name = "-".join([*words, *(["sums"] if not normalising["rounding"] else [])])
-            try:
-                design = Design(
-                    name,
-                    request.part,
-                    clock,
-                    channels,
-                    depth_epilogue=EPILOGUE,
-                    accumulators=accumulators,
-                    epilogue_lanes=channels,
-                    **sizes,
-                    **normalising,
-                )
-            except DesignError as error:
-                if not 10 <= clock <= 500:
-                    raise ExploreError(str(error)) from error
-                continue  # more block RAM or DSP slices than the part has
-            for fabrics in FABRICS:
+        words = [short, f"c{channels}", accumulators, *map(str, depths), f"e{share * channels}"]
+        name = "-".join([*words, *(["sums"] if not normalising["rounding"] else [])])
+        with suppress(DesignError):
+            yield Design(
+                name,
+                part,
+                100,
+                channels,
+                depth_epilogue=EPILOGUE,
+                accumulators=accumulators,
+                epilogue_lanes=share * channels,
+                **sizes,
+                **normalising,
+            )
+
+
+def candidates(request: SearchRequest) -> list[tuple[Design, int]]:
+    """All designs, and how many of each, that fit the limits, each at the clock that it reaches, or at those asked for of
+    which it is capable; the part's committed designs are among them.
+
+    Raises:
+        ExploreError: a clock that no design may have.
+    """
+    for clock in request.clocks:
+        if not 10 <= clock <= 500:
+            raise ExploreError(f"clock {clock:g} MHz; use 10 to 500")
+    chosen: dict[tuple[Any, ...], tuple[Design, int]] = {}
+    for geometry in _geometries(request.part):
+        most = reachable_clock(geometry)
+        for clock in request.clocks or (most,):
+            design = replace(geometry, clock_mhz=clock, name=f"{geometry.name}-{clock:g}")
+            for fabrics in FABRICS if clock <= most else ():
                 if _fits(design, fabrics, request):
                     chosen[_identity(design, fabrics)] = design, fabrics
     for design in committed(request.part):
-        if _fits(design, 1, request) and (not request.clocks or design.clock_mhz <= max(clocks)):
+        most = reachable_clock(design)
+        clocks = [clock for clock in request.clocks or (most,) if clock <= most]
+        if clocks and _fits(design, 1, request):
+            design = replace(design, clock_mhz=max(clocks))
             chosen[_identity(design, 1)] = design, 1  # under its own name
     return list(chosen.values())
 
@@ -257,7 +289,9 @@ def _identity(design: Design, fabrics: int) -> tuple[Any, ...]:
     return (*(value for key, value in asdict(design).items() if key != "name"), fabrics)
 
 
-def evaluate_point(design: Design, fabrics: int, work: LayerWork, batch: int, memory: str = "ps") -> DesignPoint:
+def evaluate_point(
+    design: Design, fabrics: int, work: LayerWork, batch: int, memory: str = "ps", minimised: str = "products"
+) -> DesignPoint:
     """Costs of one point.
 
     Raises:
@@ -265,7 +299,7 @@ def evaluate_point(design: Design, fabrics: int, work: LayerWork, batch: int, me
     """
     machine = FabricMachine(design, fabrics, batch, bandwidth(design.part, memory))
     seconds = energy = cycles = 0.0
-    steps = dict.fromkeys(STEPS, 0.0)
+    steps, energies = dict.fromkeys(STEPS, 0.0), dict.fromkeys(STEPS, 0.0)
     network = NetworkStep(machine, tuple(dict.fromkeys(shape for _, shape, _ in work)))
     for weight, shape, bits in work:
         for cost in machine.products(shape, bits).values():
@@ -273,7 +307,12 @@ def evaluate_point(design: Design, fabrics: int, work: LayerWork, batch: int, me
             energy += weight * cost.energy_j
             cycles += weight * cost.cycles
         for step in STEPS:
-            steps[step] += weight * network.layer(shape, bits, step).seconds
+            layer = network.layer(shape, bits, step)
+            steps[step] += weight * layer.seconds
+            energies[step] += weight * layer.energy_j
+    products, fastest = seconds, min(STEPS, key=steps.__getitem__)
+    if minimised == "step":
+        seconds, energy = steps[fastest], energies[fastest]
     area = resources(design).times(fabrics)
     return DesignPoint(
         design,
@@ -285,6 +324,7 @@ def evaluate_point(design: Design, fabrics: int, work: LayerWork, batch: int, me
         area.dsp,
         seconds,
         energy,
+        products,
         cycles,
         steps,
     )
@@ -325,6 +365,8 @@ def _batches(
 ) -> Iterator[list[DesignPoint]]:
     """Results group by group, as they come."""
     options = {} if request.memory == "ps" else {"memory": request.memory}
+    if request.minimised != "products":
+        options["minimised"] = request.minimised
     arguments = [(group, request.work, request.batch, options) for group in groups]
     if jobs != 1 and len(groups) > 1:
         try:
@@ -362,7 +404,8 @@ def explore(
     if not wanted:
         raise ExploreError(
             f"no design fits {request.max_lut:g} % of the LUT and {request.max_bram:g} % of the block RAM of "
-            f"{request.part}; raise the limits"
+            f"{request.part}{' at ' + ' or '.join(f'{c:g}' for c in request.clocks) + ' MHz' if request.clocks else ''}; "
+            f"raise the limits{' or lower the clock' if request.clocks else ''}"
         )
     key = request.key()
     known = load_points(folder / POINTS_FILE, key) if folder else []
@@ -371,7 +414,7 @@ def explore(
     groups: dict[tuple[Any, ...], list[tuple[Design, int]]] = {}
     for name, (design, fabrics) in wanted.items():
         if name not in done:
-            depths = tuple(getattr(design, depth) for depth in (*DEPTHS, "depth_epilogue", "rounding", "output_streams"))
+            depths = tuple(getattr(design, depth) for depth in (*DEPTHS, *_SHARED))
             groups.setdefault((design.channels, fabrics, *depths), []).append((design, fabrics))
     progress(len(done), len(wanted))
     if folder:

@@ -49,6 +49,8 @@ class Found:
             "best": chosen.design.name,
             "fabrics": chosen.fabrics,
             "seconds_per_sample": chosen.seconds,
+            "images_per_second": 1 / chosen.seconds,
+            "clock_mhz": chosen.design.clock_mhz,
             "energy_estimate_j": chosen.energy_j,
             "percent": {kind: chosen.percent(kind) for kind in ("lut", "ff", "bram36", "dsp")},
             "full_step_estimate_s": chosen.steps,
@@ -80,6 +82,7 @@ def search(
         own = folder / memory if folder and len(memories) > 1 else folder
         points = explore(replace(request, memory=memory), own, jobs, progress)
         title = f"{request.model}, {schedule}, batch {request.batch}, {request.part}, memory {memory}"
+        title += ", whole steps" if request.minimised == "step" else ", products"
         if memory != "ps":
             title += " (unverified)"
         yield Found(title, memory, points, write_results(points, own, title) if own else [])
@@ -93,7 +96,7 @@ def design_toml(point: DesignPoint, name: str, note: str = "") -> str:
     d = asdict(point.design)
     lines = [
         f"# Found by fractrain explore{': ' + note if note else ''}.",
-        f"# By the models: {point.seconds * 1e3:.4g} ms per sample (products of training), "
+        f"# By the models: {point.seconds * 1e3:.4g} ms per sample (products {point.products * 1e3:.4g}), "
         f"{point.percent('lut'):.1f} % LUT, {point.percent('bram36'):.1f} % block RAM.",
     ]
     if point.fabrics > 1:
@@ -105,11 +108,17 @@ def design_toml(point: DesignPoint, name: str, note: str = "") -> str:
 
 def point_table(points: Iterable[DesignPoint]) -> str:
     """Points as text, one per line."""
-    rows = [["design", "fabrics", "MHz", "ms/sample", "step", "LUT %", "BRAM %", "DSP %", "mJ (estimate)"]]
+    rows = [["design", "fabrics", "MHz", "images/s", "products ms", "step ms", "LUT %", "BRAM %", "DSP %", "mJ"]]
     for p in points:
         percents = [f"{p.percent(kind):.1f}" for kind in ("lut", "bram36", "dsp")]
         step = min(p.steps.values())
-        times = [f"{p.seconds * 1e3:.4g}", f"{step * 1e3:.4g}", *percents, f"{p.energy_j * 1e3:.4g}"]
+        times = [
+            f"{1 / p.seconds:.4g}",
+            f"{p.products * 1e3:.4g}",
+            f"{step * 1e3:.4g}",
+            *percents,
+            f"{p.energy_j * 1e3:.4g}",
+        ]
         rows.append([p.design.name, str(p.fabrics), f"{p.design.clock_mhz:g}", *times])
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return "\n".join(
@@ -137,9 +146,7 @@ def draw_points(points: Sequence[DesignPoint], path: Path, title: str) -> None:
             if p.design.name in names:
                 axes.plot(p.percent(kind), p.seconds * 1e3, "s", ms=11, mfc="none", mec="tab:red", label=p.design.name)
         axes.plot(chosen.percent(kind), chosen.seconds * 1e3, "*", ms=15, mfc="none", mec="tab:blue", label="best")
-        axes.set(
-            yscale="log", xlabel=f"{label}, % of {chosen.design.part}", ylabel="ms per sample, products of training"
-        )
+        axes.set(yscale="log", xlabel=f"{label}, % of {chosen.design.part}", ylabel="ms per sample")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.legend(fontsize=8)
