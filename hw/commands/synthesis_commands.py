@@ -15,6 +15,19 @@ from hw.commands import options
 from hw.design import load_design
 from hw.files import save_picture, write_atomically
 
+#: modules of each part of the picture
+GROUPS = {
+    "dot products": ("dot_product_unit",),
+    "operand sums": ("operand_sum_unit", "dot_product_array"),
+    "operand network": ("operand_network",),
+    "buffers": ("buffer_a", "buffer_g", "buffer_w"),
+    "loader": ("loader",),
+    "drain": ("shadow_lane", "drain", "accumulators", "code_buffer"),
+    "epilogue": ("epilogue", "moments", "rounding"),
+    "memory front end": ("memory_front_end", "control_bridge"),
+    "control": ("sequencer", "command_queue", "control_registers", "fabric"),
+}
+
 
 def report_text(data: dict[str, Any]) -> str:
     """Report as text."""
@@ -153,23 +166,13 @@ def figure(arguments: argparse.Namespace) -> int:
     from hw.tools.area_report import read_report
 
     reports = [read_report(path) for path in arguments.results]
-    groups = {
-        "dot products": ("dot_product_unit",),
-        "operand sums": ("operand_sum_unit", "dot_product_array"),
-        "operand network": ("operand_network",),
-        "buffers": ("buffer_a", "buffer_g", "buffer_w"),
-        "loader": ("loader",),
-        "drain": ("shadow_lane", "drain", "accumulators", "code_buffer"),
-        "epilogue": ("epilogue", "moments", "rounding"),
-        "control": ("sequencer", "command_queue", "control_registers", "control_bridge", "fabric"),
-    }
     keys = {"lut": "LUT", "ff": "FF", "bram36": "BRAM36", "dsp": "DSP"}
     plt.rcParams["svg.hashsalt"] = "area"  # the same results give the same bytes
     fig, axes = plt.subplots(1, len(reports), figsize=(4.6 * len(reports), 4.2), sharey=True, squeeze=False)
     tops = [0.0]
     for axis, data in zip(axes[0], reports, strict=True):
         bottom = [0.0] * len(keys)
-        for label, names in groups.items():
+        for label, names in GROUPS.items():
             rows = [r["all"] for r in data["modules"] if r["module"] in names]
             share = [100 * sum(r[key] for r in rows) / data["part_has"][key] for key in keys]
             axis.bar(list(keys.values()), share, bottom=bottom, label=label, width=0.7)

@@ -2,7 +2,7 @@
 
 What the sources spell out in primitives or memories is counted exactly: the bit heap of a dot product, the block RAM of
 a memory.  What Yosys maps is a constant, a share per lane and a share per lane and channel; the coefficients were fitted to
-``fractrain synth`` on sim-small (C = 8) and zc706 (C = 16), the only two values of C that a design may have.
+``fractrain synth`` on sim-small and pynq-z2 (C = 8) and zc706 (C = 16), the only two values of C that a design may have.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _finish(heap: list[int]) -> list[int] | None:
 MAPPED: dict[str, dict[str, tuple[float, float, float]]] = {
     "operand_network": {"lut": (-21, 0, 49.753), "ff": (405, 0, 19.583), "dsp": (0, 0, 0)},
     "loader": {"lut": (1654, 0, 0), "ff": (1656, 0, 0), "dsp": (12, 0, 0)},
-    "drain": {"lut": (1577, 4.31, 0), "ff": (1374, 5.0, 0), "dsp": (0, 0, 0)},
+    "drain": {"lut": (859, 26.8, 0), "ff": (1374, 5.0, 0), "dsp": (0, 0, 0)},
     "sequencer": {"lut": (1835, 0.19, 0), "ff": (1626, 4.94, 0), "dsp": (2, 0, 0)},
     "command_queue": {"lut": (1098, 0, 0), "ff": (1422, 0, 0), "dsp": (0, 0, 0)},
     "control_registers": {"lut": (250, 0, 0), "ff": (42, 0, 0), "dsp": (0, 0, 0)},
@@ -93,8 +93,8 @@ MAPPED: dict[str, dict[str, tuple[float, float, float]]] = {
     "memory_front_end": {"lut": (3938, 0, 0), "ff": (2820, 0, 0), "dsp": (0, 0, 0)},
     "fabric": {"lut": (590, 0, 3.044), "ff": (954, 0, 20.042), "dsp": (0, 0, 0)},
 }
-#: the memory front end's of a design with one output stream, whose words it pairs
-PAIRED_WORDS = Area(lut=30, ff=63)
+#: LUT of the drain for each lane of an epilogue that takes a tile's pixels in portions: which of them it gets
+PORTION_LUT = 49
 #: payload queues of the two memory ports
 MEMORY_PORTS_BRAM36 = 2.0
 #: LUT of the bits that tell zero row words: of a tensor buffer, and per address
@@ -157,8 +157,9 @@ def resources_by_module(design: Design) -> dict[str, Area]:
     for name, kinds in MAPPED.items():
         one = {kind: round(a + b * lanes + c * lanes * channels) for kind, (a, b, c) in kinds.items()}
         areas[name] = Area(one["lut"], one["ff"], 0.0, one["dsp"])
-    areas["drain"] += Area(bram36=design.epilogue_bram36)
-    areas["memory_front_end"] += Area(bram36=MEMORY_PORTS_BRAM36) + PAIRED_WORDS.times(int(design.output_streams == 1))
+    portions = PORTION_LUT * design.epilogue_lanes * (design.epilogue_lanes < lanes)
+    areas["drain"] += Area(portions, bram36=design.epilogue_bram36)
+    areas["memory_front_end"] += Area(bram36=MEMORY_PORTS_BRAM36)
     return areas | drain_units(design)
 
 

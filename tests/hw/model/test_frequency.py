@@ -18,7 +18,7 @@ from hw.tools.yosys import pieces
 
 MEASUREMENTS = ROOT / "docs" / "measurements"
 #: records of whole designs as they are
-DESIGNS = ("zc706", "sim-small")
+DESIGNS = ("zc706", "sim-small", "pynq-z2")
 
 
 def measured() -> list[dict[str, Any]]:

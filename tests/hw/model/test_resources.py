@@ -12,24 +12,21 @@ from hw.model.resources import dot_product, resources, resources_by_module
 from hw.tools.yosys import pieces
 
 MEASUREMENTS = ROOT / "docs" / "measurements"
-#: records of RTL that is no more, to be made again
-OUTDATED = {"pynq-z2"}
 MEASURED = sorted(path.stem.removeprefix("synth-") for path in MEASUREMENTS.glob("synth-*.json"))
-CURRENT = [name for name in MEASURED if name not in OUTDATED]
 
 
 def test_both_calibration_designs_are_measured() -> None:
     assert {"pynq-z2", "zc706"} <= set(MEASURED)
 
 
-@pytest.mark.parametrize("name", CURRENT)
+@pytest.mark.parametrize("name", MEASURED)
 def test_within_ten_percent_of_yosys(name: str) -> None:
     measured = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())["total"]
     for kind, value in resources(load_design(name)).as_dict().items():
         assert value == pytest.approx(measured[kind], rel=0.10), kind
 
 
-@pytest.mark.parametrize("name", CURRENT)
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_module_is_near(name: str) -> None:
     design = load_design(name)
     rows = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())["modules"]
@@ -57,7 +54,7 @@ def test_accumulators_in_luts_are_counted_exactly() -> None:
     assert dot_product(design.dot_bits, False, False).as_dict() == unit["one"]
 
 
-@pytest.mark.parametrize("name", CURRENT)
+@pytest.mark.parametrize("name", MEASURED)
 def test_block_ram_of_the_design_is_the_measured_one(name: str) -> None:
     """Of the fabric's own memories: the memory front end has queues beside them."""
     rows = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())["modules"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fractrain import main
+from hw.commands.synthesis_commands import GROUPS
 from hw.design import ROOT, load_design
 from hw.generate import generate
 from hw.tools.area import SYSTEM_RESET, Area, SynthesisError
@@ -148,10 +149,7 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert data["accumulators"] == "lut" and data["modules"][0]["one"]["dsp"] == 0
 
 
-@pytest.mark.parametrize("name", [
-    "zc706",
-    pytest.param("pynq-z2", marks=pytest.mark.xfail(reason="of RTL that is no more; fractrain synth --design pynq-z2 --save ...")),
-])  # fmt: skip
+@pytest.mark.parametrize("name", ["zc706", "pynq-z2"])
 def test_committed_measurement_meets_the_targets(name: str) -> None:
     data = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())
     assert {row["module"] for row in data["modules"]} == {p.name for p in pieces(load_design(name))}
@@ -164,6 +162,11 @@ def test_committed_measurement_meets_the_targets(name: str) -> None:
     assert data["lut_per_binary_mac"]["array"] == pytest.approx(
         sum(row["all"]["lut"] for row in units.values()) / data["binary_macs"], abs=0.001
     )
+
+
+def test_every_module_is_in_the_picture_once() -> None:
+    shown = [name for names in GROUPS.values() for name in names]
+    assert sorted(shown) == sorted(p.name for p in pieces(SMALL))
 
 
 @pytest.mark.parametrize(("lut", "fits"), [(45_200, True), (45_240, False)])
