@@ -134,12 +134,12 @@ class TrialWriter:
         return Trial("beyond_result", self.program.program, LONG, (Fault.RANGE,), range(limit, limit + 1))
 
     def more(self) -> Trial:
-        """More results than places."""
+        """More results than places: those of the records behind fill up early, and what is left has none."""
         index = self.with_results()
         record = self.program.records[index]
         beats = record.result_beats - int(self.rng.integers(1, record.result_beats + 1))
         self.change(index, replace(record, rows=0, row_tiles=0, tail=(0, beats)))
-        return Trial("more", self.program.program, LONG, (Fault.RESULTS, Fault.DEADLINE))
+        return Trial("more", self.program.program, LONG, (Fault.RESULTS,))
 
     def fewer(self) -> Trial:
         """Fewer results than places; records that wait for them run into the deadline."""

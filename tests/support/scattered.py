@@ -110,3 +110,23 @@ def scattered(design: Design, words: U64, seed: int) -> Scattered:
     scatter.end = made.program + len(made.records) * RECORD_WORDS
     made.beats = -(-scatter.take(1) // LINE_BEATS) * LINE_BEATS
     return made
+
+
+def reading_results(program: Scattered, rng: np.random.Generator) -> Scattered:
+    """The same packets, but about half of the payloads that can lie where earlier records have written: their records wait.
+
+    What a packet brings may be any words, so the program stays a good one, with other results.
+    """
+    records: list[Record] = []
+    written: list[tuple[int, int]] = []
+    for record in program.records:
+        size = record.payload.size
+        if size and written and rng.integers(2):
+            # mostly the newest ones, which are still under way
+            start, _ = written[-1] if rng.integers(4) else written[rng.integers(len(written))]
+            if start + size <= program.beats:
+                payload = Chunks(start, size, 0, 1)
+                record = replace(record, payload=payload, flags=record.flags | RecordFlag.WAIT)
+        records.append(record)
+        written += record.writes()
+    return replace(program, records=records)

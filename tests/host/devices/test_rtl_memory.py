@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from tests.host.devices.test_rtl import CHOOSER, Mutant, replace_once
 from tests.support.malformed import good_program
 from tests.support.memory_faults import TrialWriter, random_model
 from tests.support.random_programs import random_program
-from tests.support.scattered import Scattered, scattered
+from tests.support.scattered import Scattered, reading_results, scattered
 
 SMALL = load_design("sim-small")
 ONE_STREAM = replace(SMALL, name="sim-small-one", output_streams=1)
@@ -38,10 +37,15 @@ def device(request: pytest.FixtureRequest) -> Iterator[RtlMemoryDevice]:
 
 
 def random_case(device: RtlMemoryDevice, seed: int) -> Scattered:
-    """A random program, scattered in the device's memory, which now answers at a random pace."""
-    device.model = random_model(np.random.default_rng(seed))
+    """A random program, scattered in the device's memory, which now answers at a random pace.
+
+    Every other one reads some of its own results.
+    """
+    rng = np.random.default_rng(seed)
+    device.model = random_model(rng)
     words = random_program(device.info.design, seed, packets=seed % 12 + 2, max_rows=8, max_bits=5)
-    return placed(device, scattered(device.info.design, words, seed))
+    program = scattered(device.info.design, words, seed)
+    return placed(device, reading_results(program, rng) if rng.integers(2) else program)
 
 
 def placed(device: RtlMemoryDevice, program: Scattered) -> Scattered:
@@ -174,15 +178,6 @@ MUTANTS = [
     Mutant("memory_control", "&quiet_i", "1'b1"),
     Mutant("memory_control", "cycles_q >= deadline_i", "cycles_q >= 4 * deadline_i"),
 ]
-#: what the trials do not tell from correct RTL: none reads what an earlier record wrote, and excess results may end as a deadline
-UNTOLD = {number for number, mutant in enumerate(MUTANTS, 1) if "written_i" in mutant.old or "records_q" in mutant.old}
-
-
-def numbered(number: int) -> Any:
-    """A mutant by its number, 0 for none, under its name."""
-    name = f"{MUTANTS[number - 1].file}: {MUTANTS[number - 1].new}" if number else "unbroken"
-    marks = [pytest.mark.xfail(reason="no trial asks for it yet")] if number in UNTOLD else []
-    return pytest.param(number, id=name, marks=marks)
 
 
 def breakable_sources(folder: Path) -> list[Path]:
@@ -208,7 +203,9 @@ def breakable(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [numbered(number) for number in range(len(MUTANTS) + 1)])
+@pytest.mark.parametrize(
+    "number", range(len(MUTANTS) + 1), ids=["unbroken", *(f"{mutant.file}: {mutant.new}" for mutant in MUTANTS)]
+)
 def test_one_flipped_operator_is_found(breakable: list[Path], number: int) -> None:
     chooser = RtlMemoryDevice(SMALL, 1 << 12, sources=breakable)
     chooser.library.fabric_choose(number)
