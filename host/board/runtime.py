@@ -25,6 +25,7 @@ from host.arrays import Array
 from host.board.job import Job
 from host.board.job_graph import Graph
 from host.board.layer_products import LayerProducts, LayerState
+from host.board.memory_plan import check_job_memory
 from host.board.operations import OPERATIONS, RESULT_SHAPE, JobError
 from host.board.step_passes import BackbonePasses
 from host.driver.pass_engine import pass_engine
@@ -370,9 +371,11 @@ def run_job(
 
     Raises:
         JobError: the folder holds another run, the checkpoint does not fit, or training fails.
+        MemoryPlanError: before anything is written, if the device's memory does not hold the steps.
     """
     begun = time.monotonic()
     training = Training(job, engine)
+    check_job_memory(job, engine, training.products, training.passes)
     folder = _Folder(out)
     folder.open(training, resume)
     epochs, finished = job.recipe["epochs"], True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from host.board.job_step import JobStep
 from host.board.operations import JobError
 from host.step.backward import Backward, range_names, step_key
 from host.step.coded import Ranges
+from host.step.compiled import MemoryPasses
 from host.step.forward import Forward, Groups, Parameters
+from host.step.memory_need import PlannedTraining
 from host.step.node_precision import chosen_groups, kept_widths, node_bits
 from host.step.passes import PassEngine
 from hw.networks import Bits
@@ -32,6 +34,7 @@ class BackbonePasses:
         gates: of the job.
 
     Attributes:
+        needed: beats of memory that a step may take; 0 if that is unknown.
         tops: greatest magnitudes of tensors by ``names``, float64, 0: unknown.  They are state.
     """
 
@@ -44,23 +47,32 @@ class BackbonePasses:
         self._options = [] if gates is None else [node_bits((gates.weight_bits, *option)) for option in gates.options]
         self.names = range_names(step.graph)
         self.tops = np.zeros(len(self.names))
+        self.needed = 0
         self.begin(0, False)
 
     def begin(self, number: int, training: bool) -> None:
         """Start a step: its number (part of the keys), and whether it goes back."""
+        if self.needed and isinstance(self.engine, MemoryPasses):
+            self.engine.make_room(self.needed)
         self._number, self._training = number, training
         self._forward: Forward | None = None
         self._passes: Generator[tuple[int, Array], Groups, None] | None = None
         self._block = 0
         self._own: list[tuple[Array, ...]] = []
 
-    def _bits(self) -> dict[str, Bits]:
+    def bits(self) -> dict[str, Bits]:
+        """Of every node, at the widths of this time."""
         pairs = zip(self.step.graph, self.step.layers, strict=True)
         return {node.name: node_bits(self._widths(layer), node.shape.groups) for node, layer in pairs}
 
+    def planned(self, precisions: Sequence[Mapping[str, Bits]], batches: Sequence[int], tests: Sequence[int]) -> PlannedTraining:
+        """Steps at all these bits (see :meth:`bits`), with so many images."""
+        step = self.step
+        return PlannedTraining(step.graph, precisions, step.widths, batches, tests, step.gated, self._options)
+
     def passes(self, x: Array, *own: Array) -> Array:
         """Runs forward as far as the first gate, or to the features: float32 (N, C)."""
-        graph, bits = self.step.graph, self._bits()
+        graph, bits = self.step.graph, self.bits()
         self._own = [own[i : i + _FIELDS] for i in range(0, len(own), _FIELDS)]
         rows = zip(graph, self._own, self.step.constants, strict=True)
         parameters = {node.name: Parameters(w, g, b, mean, var, eps) for node, (w, g, b, mean, var), (eps, _) in rows}

@@ -51,7 +51,7 @@ class Arena:
     """
 
     def __init__(self, memory: MemoryDevice, first: int = 0) -> None:
-        self.memory, self.used = memory, first
+        self.memory, self.first, self.used = memory, first, first
         self.busy: set[MemoryArea] = set()
         self.settle: Callable[[], None] = lambda: None
         self.moved: Callable[[Any, ViewPlace, MemoryArea], None] = lambda *_: None
@@ -82,6 +82,13 @@ class Arena:
         found = self._areas[key] = MemoryArea(self.used, size)
         self.used += size
         return found
+
+    def clear(self) -> None:
+        """Takes all areas back; what lay there belongs to nobody."""
+        for area in self._areas.values():
+            area.owner = None
+        self._areas.clear()
+        self.used = self.first
 
     def write(self, area: MemoryArea, words: U64, cause: str, at: int = 0) -> None:
         """Writes words from beat ``at`` of an area on."""

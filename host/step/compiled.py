@@ -134,6 +134,20 @@ class MemoryPasses:
         self.meter.add("STREAMED_PASSES", 1)
         return self._streams.run(arrays)
 
+    def make_room(self, beats: int) -> None:
+        """Before a step: if fewer beats than it may need are free, all plans are given up, and what it needs is planned anew.
+
+        Only where gates divide batches as they like is there more to plan than at the beginning.
+        """
+        if self.memory.beats - self.arena.used >= beats or self.arena.used == self.arena.first:
+            return
+        self.flush()
+        for known in (self._shapes, self._programs, self._hosted):
+            known.clear()
+        self.arena.clear()
+        self.schedules = Schedules(self)
+        self.meter.add("REPLANNED", 1)
+
     def flush(self) -> None:
         """Runs what waits.
 

@@ -287,6 +287,14 @@ def make_schedule(recipe: Mapping[str, Any], decays: int | None = None) -> Preci
     return Pfq(stages, indicator)
 
 
+def every_precision(recipe: Mapping[str, Any]) -> list[Widths]:
+    """All that a recipe's schedule may choose, those of a cyclic one with the lowest first; see :func:`make_schedule`."""
+    stages: list[Widths] = [tuple(stage) for stage in recipe["stages"]]
+    if recipe["schedule"] == "cyclic":
+        return [(bits, bits, stages[0][2]) for bits in range(recipe["low"], recipe["high"] + 1)]
+    return list(dict.fromkeys(stages))
+
+
 def learning_rate(recipe: Mapping[str, Any], step: int, steps: int) -> float:
     """Learning rate of global step ``step`` of ``steps``.
 

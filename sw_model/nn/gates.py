@@ -47,7 +47,7 @@ from host.arrays import F32
 from host.step.forward import Groups
 from host.step.node_precision import chosen_groups
 from host.training.gate_cost import cost_factors
-from hw.networks import PRODUCTS
+from hw.networks import PRODUCTS, Bits
 from sw_model.nn.cost_meter import GATES, step_factor
 from sw_model.nn.gated_convolution import Assignment, Relative, dispatch
 from sw_model.nn.layers import QConv2d
@@ -148,7 +148,7 @@ class GatedNetwork(nn.Module):
 
     def _in_passes(self, step: FabricStep, x: Tensor) -> Tensor:
         """The network with its blocks in passes of the fabric, a group of samples for each option."""
-        options = [bits_of(precision) for precision in self._dispatched]
+        options = self.option_bits
 
         def choose(index: int, pooled: F32) -> Groups:
             choice = self._gate(index, torch.from_numpy(pooled)).detach().argmax(1).numpy()
@@ -157,6 +157,11 @@ class GatedNetwork(nn.Module):
         gates = StepGates(choose, options, self.gated_names(), self.masks)
         logits: Tensor = self.base.head(step.gated(self.base, x, gates))
         return logits
+
+    @property
+    def option_bits(self) -> list[Bits]:
+        """Bits of every option in passes of the fabric."""
+        return [bits_of(precision) for precision in self._dispatched]
 
     def gated_names(self) -> set[str]:
         """Names in the base network of the layers whose bits gates choose."""

@@ -19,6 +19,7 @@ from host.driver import pass_engine as engines
 from host.operands import Engine
 from host.step.backward import Backward, range_names, step_key
 from host.step.coded import Ranges, count
+from host.step.compiled import MemoryPasses
 from host.step.forward import Choose, Forward, Parameters, Statistics
 from host.step.node_precision import kept_widths, node_bits
 from host.step.passes import PassEngine
@@ -128,6 +129,7 @@ class FabricStep(nn.Module):
         widths: of what a step keeps; a width of 0 is that of :meth:`hw.nodes.KeptWidths.beside`.
 
     Attributes:
+        needed: beats of a device's memory that a step may take; 0 if that is unknown.
         tops: greatest magnitudes of tensors by ``names``, float64; 0: unknown.  They are state: ranges that are not
             known before a tensor is quantized are those that earlier steps saw.
     """
@@ -140,6 +142,7 @@ class FabricStep(nn.Module):
         self.names = range_names(nodes(layout, _ANY_IMAGE))
         self.register_buffer("tops", torch.zeros(len(self.names), dtype=torch.float64))
         self._engine: tuple[Engine | None, PassEngine] | None = None
+        self.needed = 0
 
     def forward(self, backbone: nn.Module, x: Tensor) -> Tensor:
         """Pooled features, float32 (N, C), of images (N, C, H, W)."""
@@ -194,6 +197,9 @@ class FabricStep(nn.Module):
     def _begin(self, members: Sequence[_Members], gates: StepGates | None) -> Forward:
         """A forward pass that has not run."""
         run, training = members[0].convolution.run, members[0].norm.training
+        engine = self.engine(run.engine)
+        if self.needed and isinstance(engine, MemoryPasses):
+            engine.make_room(self.needed)
         known = {name: top for name, top in zip(self.names, self.tops.tolist(), strict=True) if top}
         bits = {n.node.name: bits_of(n.convolution.precision, n.convolution.groups) for n in members}
         dense = [bits[each.node.name] for each in members if each.convolution.groups == 1]
@@ -201,7 +207,7 @@ class FabricStep(nn.Module):
         layers = set() if gates is None else gates.layers
         return Forward(
             [each.node for each in members], {each.node.name: each.values() for each in members},
-            self.engine(run.engine), Ranges(run.running_share, known), bits, widths, training=training,
+            engine, Ranges(run.running_share, known), bits, widths, training=training,
             chosen=None if gates is None else lambda node: node.name in layers,
         )  # fmt: skip
 

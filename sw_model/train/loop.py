@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from host.operands import Engine
-from host.training.precision_schedule import Pfq, learning_rate
+from host.training.precision_schedule import Pfq, every_precision, learning_rate
 from hw.console import Progress
 from sw_model.convert.references import is_reference
 from sw_model.convert.shapes import check_fits
@@ -38,6 +38,7 @@ from sw_model.nn.reproducible import arithmetic
 from sw_model.nn.transformer import QMatmul
 from sw_model.quantize.affine import straight_through
 from sw_model.quantize.kernels import behind
+from sw_model.step.memory_plan import check_step_memory
 from sw_model.train.accelerator import choose_accelerator, is_finite, move, on
 from sw_model.train.folder import EventLog, RunFolder
 from sw_model.train.metrics import TrainingResult
@@ -45,7 +46,7 @@ from sw_model.train.pretrained import build_network
 from sw_model.train.recipe import ConfigError, TrainConfig
 from sw_model.train.record import GATED, RunSchedule
 from sw_model.train.run_device import RunDevice, check_accelerator, check_engine, check_ranks
-from sw_model.train.tasks import Task, evaluate_network, open_task
+from sw_model.train.tasks import Task, evaluate_network, open_task, smallest_batch
 
 
 @dataclass(frozen=True)
@@ -438,6 +439,7 @@ def train(  # noqa: PLR0913 - what a program may ask of a training
 
     Raises:
         ConfigError, DataError: before anything is written, if a choice is wrong or the data is unusable.
+        MemoryPlanError: likewise, if the memory of the engine's device does not hold the steps.
     """
     started = time.monotonic()
     if engine is not None:
@@ -456,6 +458,12 @@ def train(  # noqa: PLR0913 - what a program may ask of a training
         state.data = task.data.identity()
     if saved is not None:
         state.load_state_dict(saved)
+    tested = config.eval_batch or config.batch
+    rest = len(getattr(task.data, "test_labels", ())) % tested
+    check_step_memory(
+        engine, state.model, task.example(), [Precision(*each) for each in every_precision(vars(config))],
+        sorted({config.batch, smallest_batch(task.data, config.batch)}), sorted({tested, rest or tested}),
+    )  # fmt: skip
     if not ranks.main:
         folder, progress = RunFolder(None), False
     engines = _Engines(engine, engine_for_step, engine if evaluation_engine == "same" else evaluation_engine)

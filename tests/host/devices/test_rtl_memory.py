@@ -173,7 +173,7 @@ MUTANTS = [
         "ends_i || pending_q && !(asks && core_wdata_o[INTERRUPT_PENDING])",
         "(ends_i || pending_q) && !(asks && core_wdata_o[INTERRUPT_PENDING])",
     ),
-    Mutant("memory_registers", "asks && core_wdata_o[INTERRUPT_PENDING]", "1'b0"),
+    Mutant("memory_registers", "enable_q && pending_q", "enable_q"),
     Mutant("memory_control", "state_q == RESET || state_q == IDLE", "1'b0"),
     Mutant("memory_control", "&quiet_i", "1'b1"),
     Mutant("memory_control", "cycles_q >= deadline_i", "cycles_q >= 4 * deadline_i"),

@@ -1,0 +1,34 @@
+"""Whether the memory of a run's device holds the steps of a job, asked before the run begins."""
+
+from __future__ import annotations
+
+from host.board.job import Job
+from host.board.layer_products import LayerProducts
+from host.board.step_passes import BackbonePasses
+from host.operands import Engine
+from host.step.memory_need import check_memory
+from host.training.precision_schedule import every_precision
+
+
+def check_job_memory(job: Job, engine: Engine, products: LayerProducts, passes: BackbonePasses | None) -> int:
+    """Refuses steps that the memory does not hold, at any precision that the schedule or the gates may choose.
+
+    Args:
+        products: which know the widths of layers; their step is begun anew.
+        passes: of the backbone, which then know what a step with gates may take; or None: nothing is kept in memory.
+
+    Returns:
+        Beats that the steps take, see :func:`host.step.memory_need.check_memory`.
+
+    Raises:
+        MemoryPlanError: too many.
+    """
+    if passes is None:
+        return 0
+    precisions = []
+    for widths in every_precision(job.recipe):
+        products.begin(widths, 0, training=True)
+        precisions.append(passes.bits())
+    needed = check_memory(engine, passes.planned(precisions, list(job.train), list(job.evaluate)))
+    passes.needed = needed if job.gates is not None else 0  # others never take more than was planned
+    return needed
