@@ -7,7 +7,7 @@ from host.board.layer_products import LayerProducts
 from host.board.step_passes import BackbonePasses
 from host.operands import Engine
 from host.step.memory_need import check_memory
-from host.training.precision_schedule import every_precision
+from host.training.precision_schedule import scheduled_precisions
 
 
 def check_job_memory(job: Job, engine: Engine, products: LayerProducts, passes: BackbonePasses | None) -> int:
@@ -26,7 +26,7 @@ def check_job_memory(job: Job, engine: Engine, products: LayerProducts, passes: 
     if passes is None:
         return 0
     precisions = []
-    for widths in every_precision(job.recipe):
+    for widths in scheduled_precisions(job.recipe):
         products.begin(widths, 0, training=True)
         precisions.append(passes.bits())
     needed = check_memory(engine, passes.planned(precisions, list(job.train), list(job.evaluate)))

@@ -287,7 +287,7 @@ def make_schedule(recipe: Mapping[str, Any], decays: int | None = None) -> Preci
     return Pfq(stages, indicator)
 
 
-def every_precision(recipe: Mapping[str, Any]) -> list[Widths]:
+def scheduled_precisions(recipe: Mapping[str, Any]) -> list[Widths]:
     """All that a recipe's schedule may choose, those of a cyclic one with the lowest first; see :func:`make_schedule`."""
     stages: list[Widths] = [tuple(stage) for stage in recipe["stages"]]
     if recipe["schedule"] == "cyclic":

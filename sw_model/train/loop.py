@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from host.operands import Engine
-from host.training.precision_schedule import Pfq, every_precision, learning_rate
+from host.training.precision_schedule import Pfq, learning_rate, scheduled_precisions
 from hw.console import Progress
 from sw_model.convert.references import is_reference
 from sw_model.convert.shapes import check_fits
@@ -38,7 +38,7 @@ from sw_model.nn.reproducible import arithmetic
 from sw_model.nn.transformer import QMatmul
 from sw_model.quantize.affine import straight_through
 from sw_model.quantize.kernels import behind
-from sw_model.step.memory_plan import check_step_memory
+from sw_model.step.step_memory import check_step_memory
 from sw_model.train.accelerator import choose_accelerator, is_finite, move, on
 from sw_model.train.folder import EventLog, RunFolder
 from sw_model.train.metrics import TrainingResult
@@ -132,6 +132,16 @@ class _Training:
     def precision(self, step: int) -> Precision:
         """What the schedule says of a step of this epoch, counted over the training."""
         return Precision(*self.schedule.widths(self.epoch, step, self.steps))
+
+    def check_memory(self, engine: Engine | None) -> None:
+        """Refuses steps that the memory of an engine's device does not hold."""
+        config, data = self.config, self.task.data
+        tested = config.eval_batch or config.batch
+        rest = len(getattr(data, "test_labels", ())) % tested
+        check_step_memory(
+            engine, self.model, self.task.example(), [Precision(*each) for each in scheduled_precisions(vars(config))],
+            sorted({config.batch, smallest_batch(data, config.batch)}), sorted({tested, rest or tested}),
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         inputs = self.task.data.inputs()
@@ -458,12 +468,7 @@ def train(  # noqa: PLR0913 - what a program may ask of a training
         state.data = task.data.identity()
     if saved is not None:
         state.load_state_dict(saved)
-    tested = config.eval_batch or config.batch
-    rest = len(getattr(task.data, "test_labels", ())) % tested
-    check_step_memory(
-        engine, state.model, task.example(), [Precision(*each) for each in every_precision(vars(config))],
-        sorted({config.batch, smallest_batch(task.data, config.batch)}), sorted({tested, rest or tested}),
-    )  # fmt: skip
+    state.check_memory(engine)
     if not ranks.main:
         folder, progress = RunFolder(None), False
     engines = _Engines(engine, engine_for_step, engine if evaluation_engine == "same" else evaluation_engine)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from host.devices.memory import record_words
-from host.devices.rtl_memory import MemoryModel, RtlMemoryDevice
+from host.devices.memory import MemoryDevice, StreamMemory, record_words
+from host.devices.rtl_memory import MemoryModel
 from hw.contract import RECORD_WORDS, Fault
 from hw.plan.records import Record
 from tests.support.scattered import Scattered
@@ -43,10 +45,34 @@ def random_model(rng: np.random.Generator) -> MemoryModel:
     return MemoryModel(least, least + int(rng.integers(0, 60)), pauses, seed)
 
 
+class TriedDevice(MemoryDevice, Protocol):
+    """A device with memory of any size."""
+
+    beats: int
+    model: MemoryModel
+
+    def resize(self, beats: int) -> None:
+        """Another, empty memory of that many beats."""
+
+
+class TriedStreams(StreamMemory):
+    """The memory front end in NumPy, of any size, in front of a device with streams; its memory answers at once."""
+
+    model = MemoryModel()
+
+    def resize(self, beats: int) -> None:
+        """Another, empty memory of that many beats."""
+        super().__init__(self.device, beats)
+
+
+#: what is wrong with a program, whatever its memory does
+KINDS_OF_PROGRAMS = ("unaligned", "reserved", "beyond_record", "more", "fewer", "beyond_result", "beyond_payload")
+
+
 class TrialWriter:
     """Spoils one thing of a program that lies in a device's memory."""
 
-    def __init__(self, rng: np.random.Generator, device: RtlMemoryDevice, program: Scattered) -> None:
+    def __init__(self, rng: np.random.Generator, device: TriedDevice, program: Scattered) -> None:
         self.rng, self.device, self.program = rng, device, program
 
     def pick(self, beats: list[tuple[int, int]]) -> int:
@@ -65,13 +91,14 @@ class TrialWriter:
         found = [i for i, record in enumerate(self.program.records) if record.result_beats]
         return found[self.rng.integers(len(found))]
 
-    def any(self) -> Trial:
-        """One of all kinds that the program allows."""
+    def any(self, kinds_wanted: Sequence[str] = ()) -> Trial:
+        """One of all kinds that the program allows, or of those wanted among them."""
         kinds = ["read", "unaligned", "reserved", "late", "silent", "stopped", "beyond_record"]
         if any(record.result_beats for record in self.program.records):
             kinds += ["write", "more", "fewer", "beyond_result"]
         if any(record.payload.size for record in self.program.records):
             kinds.append("beyond_payload")
+        kinds = [kind for kind in kinds if not kinds_wanted or kind in kinds_wanted]
         kind = kinds[self.rng.integers(len(kinds))]
         return getattr(self, kind)()  # type: ignore[no-any-return]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.devices.device import ProgramError
+from host.devices.hls import HlsDevice
 from host.devices.memory import MemoryFaultError, MemoryStreams, StreamMemory, check, record_words
 from host.devices.reference import ReferenceDevice
 from hw.contract import FUNCTIONAL_COUNTERS, RECORD_WORDS, Error, Fault, Opcode, OutputFormat, RecordFlag, Target
 from hw.design import load_design
 from hw.packet import END, Packet, load_tensor, read_entries
 from hw.plan.records import Chunks, Record
+from tests.support.memory_faults import KINDS_OF_PROGRAMS, TrialWriter, TriedStreams
 from tests.support.random_programs import random_program
-from tests.support.scattered import Scattered, scattered
+from tests.support.scattered import Scattered, reading_results, scattered
 
 DESIGN = load_design("sim-small")
 
@@ -184,3 +188,30 @@ def test_a_stream_program_that_the_core_refuses_has_its_error() -> None:
     streams.reset()
     with pytest.raises(ValueError, match="for devices with streams"):
         streams.run_streams(words[::2], words[1::2])
+
+
+@pytest.mark.parametrize("core", [ReferenceDevice, HlsDevice], ids=["reference", "hls"])
+def test_after_every_fault_the_next_program_is_right(core: Callable[..., Any]) -> None:
+    """The kernel made for HLS keeps its buffers, as the front end leaves them in the middle of a program."""
+    device = TriedStreams(core(DESIGN), 1 << 12)
+    kinds: Counter[str] = Counter()
+    for seed in range(50):
+        rng = np.random.default_rng([seed, 5])
+        program = scattered(DESIGN, random_program(DESIGN, seed, packets=seed % 6 + 2, max_rows=6, max_bits=4), seed)
+        program = reading_results(program, rng)
+        for broken in (True, False):
+            device.resize(program.beats)
+            program.place(device)
+            if broken:
+                trial = TrialWriter(rng, device, program).any(KINDS_OF_PROGRAMS)
+                found = device.execute(trial.program, trial.deadline)
+                assert found.fault in trial.faults, (seed, trial, found)
+                assert not trial.offsets or found.fault_offset in trial.offsets, (seed, trial, found)
+                kinds[trial.kind] += 1
+        definition = StreamMemory(ReferenceDevice(DESIGN), program.beats)
+        program.place(definition)
+        wanted, found = definition.execute(program.program), device.execute(program.program)
+        counted = {name: found.counters[name] for name in wanted.counters}
+        assert replace(found, counters=counted) == wanted, seed
+        assert np.array_equal(device.read(0, program.beats), definition.read(0, program.beats)), seed
+    assert set(kinds) == set(KINDS_OF_PROGRAMS), kinds

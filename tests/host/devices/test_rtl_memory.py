@@ -138,6 +138,16 @@ def test_ten_thousand_programs_with_and_without_faults(device: RtlMemoryDevice) 
     assert sum(kinds.values()) >= 10_000 and len(kinds) == 13, kinds
 
 
+@pytest.mark.slow
+def test_programs_with_and_without_faults_on_the_design_of_the_zc706() -> None:
+    """The whole array behind the memory front end, as its bitstream has it; building it takes minutes."""
+    device = RtlMemoryDevice(load_design("zc706"), 1 << 12, timeout=20)
+    try:
+        assert run_trials(device, range(60)).total() == 90
+    finally:
+        device.close()
+
+
 def test_the_counters_tell_how_long_the_ports_waited(device: RtlMemoryDevice) -> None:
     program = random_case(device, 0)
     waits = []

@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from host.devices.memory import StreamMemory
+from host.devices.reference import ReferenceDevice
+from host.driver.memory_views import MemoryPlanError
+from host.driver.pass_engine import engine_in_memory
 from host.exact_engine import ExactEngine
 from host.step.passes import PassError
+from hw.design import load_design
 from hw.networks import BlockLayout, Layout
 from hw.nodes import KeptWidths
 from sw_model.nn.layers import attach, set_precision
