@@ -26,7 +26,7 @@ from hw.cost.explore import (
     work_of_layers,
 )
 from hw.cost.training_schedule import parse_schedule
-from hw.design import load_design
+from hw.design import Design, load_design
 from hw.model.frequency import MODULE_PATHS, ModulePath, estimated_clock
 from hw.networks import Bits, network
 from hw.reports.explore_report import design_toml
@@ -147,6 +147,26 @@ def test_at_least_as_good_as_the_committed_design() -> None:
     found = best([evaluate_point(design, fabrics, work, request.batch) for design, fabrics in searched])
     assert found.seconds <= reference.seconds
     assert found.percent("lut") <= 75 and found.percent("bram36") <= 80
+
+
+@pytest.mark.slow
+def test_no_design_trains_faster_than_the_committed_one() -> None:
+    """Whole steps of ResNet-38 at the estimate's clocks: of each array, epilogue and number of fabrics the least and the
+    deepest memories.  The model's error of the longest path is 0.5 ns, 7 % of its clock."""
+    work = work_of_layers(network("resnet38"), parse_schedule("4,3,6", 1.0))
+    request = SearchRequest(PART, "resnet38", work, minimised="step")
+    found: dict[tuple[object, ...], list[tuple[Design, int]]] = {}
+    for design, fabrics in candidates(request):
+        kind = design.channels, design.epilogue_lanes, design.rounding, design.accumulators, fabrics
+        found.setdefault(kind, []).append((design, fabrics))
+    ends = [every[at] for every in found.values() for at in (0, -1)]
+    points = [evaluate_point(*each, work, request.batch, minimised="step") for each in ends]
+    design = load_design("zc706")
+    reference = evaluate_point(
+        replace(design, clock_mhz=reachable_clock(design)), 1, work, request.batch, minimised="step"
+    )
+    assert {point.fabrics for point in points} == {1, 2, 3, 4}
+    assert reference.seconds <= 1.001 * best(points).seconds
 
 
 def test_front_holds_what_nothing_beats(small: SearchRequest) -> None:
