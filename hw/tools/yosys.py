@@ -29,12 +29,12 @@ from hw import contract
 from hw.design import ROOT, Design
 from hw.files import cache_folder, write_atomically
 from hw.generate import compile_order
-from hw.tools import timing
+from hw.tools import placement, timing
 from hw.tools.area import Area, SynthesisError
 from hw.tools.placement import Demand, demand_of
 
 _logger = logging.getLogger(__name__)
-_FLOW = 6  #: raise it when the Yosys commands change, or what is read from their netlists, so that cached results are not used
+_FLOW = 6  #: raise it when the Yosys commands change, so that cached results are not used
 PATHS = 3  #: of each piece and net model, in reports
 
 #: primitives that the sources in rtl/xc7 instantiate
@@ -211,8 +211,10 @@ def _box(text: str) -> tuple[str, list[str]]:
 
 
 def cache_key(piece: SynthesisPiece, folder: Path, grade: str) -> str:
-    """Name of a piece's result in the cache: a hash of the piece, the sources that it is made of, and the tool."""
-    known = (piece, _content(piece, synthesis_sources(folder)), version("pyosys"), _FLOW, grade)
+    """Name of a piece's result in the cache: a hash of the piece, of the sources that it is made of, of the tool, and of what
+    reads its netlists."""
+    readers = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in (placement, timing)]
+    known = (piece, _content(piece, synthesis_sources(folder)), version("pyosys"), _FLOW, grade, readers)
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 

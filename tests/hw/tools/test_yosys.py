@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,6 +15,7 @@ from fractrain import main
 from hw.commands.synthesis_commands import GROUPS
 from hw.design import ROOT, load_design
 from hw.generate import generate
+from hw.tools import placement, timing
 from hw.tools.area import SYSTEM_RESET, Area, SynthesisError
 from hw.tools.area_report import ARRAY, report
 from hw.tools.yosys import (
@@ -120,6 +122,18 @@ def test_the_cache_knows_results_by_all_sources_that_they_come_from(
     end = "endpackage" if source.endswith("_pkg") else "endmodule"
     path.write_text(path.read_text().replace(end, f"localparam int MORE = 1;\n{end}"))
     assert (cache_key(wanted, design, "-2") != before) == changes
+
+
+@pytest.mark.parametrize("reader", [placement, timing])
+def test_the_cache_knows_what_reads_the_netlists(
+    reader: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result holds paths and demands, which other delays or other counts would change."""
+    before = cache_key(piece("loader"), folder, "-2")
+    changed = tmp_path / "changed.py"
+    changed.write_text(Path(str(reader.__file__)).read_text() + "\nMORE = 1\n")
+    monkeypatch.setattr(reader, "__file__", str(changed))
+    assert cache_key(piece("loader"), folder, "-2") != before
 
 
 def test_report_adds_up() -> None:
