@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* The nearest integer, halves to even, of |x| < 2^51. */
@@ -12,9 +13,25 @@ static inline double nearest(double x)
     return (x + shift) - shift;
 }
 
-/* Greatest magnitude as the bits of a float; infinity and NaN are greater than all numbers. */
-static int32_t greatest(const float *values, int64_t count, int32_t most)
+/* Codes of a row of weights, whose units and rounded inverses lie beside them with a stride of 0 or 1: in single precision,
+   and anew where that may be on the wrong side of a half. */
+static void round_row(const float *from, const double *unit, const float *inverse, int64_t stride, int64_t n, float margin,
+                      int16_t *to)
 {
+    const float shift = 12582912.0f; /* 1.5 * 2^23 */
+    int32_t close = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float exact = from[i] * inverse[i * stride], code = (exact + shift) - shift;
+        close |= !(fabsf(exact - code) < 0.5f - margin);
+        to[i] = (int16_t)(int32_t)code;
+    }
+    for (int64_t i = 0; close && i < n; i++) to[i] = (int16_t)(int32_t)nearest((double)from[i] / unit[i * stride]);
+}
+
+/* The bits of the greatest magnitude of float32; infinity and NaN are greater than all numbers. */
+static int32_t greatest(const float *values, int64_t count)
+{
+    int32_t most = 0;
     for (int64_t i = 0; i < count; i++) {
         int32_t bits;
         memcpy(&bits, values + i, sizeof bits);
@@ -24,57 +41,154 @@ static int32_t greatest(const float *values, int64_t count, int32_t most)
     return most;
 }
 
-void round_weights(const float *weights, int64_t outer, int64_t channels, int64_t inner, double top, double *scale,
-                   int16_t *codes, int64_t *magnitudes, int64_t *totals)
+static double unit_of(int32_t bits, double top)
+{
+    float most;
+    memcpy(&most, &bits, sizeof most);
+    return bits >= 0x7f800000 ? NAN : (most > 0 ? (double)most : 1.0) / top;
+}
+
+/* Channels come first: each is a row. */
+static void round_rows(const float *weights, int64_t channels, int64_t inner, double top, double *scale, int16_t *codes,
+                       int64_t *magnitudes, int64_t *totals)
 {
     for (int64_t c = 0; c < channels; c++) {
-        int32_t bits = 0;
-        for (int64_t o = 0; o < outer; o++) bits = greatest(weights + (o * channels + c) * inner, inner, bits);
-        if (bits >= 0x7f800000) {
-            scale[c] = NAN;
-            continue;
+        const float *from = weights + c * inner;
+        int16_t *to = codes + c * inner;
+        const double unit = scale[c] = unit_of(greatest(from, inner), top);
+        const float inverse = (float)(1.0 / unit);
+        if (unit != unit) continue;
+        round_row(from, &unit, &inverse, 0, inner, (float)(top + 1) * 0x1p-22f, to);
+        int32_t up = 0, sum = 0; /* of at most 2^16 codes of 15 bits */
+        for (int64_t i = 0; i < inner; i++) {
+            up += to[i] < 0 ? -to[i] : to[i];
+            sum += to[i];
         }
-        float most;
-        memcpy(&most, &bits, sizeof most);
-        const double unit = (most > 0 ? (double)most : 1.0) / top;
-        int64_t magnitude = 0, total = 0;
-        for (int64_t o = 0; o < outer; o++) {
-            const float *from = weights + (o * channels + c) * inner;
-            int16_t *to = codes + (o * channels + c) * inner;
-            int32_t up = 0, sum = 0; /* of at most 2^16 codes of 15 bits */
-            for (int64_t i = 0; i < inner; i++) {
-                const int32_t code = (int32_t)nearest((double)from[i] / unit);
-                to[i] = (int16_t)code;
-                up += code < 0 ? -code : code;
-                sum += code;
-            }
-            magnitude += up;
-            total += sum;
-        }
-        scale[c] = unit;
-        magnitudes[c] = magnitude;
-        totals[c] = total;
+        magnitudes[c] = up;
+        totals[c] = sum;
     }
 }
 
-void pack_weights(const int16_t *codes, const int32_t *index, int64_t pairs, int64_t size, int64_t words, int64_t bits,
-                  uint64_t *out)
+void round_weights(const float *weights, int64_t outer, int64_t channels, int64_t inner, double top, double *scale,
+                   int16_t *codes, int64_t *magnitudes, int64_t *totals)
 {
-    const uint64_t each = 0x0101010101010101u, gather = 0x0102040810204080u; /* bit 8*k of eight to bit 56 + k */
-    memset(out, 0, (size_t)(pairs * bits * words * 8));
-    for (int64_t pair = 0; pair < pairs; pair++) {
-        const int32_t *at = index + pair * size;
-        uint8_t *to = (uint8_t *)(out + pair * bits * words);
-        for (int64_t i = 0; i < size; i += 8) {
-            uint64_t halves[2] = {0, 0};
-            const int64_t count = size - i < 8 ? size - i : 8;
-            for (int64_t k = 0; k < count; k++) {
-                const uint16_t code = at[i + k] ? (uint16_t)codes[at[i + k] - 1] : 0;
-                halves[0] |= (uint64_t)(code & 255) << 8 * k;
-                halves[1] |= (uint64_t)(code >> 8) << 8 * k;
+    const int64_t length = channels * inner; /* of a row: all channels */
+    void *scratch = outer > 1 ? malloc((size_t)length * (sizeof(double) + 3 * sizeof(int32_t))) : 0;
+    if (!scratch) {
+        for (int64_t c = 0; c < channels; c++) magnitudes[c] = totals[c] = 0;
+        for (int64_t o = 0; o < outer; o++) /* one row, or too little memory: which no workstation or board has */
+            round_rows(weights + o * length, channels, inner, top, scale, codes + o * length, magnitudes, totals);
+        return;
+    }
+    double *unit = scratch;
+    float *inverse = (float *)(unit + length);
+    int32_t *up = (int32_t *)(inverse + length), *sum = up + length;
+    memset(up, 0, (size_t)length * sizeof *up);
+    for (int64_t o = 0; o < outer; o++)
+        for (int64_t i = 0; i < length; i++) {
+            int32_t bits;
+            memcpy(&bits, weights + o * length + i, sizeof bits);
+            bits &= 0x7fffffff;
+            up[i] = bits > up[i] ? bits : up[i];
+        }
+    for (int64_t c = 0; c < channels; c++) {
+        int32_t most = 0;
+        for (int64_t i = 0; i < inner; i++) most = up[c * inner + i] > most ? up[c * inner + i] : most;
+        scale[c] = unit_of(most, top);
+        for (int64_t i = 0; i < inner; i++) {
+            unit[c * inner + i] = scale[c];
+            inverse[c * inner + i] = (float)(1.0 / scale[c]);
+        }
+    }
+    memset(up, 0, (size_t)length * 2 * sizeof *up);
+    for (int64_t o = 0; o < outer; o++) { /* at most 2^16 rows of codes of 15 bits */
+        int16_t *to = codes + o * length;
+        round_row(weights + o * length, unit, inverse, 1, length, (float)(top + 1) * 0x1p-22f, to);
+        for (int64_t i = 0; i < length; i++) {
+            up[i] += to[i] < 0 ? -to[i] : to[i];
+            sum[i] += to[i];
+        }
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        magnitudes[c] = totals[c] = 0;
+        for (int64_t i = 0; i < inner; i++) {
+            magnitudes[c] += up[c * inner + i];
+            totals[c] += sum[c * inner + i];
+        }
+    }
+    free(scratch);
+}
+
+/* Planes of weight words, of codes by their index, which 0 means where index is 0: their low bytes, and the high ones
+   where they have more than 8 bits. */
+#define FOR_INDEX(type, name)                                                                                             \
+    void pack_weights_##name(const uint8_t *low, const uint8_t *high, const type *index, int64_t pairs, int64_t size,     \
+                             int64_t words, int64_t bits, uint64_t *out)                                                  \
+    {                                                                                                                     \
+        const uint64_t each = 0x0101010101010101u, gather = 0x0102040810204080u; /* bit 8*k of eight to bit 56 + k */     \
+        memset(out, 0, (size_t)(pairs * bits * words * 8));                                                               \
+        for (int64_t pair = 0; pair < pairs; pair++)                                                                      \
+            for (int64_t first = 0; first < bits; first += 8) {                                                           \
+                const uint8_t *codes = first ? high : low;                                                                \
+                const type *at = index + pair * size;                                                                     \
+                const int64_t planes = bits - first < 8 ? bits - first : 8;                                               \
+                uint8_t *to = (uint8_t *)(out + (pair * bits + first) * words);                                           \
+                for (int64_t i = 0; i < size; i += 8) {                                                                   \
+                    uint64_t eight = 0;                                                                                   \
+                    if (i + 8 <= size)                                                                                    \
+                        for (int64_t k = 0; k < 8; k++) eight |= (uint64_t)codes[at[i + k]] << 8 * k;                     \
+                    else                                                                                                  \
+                        for (int64_t k = 0; i + k < size; k++) eight |= (uint64_t)codes[at[i + k]] << 8 * k;              \
+                    for (int64_t b = 0; b < planes; b++)                                                                  \
+                        to[b * words * 8 + i / 8] = (uint8_t)(((eight >> b & each) * gather) >> 56);                      \
+                }                                                                                                         \
+            }                                                                                                             \
+    }                                                                                                                     \
+                                                                                                                          \
+    static void scale_sums_##name(const void *sums, int64_t wide, const type *index, int64_t n, double scale, float *out) \
+    {                                                                                                                     \
+        if (wide)                                                                                                         \
+            for (int64_t k = 0; k < n; k++) out[k] = (float)((double)((const int64_t *)sums)[index[k]] * scale);          \
+        else                                                                                                              \
+            for (int64_t k = 0; k < n; k++) out[k] = (float)((double)((const int32_t *)sums)[index[k]] * scale);          \
+    }
+
+FOR_INDEX(uint16_t, 16)
+FOR_INDEX(int32_t, 32)
+
+/* Codes of images, to nearest even, of which the greatest magnitude is known. */
+void round_images(const float *images, int64_t count, double scale, double most, int32_t *codes)
+{
+    for (int64_t i = 0; i < count; i++) {
+        const double code = nearest((double)images[i] / scale);
+        codes[i] = (int32_t)(code > most ? most : code < -most ? -most : code);
+    }
+}
+
+float magnitude(const float *values, int64_t count)
+{
+    const int32_t bits = greatest(values, count);
+    float most;
+    memcpy(&most, &bits, sizeof most);
+    return most;
+}
+
+/* A step of gradient descent for every row of a table: weights, gradients, velocities, new weights, whether there were no
+   velocities before, and how many; every operation rounded. */
+void descend(const int64_t *table, int64_t rows, float lr, float momentum, float decay, int64_t nesterov)
+{
+    for (const int64_t *r = table; r < table + 6 * rows; r += 6) {
+        const float *weight = (const float *)r[0], *by = (const float *)r[1];
+        float *restrict velocity = (float *)r[2], *restrict new_weight = (float *)r[3];
+        for (int64_t i = 0; i < r[5]; i++) {
+            float gradient = by[i];
+            if (decay != 0) gradient = gradient + decay * weight[i];
+            if (momentum != 0) {
+                const float moved = r[4] ? gradient : momentum * velocity[i] + gradient;
+                velocity[i] = moved;
+                gradient = nesterov ? gradient + momentum * moved : moved;
             }
-            for (int64_t b = 0; b < bits; b++)
-                to[b * words * 8 + i / 8] = (uint8_t)(((halves[b / 8] >> b % 8 & each) * gather) >> 56);
+            new_weight[i] = weight[i] - lr * gradient;
         }
     }
 }
@@ -105,24 +219,77 @@ void pack_weights(const int16_t *codes, const int32_t *index, int64_t pairs, int
                 }                                                                                                         \
     }                                                                                                                     \
                                                                                                                           \
-    void pool_##name(const type *from, const int64_t *shape, int64_t side, int64_t lanes, int64_t bits, int32_t *sums)    \
-    {                                                                                                                     \
-        const int64_t n = shape[0], groups = shape[1], h = shape[2], w = shape[3], per = 8 * sizeof(type);                \
+    void spread_##name(const int32_t *codes, const int64_t *shape, int64_t side, int64_t lanes, int64_t bits, type *to)   \
+    { /* as pack, of codes (N, C) that all pixels of an image have */                                                     \
+        const int64_t n = shape[0], c = shape[1], h = shape[2], w = shape[3], per = 8 * sizeof(type);                     \
+        const int64_t groups = (c + per - 1) / per, images = (n + side - 1) / side;                                       \
+        memset(to, 0, (size_t)(images * h * groups * bits * lanes) * sizeof(type));                                       \
         for (int64_t i = 0; i < n; i++)                                                                                   \
-            for (int64_t g = 0; g < groups; g++) {                                                                        \
-                int32_t *to = sums + (i * groups + g) * per;                                                              \
-                for (int64_t y = 0; y < h; y++) {                                                                         \
-                    const type *tile = from + ((i / side * h + y) * groups + g) * bits * lanes + i % side * w;            \
-                    for (int64_t b = 0; b < bits; b++)                                                                    \
+            for (int64_t g = 0; g < groups; g++)                                                                          \
+                for (int64_t b = 0; b < bits; b++) {                                                                      \
+                    type pixel = 0;                                                                                       \
+                    for (int64_t k = 0; k < per && g * per + k < c; k++)                                                  \
+                        pixel |= (type)((type)(codes[i * c + g * per + k] >> b & 1) << k);                                \
+                    for (int64_t y = 0; y < h; y++)                                                                       \
                         for (int64_t x = 0; x < w; x++)                                                                   \
-                            for (int64_t k = 0; k < per; k++) to[k] += (int32_t)(tile[b * lanes + x] >> k & 1) << b;      \
+                            to[(((i / side * h + y) * groups + g) * bits + b) * lanes + i % side * w + x] = pixel;        \
                 }                                                                                                         \
+    }                                                                                                                     \
+                                                                                                                          \
+    void pool_##name(const type *from, const int64_t *shape, int64_t side, int64_t lanes, int64_t bits, int32_t *sums)    \
+    { /* columns first: of each lane and channel, the sum of its codes */                                                 \
+        const int64_t n = shape[0], groups = shape[1], h = shape[2], w = shape[3], per = 8 * sizeof(type);                \
+        int32_t column[8 * sizeof(type)][256];                                                                            \
+        for (int64_t s = 0; s < (n + side - 1) / side; s++)                                                               \
+            for (int64_t g = 0; g < groups; g++) {                                                                        \
+                memset(column, 0, sizeof column);                                                                         \
+                for (int64_t y = 0; y < h; y++) {                                                                         \
+                    const type *tile = from + ((s * h + y) * groups + g) * bits * lanes;                                  \
+                    for (int64_t k = 0; k < per; k++)                                                                     \
+                        for (int64_t b = 0; b < bits; b++)                                                                \
+                            for (int64_t x = 0; x < lanes; x++)                                                           \
+                                column[k][x] += (int32_t)(tile[b * lanes + x] >> k & 1) << b;                             \
+                }                                                                                                         \
+                for (int64_t i = 0; i < side && s * side + i < n; i++)                                                    \
+                    for (int64_t k = 0; k < per; k++)                                                                     \
+                        for (int64_t x = 0; x < w; x++)                                                                   \
+                            sums[((s * side + i) * groups + g) * per + k] += column[k][i * w + x];                        \
             }                                                                                                             \
     }
 
 FOR_PIXELS(uint8_t, 8)
 FOR_PIXELS(uint16_t, 16)
 FOR_PIXELS(uint32_t, 32)
+
+/* Rows of pixels that come from few other rows, two by two: where they begin, by the number of a pattern which pixel of
+   both goes where (mask) and whether it does (all ones or zero). */
+#define FOR_ROWS(type, bits, width)                                                                                       \
+    void shuffle_##bits##_##width(const type *from, const int32_t *rows, const int32_t *patterns, const type *masks,      \
+                                  int64_t tiles, int64_t planes, int64_t pairs, type *to)                                 \
+    {                                                                                                                     \
+        typedef type row __attribute__((vector_size(sizeof(type) * width)));                                              \
+        for (int64_t t = 0; t < tiles; t++)                                                                               \
+            for (int64_t q = 0; q < pairs; q++) {                                                                         \
+                const int32_t *at = rows + 2 * (t * pairs + q);                                                           \
+                row mask, keep, one, other;                                                                               \
+                memcpy(&mask, masks + (patterns[t] * pairs + q) * 2 * width, sizeof mask);                                \
+                memcpy(&keep, masks + ((patterns[t] * pairs + q) * 2 + 1) * width, sizeof keep);                          \
+                for (int64_t p = 0; p < planes; p++) {                                                                    \
+                    memcpy(&one, from + at[0] + p * width, sizeof one);                                                   \
+                    memcpy(&other, from + at[1] + p * width, sizeof other);                                               \
+                    one = __builtin_shuffle(one, other, mask) & keep;                                                     \
+                    if (q) {                                                                                              \
+                        memcpy(&other, to + (t * planes + p) * width, sizeof other);                                      \
+                        one |= other;                                                                                     \
+                    }                                                                                                     \
+                    memcpy(to + (t * planes + p) * width, &one, sizeof one);                                              \
+                }                                                                                                         \
+            }                                                                                                             \
+    }
+
+FOR_ROWS(uint8_t, 8, 16)
+FOR_ROWS(uint8_t, 8, 32)
+FOR_ROWS(uint16_t, 16, 32)
 
 /* -- numbers of a step ------------------------------------------------------------------------------------------------
 
@@ -278,27 +445,37 @@ int64_t compute(const int64_t *rows, int64_t count, double *v, void *const *poin
             if (write_entries(r, v)) return i;
             break;
         case PATCH: patch_headers(r, v); break;
-        case GRADIENT: { /* sums, wide or not, by their index, times v[r[5]], to the floats from r[2] on */
+        case GRADIENT: { /* sums, wide or not, by their index of r[7] bits, times v[r[5]], to the floats from r[2] on */
             float *out = (float *)pointers[0] + r[2];
-            const int64_t *index = (const int64_t *)r[4];
-            const double scale = v[r[5]];
-            if (r[6])
-                for (int64_t k = 0; k < n; k++) out[k] = (float)((double)((const int64_t *)r[3])[index[k]] * scale);
+            if (r[7] == 16)
+                scale_sums_16((const void *)r[3], r[6], (const uint16_t *)r[4], n, v[r[5]], out);
             else
-                for (int64_t k = 0; k < n; k++) out[k] = (float)((double)((const int32_t *)r[3])[index[k]] * scale);
+                scale_sums_32((const void *)r[3], r[6], (const int32_t *)r[4], n, v[r[5]], out);
             break;
         }
         case ROUND: { /* weights pointers[r[3]] of r[4] by n by r[5] to codes; scale, magnitudes and totals to v */
+            int16_t *codes = (int16_t *)r[7];
             int64_t *sums = (int64_t *)r[8];
-            round_weights(pointers[r[3]], r[4], n, r[5], (double)r[6], to, (int16_t *)r[7], sums, sums + n);
+            uint8_t *low = (uint8_t *)r[9] + 1, *high = r[10] ? (uint8_t *)r[10] + 1 : 0; /* behind a 0 */
+            const int64_t count = r[4] * n * r[5];
+            round_weights(pointers[r[3]], r[4], n, r[5], (double)r[6], to, codes, sums, sums + n);
             for (int64_t k = 0; k < n; k++) {
                 if (!isfinite(to[k])) return i;
                 to[n + k] = (double)sums[k];
                 to[2 * n + k] = (double)sums[n + k];
             }
+            for (int64_t k = 0; k < count; k++) low[k] = (uint8_t)codes[k];
+            for (int64_t k = 0; high && k < count; k++) high[k] = (uint8_t)((uint16_t)codes[k] >> 8);
             break;
         }
-        case PACK: pack_weights((const int16_t *)r[2], (const int32_t *)r[3], n, r[4], r[5], r[6], (uint64_t *)r[7]); break;
+        case PACK: {
+            const uint8_t *low = (const uint8_t *)r[2], *high = (const uint8_t *)r[9];
+            if (r[8] == 16)
+                pack_weights_16(low, high, (const uint16_t *)r[3], n, r[4], r[5], r[6], (uint64_t *)r[7]);
+            else
+                pack_weights_32(low, high, (const int32_t *)r[3], n, r[4], r[5], r[6], (uint64_t *)r[7]);
+            break;
+        }
         }
     }
     return -1;

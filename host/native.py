@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from host.arrays import F32, F64, I64, U64, Array, Codes
+from host.arrays import F32, F64, I32, I64, U64, Array, Codes
 from host.program import packing
 from hw.contract import (
     MEMORY_PORTS,
@@ -35,6 +35,11 @@ from hw.files import cache_folder, replaced
 _SOURCE = Path(__file__).with_suffix(".c")
 # contraction would fuse a product with a sum and change a rounding
 _FLAGS = ("-O3", "-shared", "-fPIC", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+#: functions for rows of so many pixels of so many bits
+_ROWS = {(8, 16): "shuffle_8_16", (8, 32): "shuffle_8_32", (16, 32): "shuffle_16_32"}
+#: rows from which one row's pixels may come, before each pixel is fetched by itself
+_MOST_ROWS = 8
+_MOST_LANES = 256  #: of a row that is pooled
 #: numbers of the contract
 _NUMBERS = {
     "MOMENT_WORDS": MOMENT_WORDS, "MULTIPLIER_BITS": MULTIPLIER_BITS, "OFFSET_BITS": OFFSET_BITS,
@@ -65,16 +70,23 @@ def compiled_functions() -> Any:
     at, count = ctypes.c_void_p, ctypes.c_int64
     signatures: dict[str, list[Any]] = {
         "round_weights": [at, count, count, count, ctypes.c_double, *[at] * 4],
-        "pack_weights": [at, at, *[count] * 4, at],
+        "pack_weights_16": [at, at, at, *[count] * 4, at],
+        "pack_weights_32": [at, at, at, *[count] * 4, at],
+        "magnitude": [at, count],
+        "round_images": [at, count, ctypes.c_double, ctypes.c_double, at],
+        "descend": [at, count, *[ctypes.c_float] * 3, count],
         "compute": [at, count, at, at],
     }
     for size in (8, 16, 32):
         signatures[f"move_{size}"] = [at, at, count, count, count, at]
-        signatures[f"pack_{size}"] = signatures[f"pool_{size}"] = [at, at, count, count, count, at]
+        for name in ("pack", "spread", "pool"):
+            signatures[f"{name}_{size}"] = [at, at, count, count, count, at]
+    for name in _ROWS.values():
+        signatures[name] = [at, at, at, at, count, count, count, at]
     for name, arguments in signatures.items():
         function = getattr(found, name)
         function.restype, function.argtypes = None, arguments
-    found.compute.restype = count
+    found.compute.restype, found.magnitude.restype = count, ctypes.c_float
     return found
 
 
@@ -154,19 +166,65 @@ def round_weights(weights: F32, axis: int, top: int) -> Rounded:
     return Rounded(codes, scale, np.abs(codes).sum(others, dtype=np.int64), codes.sum(others, dtype=np.int64))
 
 
-def pack_gathered(values: Codes, index: npt.NDArray[np.int32], bits: int, words: int) -> U64:
+def magnitude(values: F32) -> float:
+    """The greatest magnitude; NaN or infinite where some value is."""
+    compiled = compiled_functions()
+    if compiled is None or values.dtype != np.float32:
+        return float(np.abs(values).max())
+    values = np.ascontiguousarray(values)
+    return float(compiled.magnitude(address(values), values.size))
+
+
+def descend(table: I64, lr: float, momentum: float, decay: float, nesterov: bool) -> bool:
+    """Steps of gradient descent as :func:`host.training.descent.descended` states one; False where nothing is compiled.
+
+    Args:
+        table: of every weight the addresses of the weight, its gradient, its velocity, which becomes the new one, and of
+            the new weight; whether there was no velocity before; and how many numbers each has.
+    """
+    compiled = compiled_functions()
+    if compiled is None:
+        return False
+    compiled.descend(address(table), len(table), lr, momentum, decay, nesterov)
+    return True
+
+
+def round_images(images: F32, scale: float, most: int) -> I32:
+    """Codes of images, to nearest even, no greater than ``most``."""
+    compiled = compiled_functions()
+    if compiled is None or images.dtype != np.float32:
+        return np.clip(np.rint(images.astype(np.float64) / scale), -most, most).astype(np.int32)
+    images, codes = np.ascontiguousarray(images), np.empty(images.shape, np.int32)
+    compiled.round_images(address(images), images.size, scale, most, address(codes))
+    return codes
+
+
+def index_bits(values: int) -> int:
+    """Bits of an index into so many values: 16 if they do, else 32."""
+    return 16 if values <= 1 << 16 else 32
+
+
+def as_index(index: Array, values: int) -> Array:
+    """An index into so many values, as C takes it: uint16 or int32."""
+    return np.ascontiguousarray(index, np.uint16 if index_bits(values) == 16 else np.int32)
+
+
+def pack_gathered(values: Codes, index: Array, bits: int, words: int) -> U64:
     """Planes of weight words: uint64 (pairs * bits * words,).
 
     Args:
         values: codes of ``bits`` bits.
-        index: (pairs, elements), of every element the number of its code, one more; 0: none.
+        index: of :func:`as_index`, contiguous, (pairs, elements), of every element the number of its code, one more; 0: none.
         words: of a weight word, 64-bit.
     """
     compiled = compiled_functions()
     if compiled is not None:
-        codes = np.ascontiguousarray(values, np.int16)
+        halves = np.zeros((2, values.size + 1), np.uint8)
+        codes = values.reshape(-1).astype(np.int16, copy=False)
+        halves[0, 1:], halves[1, 1:] = codes & 255, codes >> 8 & 255
         out = np.empty(len(index) * bits * words, np.uint64)
-        compiled.pack_weights(codes.ctypes.data, index.ctypes.data, *index.shape, words, bits, out.ctypes.data)
+        pack = getattr(compiled, f"pack_weights_{8 * index.itemsize}")
+        pack(address(halves), address(halves[1]), address(index), *index.shape, words, bits, address(out))
         return out
     flat = np.zeros(values.size + 1, np.uint16)
     flat[1:] = values.reshape(-1).astype(np.uint16)
@@ -175,21 +233,74 @@ def pack_gathered(values: Codes, index: npt.NDArray[np.int32], bits: int, words:
     return packing.pack_planes(padded, bits).reshape(-1)
 
 
-def move_pixels(words: U64, index: npt.NDArray[np.int32], planes: int, channels: int) -> U64:
+class PixelMoves(NamedTuple):
+    """Pixels of row words that come from other row words.
+
+    Attributes:
+        pixels: int32 (tiles, L), of each pixel the place of its lowest plane among the pixels of the words, or -1: zero.
+        rows: int32 (tiles, pairs, 2), where the rows begin from which a tile's pixels come; None: they are too many.
+        patterns: int32 (tiles,), number of each tile's mask.
+        masks: (patterns, pairs, 2, L), of two rows side by side the pixel for each place, and all ones where it counts.
+    """
+
+    pixels: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int32] | None
+    patterns: npt.NDArray[np.int32]
+    masks: Array
+
+    @classmethod
+    def of(cls, index: npt.NDArray[np.int32], planes: int, channels: int) -> PixelMoves:
+        """From the index of every pixel.
+
+        Args:
+            planes: of a tile.
+            channels: of a group, bits of a pixel.
+        """
+        lanes, none = index.shape[1], np.iinfo(np.int32).max
+        left = np.where(index < 0, none, index // (lanes * planes) * (lanes * planes))
+        number = np.full(index.shape, -1)
+        rows: list[Array] = []
+        while (left < none).any() and len(rows) < _MOST_ROWS:
+            row = left.min(1)
+            here = (left == row[:, None]) & (left < none)
+            number[here] = len(rows)
+            left[here] = none
+            rows.append(np.where(row < none, row, 0))
+        if (left < none).any() or (channels, lanes) not in _ROWS:
+            return cls(index, None, np.zeros(0, np.int32), np.zeros(0))
+        if len(rows) % 2 or not rows:
+            rows.append(np.zeros(len(index), np.int32))
+        found, patterns = np.unique(np.where(number < 0, -1, number * lanes + index % lanes), axis=0, return_inverse=True)
+        kind: Any = PIXELS[channels]
+        pairs = np.arange(len(rows) // 2)[:, None] * 2 * lanes
+        places = found[:, None] - pairs
+        inside = (places >= 0) & (places < 2 * lanes) & (found[:, None] >= 0)
+        masks = np.stack([np.where(inside, places, 0).astype(kind), np.where(inside, np.iinfo(kind).max, 0).astype(kind)], 2)
+        table = np.stack(rows, 1).astype(np.int32).reshape(len(index), -1, 2)
+        return cls(index, np.ascontiguousarray(table), patterns.reshape(-1).astype(np.int32), np.ascontiguousarray(masks))
+
+
+def move_pixels(words: U64, moves: PixelMoves, planes: int, channels: int) -> U64:
     """Row words whose pixels come from other row words: uint64.
 
     Args:
         words: tiles of ``planes`` row words.
-        index: (tiles, L), of each pixel the place of its lowest plane among the pixels of ``words``, or -1: zero.
+        moves: which pixel goes where.
         channels: of a group, bits of a pixel.
     """
+    index = moves.pixels
     kind, (tiles, lanes) = PIXELS[channels], index.shape
     pixels = words.view(kind)
     compiled = compiled_functions()
     if compiled is not None:
         out = np.empty(tiles * planes * lanes, kind)
-        move = getattr(compiled, f"move_{channels}")
-        move(pixels.ctypes.data, index.ctypes.data, tiles, planes, lanes, out.ctypes.data)
+        if moves.rows is not None:
+            shuffle = getattr(compiled, _ROWS[channels, lanes])
+            rows, patterns, masks = (address(each) for each in (moves.rows, moves.patterns, moves.masks))
+            shuffle(address(pixels), rows, patterns, masks, tiles, planes, moves.rows.shape[1], address(out))
+        else:
+            move = getattr(compiled, f"move_{channels}")
+            move(address(pixels), address(index), tiles, planes, lanes, address(out))
         return out.view(np.uint64)
     steps = np.arange(planes)[:, None] * lanes
     found = pixels.take(np.maximum(index, 0)[:, None] + steps)
@@ -206,10 +317,12 @@ def pack_codes(codes: Codes, side: int, lanes: int, bits: int, channels: int) ->
     compiled = compiled_functions()
     if compiled is None or channels not in PIXELS:
         return None
-    values, shape = np.ascontiguousarray(codes, np.int32), np.array(codes.shape, np.int64)
+    shape = np.array(codes.shape, np.int64)
     n, c, h, _ = codes.shape
+    constant = codes.strides[2:] == (0, 0)  # in every image, as a gradient behind a mean is
+    values = np.ascontiguousarray(codes[:, :, 0, 0] if constant else codes, np.int32)
     out = np.empty(-(-n // side) * h * -(-c // channels) * bits * lanes, PIXELS[channels])
-    pack = getattr(compiled, f"pack_{channels}")
+    pack = getattr(compiled, f"{'spread' if constant else 'pack'}_{channels}")
     pack(values.ctypes.data, shape.ctypes.data, side, lanes, bits, out.ctypes.data)
     return out.view(np.uint64)
 
@@ -225,7 +338,7 @@ def pooled(
         channels: of a group.
     """
     compiled = compiled_functions()
-    if compiled is None or channels not in PIXELS:
+    if compiled is None or channels not in PIXELS or lanes > _MOST_LANES:
         return None
     sizes, pixels = np.array(shape, np.int64), words.view(PIXELS[channels])
     sums = np.zeros((shape[0], shape[1] * channels), np.int32)

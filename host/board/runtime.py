@@ -32,7 +32,7 @@ from host.driver.pass_engine import pass_engine
 from host.numerics import ceil_div
 from host.operands import Engine
 from host.training import batches
-from host.training.descent import descended
+from host.training.descent import all_descended
 from host.training.precision_schedule import learning_rate, make_schedule
 from hw.files import write_atomically
 
@@ -206,8 +206,7 @@ class Training:
         loss = float(values[graph.loss])
         if not math.isfinite(loss):
             raise JobError(f"the loss is {loss} at step {at}; lower lr ({recipe['lr']})")
-        for name in self.job.parameters:
-            self._update(name, values[graph.gradients[name]], lr)
+        self._update({name: values[graph.gradients[name]] for name in self.job.parameters}, lr)
         for name, value in graph.buffers.items():
             self.state[name] = np.array(values[value])
         right = int((values[graph.logits].argmax(1) == y).sum())
@@ -228,12 +227,14 @@ class Training:
             return "gated"
         return "/".join(map(str, widths)) if any(widths) else "fp32"
 
-    def _update(self, name: str, gradient: Array, lr: float) -> None:
-        """Takes a step with one parameter."""
-        before = self.momentum.get(name)
-        self.state[name], velocity = descended(self.state[name], gradient, before, lr, self.job.recipe)
-        if velocity is not None:
-            self.momentum[name] = velocity
+    def _update(self, gradients: dict[str, Array], lr: float) -> None:
+        """Takes a step with all parameters."""
+        weights, before = [self.state[name] for name in gradients], [self.momentum.get(name) for name in gradients]
+        found, velocities = all_descended(weights, list(gradients.values()), before, lr, self.job.recipe)
+        for name, weight, velocity in zip(gradients, found, velocities, strict=True):
+            self.state[name] = weight
+            if velocity is not None:
+                self.momentum[name] = velocity
 
     @property
     def last_widths(self) -> tuple[int, ...]:

@@ -64,10 +64,6 @@ class MemoryTensor:
             self.check(area)
         return area
 
-    def arranged(self, place: ViewPlace) -> U64:
-        """Words of a view."""
-        return self._arranged(place.view, place.channels)
-
     def sources(self) -> list[MemoryArea]:
         """Areas that a pass fills."""
         return []
@@ -87,9 +83,9 @@ class MemoryTensor:
                 f"codes of {self.name} are gone: a later pass has overwritten them, or their program failed; read them before"
             )
 
-    def _arranged(self, view: View, channels: Channels) -> U64:
-        """Words of some channels in a view."""
-        array = self.elements()[:, slice(*channels)]
+    def arranged(self, place: ViewPlace) -> U64:
+        """Words of a view."""
+        view, array = place.view, self.elements()[:, slice(*place.channels)]
         tensor = Tensor(array, _NO_GRID, 0).arranged(view.arrangement)
         groups = -(-view.arrangement.channels // self.design.channels)
         virtual = tensor.window(view.window(groups), self.design)
@@ -115,14 +111,15 @@ class HostTensor(MemoryTensor):
         """See :class:`MemoryTensor`."""
         return (self._codes.astype(np.int64) & all_planes(self.planes)).astype(np.uint16)
 
-    def _arranged(self, view: View, channels: Channels) -> U64:
+    def arranged(self, place: ViewPlace) -> U64:
         """See :class:`MemoryTensor`."""
+        view = place.view
         if view.whole:
-            codes = self._codes[:, slice(*channels)]
+            codes = self._codes[:, slice(*place.channels)]
             packed = native.pack_codes(codes, view.region.side, self.design.lanes, self.planes, self.design.channels)
             if packed is not None:
                 return packed
-        return super()._arranged(view, channels)
+        return super().arranged(place)
 
 
 def checked(codes: CodeTensor, what: str) -> Codes:
@@ -175,6 +172,7 @@ class ResultTensor(MemoryTensor):
         self._storages = storages
         self._read: Array | None = None
         self._held: dict[MemoryArea, U64] = {}
+        self._moves: dict[int, native.PixelMoves | None] = {}  #: by the number of a place
         for storage in storages:
             for key, area in storage.exact:
                 self.areas[key] = area
@@ -237,16 +235,18 @@ class ResultTensor(MemoryTensor):
 
     # -- pixels -----------------------------------------------------------------------------------------------------
 
-    def _arranged(self, view: View, channels: Channels) -> U64:
+    def arranged(self, place: ViewPlace) -> U64:
         """See :class:`MemoryTensor`; whole pixels are moved where groups of channels stay together."""
-        index = _moves(self, view, channels)
-        if index is None:
-            return super()._arranged(view, channels)
+        if place.key not in self._moves:
+            self._moves[place.key] = _moves(self, place.view, place.channels)
+        moves = self._moves[place.key]
+        if moves is None:
+            return super().arranged(place)
         words = [
             self._words(v, area, -(-s.computed // self.design.channels)) for s in self._storages for v, area in s.views
         ]
         source = np.concatenate(words) if len(words) > 1 else words[0]
-        return native.move_pixels(source, index, self.planes, self.design.channels)
+        return native.move_pixels(source, moves, self.planes, self.design.channels)
 
     def signature(self) -> Hashable:
         """What decides where its pixels lie."""
@@ -254,7 +254,7 @@ class ResultTensor(MemoryTensor):
         return self.shape, self.planes, views
 
     def pixel_index(self) -> Array | None:
-        """Of each pixel (N, groups, H, W) one more than its number in what :meth:`_arranged` reads, if groups stay whole."""
+        """Of each pixel (N, groups, H, W) one more than its number in what :meth:`arranged` reads, if groups stay whole."""
         c = self.design.channels
         if c not in native.PIXELS or any(
             s.channels[0] % c or (s.order.phases > 1 and s.channels[1] % c) for s in self._storages
@@ -284,8 +284,8 @@ def _put(target: Array, codes: Array, view: View) -> None:
     target[:, :channels, y0 - cy : y1 - cy, x0 - cx : x1 - cx] = pixels[:n, :channels, y0 - r : y1 - r, x0 - k : x1 - k]
 
 
-def _moves(tensor: ResultTensor, view: View, channels: Channels) -> Array | None:
-    """Which pixel goes where, as :func:`host.native.move_pixels` takes it: (tiles, L); None if groups of channels mix."""
+def _moves(tensor: ResultTensor, view: View, channels: Channels) -> native.PixelMoves | None:
+    """Which pixel goes where; None if groups of channels mix."""
     key = tensor.signature(), view, channels
     known = tensor.arena.moves
     if key not in known:
@@ -293,7 +293,7 @@ def _moves(tensor: ResultTensor, view: View, channels: Channels) -> Array | None
     return known[key]
 
 
-def _new_moves(tensor: ResultTensor, view: View, channels: Channels) -> Array | None:
+def _new_moves(tensor: ResultTensor, view: View, channels: Channels) -> native.PixelMoves | None:
     c, (first, stop) = tensor.design.channels, channels
     names = {name for name, _ in view.arrangement.moves}
     whole = first % c == 0 and ((stop - first) % c == 0 or not names & {"merged", "paired"})
@@ -308,7 +308,8 @@ def _new_moves(tensor: ResultTensor, view: View, channels: Channels) -> Array | 
     arranged = Tensor(index[:, first // c : -(-stop // c)], _NO_GRID, 0).arranged(view.arrangement)
     lanes = tensor.design.lanes
     number = arranged.cut(view.window(groups), lanes, 1).reshape(-1, lanes) - 1
-    return np.where(number < 0, -1, number // lanes * lanes * tensor.planes + number % lanes).astype(np.int32)
+    at = np.where(number < 0, -1, number // lanes * lanes * tensor.planes + number % lanes).astype(np.int32)
+    return native.PixelMoves.of(at, tensor.planes, c)
 
 
 # -- what takes the place of arrays ---------------------------------------------------------------------------------

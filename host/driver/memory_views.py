@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from host.arrays import U64, Array
+from host.arrays import U64
 from host.devices.memory import MemoryDevice
 from host.step.passes import PassError
 from hw.contract import LINE_BEATS
@@ -56,7 +56,7 @@ class Arena:
         self.settle: Callable[[], None] = lambda: None
         self.moved: Callable[[Any, ViewPlace, MemoryArea], None] = lambda *_: None
         self.touched: Counter[tuple[str, str]] = Counter()
-        self.moves: dict[Hashable, Array | None] = {}  #: where pixels go, see :func:`_moves`
+        self.moves: dict[Hashable, Any] = {}  #: where pixels go, see :mod:`host.driver.memory_tensors`
         self._areas: dict[Hashable, MemoryArea] = {}
         self._numbers: dict[Hashable, int] = {}
 

@@ -438,7 +438,7 @@ class TemplateBuilder:
                 kernels[key] = correlation_kernel(step.block.kernel, dense, self._c)
             made = block_codes(step.block, kernels[key], self.design)
             codes.append(made.reshape(made.shape[0] * made.shape[1], -1))
-        return np.concatenate(codes).astype(np.int32)
+        return native.as_index(np.concatenate(codes), values.size + 1)
 
     # -- tails --------------------------------------------------------------------------------------------------------
 

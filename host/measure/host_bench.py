@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from host.step.channel_parameters import PEAK
 from host.step.coded import Ranges
 from host.step.compiled import MemoryPasses
 from host.step.forward import Forward, Parameters
+from host.training.descent import all_descended
 from hw.contract import MOMENT_WORDS, RECORD_WORDS, Error, RecordFlag
 from hw.design import Design
 from hw.networks import Bits
@@ -24,6 +26,7 @@ from hw.nodes import KeptWidths, StepNode
 from hw.plan.records import Record
 
 _CLASSES = 10
+_RECIPE = {"momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
 #: steps that build what is run again: passes one by one, a step that is recorded, one for which the device draws results
 _BUILDING = 3
 #: what the meter counts of a step
@@ -101,7 +104,7 @@ class HostStep:
     rng: np.random.Generator
     ranges: Ranges = field(default_factory=Ranges)
     parameters: dict[str, Parameters] = field(default_factory=dict)
-    momentum: dict[str, NodeGradients] = field(default_factory=dict)
+    momentum: list[F32 | None] = field(default_factory=list)
     spent: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -115,7 +118,6 @@ class HostStep:
             weight = self.rng.normal(0, (2 / np.prod(size[1:])) ** 0.5, size).astype(np.float32)
             ones, zeros = np.ones(s.out_channels, np.float32), np.zeros(s.out_channels, np.float32)
             self.parameters[node.name] = Parameters(weight, ones, zeros, zeros.copy(), ones.copy(), 1e-5)
-            self.momentum[node.name] = NodeGradients(*(np.zeros_like(a) for a in (weight, ones, zeros)))
         features = self.graph[-1].shape.out_channels
         self.head = self.rng.normal(0, features**-0.5, (_CLASSES, features)).astype(np.float32)
 
@@ -149,18 +151,16 @@ class HostStep:
         shares /= self.batch
         return shares @ self.head, shares.T @ features
 
-    def _update(self, gradients: Any, head: F32) -> None:
+    def _update(self, gradients: Mapping[str, NodeGradients], head: F32) -> None:
         """SGD with momentum and weight decay."""
-        self.head -= 0.1 * head
-        for node in self.graph:
-            own, moved = self.parameters[node.name], self.momentum[node.name]
-            for value, speed, gradient in zip(
-                (own.weight, own.gamma, own.beta), moved, gradients[node.name], strict=True
-            ):
-                speed *= np.float32(0.9)
-                speed += gradient
-                speed += np.float32(1e-4) * value
-                value + np.float32(-0.05) * speed  # computed and dropped: drawn gradients are no descent
+        own = [self.head, *(a for node in self.graph for a in self._trained(node.name))]
+        found = [head, *(a for node in self.graph for a in gradients[node.name])]
+        # the new weights are dropped: drawn gradients are no descent
+        _, self.momentum = all_descended(own, found, self.momentum or [None] * len(own), 0.05, _RECIPE)
+
+    def _trained(self, name: str) -> tuple[F32, F32, F32]:
+        own = self.parameters[name]
+        return own.weight, own.gamma, own.beta
 
 
 def bench(

@@ -40,7 +40,7 @@ class RecordedPass:
         channels: that have entries.
         number: among the tape's operations.
         moments: recorded; ``gradient``: node and scale.
-        tail: words that it leaves, when it runs again.
+        tail: words that it leaves, when it runs again; ``readers``: numbers of the computations that read them.
     """
 
     template: Template
@@ -52,6 +52,7 @@ class RecordedPass:
     moments: tuple[Recorded, ...] = ()
     gradient: tuple[str, Recorded] | None = None
     tail: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))
+    readers: list[int] = field(default_factory=list)
 
 
 @dataclass(eq=False)

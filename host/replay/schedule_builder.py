@@ -14,11 +14,11 @@ import numpy as np
 from host import native
 from host.arrays import F32, F64, I64, U64, Array
 from host.driver.memory_views import Arena, MemoryArea
-from host.driver.pass_template import GradientTail, Template, WeightArea
+from host.driver.pass_template import Template, WeightArea
 from host.epilogue import Entries
 from host.native import address
 from host.replay.program import PATCHED, PassProgram, patch_records
-from host.replay.recorder import RecordedPass, StepHalf, StepMove, StepRecorder, StepWeights
+from host.replay.recorder import RecordedPass, StepMove, StepRecorder, StepWeights
 from host.step.channel_parameters import code_top
 from host.step.coded import channel_axis, not_finite
 from host.step.passes import PassError
@@ -98,7 +98,8 @@ class ScheduleBuilder:
         self._begun = 0  #: first step of the segment
         self._holds: dict[WeightArea, StepWeights] = {}
         self._kept: list[Array] = []  #: whose addresses rows have
-        self._codes = {each: np.zeros(each.coded.codes.values.shape, np.int16) for each in self.weights}
+        #: low and high bytes of codes, behind a 0
+        self._codes = {each: np.zeros((2, 1 + each.coded.codes.values.size), np.uint8) for each in self.weights}
         for each in self.weights:
             self._round(each)
         for half, segments in zip(recorder.halves, self.segments, strict=True):
@@ -113,8 +114,7 @@ class ScheduleBuilder:
                     self._add(self._requirement(event))
             self._need(half.left)
             self._flush()
-            self._gradients(half)
-            self._flush()
+            self._flush()  # the weight gradients of the last program
 
     def _of(self, number: Recorded) -> F64:
         return self.numbers[number.at : number.at + number.size]
@@ -173,13 +173,16 @@ class ScheduleBuilder:
             self._arena.write(program.area, program.words.reshape(-1), "records")
             for number, each in enumerate(self._pending):
                 self._fill(each, program, number)
-                if each.template.tail is not None:
-                    each.tail = np.zeros(MEMORY_PORTS * each.template.tail_beats, np.uint64)
         if program is None and self._begun == len(self.steps) and not self._moves and not self._writes:
             return
         steps = slice(self._begun, len(self.steps))
         self._half.append(Segment(steps, self._moves, self._writes, program, self._pending))
+        passes = self._pending
         self._begun, self._moves, self._writes, self._pending = len(self.steps), [], [], []
+        for each in passes:
+            if each.gradient is not None:
+                self._need([each.gradient[1]])
+                self._add(self._gradient(each, *each.gradient))
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
@@ -216,17 +219,9 @@ class ScheduleBuilder:
             for place, values in zip(places, tail.moments(event.tail), strict=True):
                 place[:] = values
 
-        first = event.moments[0]
-        row = [
-            _MOMENTS,
-            first.size,
-            first.at,
-            address(event.tail),
-            address(tail.order),
-            address(tail.starts),
-            len(tail.order),
-            zeros,
-        ]
+        event.readers.append(len(self.steps))
+        first, order = event.moments[0], tail.order
+        row = [_MOMENTS, first.size, first.at, 0, address(order), address(tail.starts), len(order), zeros]
         return Computation(row, run)
 
     def _fill(self, event: RecordedPass, program: PassProgram, number: int) -> None:
@@ -303,77 +298,52 @@ class ScheduleBuilder:
 
     def _round(self, each: StepWeights) -> None:
         """Codes of weights, with scale and sums per channel."""
-        weight, codes = each.coded.codes.values, self._codes[each]
+        weight, halves = each.coded.codes.values, self._codes[each]
         axis, top = channel_axis(each.back, each.node.shape.groups), code_top(each.coded.codes.bits, True)
         outer, inner = int(np.prod(weight.shape[:axis])), int(np.prod(weight.shape[axis + 1 :]))
         scale, *others = [self._of(number) for number in each.numbers]
-        sums = np.zeros((2, scale.size), np.int64)
-        self._kept.append(sums)
+        sums, codes = np.zeros((2, scale.size), np.int64), np.zeros(weight.shape, np.int16)
+        self._kept += [sums, codes]
 
         def run() -> bool:
             found = native.round_weights(each.weight, axis, top)
             if not np.isfinite(found.scale).all():
                 return False
-            codes[:] = found.codes
+            halves[:, 1:] = found.codes.reshape(-1) & 255, found.codes.reshape(-1) >> 8 & 255
             for place, values in zip((scale, *others), (found.scale, found.magnitudes, found.totals), strict=True):
                 place[:] = values
             return True
 
-        row = [
-            _ROUND,
-            scale.size,
-            each.numbers[0].at,
-            1 + self.weights.index(each),
-            outer,
-            inner,
-            top,
-            address(codes),
-            address(sums),
-        ]
+        row = [_ROUND, scale.size, each.numbers[0].at, 1 + self.weights.index(each), outer, inner, top]
+        row += [address(codes), address(sums), address(halves), address(halves[1]) if each.coded.codes.bits > 8 else 0]
         self._add(Computation(row, run, lambda: not_finite(each.node.name)))
 
     def _pack(self, area: WeightArea, weights: StepWeights) -> None:
         """Words of weights."""
-        codes, words = self._codes[weights], np.zeros(area.size, np.uint64)
+        halves, words = self._codes[weights], np.zeros(area.size, np.uint64)
         self._holds[area] = weights
         self._write("weights", area.area.offset, words)
 
         def run() -> None:
-            words[:] = area.words(codes)
+            words[:] = area.words(halves[0, 1:] | halves[1, 1:].astype(np.int16) << 8)
 
         pairs, size = area.index.shape
-        row = [
-            _PACK,
-            pairs,
-            address(codes),
-            address(area.index),
-            size,
-            area.design.weight_words,
-            area.bits,
-            address(words),
-        ]
-        self._add(Computation(row, run))
+        row = [_PACK, pairs, address(halves), address(area.index), size, area.design.weight_words, area.bits, address(words)]
+        self._add(Computation([*row, 8 * area.index.itemsize, address(halves[1])], run))
 
-    def _gradients(self, half: StepHalf) -> None:
-        """All weight gradients, one after the other."""
-        at = 0
-        for event in half.events:
-            if not isinstance(event, RecordedPass) or event.gradient is None:
-                continue
-            node, scale = event.gradient
-            self._need([scale])
-            tail = event.template.gradient
-            assert tail is not None and tail.index is not None
-            self._add(self._gradient(tail, event.tail, scale, at))
-            at += tail.index.size
-            self.shapes.append((node, tail.index.shape, at))
-
-    def _gradient(self, tail: GradientTail, words: U64, scale: Recorded, at: int) -> Computation:
-        assert tail.index is not None
-        index, factor = np.ascontiguousarray(tail.index.reshape(-1), np.int64), self._of(scale)
+    def _gradient(self, event: RecordedPass, node: str, scale: Recorded) -> Computation:
+        """A weight gradient, behind those before."""
+        tail = event.template.gradient
+        assert tail is not None and tail.index is not None
+        ints = 2 * MEMORY_PORTS * event.template.tail_beats
+        index, factor = native.as_index(tail.index.reshape(-1), ints), self._of(scale)
+        at = self.shapes[-1][2] if self.shapes else 0
         self._kept.append(index)
+        self.shapes.append((node, tail.index.shape, at + index.size))
+        event.readers.append(len(self.steps))
 
         def run() -> None:
-            self.outputs["gradients"][at : at + index.size] = tail.gradient(words).reshape(-1) * factor
+            self.outputs["gradients"][at : at + index.size] = tail.gradient(event.tail).reshape(-1) * factor
 
-        return Computation([_GRADIENT, index.size, at, address(words), address(index), scale.at, int(tail.wide)], run)
+        row = [_GRADIENT, index.size, at, 0, address(index), scale.at, int(tail.wide), 8 * index.itemsize]
+        return Computation(row, run)

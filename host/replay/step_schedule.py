@@ -193,8 +193,9 @@ class Schedule:
             if segment.program is not None:
                 engine.execute(segment.program, segment.passes[-1].context)
             for each in segment.passes:
-                if each.tail.size:
-                    each.tail[:] = engine.tail(each.template)
+                if each.readers:
+                    each.tail = engine.tail(each.template)
+                    self._rows[each.readers, 3] = native.address(each.tail)
         engine.meter.add("PASSES", sum(isinstance(event, RecordedPass) for event in half.events))
         forward.tape.saturated += engine.reported()
         forward.ranges.tops.update((name, float(self.numbers[top.at])) for name, top in half.tops.items())

@@ -390,7 +390,7 @@ def pooled_codes(features: F32, pixels: tuple[int, int], bits: int, key: int) ->
     drawn = random_numbers((*real.shape, 1, 1), key, ResultOrder())[:, :, 0, 0]
     codes = np.floor(real / scale + drawn / float(1 << RANDOM_BITS)).astype(np.int32)
     codes = np.clip(codes, -code_top(bits, True), code_top(bits, True))
-    return np.ascontiguousarray(np.broadcast_to(codes[:, :, None, None], (*real.shape, *pixels))), scale
+    return np.broadcast_to(codes[:, :, None, None], (*real.shape, *pixels)), scale
 
 
 def _codes_at(x: Coded, samples: SampleSet) -> CodeTensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from host.arrays import F32, F64, I32, Array, Codes
-from host.native import round_weights
+from host.native import magnitude, round_images, round_weights
 from host.step.channel_parameters import Numbers, code_top, grid_scale
 from host.step.passes import CodeTensor, PassError
 
@@ -109,14 +109,21 @@ class Gathered:
 
 
 def image_top(images: F32) -> float:
-    """Greatest magnitude of images, 1 if they are black."""
-    return float(np.abs(images).max()) or 1.0
+    """Greatest magnitude of images, 1 if they are black.
+
+    Raises:
+        PassError: values that are not finite.
+    """
+    top = magnitude(images)
+    if not np.isfinite(top):
+        raise PassError("the input holds NaN or infinity; check the data")
+    return top or 1.0
 
 
 def image_codes(images: F32, top: float, bits: int) -> I32:
     """Codes of images, signed, rounded to nearest even."""
     scale, most = grid_scale(top, bits, True), code_top(bits, True)
-    return np.clip(np.rint(images.astype(np.float64) / scale), -most, most).astype(np.int32)
+    return round_images(images, scale, most)
 
 
 @dataclass(frozen=True)

@@ -223,8 +223,6 @@ class Forward:
         """The same, as far as the next block whose bits are to be chosen: gives its number and its pooled input, float32
         (N, C), and takes the bits of its samples.
         """
-        if not np.isfinite(images).all():
-            raise PassError("the input holds NaN or infinity; check the data")
         self.tape = Tape(len(images), self.widths)
         self.groups = {name: [(ALL, bits)] for name, bits in self.bits.items()}
         self._weights.clear()

@@ -149,13 +149,13 @@ def test_gated_samples_have_the_bits_of_streamed_ones() -> None:
 def test_codes_stay_in_memory_and_passes_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host moves codes where the stride is two alone; a pass that leaves codes only runs with the next one."""
     moved: list[Any] = []
-    arranged = ResultTensor._arranged
+    arranged = ResultTensor.arranged
 
     def seen(tensor: ResultTensor, *to: Any) -> Any:
         moved.append(tensor.name)
         return arranged(tensor, *to)
 
-    monkeypatch.setattr(ResultTensor, "_arranged", seen)
+    monkeypatch.setattr(ResultTensor, "arranged", seen)
     engine = memory_passes(1 << 19)
     steps = Steps(RESNET, engine, 16)
     steps.run(0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.training.descent import descended
+from host import native
+from host.training.descent import all_descended, descended
 from sw_model.nn.reproducible import Reproducible
 
 
@@ -37,3 +39,26 @@ def test_steps_are_pytorchs_to_the_bit(
         weight, velocity = descended(weight, gradient, velocity, lr / (turn + 1), recipe)
         assert weight.dtype == np.float32 and np.array_equal(weight, parameter.detach().numpy())
     assert (velocity is None) == (momentum == 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, 1e-2]), st.booleans(), st.booleans())
+def test_all_weights_together_take_the_steps_of_each(
+    seed: int, momentum: float, decay: float, nesterov: bool, compiled: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    shapes = [(3, 2, 1, 1), (5,), (1,)][: 1 + seed % 3]
+    recipe = {"momentum": momentum, "weight_decay": decay, "nesterov": nesterov and momentum > 0}
+    weights = [random.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    alone, together = [(w, None) for w in weights], (weights, [None] * len(shapes))
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(native, "compiled_functions", lambda: None)
+        for _ in range(3):
+            gradients = [random.standard_normal(shape, dtype=np.float32) for shape in shapes]
+            alone = [descended(w, g, v, 0.3, recipe) for (w, v), g in zip(alone, gradients, strict=True)]
+            together = all_descended(together[0], gradients, together[1], 0.3, recipe)
+            for (weight, velocity), *other in zip(alone, *together, strict=True):
+                assert np.array_equal(weight, other[0])
+                assert (velocity is None) == (other[1] is None)
+                assert velocity is None or np.array_equal(velocity, other[1])
