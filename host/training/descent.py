@@ -49,7 +49,7 @@ def all_descended(
     weights, gradients = ([np.ascontiguousarray(a, np.float32) for a in arrays] for arrays in (weights, gradients))
     fresh = [bool(momentum) and each is None for each in velocities]
     moved = [
-        np.empty_like(w) if new else np.require(v, np.float32, "CW") if momentum else v
+        np.empty_like(w) if new else np.require(v, np.float32, ["C", "W"]) if momentum else v
         for w, v, new in zip(weights, velocities, fresh, strict=True)
     ]
     flat, starts = np.empty(sum(sizes), np.float32), [0, *itertools.accumulate(sizes)]
