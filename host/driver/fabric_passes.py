@@ -93,25 +93,11 @@ class PassMember(Member):
     def filled(self, packet: Packet) -> Packet:
         """A CONV with its shifts, its key and the random indices of its group of channels."""
         assert self.behind is not None
-        settings = self.behind.settings
-        if packet.format not in (OutputFormat.CODES, OutputFormat.MOMENTS):
-            raise PassError(
-                f"a sum of {packet.a_bits} by {packet.b_bits} bits may pass 32 bits, more than an epilogue takes; give its "
-                "operands fewer bits"
-            )
-        if packet.format == OutputFormat.MOMENTS:
-            return replace(packet, shift=settings.shift)
-        packet = replace(
-            packet,
-            shift=settings.shift,
-            value_shift=settings.value_shift,
-            out_shift=settings.out_shift,
-            keep_shift=settings.keep_shift if settings.keep_bits else 0,
-            wide_shift=settings.wide_shift if settings.wide_bits else 0,
-        )
-        if not settings.stochastic:
+        check_format(packet)
+        packet = replace(packet, **self.behind.header)
+        if packet.format == OutputFormat.MOMENTS or not self.behind.settings.stochastic:
             return packet
-        return replace(packet, key=self.behind.key, index=(packet.index + self.first) % (1 << 32))
+        return replace(packet, index=(packet.index + self.first) % (1 << 32))
 
     def entries(self, step: LoadEpilogue, design: Design) -> U64:
         """Parameters of every output channel; phases of a pixel have those of the pixel's channel."""
@@ -124,6 +110,19 @@ class PassMember(Member):
             part[channels >= block.kernel.outputs] = 0
             table.append(part)
         return np.concatenate(table).reshape(-1)
+
+
+def check_format(packet: Packet) -> None:
+    """Refuses a CONV whose sums no epilogue takes.
+
+    Raises:
+        PassError: it is one.
+    """
+    if packet.format not in (OutputFormat.CODES, OutputFormat.MOMENTS):
+        raise PassError(
+            f"a sum of {packet.a_bits} by {packet.b_bits} bits may pass 32 bits, more than an epilogue takes; give its "
+            "operands fewer bits"
+        )
 
 
 class PassResults(Results):

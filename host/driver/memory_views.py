@@ -28,7 +28,7 @@ class MemoryArea:
     """A range of beats that serves one purpose.
 
     Attributes:
-        owner: the tensor that it holds now.
+        owner: the tensor that it holds now; of entries, their words.
     """
 
     offset: int

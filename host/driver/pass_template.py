@@ -14,7 +14,7 @@ import numpy as np
 from host import native
 from host.arrays import I64, U64, Array
 from host.devices.memory import record_words
-from host.driver.fabric_passes import PassPart, PassResults, dense_weights, diagonal
+from host.driver.fabric_passes import PassPart, PassResults, check_format, dense_weights, diagonal
 from host.driver.layout import block_codes, correlation_kernel
 from host.driver.memory_tensors import Storage
 from host.driver.memory_views import Arena, Channels, MemoryArea, View, ViewPlace, place_of, resized
@@ -65,12 +65,8 @@ def plan_of(arena: Arena, design: Design, wanted: ProductPass, parts: Sequence[P
     found = [step for step in steps(design, [part.product for part in parts]) if not isinstance(step, Boundary)]
     needs = dict.fromkeys(_need(wanted, step, parts[step.member]) for step in found if isinstance(step, Load))
     for step in found:
-        if isinstance(step, Conv) and step.packets[0].format not in (OutputFormat.CODES, OutputFormat.MOMENTS):
-            (packet,) = step.packets
-            raise PassError(
-                f"a sum of {packet.a_bits} by {packet.b_bits} bits may pass 32 bits, more than an epilogue takes; give its "
-                "operands fewer bits"
-            )
+        if isinstance(step, Conv):
+            check_format(step.packets[0])
     places = tuple(place_of(arena, design, need.view, need.channels, need.all_channels) for need in needs)
     return PassPlan(tuple(parts), tuple(found), tuple(needs), places)
 
@@ -113,7 +109,6 @@ class Template:
     moments: MomentTail | None
     gradient: GradientTail | None
     patch: tuple[int, ...] = (0,) * 6
-    last_entries: U64 | None = None
     areas: frozenset[MemoryArea] = frozenset()
     own: frozenset[MemoryArea] = frozenset()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,13 +10,11 @@ from host.arrays import U64
 from host.devices.memory import record_words
 from host.driver.memory_views import Arena, MemoryArea
 from host.driver.pass_template import Template
-from host.step.passes import PassEpilogue
+from host.step.passes import HEADER_VALUES
 from hw.contract import FIELD, MEMORY_PORTS, RECORD_FIELD, RECORD_WORDS, RecordFlag
 from hw.packet import END
 from hw.plan.records import Record
 
-#: header fields that change from step to step
-PATCHED = ("shift", "value_shift", "out_shift", "keep_shift", "wide_shift", "key")
 #: of records, word and bit at which the flag WAIT stands, at either port
 _FLAGS = RECORD_FIELD["record_flags"]
 _WAIT_WORD = _FLAGS.half // 2
@@ -73,7 +70,7 @@ def patched_words(values: Sequence[int]) -> list[tuple[int, np.uint64]]:
     """What the values of the patched fields change in a header that has zeros there: (word, bits), its checksum too."""
     words: dict[int, int] = {}
     check_at = FIELD["check"]
-    for name, value in zip(PATCHED, values, strict=True):
+    for name, value in zip(HEADER_VALUES, values, strict=True):
         place = FIELD[name]
         bits = value << place.lsb
         words[place.half // 2] = words.get(place.half // 2, 0) ^ bits << 32 * (place.half % 2)
@@ -90,14 +87,3 @@ def patch_records(rows: U64, template: Template, values: Sequence[int]) -> int:
             template.words[template.convs, word // MEMORY_PORTS, port] ^ mask
         )
     return len(words) * len(template.convs)
-
-
-def patch_of(behind: PassEpilogue) -> tuple[Any, ...]:
-    """Values of :data:`PATCHED` for an epilogue: those that its form leaves out are 0."""
-    form = behind.settings
-    if behind.moments:
-        return form.shift, 0, 0, 0, 0, 0
-    return (
-        form.shift, form.value_shift, form.out_shift, form.keep_shift if form.keep_bits else 0,
-        form.wide_shift if form.wide_bits else 0, behind.key if form.stochastic else 0,
-    )  # fmt: skip

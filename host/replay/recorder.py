@@ -13,7 +13,6 @@ from host.driver.memory_tensors import HostTensor, MemoryTensor, ResultTensor
 from host.driver.memory_views import MemoryArea, ViewPlace
 from host.driver.pass_template import Template
 from host.epilogue import Entries, Moments
-from host.replay.program import patch_of
 from host.step.coded import CodedWeights
 from host.step.passes import ProductPass
 from host.step.recorded import NumberTape, Recorded, RecordedEntries, Requirement, value_of
@@ -96,6 +95,7 @@ class StepRecorder:
         self._half = self.halves[0]
         self._last: RecordedPass | None = None
         self._requirements = 0
+        self._entries: set[MemoryArea] = set()
 
     # -- told by the step -------------------------------------------------------------------------------------------
 
@@ -162,8 +162,11 @@ class StepRecorder:
         numbers: tuple[Any, ...] = ()
         channels = 0
         if (behind := wanted.behind) is not None and isinstance(behind.entries, RecordedEntries):
-            numbers, channels = (*behind.entries.numbers, *patch_of(behind)), len(behind.entries.m)
+            numbers, channels = (*behind.entries.numbers, *behind.header.values()), len(behind.entries.m)
         self.spoiled |= template.gradient is not None and template.gradient.index is None
+        if template.entries is not None:  # what lies there then has two meanings in a step
+            self.spoiled |= template.entries in self._entries
+            self._entries.add(template.entries)
         weights = None if wanted.w is None else self.weighted.get(id(wanted.w.values))
         self._note_requirements()
         numbers = tuple(self.tape.number(each) for each in numbers)

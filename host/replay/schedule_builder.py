@@ -17,11 +17,11 @@ from host.driver.memory_views import Arena, MemoryArea
 from host.driver.pass_template import Template, WeightArea
 from host.epilogue import Entries
 from host.native import address
-from host.replay.program import PATCHED, PassProgram, patch_records
+from host.replay.program import PassProgram, patch_records
 from host.replay.recorder import RecordedPass, StepMove, StepRecorder, StepWeights
 from host.step.channel_parameters import code_top
 from host.step.coded import channel_axis, not_finite
-from host.step.passes import PassError
+from host.step.passes import HEADER_VALUES, PassError
 from host.step.recorded import NUMBER_OPERATIONS, OPERATION_CODES, REDUCTIONS, NumberOperation, Recorded, Requirement
 from hw.contract import ENTRY_WORDS, FIELD, MEMORY_PORTS, RECORD_WORDS
 
@@ -31,7 +31,8 @@ _REQUIRE, _MOMENTS, _ENTRIES, _PATCH, _GRADIENT, _ROUND, _PACK = range(len(OPERA
 _ENTRY_FIELDS = 6
 #: word and bit of each patched field, and of the checksum
 _FIELD_PLACES = np.array(
-    [(FIELD[name].half // 2, 32 * (FIELD[name].half % 2) + FIELD[name].lsb) for name in (*PATCHED, "check")], np.int64
+    [(FIELD[name].half // 2, 32 * (FIELD[name].half % 2) + FIELD[name].lsb) for name in (*HEADER_VALUES, "check")],
+    np.int64,
 )
 
 
@@ -276,7 +277,7 @@ class ScheduleBuilder:
         return Computation(row, run, error)
 
     def _patch(self, template: Template, values: Sequence[Recorded], words: U64, changed: I64) -> Computation:
-        last, views = np.full(len(PATCHED), -1, np.int64), [self._of(each) for each in values]
+        last, views = np.full(len(HEADER_VALUES), -1, np.int64), [self._of(each) for each in values]
         places = np.array([each.at for each in values], np.int64)
         self._kept += [last, places]
 
@@ -328,7 +329,16 @@ class ScheduleBuilder:
             words[:] = area.words(halves[0, 1:] | halves[1, 1:].astype(np.int16) << 8)
 
         pairs, size = area.index.shape
-        row = [_PACK, pairs, address(halves), address(area.index), size, area.design.weight_words, area.bits, address(words)]
+        row = [
+            _PACK,
+            pairs,
+            address(halves),
+            address(area.index),
+            size,
+            area.design.weight_words,
+            area.bits,
+            address(words),
+        ]
         self._add(Computation([*row, 8 * area.index.itemsize, address(halves[1])], run))
 
     def _gradient(self, event: RecordedPass, node: str, scale: Recorded) -> Computation:

@@ -22,7 +22,7 @@ from host.driver.memory_views import Arena, MemoryArea, ViewPlace
 from host.driver.pass_template import PassPlan, Template, TemplateBuilder, WeightArea, plan_of
 from host.epilogue import Bools
 from host.numerics import check_codes
-from host.replay.program import PassProgram, patch_of
+from host.replay.program import PassProgram
 from host.replay.step_schedule import Schedules
 from host.step.passes import CodeTensor, PassEpilogue, PassError, PassMeter, PassResult, ProductPass
 from hw.packet import all_planes
@@ -198,7 +198,8 @@ class MemoryPasses:
         self.writer = owner
         self._hosted.clear()
         for template in templates:
-            template.last_entries = None
+            if template.entries is not None:
+                template.entries.owner = owner
             if template.weights is not None:
                 template.weights.values = None
             for area in template.writes:
@@ -291,12 +292,12 @@ class MemoryPasses:
         if behind is None:
             return
         words = np.concatenate([behind.entries.words(), np.zeros((1, 4), np.uint64)])[template.entry_index].reshape(-1)
-        if template.last_entries is None or not np.array_equal(words, template.last_entries):
-            assert template.entries is not None
+        assert template.entries is not None
+        if not np.array_equal(cast(Any, template.entries.owner), words):  # templates may share an area
             self.arena.write(template.entries, words, "entries")
             self.meter.add("WORDS_PATCHED", words.size)
-            template.last_entries = words
-        template.patch = patch_of(behind)
+            template.entries.owner = words
+        template.patch = tuple(behind.header.values())
 
     def _fill_weights(self, place: WeightArea, weights: CodeTensor) -> None:
         if place.values is weights.values:

@@ -20,6 +20,10 @@ from hw.networks import ConvGeometry
 KINDS = {"forward": "xw", "input_gradient": "gw", "weight_gradient": "xg", "backward": "xwg"}
 
 
+#: fields of a packet's header that are values of an epilogue, and change from step to step
+HEADER_VALUES = ("shift", "value_shift", "out_shift", "keep_shift", "wide_shift", "key")
+
+
 class PassError(ValueError):
     """A pass that no engine can run; the message names the node and the value."""
 
@@ -69,6 +73,16 @@ class PassEpilogue:
     cross: bool = False
     records: bool = False
     key: int = 0
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Fields of a packet's header that are values of the epilogue; those that its form leaves out are 0."""
+        s = self.settings
+        if self.moments:
+            return dict.fromkeys(HEADER_VALUES, 0) | {"shift": s.shift}
+        kept, wide = s.keep_shift if s.keep_bits else 0, s.wide_shift if s.wide_bits else 0
+        values = s.shift, s.value_shift, s.out_shift, kept, wide, self.key if s.stochastic else 0
+        return dict(zip(HEADER_VALUES, values, strict=True))
 
 
 @dataclass(frozen=True)
