@@ -45,18 +45,27 @@ module control_registers
   assign arready_o = read_q;
   assign {bvalid_o, rvalid_o, rdata_o} = {bvalid_q, rvalid_q, rdata_q};
   assign {bresp_o, rresp_o} = '0;
-  assign start_o      = write_q && awaddr_i == REG_CTRL && wstrb_i[0] && wdata_i[0] && idle_i;
+  logic       starts, start_q;
+  assign starts       = write_q && awaddr_i == REG_CTRL && wstrb_i[0] && wdata_i[0] && idle_i;
+  assign start_o      = start_q;
   assign soft_reset_o = write_q && awaddr_i == REG_SOFT_RESET && wstrb_i[0] && wdata_i[0];
   assign interrupt_o  = gie_q && |isr_q;
 
-  logic [4:0] index;
+  // a read's address and what it means, registered in the cycle in which the read is seen: it stays until it is taken
+  logic [7:0] read_address_q;
+  logic [4:0] index, index_q;
+  logic       of_values_q;
   assign index = 5'((araddr_i - REG_ERROR) >> 3);
   always_ff @(posedge clk_i) begin
+    read_address_q <= araddr_i;
+    index_q        <= index;
+    of_values_q    <= araddr_i >= REG_ERROR && araddr_i[2:0] == 0 && 32'(index) < COUNTERS;
     write_q <= awvalid_i && wvalid_i && !write_q && !bvalid_q;
     read_q  <= arvalid_i && !read_q && !rvalid_q;
     if (bready_i) bvalid_q <= 1'b0;
     if (rready_i) rvalid_q <= 1'b0;
-    if (start_o) done_q <= 1'b0;
+    start_q <= starts;
+    if (starts) done_q <= 1'b0;
     if (write_q) begin
       bvalid_q <= 1'b1;
       if (wstrb_i[0])
@@ -70,7 +79,7 @@ module control_registers
     if (read_q) begin
       rvalid_q <= 1'b1;
       rdata_q  <= '0;
-      case (araddr_i)
+      case (read_address_q)
         REG_CTRL: begin
           rdata_q <= {28'd0, done_q, idle_i, done_q, !idle_i};
           done_q  <= 1'b0;
@@ -81,7 +90,7 @@ module control_registers
         REG_HASH_LO:  rdata_q <= DESIGN_HASH[31:0];
         REG_HASH_HI:  rdata_q <= DESIGN_HASH[63:32];
         REG_CONTRACT: rdata_q <= CONTRACT_VALUE;
-        default: if (araddr_i >= REG_ERROR && araddr_i[2:0] == 0 && 32'(index) < COUNTERS) rdata_q <= values_i[index[3:0]];
+        default: if (of_values_q) rdata_q <= values_i[index_q[3:0]];
       endcase
     end
     if (done_i) begin
@@ -89,7 +98,7 @@ module control_registers
       isr_q  <= isr_q | ier_q;
     end
     if (rst_i) begin
-      {gie_q, done_q, ier_q, isr_q, bvalid_q, rvalid_q, write_q, read_q} <= '0;
+      {start_q, gie_q, done_q, ier_q, isr_q, bvalid_q, rvalid_q, write_q, read_q} <= '0;
     end
   end
 endmodule

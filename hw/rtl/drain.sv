@@ -73,10 +73,14 @@ module drain
   logic       lane_wgrad_q, lane_coded_q, lane_raw_q;   // what the lane holds, if it is valid
   logic       lane_done;   // this channel is consumed in this cycle
   logic       take;
+  // what the lane holds and whether it is valid, in one, for decisions that many registers wait for
+  (* keep = "true" *) logic adds_q, coded_valid_q, random_valid_q;
+  logic       coded_valid_d;
   assign take = full_q && (!lane_valid_q || lane_done);
   always_comb begin
     lane_valid_d = take || (lane_valid_q && !lane_done);
     channel_d    = channel_q + channel_t'(take);
+    coded_valid_d = take ? tile_q.codes || tile_q.moments : lane_valid_q && lane_coded_q && !lane_done;
     full_d       = full_q && !(take && channel_q == last_channel);
     if (capture_i) begin
       full_d    = 1'b1;
@@ -85,12 +89,16 @@ module drain
     if (rst_i || fault_o) begin
       full_d       = 1'b0;
       lane_valid_d = 1'b0;
+      coded_valid_d = 1'b0;
     end
   end
   always_ff @(posedge clk_i) begin
     full_q       <= full_d;
     channel_q    <= channel_d;
     lane_valid_q <= lane_valid_d;
+    adds_q         <= lane_valid_d && take && tile_q.wgrad;  // a channel of a weight gradient stays for one cycle
+    coded_valid_q  <= coded_valid_d;
+    random_valid_q <= coded_valid_d && (take ? tile_q.coding.stochastic : lane_tile_q.coding.stochastic);
     if (take) begin
       lane_wgrad_q   <= tile_q.wgrad;
       lane_coded_q   <= tile_q.codes || tile_q.moments;
@@ -127,7 +135,7 @@ module drain
   // What may go is decided a cycle ahead; nothing can happen in between that would forbid it.
   logic lane_wgrad, adding, codes_gone, codes_free, moments_open_q, coded_go, raw_send;
   logic begin_ok_q, raw_ok_q, tile_end;
-  assign lane_wgrad = lane_valid_q && lane_wgrad_q;
+  assign lane_wgrad = adds_q;
   always_ff @(posedge clk_i) begin
     // a tile with an epilogue: behind weight gradients whose range is not yet known, and behind a packet's moments
     begin_ok_q <= !adding && !lane_wgrad && !fault_o && !moments_open_q && codes_free
@@ -142,8 +150,7 @@ module drain
   logic       slice_last, started_q;   // the tile's first slice has gone
   logic       random_ready;
   assign slice_last = slice_q == 4'(SLICES - 1);
-  assign coded_go   = lane_valid_q && lane_coded_q && (started_q || begin_ok_q)
-                   && (!lane_tile_q.coding.stochastic || random_ready);
+  assign coded_go   = coded_valid_q && (started_q || begin_ok_q) && (!random_valid_q || random_ready);
   assign tile_end   = coded_go && slice_last && lane_channel_q == channel_t'(CHANNELS - 1);
   always_ff @(posedge clk_i) begin
     if (coded_go) begin
@@ -217,7 +224,7 @@ module drain
     rounding i_rounding (
         .clk_i, .rst_i(rst_i || fault_o), .begin_i(random_begin_i), .random_i, .full_o(random_full),
         .ready_o(random_ready),
-        .take_i(coded_go && lane_tile_q.coding.stochastic), .slice_i(slice_q), .last_i(slice_last), .random_o(random)
+        .take_i(random_valid_q && (started_q || begin_ok_q) && random_ready), .slice_i(slice_q), .last_i(slice_last), .random_o(random)
     );
   end else begin : gen_no_rounding
     logic unused;
@@ -316,6 +323,8 @@ module drain
                && !moments_open_q && !moments_busy && !lane_words_busy;
 
 `ifndef SYNTHESIS
+  a_lane: assert property (@(posedge clk_i) disable iff (rst_i) adds_q == (lane_valid_q && lane_wgrad_q) && coded_valid_q == (lane_valid_q && lane_coded_q)
+                           && random_valid_q == (lane_valid_q && lane_coded_q && lane_tile_q.coding.stochastic));
   // a tile is over only when the one before has left the shadow copy
   a_capture: assert property (@(posedge clk_i) disable iff (rst_i) capture_i |-> !full_q || (take && channel_q == last_channel));
   // a channel stays until its unit has taken it

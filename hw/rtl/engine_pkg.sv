@@ -82,13 +82,13 @@ package engine_pkg;
     logic       last;      // of the tile
   } plane_pair_t;
 
-  // A product of two small numbers, added up from shifted terms: a DSP slice would be wasted on it.  The two parts are to be
-  // registered and then added.
+  // A product of two small numbers, b being 16 at most, added up from shifted terms: a DSP slice would be wasted on it.  The
+  // two parts are to be registered and then added.  Of 16 only the highest bit is set, so it shares the place of another.
   typedef logic [1:0][18:0] parts_t;
   function automatic parts_t times(input logic [13:0] a, input logic [4:0] b);
     automatic logic [4:0][18:0] term;
     for (int unsigned k = 0; k < 5; k++) term[k] = b[k] ? 19'(a) << k : '0;
-    return {term[3] + term[4], term[0] + term[1] + term[2]};
+    return {(term[3] | term[4]) + term[2], term[0] + term[1]};
   endfunction
 
   // What the array does in one cycle.

@@ -218,22 +218,41 @@ module fabric
   typedef enum logic [3:0] {
     ERROR, POSITION, PACKETS, CYCLES, BUSY, STALL_IN, STALL_HAZARD, STALL_OUT, STALL_DRAIN, SKIPPED, SATURATED, WORDS_IN, WORDS_OUT
   } value_t;
-  logic [12:0][31:0] value_q;
+  localparam int unsigned VALUES = 13;
+  logic [VALUES-1:0][31:0] value_q;
+  // what is counted, a cycle late, and a copy for each value of what counts and clears it
+  (* keep = "true" *) logic [VALUES-1:0] counts_q, clears_q;
+  logic        busy_q, starved_q, hazard_q, stalled_q, waits_q, skipped_valid_q, took_q;
+  logic [6:0]  saturated_q;
+  logic [1:0]  sent_q;
+  logic [31:0] skipped_q;
+  always_ff @(posedge clk) begin
+    counts_q        <= {VALUES{running_q}};
+    clears_q        <= {VALUES{start}};
+    busy_q          <= sequencer_busy;
+    starved_q       <= starved;
+    hazard_q        <= hazard;
+    stalled_q       <= |(out_valid & ~out_ready);
+    waits_q         <= wait_drain;
+    saturated_q     <= epilogue_saturated;
+    skipped_valid_q <= skipped_valid;
+    skipped_q       <= skipped;
+    took_q          <= took;
+    sent_q          <= 2'($countones(out_valid & out_ready));
+  end
   logic ended_q;
   assign finished = running_q && ended_q && loader_done && out_empty;
   always_ff @(posedge clk) begin
-    if (running_q) begin
-      value_q[CYCLES]       <= value_q[CYCLES] + 1;
-      value_q[BUSY]         <= value_q[BUSY] + 32'(sequencer_busy);
-      value_q[STALL_IN]     <= value_q[STALL_IN] + 32'(starved);
-      value_q[STALL_HAZARD] <= value_q[STALL_HAZARD] + 32'(hazard);
-      value_q[STALL_OUT]    <= value_q[STALL_OUT] + 32'(|(out_valid & ~out_ready));
-      value_q[STALL_DRAIN]  <= value_q[STALL_DRAIN] + 32'(wait_drain);
-      value_q[SATURATED]    <= value_q[SATURATED] + 32'(epilogue_saturated);
-      if (skipped_valid) value_q[SKIPPED] <= value_q[SKIPPED] + skipped;
-      if (took) value_q[WORDS_IN] <= value_q[WORDS_IN] + 2;
-      value_q[WORDS_OUT]    <= value_q[WORDS_OUT] + 32'($countones(out_valid & out_ready));
-    end
+    if (counts_q[CYCLES]) value_q[CYCLES] <= value_q[CYCLES] + 1;
+    if (counts_q[BUSY]) value_q[BUSY] <= value_q[BUSY] + 32'(busy_q);
+    if (counts_q[STALL_IN]) value_q[STALL_IN] <= value_q[STALL_IN] + 32'(starved_q);
+    if (counts_q[STALL_HAZARD]) value_q[STALL_HAZARD] <= value_q[STALL_HAZARD] + 32'(hazard_q);
+    if (counts_q[STALL_OUT]) value_q[STALL_OUT] <= value_q[STALL_OUT] + 32'(stalled_q);
+    if (counts_q[STALL_DRAIN]) value_q[STALL_DRAIN] <= value_q[STALL_DRAIN] + 32'(waits_q);
+    if (counts_q[SKIPPED] && skipped_valid_q) value_q[SKIPPED] <= value_q[SKIPPED] + skipped_q;
+    if (counts_q[SATURATED]) value_q[SATURATED] <= value_q[SATURATED] + 32'(saturated_q);
+    if (counts_q[WORDS_IN] && took_q) value_q[WORDS_IN] <= value_q[WORDS_IN] + 2;
+    if (counts_q[WORDS_OUT]) value_q[WORDS_OUT] <= value_q[WORDS_OUT] + 32'(sent_q);
     if (ended) begin
       ended_q <= 1'b1;
       value_q[ERROR]    <= 32'(error);
@@ -244,8 +263,8 @@ module fabric
     if (start) begin
       running_q <= 1'b1;
       ended_q   <= 1'b0;
-      value_q   <= '0;
     end
+    for (int unsigned v = 0; v < VALUES; v++) if (clears_q[v]) value_q[v] <= '0;
     if (rst) running_q <= 1'b0;
   end
 
@@ -258,7 +277,7 @@ module fabric
       .arready_o(s_axi_control_ARREADY), .rdata_o(s_axi_control_RDATA), .rresp_o(s_axi_control_RRESP),
       .rvalid_o(s_axi_control_RVALID), .rready_i(s_axi_control_RREADY),
       .interrupt_o(interrupt), .start_o(start), .soft_reset_o(soft_reset), .done_i(finished),
-      .idle_i(!running_q && !reset_q), .values_i(value_q)
+      .idle_i(!running_q && !start && !reset_q), .values_i(value_q)
   );
 endmodule
 

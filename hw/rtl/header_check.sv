@@ -64,7 +64,8 @@ module header_check
     for (int unsigned i = 0; i < HALVES; i++) checksum = checksum ^ header_i[32*i+:32];
   end
 
-  logic [HEADER_BITS-1:0] used1_q, used2_q, surplus;  // all bits that are not used must be zero
+  logic [PACKET_KINDS-1:0]     packet1_q;
+  logic [HEADER_BITS-1:0] used2_q, surplus;           // all bits that are not used must be zero
   logic [31:0]            checksum1_q;
   logic [9:0]             sections1_q;                // planes of all sections
   logic                   bad_magic1_q, bad_check2_q, known2_q;
@@ -77,11 +78,11 @@ module header_check
     // 1
     bad_magic1_q <= h.magic != MAGIC || h.version != 8'(CONTRACT_VERSION);
     checksum1_q  <= checksum;
-    used1_q      <= used_bits(h.opcode, h.target, h.format);
+    packet1_q    <= packet_of(h.opcode, h.target, h.format);
     sections1_q  <= 10'(h.out_bits) + 10'(h.keep_bits) + 10'(h.wide_bits) + 10'(h.flags[FLAG_KEEP_MASK]);
     // 2
     bad_check2_q  <= checksum1_q != 0;
-    used2_q       <= used1_q | (stochastic ? STOCHASTIC_BITS : '0) | (records ? RECORDS_BITS : '0);
+    used2_q       <= used_bits(packet1_q) | (stochastic ? STOCHASTIC_BITS : '0) | (records ? RECORDS_BITS : '0);
     known2_q      <= kind_i.load || product || kind_i.read || kind_i.ends;
     bad_rows2_q   <= entries || kind_i.read ? h.rows == 0 : !kind_i.ends && bad_range(h.rows, MAX_ROWS);
     bad_groups2_q <= (kind_i.load || product)
@@ -139,7 +140,7 @@ module header_check
   logic [14:0] b_count4_q;        // range of the second operand: so many times so many planes
   line_t       b_planes4_q;
   logic [63:0] bound4_q;          // of the sums' magnitude
-  logic [31:0] a_need4_q, side_need4_q, added_need4_q, b_need5_q, length5_q, accumulator_need5_q;
+  logic [31:0] a_need4_q, side_need4_q, added_need4_q, b_product5_q, length5_q, accumulator_need5_q;
   logic        no_side5_q, no_added5_q;
   always_ff @(posedge clk_i) begin
     // 1
@@ -174,9 +175,9 @@ module header_check
     tiles4_q      <= 17'(tile_parts3_q[0] + tile_parts3_q[1]);
     bound4_q      <= 64'(terms3_q) << width2_q;
     // 5
-    b_need5_q           <= kind_i.to_w ? 32'(h.rows) : 32'(27'(b_count4_q) * 27'(b_planes4_q));
-    no_side5_q          <= !coded || side_need4_q == 0;
-    no_added5_q         <= !coded || added_need4_q == 0;
+    b_product5_q        <= 32'(27'(b_count4_q) * 27'(b_planes4_q));
+    no_side5_q          <= !coded || side_planes1_q == 0;
+    no_added5_q         <= !coded || h.added_bits == 0;
     accumulator_need5_q <= kind_i.read ? 32'(h.rows) : 32'(tiles4_q) * 32'(CHANNELS + 1);
     length5_q           <= kind_i.to_w ? 32'(h.rows) * 32'(WEIGHT_WORDS)
                          : kind_i.to_e ? 32'(h.rows) * 32'(ENTRY_WORDS)
@@ -191,7 +192,7 @@ module header_check
   always_ff @(posedge clk_i) begin
     // 6
     a_end6_q           <= 32'(h.base_a) + a_need4_q;
-    b_end6_q           <= 32'(h.base_b) + b_need5_q;
+    b_end6_q           <= 32'(h.base_b) + (kind_i.to_w ? 32'(h.rows) : b_product5_q);
     side_end6_q        <= no_side5_q ? '0 : 32'(h.base_side) + side_need4_q;
     added_end6_q       <= no_added5_q ? '0 : 32'(h.base_added) + added_need4_q;
     epilogue_end6_q    <= 32'(h.base_epilogue) + (kind_i.to_e ? 32'(h.rows) : 32'(h.out_groups) * CHANNELS);

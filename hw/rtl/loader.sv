@@ -153,7 +153,7 @@ module loader
   logic [$clog2(HEADER_BEATS)-1:0] header_beat_q, header_beat_d;
   logic [31:0]                     beats_left_q, beats_left_d;
   logic                            end_pushed_q, end_pushed_d;
-  logic                            header_last;
+  logic                            header_last, beats_last_q, beats_last_d;  // this beat is the last of the payload
   logic [CHECK_CYCLES-1:0]         check_q;       // cycle of the check
   assign header_last = header_beat_q == ($bits(header_beat_q))'(HEADER_BEATS - 1);
   always_comb begin
@@ -162,6 +162,7 @@ module loader
     position_d    = position_q;
     header_beat_d = header_beat_q;
     beats_left_d  = beats_left_q;
+    beats_last_d  = beats_last_q;
     cut_d         = cut_q;
     end_pushed_d  = end_pushed_q;
     seen_last_d   = seen_last_q | (in_valid_i & in_ready_o & in_last_i);
@@ -194,12 +195,14 @@ module loader
         end
       HAZARD: begin
         beats_left_d = h.payload_words >> 1;
+        beats_last_d = h.payload_words >> 1 == 32'd1;
         if (kind.to_e ? compute_idle_i : !conflict_i) state_d = PAYLOAD;
       end
       PAYLOAD:
         if (beat) begin
           beats_left_d = beats_left_q - 32'd1;
-          if (beats_left_q == 32'd1) state_d = NEXT;
+          beats_last_d = beats_left_q == 32'd2;
+          if (beats_last_q) state_d = NEXT;
           if (|in_last_i) begin
             error_d = ERR_TRUNCATED;
             state_d = PUSH_END;
@@ -231,6 +234,7 @@ module loader
     position_q    <= position_d;
     header_beat_q <= header_beat_d;
     beats_left_q  <= beats_left_d;
+    beats_last_q  <= beats_last_d;
     cut_q         <= cut_d;
     end_pushed_q  <= end_pushed_d;
     seen_last_q   <= seen_last_d;
@@ -238,6 +242,7 @@ module loader
   end
 
 `ifndef SYNTHESIS
+  a_beats: assert property (@(posedge clk_i) disable iff (rst_i) state_q == PAYLOAD |-> beats_last_q == (beats_left_q == 32'd1));
   // both streams are read in lockstep
   a_beat: assert property (@(posedge clk_i) disable iff (rst_i) took_o |-> &in_valid_i && &in_ready_o);
   // no push into a full queue

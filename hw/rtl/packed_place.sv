@@ -25,16 +25,27 @@ module packed_place
   slice_t   slice_q, slice_d;
   address_t entry_q, entry_d;
   logic     slice_last, line_last, row_last;
-  assign slice_last = slice_q == slice_t'((kind_i.to_w ? WEIGHT_BEATS : kind_i.to_e ? ENTRY_BEATS : ROW_BEATS) - 1);
-  assign line_last  = line_q == group_planes_i - line_t'(1);
-  assign row_last   = row_q == row_t'(header_i.rows) - row_t'(1);
+  // the last ones, known long before the payload begins
+  slice_t   last_slice_q;
+  line_t    last_line_q;
+  row_t     last_row_q;
+  logic     entries_q;
+  always_ff @(posedge clk_i) begin
+    last_slice_q <= slice_t'((kind_i.to_w ? WEIGHT_BEATS : kind_i.to_e ? ENTRY_BEATS : ROW_BEATS) - 1);
+    last_line_q  <= group_planes_i - line_t'(1);
+    last_row_q   <= row_t'(header_i.rows) - row_t'(1);
+    entries_q    <= kind_i.to_e || kind_i.to_w;
+  end
+  assign slice_last = slice_q == last_slice_q;
+  assign line_last  = line_q == last_line_q;
+  assign row_last   = row_q == last_row_q;
   always_comb begin
     a_block_d = a_block_q;
     g_block_d = g_block_q;
     line_d    = line_q;
     row_d     = row_q;
     slice_d   = slice_last ? '0 : slice_q + slice_t'(1);
-    entry_d   = entry_q + address_t'((kind_i.to_e || kind_i.to_w) && slice_last);
+    entry_d   = entry_q + address_t'(entries_q && slice_last);
     if (kind_i.tensor && slice_last) begin
       line_d = line_last ? '0 : line_q + line_t'(1);
       if (line_last) begin

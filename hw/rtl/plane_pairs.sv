@@ -20,6 +20,7 @@ module plane_pairs
     input  wire                 ones_i,        // the next tile's first operand is a single plane of ones
     input  wire                 settled_i,     // ones_i has become right since the last tile; the present one does not end now
     output plane_pair_t         pair_o,
+    output logic                last_o,        // a copy of pair_o.last, for many loads
     output logic                next_bubble_o  // the next pair is none
 );
   typedef logic [2*MAX_BITS-2:0] window_t;  // bit i: plane diagonal - i of the second operand
@@ -34,11 +35,25 @@ module plane_pairs
     logic                shift;     // no pair of this diagonal has been taken, but of the tile
   } diagonal_pairs_t;
 
+  // both by groups of four, so that neither is a chain
+  localparam int unsigned QUADS = MAX_BITS / 4;
+  if (MAX_BITS != 16) begin : gen_check
+    $error("plane_pairs: MAX_BITS = %0d, must be 16: four groups of four", MAX_BITS);
+  end
+  function automatic logic several(input logic [3:0] bits);
+    return (bits[0] && bits[1]) || (bits[2] && bits[3]) || (|bits[1:0] && |bits[3:2]);
+  endfunction
+  function automatic logic [QUADS-1:0] any(input logic [MAX_BITS-1:0] pairs);
+    for (int unsigned g = 0; g < QUADS; g++) any[g] = |pairs[4*g+:4];
+  endfunction
   function automatic logic [MAX_BITS-1:0] but_highest(input logic [MAX_BITS-1:0] pairs);
-    for (int unsigned i = 0; i < MAX_BITS; i++) but_highest[i] = pairs[i] && |(pairs >> (i + 1));
+    automatic logic [QUADS-1:0] groups = any(pairs);
+    for (int unsigned i = 0; i < MAX_BITS; i++)
+      but_highest[i] = pairs[i] && (|(groups >> (i / 4 + 1)) || |(4'(pairs >> (i / 4 * 4)) >> (i % 4 + 1)));
   endfunction
   function automatic logic at_most_one(input logic [MAX_BITS-1:0] pairs);
-    return (pairs & (pairs - 1'b1)) == '0;
+    at_most_one = !several(any(pairs));
+    for (int unsigned g = 0; g < QUADS; g++) if (several(pairs[4*g+:4])) at_most_one = 1'b0;
   endfunction
   function automatic logic [MAX_BITS-1:0] planes(input logic [MAX_BITS-1:0] data, input logic ones);
     return ones ? MAX_BITS'(1) : data;
@@ -114,6 +129,7 @@ module plane_pairs
   // ---- the pair ---------------------------------------------------------------------------------------------------------
   logic [3:0]  highest;
   plane_pair_t pair_q;
+  (* keep = "true" *) logic last_q;
   always_comb begin
     highest = '0;
     for (int unsigned i = 0; i < MAX_BITS; i++) if (present_q.pairs[i]) highest = 4'(i);
@@ -126,8 +142,10 @@ module plane_pairs
       pair_q.first    <= present_q.first;
       pair_q.shift    <= present_q.shift;
       pair_q.last     <= present_q.single && present_q.lowest;
+      last_q          <= present_q.single && present_q.lowest;
     end
   assign pair_o        = pair_q;
+  assign last_o        = last_q;
   assign next_bubble_o = present_q.none;
 
 `ifndef SYNTHESIS

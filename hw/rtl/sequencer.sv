@@ -76,6 +76,7 @@ module sequencer
   logic [16:0] b_tile_q;             // addresses of the second operand from one tile to the next
   bits_t       a_top_q, b_top_q;     // highest planes
   logic [8:0]  widths_q;             // a_bits * b_bits
+  logic [13:0] image_blocks_q; // images * blocks
   logic [13:0] inner_q;        // steps of a plane pair
   logic        inner_one_q;    // there is one
   logic [22:0] full_q, full_ones_q;  // steps of a tile without skipping
@@ -96,7 +97,7 @@ module sequencer
 
   // ---- pairs of planes of a tile -------------------------------------------------------------------------------
   plane_pair_t pair;
-  logic        pair_end, next_bubble, next_ones_q;
+  logic        pair_end, next_bubble, next_ones_q, to_next_tile;
   logic [3:0]  ended_q;   // a tile has ended so long ago; next_ones_q then is of the tile after the present one
   always_ff @(posedge clk_i) begin
     next_ones_q <= (run_q || first_q || begin_q) && next_at.ones;  // never a command's first tile
@@ -105,7 +106,7 @@ module sequencer
   plane_pairs i_pairs (
       .clk_i, .a_planes_i(a_planes), .b_planes_i({b_planes[15:1], b_planes[0] || sums}), .a_bits_i(bits_t'(h.a_bits)),
       .b_bits_i(bits_t'(h.b_bits)), .restart_i(begin_q), .next_i(pair_end || first_q),
-      .ones_i(next_ones_q), .settled_i(ended_q[3] && run_q), .pair_o(pair), .next_bubble_o(next_bubble)
+      .ones_i(next_ones_q), .settled_i(ended_q[3] && run_q), .pair_o(pair), .last_o(to_next_tile), .next_bubble_o(next_bubble)
   );
   logic [3:0] j;
   assign j = 4'(pair.diagonal - diagonal_t'(pair.i));
@@ -308,7 +309,8 @@ module sequencer
     a_step_q    <= is_conv ? 17'(h.a_bits) : 17'(a_stride_q);
     b_step_q    <= is_conv ? 17'(h.b_bits) : 17'(b_stride_q);
     b_tile_q    <= is_conv ? 17'(b_stride_q) : 17'(h.b_bits);
-    inner_q     <= is_conv ? 14'(h.groups) : 14'(h.images[6:0]) * 14'(blocks_q);
+    image_blocks_q <= 14'(h.images[6:0]) * 14'(blocks_q);
+    inner_q     <= is_conv ? 14'(h.groups) : image_blocks_q;
     inner_one_q <= is_conv ? h.groups == 16'd1 : h.images == 16'd1 && blocks_q == 8'd1;
     full_q      <= 23'(inner_q) * 23'(widths_q);
     full_ones_q <= 23'(ones_parts_q[0] + ones_parts_q[1]);
@@ -339,8 +341,8 @@ module sequencer
         left_none_q <= inner_one_q || next_bubble;
         begins_q    <= 1'b1;
         block_q     <= '0;
-        a_line_q    <= pair.last && run_q ? next_at.a_outer : at.a_outer;
-        b_line_q    <= pair.last && run_q ? next_at.b_outer : at.b_outer;
+        a_line_q    <= to_next_tile && !first_q ? next_at.a_outer : at.a_outer;
+        b_line_q    <= to_next_tile && !first_q ? next_at.b_outer : at.b_outer;
       end else begin
         left_q      <= left_q - 14'd1;
         left_none_q <= left_q == 14'd1;

@@ -44,7 +44,9 @@ module side_fetch
   row_t     row_q;
   group_t   group_q;
   address_t side_q, side_row_q, added_q, added_row_q, side_after, added_after;
-  logic     reading, of_side, row_end, block_end, last_row;
+  logic     reading, of_side;
+  // What ends with this tile, told in the cycle after it has begun: next_i is late.
+  logic     row_end, last_row, block_end, row_end_q, last_row_q, block_end_q, row_again_q;
   assign h           = header_i;
   assign reading     = active_i && count_q != planes_q;
   assign of_side     = count_q < side_planes_q;
@@ -60,20 +62,23 @@ module side_fetch
     begun_q <= active_i;
     side_q  <= side_after;
     added_q <= added_after;
+    row_end_q   <= row_end;
+    last_row_q  <= last_row;
+    // the rows of a block lie side by side in the banks, at the same addresses
+    block_end_q <= row_end && block_end;
+    row_again_q <= row_end && !block_end;
     if (next_i) begin
       count_q <= '0;
       begun_q <= 1'b0;
-      group_q <= row_end ? '0 : group_q + group_t'(1);
-      if (row_end) begin
-        row_q <= last_row ? '0 : row_q + row_t'(1);
-        // the rows of a block lie side by side in the banks, at the same addresses
-        if (block_end) begin
-          side_row_q  <= side_after;
-          added_row_q <= added_after;
-        end else begin
-          side_q  <= side_row_q;
-          added_q <= added_row_q;
-        end
+      group_q <= row_end_q ? '0 : group_q + group_t'(1);
+      if (row_end_q) row_q <= last_row_q ? '0 : row_q + row_t'(1);
+      if (block_end_q) begin
+        side_row_q  <= side_after;
+        added_row_q <= added_after;
+      end
+      if (row_again_q) begin
+        side_q  <= side_row_q;
+        added_q <= added_row_q;
       end
     end
     if (start_i) begin
@@ -154,6 +159,9 @@ module side_fetch
   assign operands_o = operands_q;
 
 `ifndef SYNTHESIS
+  // what ends with a tile has been told when it ends
+  a_told: assert property (@(posedge clk_i) disable iff (rst_i) next_i |-> row_end_q == row_end && last_row_q == last_row
+                                                          && block_end_q == (row_end && block_end) && row_again_q == (row_end && !block_end));
   // a tile ends only when all its planes have been asked for
   a_done: assert property (@(posedge clk_i) disable iff (rst_i) next_i |-> count_q + count_t'(1) >= planes_q);
   // planes stay within the ranges that the packet was checked for

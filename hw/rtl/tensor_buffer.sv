@@ -39,15 +39,24 @@ module tensor_buffer #(
     end
   end
 
-  // a row word is written slice by slice from the first, which starts its bit anew
-  logic [7:0] flags;
+  // A row word is written slice by slice from the first, which starts its bit anew.  All a cycle after the data: whether a
+  // slice has a bit set takes its time.
+  logic [7:0]    flags, flag_write_q;
+  logic [AW-1:0] flag_address_q;
+  logic          begins_q, any_q;
+  always_ff @(posedge clk_i) begin
+    for (int unsigned b = 0; b < 8; b++) flag_write_q[b] <= write_i && write_bank_i == 3'(b);
+    flag_address_q <= write_address_i;
+    begins_q       <= write_slice_i == 0;
+    any_q          <= write_data_i != 0;
+  end
   for (genvar b = 0; b < 8; b++) begin : gen_flag
     (* ram_style = "distributed" *) logic flag[DEPTH];
     logic was_set;
-    assign was_set = flag[write_address_i] && write_slice_i != 0;
+    assign was_set = flag[flag_address_q] && !begins_q;
     // not always_ff, which would forbid the initial values below
     always @(posedge clk_i)
-      if (write_i && write_bank_i == 3'(b)) flag[write_address_i] <= was_set || write_data_i != 0;
+      if (flag_write_q[b]) flag[flag_address_q] <= was_set || any_q;
     assign flags[b] = flag[flag_address_i];
     initial for (int unsigned k = 0; k < DEPTH; k++) flag[k] = 1'b0;  // as the memory after configuration
   end

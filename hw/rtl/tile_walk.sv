@@ -65,6 +65,7 @@ module tile_walk
     further_q.group      <= at_q.group + group_t'(1);
     further_q.out_group  <= at_q.out_group + group_t'(1);
     further_q.tap        <= next_tap;
+    further_q.ones       <= at_q.group + group_t'(1) == group_t'(h.groups);
     further_q.a_outer    <= at_q.a_outer + a_tile_q;
     further_q.b_outer    <= at_q.b_outer + b_tile_i;
     further_q.entry      <= at_q.entry + entry_tile_q;
@@ -78,6 +79,21 @@ module tile_walk
     last_tap_q   <= taps_left == '0;
     last_q       <= row_end_q && (conv_q ? last_row_q && last_image_q : last_tap_q && last_group_q);
   end
+
+  // row and column of a tap, looked up: dividing by three takes a chain
+  function automatic logic [3:0] place_of(input logic [3:0] tap);
+    case (tap)
+      4'd0: return {2'd0, 2'd0};
+      4'd1: return {2'd0, 2'd1};
+      4'd2: return {2'd0, 2'd2};
+      4'd3: return {2'd1, 2'd0};
+      4'd4: return {2'd1, 2'd1};
+      4'd5: return {2'd1, 2'd2};
+      4'd6: return {2'd2, 2'd0};
+      4'd7: return {2'd2, 2'd1};
+      default: return {2'd2, 2'd2};
+    endcase
+  endfunction
 
   // ---- the next tile ------------------------------------------------------------------------------------------------------
   address_t first_entry;
@@ -104,6 +120,7 @@ module tile_walk
       next_d.tap   = last_tap_q ? first_tap_q : further_q.tap;
       if (last_tap_q) begin
         next_d.group   = last_group_q ? '0 : further_q.group;
+        next_d.ones    = !last_group_q && further_q.ones;
         next_d.a_outer = last_group_q ? address_t'(h.base_a) : further_q.a_outer;
         if (last_group_q) begin
           next_d.out_group = further_q.out_group;
@@ -114,9 +131,7 @@ module tile_walk
   end
   always_ff @(posedge clk_i) begin
     next_q <= next_d;
-    next_q.dy   <= next_d.tap >= 4'd6 ? 2'd2 : next_d.tap >= 4'd3 ? 2'd1 : 2'd0;
-    next_q.dx   <= 2'(next_d.tap % 3);
-    next_q.ones <= !conv_q && next_d.group == group_t'(h.groups);
+    {next_q.dy, next_q.dx} <= place_of(next_d.tap);
     if (next_i) at_q <= next_q;
     if (start_i) begin
       at_q.image      <= '0;
@@ -124,8 +139,7 @@ module tile_walk
       at_q.group      <= '0;
       at_q.out_group  <= '0;
       at_q.tap        <= conv_q ? 4'd4 : first_tap_q;
-      at_q.dy         <= conv_q ? 2'd1 : first_tap_q >= 4'd6 ? 2'd2 : first_tap_q >= 4'd3 ? 2'd1 : 2'd0;
-      at_q.dx         <= conv_q ? 2'd1 : 2'(first_tap_q % 3);
+      {at_q.dy, at_q.dx} <= conv_q ? {2'd1, 2'd1} : place_of(first_tap_q);
       at_q.ones       <= 1'b0;
       at_q.a_outer    <= address_t'(h.base_a);
       at_q.b_outer    <= address_t'(h.base_b);

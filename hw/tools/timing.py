@@ -104,11 +104,12 @@ class Arc:
 
 @dataclass(frozen=True)
 class End:
-    """Where a path ends: the time that the cell needs, and whether a net leads there."""
+    """Where a path ends: the time that the cell needs, whether a net leads there, and what the cell drives."""
 
     setup: float
     pin: str
     routed: bool = True
+    drives: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class Path:
 
     Attributes:
         ns: from edge to edge.
-        start, end: names of the nets at its ends; ``pin``: of the cell that stores its result.
+        start, end: names of the nets at its ends; a path that ends in a register has its end's name from what that
+            drives, for the net before it seldom has one.  ``pin``: of the cell that stores its result.
         luts, carries, dsps: cells passed.
         net_ns: share of the nets.
         fan_out: greatest of its nets.
@@ -151,9 +153,11 @@ class _Graph:
     def start(self, nets: list[int], delay: float) -> None:
         self.starts |= dict.fromkeys(nets, delay * self.cells.slower)
 
-    def end(self, nets: list[int], setup: float, pin: str, routed: bool = True) -> None:
+    def end(
+        self, nets: list[int], setup: float, pin: str, routed: bool = True, drives: int | None = None
+    ) -> None:
         for net in nets:
-            self.ends[net].append(End(setup * self.cells.slower, pin, routed))
+            self.ends[net].append(End(setup * self.cells.slower, pin, routed, drives))
 
 
 Cell = dict[str, Any]
@@ -176,13 +180,15 @@ def _number(cell: Cell, name: str) -> int:
     return int(value, 2) if isinstance(value, str) else int(value)
 
 
+_RESETS = ("R", "S", "CLR", "PRE")
+
+
 def _register(graph: _Graph, cell: Cell) -> None:
     c = graph.cells
-    graph.start(_nets(cell, "Q"), c.register_out)
-    for pin, setup in (("D", c.register_setup), ("CE", c.enable_setup), ("R", c.reset_setup), ("S", c.reset_setup)):
-        graph.end(_nets(cell, pin), setup, pin)
-    for pin in ("CLR", "PRE"):
-        graph.end(_nets(cell, pin), c.reset_setup, pin)
+    out = _nets(cell, "Q")
+    graph.start(out, c.register_out)
+    for pin, setup in (("D", c.register_setup), ("CE", c.enable_setup), *((p, c.reset_setup) for p in _RESETS)):
+        graph.end(_nets(cell, pin), setup, pin, drives=out[0] if out else None)
 
 
 def _lut(graph: _Graph, cell: Cell) -> None:
@@ -379,7 +385,8 @@ def worst_paths(module: dict[str, Any], *, cells: Cells, nets: Nets, count: int)
             steps.append(came[first])
             first = came[first][0]
         kinds = Counter(arc.kind for _, arc, _ in steps)
-        start, last = names.get(first, f"net {first}"), names.get(net, f"net {net}")
+        stored = net if end.drives is None else end.drives
+        start, last = names.get(first, f"net {first}"), names.get(stored, f"net {stored}")
         path = Path(
             round(ns, 2), start, last, end.pin, kinds["LUT"] + kinds["RAM"], kinds["CARRY4"], kinds["DSP48E1"],
             round(hop + sum(step[2] for step in steps), 2), max(graph.loads[n] for n in (net, *(s[0] for s in steps))),

@@ -20,8 +20,8 @@ module memory_reader
     input  wire          start_i,
     input  wire  [31:4]  program_i,        // line of the first record
     input  wire  [31:4]  limit_i,          // lines of the memory
-    input  wire          halt_i,           // no further bursts; held until the reset
-    input  wire          finish_i,         // no further bursts, and the stream ends; held until the reset
+    input  wire          halt_i,           // no further bursts from the next cycle on; held until the reset
+    input  wire          finish_i,         // likewise, and the stream ends; held until the reset
     // bursts to read, in beats
     output logic         ar_valid_o,       // one cycle, only when ready
     output logic [31:0]  ar_offset_o,
@@ -108,8 +108,9 @@ module memory_reader
 
   // the record that came last, or is coming
   logic        complete_q, bad_q, next_last_q, next_wait_q;
+  logic        next_empty_q;  // it has no payload
   logic [31:0] next_offset_q, next_beats_q, next_stride_q;
-  logic [15:0] next_chunks_q;
+  logic [15:0] chunks_came_q, next_chunks_q;  // as they came; none if they have no beats
   logic        taken;     // it is the one at work from now on
   always_ff @(posedge clk_i) begin
     if (of_record && index_q == 4'(PAYLOAD_OFFSET_WORD)) begin
@@ -118,10 +119,13 @@ module memory_reader
     end
     if (of_record && index_q == 4'(PAYLOAD_STRIDE_WORD)) begin
       next_stride_q <= data_q[PAYLOAD_STRIDE_LSB+:PAYLOAD_STRIDE_BITS];
-      next_chunks_q <= data_q[PAYLOAD_CHUNKS_LSB+:PAYLOAD_CHUNKS_BITS];
+      chunks_came_q <= data_q[PAYLOAD_CHUNKS_LSB+:PAYLOAD_CHUNKS_BITS];
       next_last_q   <= data_q[RECORD_FLAGS_LSB+RECORD_LAST];
       next_wait_q   <= data_q[RECORD_FLAGS_LSB+RECORD_WAIT];
     end
+    // right before the record's last word has come
+    next_chunks_q <= next_beats_q == 0 ? '0 : chunks_came_q;
+    next_empty_q  <= next_beats_q == 0 || chunks_came_q == 0;
     if (taken) {complete_q, bad_q} <= '0;
     if (of_record && index_q >= 4'(RECORD_HEADER_WORDS) && (data_q & ~RECORD_BITS[index_q]) != 0) bad_q <= 1'b1;
     if (of_record && last_q) complete_q <= 1'b1;
@@ -139,18 +143,20 @@ module memory_reader
   logic        more_q;                            // chunks behind this one
   logic        last_record_q, beyond_q, chunk_ends_q;
   logic [4:0]  length_q, line_left;
-  logic        may_ask, may_fetch, stopped;
+  logic        may_ask, may_fetch, stopped_q, issued;
   logic [PW:0] room_q;                            // of the payload queue, open bursts taken off
   logic [2:0]  headers_q;                         // records in the header queue, open ones included
   logic [3:0]  fault_q;
   logic [31:0] fault_offset_q;
   logic        header_leaves, payload_leaves;
-  assign stopped     = halt_i || finish_i || fault_q != FAULT_NONE;
-  assign may_ask     = !stopped && !beyond_q && ar_ready_i && open_q < (OW + 1)'(OPEN);
+  // a cycle late: what is asked for in it is open, and is waited for
+  always_ff @(posedge clk_i) stopped_q <= (halt_i || finish_i || fault_q != FAULT_NONE) && !rst_i;
+  assign may_ask     = !stopped_q && !beyond_q && ar_ready_i && open_q < (OW + 1)'(OPEN);
   assign may_fetch   = may_ask && headers_q < 3'(HEADERS) && place_room_i;
   assign line_left   = 5'(LINE_BEATS) - 5'(at_q[3:0]);
-  assign taken       = state_q == TAKE && !stopped && !bad_q && (!next_wait_q || written_i);
-  assign ask         = (state_q == ASK && may_fetch) || (state_q == ISSUE && may_ask && room_q >= (PW + 1)'(LINE_BEATS));
+  assign taken       = state_q == TAKE && !stopped_q && !bad_q && (!next_wait_q || written_i);
+  assign issued      = state_q == ISSUE && may_ask && room_q >= (PW + 1)'(LINE_BEATS);
+  assign ask         = (state_q == ASK && may_fetch) || issued;
   assign asked       = state_q == ASK ? {1'b1, 1'b0, record_q, 4'd0} : {1'b0, chunk_ends_q && !more_q, at_q};
   assign ar_valid_o  = ask;
   assign ar_offset_o = asked.offset;
@@ -163,7 +169,6 @@ module memory_reader
           state_q       <= FETCH;
           record_q      <= program_i;
           last_record_q <= 1'b0;
-          chunks_q      <= '0;
         end
       FETCH: begin
         beyond_q <= record_q >= limit_i;
@@ -173,14 +178,10 @@ module memory_reader
       RECORD: if (complete_q) state_q <= TAKE;
       TAKE:
         if (taken) begin
-          {at_q, chunk_q} <= {2{next_offset_q}};
-          {beats_q, left_q} <= {2{next_beats_q}};
-          stride_q      <= next_stride_q;
-          chunks_q      <= next_beats_q == 0 ? '0 : next_chunks_q;
           last_record_q <= next_last_q;
           record_q      <= record_q + 28'd1;
           // what comes next is decided where the record is known to be the last, or not
-          state_q       <= next_last_q ? (next_beats_q == 0 || next_chunks_q == 0 ? END : BURST) : FETCH;
+          state_q       <= next_last_q ? (next_empty_q ? END : BURST) : FETCH;
         end
       BURST: begin
         chunk_ends_q <= left_q <= 32'(line_left);
@@ -190,18 +191,29 @@ module memory_reader
         state_q      <= ISSUE;
       end
       ISSUE:
-        if (ask) begin
-          at_q   <= (chunk_ends_q ? chunk_q : at_q) + (chunk_ends_q ? stride_q : 32'(length_q));
-          left_q <= chunk_ends_q ? beats_q : left_q - 32'(length_q);
-          if (chunk_ends_q) begin
-            chunk_q  <= chunk_q + stride_q;
-            chunks_q <= chunks_q - 16'd1;
-          end
-          state_q <= !chunk_ends_q || more_q ? BURST : last_record_q ? END : RECORD;
-        end
+        if (issued) state_q <= !chunk_ends_q || more_q ? BURST : last_record_q ? END : RECORD;
       default: ;
     endcase
     if (rst_i) state_q <= STOP;
+  end
+
+  // The payload at work: that of the record taken, then on from burst to burst.  Many registers choose by a copy of the state.
+  (* keep = "true" *) logic takes_q;  // state TAKE
+  always_ff @(posedge clk_i) begin
+    takes_q <= !rst_i && (state_q == TAKE ? !taken : state_q == RECORD && complete_q);
+    if (taken || issued) begin
+      at_q   <= takes_q ? next_offset_q : (chunk_ends_q ? chunk_q : at_q) + (chunk_ends_q ? stride_q : 32'(length_q));
+      left_q <= takes_q ? next_beats_q : chunk_ends_q ? beats_q : left_q - 32'(length_q);
+    end
+    if (taken || (issued && chunk_ends_q)) begin
+      chunk_q  <= takes_q ? next_offset_q : chunk_q + stride_q;
+      chunks_q <= takes_q ? next_chunks_q : chunks_q - 16'd1;
+    end
+    if (taken) begin
+      beats_q  <= next_beats_q;
+      stride_q <= next_stride_q;
+    end
+    if (state_q == STOP) chunks_q <= '0;
   end
 
   always_ff @(posedge clk_i) begin
@@ -209,7 +221,7 @@ module memory_reader
       if (valid_q && response_q[1]) begin
         fault_q        <= response_q[0] ? FAULT_READ_DECERR : FAULT_READ_SLVERR;
         fault_offset_q <= {burst.offset[31:4], burst.offset[3:0] + index_q};
-      end else if (beyond_q && !stopped && (state_q == ASK || state_q == ISSUE)) begin
+      end else if (beyond_q && !stopped_q && (state_q == ASK || state_q == ISSUE)) begin
         fault_q        <= FAULT_RANGE;
         fault_offset_q <= asked.offset;
       end else if (state_q == TAKE && bad_q) begin
@@ -238,7 +250,7 @@ module memory_reader
     if (of_payload) payload[payload_in_q] <= {burst.ends && last_q, data_q};
     if (payload_read) payload_q <= payload[payload_out_q];
     payload_valid_q <= payload_read || (payload_valid_q && !payload_leaves);
-    if (taken) kinds[kind_in_q] <= {next_chunks_q != 0 && next_beats_q != 0, next_last_q};
+    if (taken) kinds[kind_in_q] <= {!next_empty_q, next_last_q};
     header_in_q     <= header_in_q + 5'(header_push);
     payload_in_q    <= payload_in_q + PW'(of_payload);
     payload_out_q   <= payload_out_q + PW'(payload_read);
@@ -284,7 +296,7 @@ module memory_reader
       if (payload_q[64]) out_state_q <= ends_q ? ENDED : HEADER;
     end
     // the core has stopped and swallows words up to the last one
-    if (finish_i && open_q == 0 && out_state_q != ENDED && !(out_valid_q && !out_ready_i)) begin
+    if (finish_i && stopped_q && open_q == 0 && out_state_q != ENDED && !(out_valid_q && !out_ready_i)) begin
       {out_valid_q, out_last_q} <= 2'b11;
       out_state_q <= ENDED;
     end
@@ -390,7 +402,11 @@ module memory_reader
       assert (headers_q <= 3'(HEADERS) && 8'(headers_q) == records + 8'(complete_q) + 8'(3'(kind_in_q - kind_out_q)));
       assert (records + 8'(complete_q) <= 8'd1);
       if (state_q == STOP || state_q == FETCH || state_q == ASK) assert (records == 0 && !complete_q);
-      if (state_q == TAKE) assert (complete_q);
+      if (state_q == TAKE) begin
+        assert (complete_q && next_chunks_q == (next_beats_q == 0 ? 16'd0 : chunks_came_q));
+        assert (next_empty_q == (next_beats_q == 0 || chunks_came_q == 0));
+      end
+      assert (takes_q == (state_q == TAKE));
       assert (headers_here + 8'(word_q) + headers_coming == 8'(RECORD_HEADER_WORDS) * 8'(headers_q));
       assert (word_q < 3'(RECORD_HEADER_WORDS) && (word_q == 0 || kind_in_q != kind_out_q));
       assert (header_in_q == header_came_q[4:0] && header_out_q == header_gone_q[4:0]);

@@ -169,7 +169,7 @@ MUTANTS = [
     Mutant("memory_reader", "response_q[0] ? FAULT_READ_DECERR : FAULT_READ_SLVERR", "FAULT_READ_SLVERR"),
     Mutant("memory_reader", "burst.offset[3:0] + index_q", "burst.offset[3:0] - index_q"),
     Mutant("memory_reader", "data_q & ~RECORD_BITS[index_q]", "data_q & RECORD_BITS[index_q] & ~RECORD_BITS[index_q]"),
-    Mutant("memory_reader", "finish_i && open_q == 0", "1'b0"),
+    Mutant("memory_reader", "finish_i && stopped_q && open_q == 0", "1'b0"),
     Mutant("memory_writer", "to_q[0].row + to_q[0].stride", "to_q[0].row - to_q[0].stride"),
     Mutant("memory_writer", "rows_q == 32'd1", "rows_q == 32'd2"),
     Mutant("memory_writer", "!any_q || rows_q == 0", "any_q || rows_q == 0"),
