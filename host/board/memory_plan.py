@@ -10,25 +10,20 @@ from host.step.memory_need import check_memory
 from host.training.precision_schedule import scheduled_precisions
 
 
-def check_job_memory(job: Job, engine: Engine, products: LayerProducts, passes: BackbonePasses | None) -> int:
+def check_job_memory(job: Job, engine: Engine, products: LayerProducts, passes: BackbonePasses | None) -> None:
     """Refuses steps that the memory does not hold, at any precision that the schedule or the gates may choose.
 
     Args:
         products: which know the widths of layers; their step is begun anew.
-        passes: of the backbone, which then know what a step with gates may take; or None: nothing is kept in memory.
-
-    Returns:
-        Beats that the steps take, see :func:`host.step.memory_need.check_memory`.
+        passes: of the backbone, which then know what their steps need; or None: nothing is kept in memory.
 
     Raises:
         MemoryPlanError: too many.
     """
     if passes is None:
-        return 0
+        return
     precisions = []
     for widths in scheduled_precisions(job.recipe):
         products.begin(widths, 0, training=True)
         precisions.append(passes.bits())
-    needed = check_memory(engine, passes.planned(precisions, list(job.train), list(job.evaluate)))
-    passes.needed = needed if job.gates is not None else 0  # others never take more than was planned
-    return needed
+    passes.needs = check_memory(engine, passes.planned(precisions, list(job.train), list(job.evaluate)))

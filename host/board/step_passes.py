@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from host.step.backward import Backward, range_names, step_key
 from host.step.coded import Ranges
 from host.step.compiled import MemoryPasses
 from host.step.forward import Forward, Groups, Parameters
-from host.step.memory_need import PlannedTraining
+from host.step.memory_need import PlannedTraining, precision_key
 from host.step.node_precision import chosen_groups, kept_widths, node_bits
 from host.step.passes import PassEngine
 from hw.networks import Bits
@@ -34,7 +34,7 @@ class BackbonePasses:
         gates: of the job.
 
     Attributes:
-        needed: beats of memory that a step may take; 0 if that is unknown.
+        needs: beats of memory that the steps of every precision take, from :func:`host.step.memory_need.check_memory`.
         tops: greatest magnitudes of tensors by ``names``, float64, 0: unknown.  They are state.
     """
 
@@ -47,13 +47,13 @@ class BackbonePasses:
         self._options = [] if gates is None else [node_bits((gates.weight_bits, *option)) for option in gates.options]
         self.names = range_names(step.graph)
         self.tops = np.zeros(len(self.names))
-        self.needed = 0
+        self.needs: Mapping[Hashable, int] = {}
         self.begin(0, False)
 
     def begin(self, number: int, training: bool) -> None:
         """Start a step: its number (part of the keys), and whether it goes back."""
-        if self.needed and isinstance(self.engine, MemoryPasses):
-            self.engine.make_room(self.needed)
+        if isinstance(self.engine, MemoryPasses) and (kind := precision_key(self.bits())) in self.needs:
+            self.engine.make_room(kind, self.needs[kind], grows=bool(self.step.gated))
         self._number, self._training = number, training
         self._forward: Forward | None = None
         self._passes: Generator[tuple[int, Array], Groups, None] | None = None

@@ -59,6 +59,7 @@ class MemoryPasses:
         self._shapes: dict[Hashable, _Shape] = {}
         self._programs: dict[tuple[Template, ...], PassProgram] = {}
         self._hosted: dict[Hashable, HostTensor] = {}
+        self._promised: dict[Hashable, int] = {}  #: beats, by kinds of steps
         self._queue: list[Template] = []
         self._context = ""
         self._saturated = 0  #: of programs that no pass has reported yet
@@ -134,19 +135,24 @@ class MemoryPasses:
         self.meter.add("STREAMED_PASSES", 1)
         return self._streams.run(arrays)
 
-    def make_room(self, beats: int) -> None:
-        """Before a step: if fewer beats than it may need are free, all plans are given up, and what it needs is planned anew.
+    def make_room(self, kind: Hashable, beats: int, *, grows: bool = False) -> None:
+        """Before a step: if the memory has no room for its plans, all others are given up.
 
-        Only where gates divide batches as they like is there more to plan than at the beginning.
+        Args:
+            kind: of steps that share their plans.
+            beats: that the plans of the kind take in all.
+            grows: its steps ask for ever new plans, each step for so many beats at most: gates divide batches anew.
         """
-        if self.memory.beats - self.arena.used >= beats or self.arena.used == self.arena.first:
-            return
-        self.flush()
-        for known in (self._shapes, self._programs, self._hosted):
-            known.clear()
-        self.arena.clear()
-        self.schedules = Schedules(self)
-        self.meter.add("REPLANNED", 1)
+        room = self.memory.beats - self.arena.first
+        free = room - (self.arena.used - self.arena.first if grows else sum(self._promised.values()))
+        if (grows or kind not in self._promised) and free < beats and (self._promised or self._shapes):
+            self.flush()
+            for known in (self._shapes, self._programs, self._hosted, self._promised):
+                known.clear()
+            self.arena.clear()
+            self.schedules = Schedules(self)
+            self.meter.add("REPLANNED", 1)
+        self._promised[kind] = beats
 
     def flush(self) -> None:
         """Runs what waits.

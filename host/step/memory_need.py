@@ -1,13 +1,12 @@
 """How much of a device's memory the steps of a training take: they are planned without data before anything starts.
 
 The plan of a pass follows from shapes and widths alone, so passes over a memory that keeps nothing ask for the same areas as
-those of the training.  Every precision that a schedule may choose is planned, in one memory, which keeps what it has given
-out.
+those of the training.  Every precision that a schedule may choose is planned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,17 +137,19 @@ class _DryRun:
         self.engine.flush()
 
 
-def beats_needed(training: PlannedTraining, streams: MemoryStreams) -> int:
-    """Beats of memory that the steps take, and those that are kept for stream programs.
+def beats_needed(training: PlannedTraining, streams: MemoryStreams) -> list[int]:
+    """Beats of memory that the steps of each precision take, without those that are kept for stream programs.
+
+    No step takes more, however gates divide its batch: every option is planned for all samples.
 
     Raises:
         PassError: the design cannot hold a pass.
     """
-    memory = NoMemory(streams.memory.info)
-    engine = FabricEngine(MemoryStreams.in_front(memory, streams.reserved), keep_rows=False)
-    passes = _DryPasses(memory, engine=engine)
-    dry = _DryRun(training, passes)
+    memory, needs = NoMemory(streams.memory.info), []
     for bits in training.precisions:
+        engine = FabricEngine(MemoryStreams.in_front(memory, streams.reserved), keep_rows=False)
+        passes = _DryPasses(memory, engine=engine)
+        dry = _DryRun(training, passes)
         for batch in training.batches:
             for choice in training.choices(batch):
                 dry.ranges = Ranges()
@@ -157,28 +158,35 @@ def beats_needed(training: PlannedTraining, streams: MemoryStreams) -> int:
         for batch in training.tests:
             for choice in training.choices(batch):
                 dry.step(bits, batch, choice, False)
-    return passes.arena.used
+        needs.append(passes.arena.used - streams.reserved)
+    return needs
 
 
-def check_memory(engine: Engine | None, training: PlannedTraining) -> int:
-    """Refuses a training whose steps the memory of a run's device does not hold.
+def check_memory(engine: Engine | None, training: PlannedTraining) -> dict[Hashable, int]:
+    """Refuses a training whose steps the memory of a run's device does not hold, at one precision at least.
 
     Returns:
-        Beats that they take, without those kept for stream programs; 0 for engines that keep no tensors in a memory.  No
-        step takes more, however gates divide its batch: every option is planned for all samples.
+        Beats that the steps of every precision take, by :func:`precision_key` of its bits; nothing for engines that keep no
+        tensors in a memory.
 
     Raises:
         MemoryPlanError: too many; the message says how many there are and what to change.
         PassError: the design cannot hold a pass.
     """
     if not isinstance(engine, FabricEngine) or not isinstance(engine.device, MemoryStreams):
-        return 0
-    needed, there = beats_needed(training, engine.device), engine.device.memory.beats
+        return {}
+    needs = beats_needed(training, engine.device)
+    needed, there = max(needs) + engine.device.reserved, engine.device.memory.beats
     if needed > there:
         megabytes = BEAT_BITS / 8e6
         raise MemoryPlanError(
-            f"the steps take {needed * megabytes:.1f} MB of memory at batches of {max(training.batches)} and "
-            f"{len(training.precisions)} precisions, and the device has {there * megabytes:.1f} MB: choose a smaller batch or "
-            "eval_batch, fewer stages or options, or a device with more memory"
+            f"the steps take {needed * megabytes:.1f} MB of memory at batches of {max(training.batches)}, and the device has "
+            f"{there * megabytes:.1f} MB: choose a smaller batch or eval_batch, fewer bits or options, or a device with more "
+            "memory"
         )
-    return needed - engine.device.reserved
+    return {precision_key(bits): need for bits, need in zip(training.precisions, needs, strict=True)}
+
+
+def precision_key(bits: Mapping[str, Bits]) -> Hashable:
+    """What a precision is known by, see :meth:`host.step.compiled.MemoryPasses.make_room`."""
+    return tuple(bits.values())

@@ -7,7 +7,7 @@ compiled kernels on the fast path, NumPy, or a fabric; all give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from host.step.backward import Backward, range_names, step_key
 from host.step.coded import Ranges, count
 from host.step.compiled import MemoryPasses
 from host.step.forward import Choose, Forward, Parameters, Statistics
+from host.step.memory_need import precision_key
 from host.step.node_precision import kept_widths, node_bits
 from host.step.passes import PassEngine
 from hw.networks import Bits, Layout
@@ -129,7 +130,8 @@ class FabricStep(nn.Module):
         widths: of what a step keeps; a width of 0 is that of :meth:`hw.nodes.KeptWidths.beside`.
 
     Attributes:
-        needed: beats of a device's memory that a step may take; 0 if that is unknown.
+        needs: beats of a device's memory that the steps of every precision take, from
+            :func:`host.step.memory_need.check_memory`.
         tops: greatest magnitudes of tensors by ``names``, float64; 0: unknown.  They are state: ranges that are not
             known before a tensor is quantized are those that earlier steps saw.
     """
@@ -142,7 +144,7 @@ class FabricStep(nn.Module):
         self.names = range_names(nodes(layout, _ANY_IMAGE))
         self.register_buffer("tops", torch.zeros(len(self.names), dtype=torch.float64))
         self._engine: tuple[Engine | None, PassEngine] | None = None
-        self.needed = 0
+        self.needs: Mapping[Hashable, int] = {}
 
     def forward(self, backbone: nn.Module, x: Tensor) -> Tensor:
         """Pooled features, float32 (N, C), of images (N, C, H, W)."""
@@ -197,14 +199,14 @@ class FabricStep(nn.Module):
     def _begin(self, members: Sequence[_Members], gates: StepGates | None) -> Forward:
         """A forward pass that has not run."""
         run, training = members[0].convolution.run, members[0].norm.training
-        engine = self.engine(run.engine)
-        if self.needed and isinstance(engine, MemoryPasses):
-            engine.make_room(self.needed)
         known = {name: top for name, top in zip(self.names, self.tops.tolist(), strict=True) if top}
         bits = {n.node.name: bits_of(n.convolution.precision, n.convolution.groups) for n in members}
         dense = [bits[each.node.name] for each in members if each.convolution.groups == 1]
         widths = kept_widths(self.widths, dense if gates is None else gates.options)
         layers = set() if gates is None else gates.layers
+        engine, kind = self.engine(run.engine), precision_key(bits)
+        if kind in self.needs and isinstance(engine, MemoryPasses):
+            engine.make_room(kind, self.needs[kind], grows=gates is not None)
         return Forward(
             [each.node for each in members], {each.node.name: each.values() for each in members},
             engine, Ranges(run.running_share, known), bits, widths, training=training,

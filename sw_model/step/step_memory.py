@@ -44,5 +44,4 @@ def check_step_memory(
     names = frozenset() if gated is None else frozenset(gated.gated_names())
     options = () if gated is None else gated.option_bits
     planned = PlannedTraining(graph, bits, base.step.widths, batches, tests, names, options)
-    needed = check_memory(engine, planned)
-    base.step.needed = needed if gated is not None else 0  # others never take more than was planned
+    base.step.needs = check_memory(engine, planned)

@@ -162,7 +162,7 @@ def test_a_run_has_the_same_bits_in_software_and_on_a_device(tmp_path: Path) -> 
 def test_a_run_that_the_memory_does_not_hold_is_refused_before_anything_is_written(tmp_path: Path, gates: bool) -> None:
     design = load_design("sim-small")
     memory = StreamMemory(ReferenceDevice(design), 1 << 15)
-    with pytest.raises(MemoryPlanError, match=r"steps take [\d.]+ MB of memory at batches of 16 .* has 0\.5 MB"):
+    with pytest.raises(MemoryPlanError, match=r"steps take [\d.]+ MB of memory at batches of 16, .* has 0\.5 MB"):
         train(GATED if gates else TINY, engine_in_memory(memory), out=tmp_path / "run")
     assert not (tmp_path / "run").exists() and not memory.read(0, 1 << 15).any()
 
