@@ -347,12 +347,20 @@ def pooled(
     return sums.astype(np.int64)
 
 
-def compute(rows: I64, numbers: F64, pointers: U64) -> int | None:
-    """Runs rows of :mod:`host.replay.schedule_builder`; the first that fails, -1 if none does, None where nothing is compiled."""
-    compiled = compiled_functions()
-    if compiled is None:
-        return None
-    return int(compiled.compute(address(rows), len(rows), address(numbers), address(pointers)))
+class Rows:
+    """Rows of :mod:`host.replay.schedule_builder` with their numbers and pointers, which stay where they are."""
+
+    def __init__(self, rows: I64, numbers: F64, pointers: U64) -> None:
+        self._arrays = rows, numbers, pointers
+        self._at, self._row = [address(each) for each in self._arrays], rows.strides[0]
+
+    def compute(self, rows: slice) -> int | None:
+        """Runs rows; the first one that fails, counted from the first, -1 if none does, None where nothing is compiled."""
+        compiled = compiled_functions()
+        if compiled is None:
+            return None
+        first, numbers, pointers = self._at
+        return int(compiled.compute(first + rows.start * self._row, rows.stop - rows.start, numbers, pointers))
 
 
 def address(array: Array) -> int:

@@ -139,6 +139,11 @@ class StepRecorder:
         self._half.tops = dict(tops)
         self._done(self, set(tops))
 
+    def release(self) -> None:
+        """Drops operations and events, which a schedule has taken over."""
+        self.halves = []
+        self.tape.release()
+
     # -- told by the engine -----------------------------------------------------------------------------------------
 
     def settled(self, wanted: ProductPass) -> ProductPass:

@@ -16,7 +16,6 @@ from host.arrays import F32, F64, I64, U64, Array
 from host.driver.memory_views import Arena, MemoryArea
 from host.driver.pass_template import Template, WeightArea
 from host.epilogue import Entries
-from host.native import address
 from host.replay.program import PassProgram, patch_records
 from host.replay.recorder import RecordedPass, StepMove, StepRecorder, StepWeights
 from host.step.channel_parameters import code_top
@@ -77,6 +76,7 @@ class ScheduleBuilder:
     Attributes:
         numbers: of the tape.
         steps: of both halves; ``segments``: of each half.
+        kept: arrays whose addresses the rows hold.
         outputs: arrays of the step that runs: "gradients", where weight gradients go in NumPy.
         weights: in the order of their pointers.
         shapes: of the weight gradients, which lie one after the other, and where each ends.
@@ -98,7 +98,7 @@ class ScheduleBuilder:
         self._writes: list[MemoryWrite] = []
         self._begun = 0  #: first step of the segment
         self._holds: dict[WeightArea, StepWeights] = {}
-        self._kept: list[Array] = []  #: whose addresses rows have
+        self.kept: list[Array] = []
         #: low and high bytes of codes, behind a 0
         self._codes = {each: np.zeros((2, 1 + each.coded.codes.values.size), np.uint8) for each in self.weights}
         for each in self.weights:
@@ -116,6 +116,11 @@ class ScheduleBuilder:
             self._need(half.left)
             self._flush()
             self._flush()  # the weight gradients of the last program
+
+    def _at(self, array: Array) -> int:
+        """Address of an array, which is kept for it."""
+        self.kept.append(array)
+        return native.address(array)
 
     def _of(self, number: Recorded) -> F64:
         return self.numbers[number.at : number.at + number.size]
@@ -214,7 +219,7 @@ class ScheduleBuilder:
     def _moments(self, event: RecordedPass) -> Computation:
         tail, places = event.template.moments, [self._of(each) for each in event.moments]
         assert tail is not None
-        zeros = 0 if tail.zeros is None else address(tail.zeros)
+        zeros = 0 if tail.zeros is None else self._at(tail.zeros)
 
         def run() -> None:
             for place, values in zip(places, tail.moments(event.tail), strict=True):
@@ -222,7 +227,7 @@ class ScheduleBuilder:
 
         event.readers.append(len(self.steps))
         first, order = event.moments[0], tail.order
-        row = [_MOMENTS, first.size, first.at, 0, address(order), address(tail.starts), len(order), zeros]
+        row = [_MOMENTS, first.size, first.at, 0, self._at(order), self._at(tail.starts), len(order), zeros]
         return Computation(row, run)
 
     def _fill(self, event: RecordedPass, program: PassProgram, number: int) -> None:
@@ -243,7 +248,6 @@ class ScheduleBuilder:
         changed = self._write("entries", template.entries.offset, words.reshape(-1))
         places = np.array([(each.at, int(each.size > 1)) for each in values], np.int64)
         made = np.zeros((channels + 1, ENTRY_WORDS), np.uint64)
-        self._kept += [places, made]
 
         def entries() -> Entries:
             return Entries(*((np.zeros(channels) + view).astype(np.int64) for view in views))
@@ -268,18 +272,17 @@ class ScheduleBuilder:
             _ENTRIES,
             channels,
             len(index),
-            address(index),
-            address(words),
-            address(places),
-            address(made),
-            address(changed),
+            self._at(index),
+            self._at(words),
+            self._at(places),
+            self._at(made),
+            self._at(changed),
         ]
         return Computation(row, run, error)
 
     def _patch(self, template: Template, values: Sequence[Recorded], words: U64, changed: I64) -> Computation:
         last, views = np.full(len(HEADER_VALUES), -1, np.int64), [self._of(each) for each in values]
         places = np.array([each.at for each in values], np.int64)
-        self._kept += [last, places]
 
         def run() -> None:
             patch = [int(view[0]) for view in views]
@@ -290,12 +293,12 @@ class ScheduleBuilder:
             _PATCH,
             0,
             len(template.convs),
-            address(template.convs),
-            address(template.words),
-            address(words),
-            address(places),
+            self._at(template.convs),
+            self._at(template.words),
+            self._at(words),
+            self._at(places),
         ]
-        return Computation([*row, address(_FIELD_PLACES), address(last), address(changed)], run)
+        return Computation([*row, self._at(_FIELD_PLACES), self._at(last), self._at(changed)], run)
 
     def _round(self, each: StepWeights) -> None:
         """Codes of weights, with scale and sums per channel."""
@@ -304,7 +307,6 @@ class ScheduleBuilder:
         outer, inner = int(np.prod(weight.shape[:axis])), int(np.prod(weight.shape[axis + 1 :]))
         scale, *others = [self._of(number) for number in each.numbers]
         sums, codes = np.zeros((2, scale.size), np.int64), np.zeros(weight.shape, np.int16)
-        self._kept += [sums, codes]
 
         def run() -> bool:
             found = native.round_weights(each.weight, axis, top)
@@ -316,7 +318,12 @@ class ScheduleBuilder:
             return True
 
         row = [_ROUND, scale.size, each.numbers[0].at, 1 + self.weights.index(each), outer, inner, top]
-        row += [address(codes), address(sums), address(halves), address(halves[1]) if each.coded.codes.bits > 8 else 0]
+        row += [
+            self._at(codes),
+            self._at(sums),
+            self._at(halves),
+            self._at(halves[1]) if each.coded.codes.bits > 8 else 0,
+        ]
         self._add(Computation(row, run, lambda: not_finite(each.node.name)))
 
     def _pack(self, area: WeightArea, weights: StepWeights) -> None:
@@ -332,14 +339,14 @@ class ScheduleBuilder:
         row = [
             _PACK,
             pairs,
-            address(halves),
-            address(area.index),
+            self._at(halves),
+            self._at(area.index),
             size,
             area.design.weight_words,
             area.bits,
-            address(words),
+            self._at(words),
         ]
-        self._add(Computation([*row, 8 * area.index.itemsize, address(halves[1])], run))
+        self._add(Computation([*row, 8 * area.index.itemsize, self._at(halves[1])], run))
 
     def _gradient(self, event: RecordedPass, node: str, scale: Recorded) -> Computation:
         """A weight gradient, behind those before."""
@@ -348,12 +355,11 @@ class ScheduleBuilder:
         ints = 2 * MEMORY_PORTS * event.template.tail_beats
         index, factor = native.as_index(tail.index.reshape(-1), ints), self._of(scale)
         at = self.shapes[-1][2] if self.shapes else 0
-        self._kept.append(index)
         self.shapes.append((node, tail.index.shape, at + index.size))
         event.readers.append(len(self.steps))
 
         def run() -> None:
             self.outputs["gradients"][at : at + index.size] = tail.gradient(event.tail).reshape(-1) * factor
 
-        row = [_GRADIENT, index.size, at, 0, address(index), scale.at, int(tail.wide), 8 * index.itemsize]
+        row = [_GRADIENT, index.size, at, 0, self._at(index), scale.at, int(tail.wide), 8 * index.itemsize]
         return Computation(row, run)

@@ -20,8 +20,8 @@ from host.driver.memory_views import Arena, MemoryPlanError
 from host.driver.pass_template import Template
 from host.numerics import derive_key
 from host.replay.program import PassProgram
-from host.replay.recorder import RecordedPass, StepMove, StepRecorder
-from host.replay.schedule_builder import ScheduleBuilder
+from host.replay.recorder import StepMove, StepRecorder
+from host.replay.schedule_builder import ScheduleBuilder, Segment
 from host.step.backward import NodeGradients, pooled_codes
 from host.step.coded import image_codes, image_top
 from host.step.forward import Forward, Statistics
@@ -71,16 +71,24 @@ class Schedule:
     def __init__(self, engine: ReplayEngine, recorder: StepRecorder) -> None:
         self._engine, self._recorder, tape = engine, recorder, recorder.tape
         builder = ScheduleBuilder(engine.arena, recorder, self)
-        self.numbers, self._outputs = builder.numbers, builder.outputs
-        self._steps, self._segments = builder.steps, builder.segments
-        self._rows = np.array([(step.row + [0] * native.ROW)[: native.ROW] for step in self._steps], np.int64)
+        self.numbers, self._outputs, self._kept = builder.numbers, builder.outputs, builder.kept
+        self._segments = builder.segments
+        self._rows = np.array([(step.row + [0] * native.ROW)[: native.ROW] for step in builder.steps], np.int64)
+        self._errors = {number: step.error for number, step in enumerate(builder.steps) if step.error is not None}
+        self._steps = [] if native.compiled_functions() is not None else builder.steps
         self._weights, self._shapes = builder.weights, builder.shapes
         self._pointers = np.zeros(1 + len(self._weights), np.uint64)
+        self._native = native.Rows(self._rows, self.numbers, self._pointers)
         self._held: Forward | None = None  #: whose tensors lie in memory
         self._codes: dict[str, Array] = {}  #: of the host
-        self._templates = list(
-            dict.fromkeys(e.template for half in recorder.halves for e in half.events if isinstance(e, RecordedPass))
-        )
+        passes = [each for half in self._segments for segment in half for each in segment.passes]
+        self._templates = list(dict.fromkeys(each.template for each in passes))
+        moves = [[move for segment in half for move in segment.moves] for half in self._segments]
+        self._moves = [*moves[0], *moves[1]]
+        #: tensors that are first moved in each half
+        tensors = [dict.fromkeys(move.tensor for move in some) for some in moves]
+        self._moved = [list(tensors[0]), [each for each in tensors[1] if each not in tensors[0]]]
+        self._tops = [{name: top.at for name, top in half.tops.items()} for half in recorder.halves]
         keys: dict[int, list[tuple[Any, ...]]] = {}
         for name in tape.inputs:
             if name[0] == "key":
@@ -91,6 +99,7 @@ class Schedule:
         ]
         self._statistics = _Gathered([pair for _, *pair, _ in recorder.statistics_of])
         self._affine = _Gathered(list(recorder.affine.values()))
+        recorder.release()
 
     def of(self, number: Recorded) -> F64:
         """Where a number lies."""
@@ -136,9 +145,8 @@ class Schedule:
             raise RuntimeError(
                 "what this step kept in memory is gone: another step has run; go back before the next one"
             )
-        for move in self._moves(1):
-            if not any(move.tensor is other.tensor for other in self._moves(0)):
-                move.tensor.forget()
+        for tensor in self._moved[1]:
+            tensor.forget()
         inputs, last = self._recorder.tape.inputs, forward.graph[-1].shape
         for places, counters in self._keys:
             self.numbers[places] = derive_key(key, *counters)
@@ -159,8 +167,8 @@ class Schedule:
         """Takes the areas, of which another step or pass may have used some."""
         engine = self._engine
         engine.flush()
-        for move in (*self._moves(0), *self._moves(1)):
-            move.tensor.forget()
+        for tensor in (*self._moved[0], *self._moved[1]):
+            tensor.forget()
         if engine.writer is self:
             return
         engine.claim(self, self._templates)
@@ -168,47 +176,54 @@ class Schedule:
             for segment in half:
                 for write in segment.writes:
                     write.forced = True
-        for move in (*self._moves(0), *self._moves(1)):
+        for move in self._moves:
             move.area.owner = move.tensor
             move.tensor.own()
         assert self._recorder.features is not None
         self._recorder.features[0].tensor.own()
 
-    def _moves(self, number: int) -> list[StepMove]:
-        """What the host moves in a half."""
-        return [event for event in self._recorder.halves[number].events if isinstance(event, StepMove)]
-
     # -- a half -----------------------------------------------------------------------------------------------------
 
     def _run(self, number: int, forward: Forward) -> None:
-        engine, half = self._engine, self._recorder.halves[number]
-        for segment in self._segments[number]:
-            self._compute(segment.steps)
-            for move in segment.moves:
-                self._move(move)
-            for write in segment.writes:
-                if write.changed[0] or write.forced:
-                    engine.put(write.cause, write.at, write.words, int(write.changed[0]))
-                    write.forced = False
-            if segment.program is not None:
-                engine.execute(segment.program, segment.passes[-1].context)
-            for each in segment.passes:
-                if each.readers:
-                    each.tail = engine.tail(each.template)
-                    self._rows[each.readers, 3] = native.address(each.tail)
-        engine.meter.add("PASSES", sum(isinstance(event, RecordedPass) for event in half.events))
+        engine = self._engine
+        try:
+            for segment in self._segments[number]:
+                self._segment(segment)
+        except BaseException:
+            engine.writer = None  # some words may be told as written that are not
+            raise
+        engine.meter.add("PASSES", sum(len(segment.passes) for segment in self._segments[number]))
         forward.tape.saturated += engine.reported()
-        forward.ranges.tops.update((name, float(self.numbers[top.at])) for name, top in half.tops.items())
+        places = self._tops[number].items()
+        forward.ranges.tops.update(
+            zip(self._tops[number], self.numbers[[at for _, at in places]].tolist(), strict=True)
+        )
+
+    def _segment(self, segment: Segment) -> None:
+        engine = self._engine
+        self._compute(segment.steps)
+        for move in segment.moves:
+            self._move(move)
+        for write in segment.writes:
+            if write.changed[0] or write.forced:
+                engine.put(write.cause, write.at, write.words, int(write.changed[0]))
+                write.forced = False
+        if segment.program is not None:
+            engine.execute(segment.program, segment.passes[-1].context)
+        for each in segment.passes:
+            if each.readers:
+                each.tail = engine.tail(each.template)
+                address = native.address(each.tail)
+                for row in each.readers:
+                    self._rows[row, 3] = address
 
     def _compute(self, steps: slice) -> None:
-        failed = native.compute(self._rows[steps], self.numbers, self._pointers)
+        failed = self._native.compute(steps)
         if failed is None:  # nothing is compiled
             with np.errstate(all="ignore"):
                 failed = next((i for i, step in enumerate(self._steps[steps]) if step.run() is False), -1)
         if failed >= 0:
-            error = self._steps[steps.start + failed].error
-            assert error is not None
-            raise error()
+            raise self._errors[steps.start + failed]()
 
     def _move(self, move: StepMove) -> None:
         tensor = move.tensor

@@ -114,6 +114,13 @@ class NumberTape:
         self.inputs: dict[tuple[Any, ...], Recorded] = {}
         self.constants: dict[bytes, Recorded] = {}
         self.requirements: list[Requirement] = []
+        self._made: list[Recorded] = []
+
+    def release(self) -> None:
+        """Drops the operations; places and inputs stay."""
+        for made in self._made:
+            made.source = None
+        self._made, self.requirements = [], []
 
     def next(self) -> int:
         """A number in the order of time."""
@@ -146,6 +153,7 @@ class NumberTape:
         """The result of an operation."""
         made = NumberOperation(name, tuple(self.number(each) for each in args), self.next())
         made.result = self.place(NUMBER_OPERATIONS[name](*(each.value for each in made.args)), made)
+        self._made.append(made.result)
         return made.result
 
 

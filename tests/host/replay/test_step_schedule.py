@@ -156,7 +156,7 @@ def test_operations_are_those_of_numpy(name: str, rows: list[tuple[float, ...]],
     for i, stride in enumerate(strides):
         row += [i * n, stride]
     table = np.array([(row + [0] * native.ROW)[: native.ROW]], np.int64)
-    assert native.compute(table, numbers, np.zeros(1, np.uint64)) == -1
+    assert native.Rows(table, numbers, np.zeros(1, np.uint64)).compute(slice(0, 1)) == -1
     assert np.array_equal(numbers[3 * n : 3 * n + len(wanted)], wanted, equal_nan=True)
 
 
