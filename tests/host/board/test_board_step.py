@@ -123,7 +123,7 @@ def test_the_digits_recipe_on_simulated_hardware_is_pytorchs_to_the_bit(tmp_path
 
 @pytest.mark.slow
 def test_the_whole_digits_recipe_on_the_rtl_with_its_memory_is_pytorchs_to_the_bit(tmp_path: Path) -> None:
-    """As a board runs it, to its end: three quarters of an hour."""
+    """As a board runs it, to its end: a quarter of an hour of processor time."""
     config = TrainConfig.from_recipe(RECIPE)
     export_job(config, tmp_path / "job.zip")
     board = same_training(config, tmp_path / "job.zip", tmp_path, design=DESIGN, device="rtl-memory")
