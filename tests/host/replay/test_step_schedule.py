@@ -21,7 +21,6 @@ from tests.host.step.test_compiled import (
     KEPT,
     MOBILE,
     NARROW,
-    RESNET,
     Steps,
     assert_equal,
     memory_passes,
@@ -53,17 +52,19 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any
     return request.param
 
 
-@pytest.mark.parametrize(("layout", "size"), [(NARROW, 8), (MOBILE, 8)], ids=["narrow", "mobile"])
-def test_steps_have_the_bits_of_streamed_ones(layout: Layout, size: int, form: str, runs: list[str]) -> None:
-    again, streamed = Steps(layout, memory_passes(1 << 19), size), Steps(layout, stream_passes(), size)
+@pytest.mark.parametrize(
+    ("layout", "bits"), [(NARROW, Bits(12, 4, 6, 8)), (MOBILE, BITS)], ids=["narrow", "mobile"]
+)
+def test_steps_have_the_bits_of_streamed_ones(layout: Layout, bits: Bits, form: str, runs: list[str]) -> None:
+    again, streamed = Steps(layout, memory_passes(1 << 19)), Steps(layout, stream_passes())
     for seed in range(4):
-        assert_equal(again.run(seed, batch=3), streamed.run(seed, batch=3))
+        assert_equal(again.run(seed, bits, 3), streamed.run(seed, bits, 3))
     assert runs == ["forward", "backward"] * 2  # the first step knows no ranges, the second one is recorded
 
 
 def test_precisions_and_single_passes_take_turns(runs: list[str]) -> None:
     """What one schedule has written is not taken for what another one, an evaluation or a step of passes left."""
-    again, streamed = Steps(RESNET, memory_passes(1 << 19)), Steps(RESNET, stream_passes())
+    again, streamed = Steps(NARROW, memory_passes(1 << 19)), Steps(NARROW, stream_passes())
     order = [(BITS, 2), (BITS, 2), (Bits(6, 4, 8, 6), 2), (BITS, 2), (BITS, 1), (Bits(6, 4, 8, 6), 2), (BITS, 2)]
     for seed, (bits, batch) in enumerate(order):
         assert_equal(again.run(seed % 3, bits, batch), streamed.run(seed % 3, bits, batch))

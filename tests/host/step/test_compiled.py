@@ -135,8 +135,8 @@ def test_a_precision_that_comes_back_finds_its_own_entries() -> None:
 def test_steps_have_the_same_bits_through_the_memory_front_end_of_the_rtl() -> None:
     fabric = Steps(RESNET, MemoryPasses(open_memory("rtl", DESIGN, 1 << 19)), 8)
     numpy = Steps(RESNET, memory_passes(1 << 19), 8)
-    for seed in range(2):
-        assert_equal(fabric.run(seed, batch=4), numpy.run(seed, batch=4))
+    for seed in range(3):  # the third step is the second one run again
+        assert_equal(fabric.run(seed, batch=2), numpy.run(seed, batch=2))
 
 
 def test_gated_samples_have_the_bits_of_streamed_ones() -> None:
