@@ -196,7 +196,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser("synth", help="area of a design by module, from Yosys")
     parser.add_argument("--design", default="sim-small", help="name in configs/designs, or a TOML file")
     parser.add_argument("--tool", choices=("yosys",), default="yosys", help="who synthesises")
-    parser.add_argument("--module", help="one module only")
+    parser.add_argument("--module", help="one module only, or modules joined to one: front_half, all_but_units")
     parser.add_argument("--accumulators", choices=("dsp", "lut"), help="other accumulators than the design says")
     parser.add_argument("--flatten", action="store_true", help="also synthesise the whole as one module (long)")
     parser.add_argument(

@@ -153,9 +153,7 @@ class _Graph:
     def start(self, nets: list[int], delay: float) -> None:
         self.starts |= dict.fromkeys(nets, delay * self.cells.slower)
 
-    def end(
-        self, nets: list[int], setup: float, pin: str, routed: bool = True, drives: int | None = None
-    ) -> None:
+    def end(self, nets: list[int], setup: float, pin: str, routed: bool = True, drives: int | None = None) -> None:
         for net in nets:
             self.ends[net].append(End(setup * self.cells.slower, pin, routed, drives))
 
@@ -385,7 +383,7 @@ def worst_paths(module: dict[str, Any], *, cells: Cells, nets: Nets, count: int)
             steps.append(came[first])
             first = came[first][0]
         kinds = Counter(arc.kind for _, arc, _ in steps)
-        stored = net if end.drives is None else end.drives
+        stored = end.drives if end.drives in names else net
         start, last = names.get(first, f"net {first}"), names.get(stored, f"net {stored}")
         path = Path(
             round(ns, 2), start, last, end.pin, kinds["LUT"] + kinds["RAM"], kinds["CARRY4"], kinds["DSP48E1"],

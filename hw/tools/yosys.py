@@ -98,6 +98,21 @@ def pieces(design: Design) -> list[SynthesisPiece]:
     ]
 
 
+def joined_pieces(design: Design) -> list[SynthesisPiece]:
+    """Pieces of many modules, flattened, whose paths cross the borders at which :func:`pieces` ends them.
+
+    ``front_half``: all that leads up to the array but the memories: queue, header check, loader, sequencer, operands of the
+    epilogue, registers and counters.  ``all_but_units``: the accelerator with its memory front end but for the units of the
+    array, the largest that fits 16 GiB.  Neither is part of a design's area, which would count their modules twice.
+    """
+    behind = ("weight_buffer", "operand_network", "dot_product_array", "drain")
+    front = (*((name, 1) for name in behind), ("tensor_buffer", 2))
+    return [
+        SynthesisPiece("front_half", "fabric", boxes=front),
+        SynthesisPiece("all_but_units", "accelerator", boxes=(("dot_product_unit", design.units + design.lanes),)),
+    ]
+
+
 @dataclass(frozen=True)
 class Synthesis:
     """Result of one run.
@@ -417,13 +432,15 @@ def _timing(module: dict[str, Any], grade: str) -> dict[str, list[dict[str, Any]
 
 
 def chosen_pieces(design: Design, module: str | None = None) -> list[SynthesisPiece]:
-    """The pieces of a design, or the one of that name.
+    """The pieces of a design, or the one of that name, which may be a joined one.
 
     Raises:
         ValueError: there is no such module.
     """
-    every = pieces(design)
-    found = [piece for piece in every if module in (None, piece.name)]
+    if module is None:
+        return pieces(design)
+    every = [*pieces(design), *joined_pieces(design)]
+    found = [piece for piece in every if piece.name == module]
     if not found:
         raise ValueError(f"no module {module!r}; name one of {', '.join(piece.name for piece in every)}")
     return found

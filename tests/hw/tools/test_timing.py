@@ -21,7 +21,16 @@ BUDGETS = {"zc706": 6.4, "pynq-z2": 9.5}
 PIPELINED = (
     "dot_product_unit", "operand_sum_unit", "control_registers", "command_queue", "sequencer", "loader", "dot_product_array",
     "shadow_lane", "accumulators", "rounding", "moments", "drain", "epilogue", "code_buffer", "operand_network",
+    "buffer_a", "buffer_g", "buffer_w", "fabric", "control_bridge", "memory_front_end",
 )  # fmt: skip
+#: many modules in one, whose paths cross the borders of those
+JOINED = ("front_half", "all_but_units")
+_OVER = pytest.mark.xfail(strict=True, reason="the loader's next state by the words that arrive takes 6.6 ns")
+CASES = [
+    pytest.param(name, design, marks=_OVER) if name in JOINED and design == "zc706" else (name, design)
+    for design in BUDGETS
+    for name in (*PIPELINED, *JOINED)
+]
 
 
 def cell(kind: str, inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], **parameters: str) -> dict[str, Any]:
@@ -114,13 +123,25 @@ def test_vectors_count_once() -> None:
     assert [(p.start.split("[")[0], p.end.split("[")[0]) for p in paths].count(("a", "b")) == 1
 
 
+def test_a_budget_is_held_by_every_piece() -> None:
+    """None of those that a design is made of is left out."""
+    built = load_design("zc706")
+    assert {piece.name for piece in yosys.pieces(built)} == set(PIPELINED)
+    assert {piece.name for piece in yosys.joined_pieces(built)} == set(JOINED)
+
+
+def test_a_path_that_ends_in_a_register_has_the_name_of_what_that_drives() -> None:
+    luts = [cell("LUT1", {"I0": [2]}, {"O": [3]})]
+    named = module([register(9, 2), *luts, register(3, 5)], begin_q=[2], end_q=[5])
+    assert (worst(named).start, worst(named).end) == ("begin_q", "end_q")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("design", BUDGETS)
-@pytest.mark.parametrize("name", PIPELINED)
+@pytest.mark.parametrize(("name", "design"), CASES)
 def test_a_module_holds_its_budget(name: str, design: str, tmp_path: Path) -> None:
     """By the estimate with real nets; the piece is synthesised once and then taken from the cache."""
     built = load_design(design)
-    found = [piece for piece in yosys.pieces(built) if piece.name == name]
+    found = [piece for piece in (*yosys.pieces(built), *yosys.joined_pieces(built)) if piece.name == name]
     if not found:
         pytest.skip(f"{design} has no {name}")
     grade = PARTS[built.part].grade
