@@ -215,7 +215,7 @@ void descend(const int64_t *table, int64_t rows, float lr, float momentum, float
                     const int32_t *from = codes + ((i * c + k) * h + y) * w;                                              \
                     type *tile = to + ((i / side * h + y) * groups + k / per) * bits * lanes + i % side * w;              \
                     for (int64_t b = 0; b < bits; b++)                                                                    \
-                        for (int64_t x = 0; x < w; x++) tile[b * lanes + x] |= (type)((from[x] >> b & 1) << k % per);     \
+                        for (int64_t x = 0; x < w; x++) tile[b * lanes + x] |= (type)(from[x] >> b & 1) << k % per;       \
                 }                                                                                                         \
     }                                                                                                                     \
                                                                                                                           \
@@ -344,7 +344,8 @@ static void add_moments(const int64_t *r, const int64_t *table, double *to)
 /* Entries of channels and of none, and which of them goes where; 1 if a number does not fit its field. */
 static int write_entries(const int64_t *r, const double *v)
 {
-    static const int bits[FIELDS] = {MULTIPLIER_BITS, MULTIPLIER_BITS, MULTIPLIER_BITS, MULTIPLIER_BITS, OFFSET_BITS, VALUE_OFFSET_BITS};
+    static const int bits[FIELDS] = {MULTIPLIER_BITS, MULTIPLIER_BITS, MULTIPLIER_BITS,
+                                     MULTIPLIER_BITS, OFFSET_BITS,     VALUE_OFFSET_BITS};
     const int64_t n = r[1], count = r[2], *index = (const int64_t *)r[3], *at = (const int64_t *)r[5];
     uint64_t *out = (uint64_t *)r[4], *made = (uint64_t *)r[6];
     for (int64_t c = 0; c < n; c++) {
@@ -400,8 +401,9 @@ int64_t compute(const int64_t *rows, int64_t count, double *v, void *const *poin
 {
     for (int64_t i = 0; i < count; i++) {
         const int64_t *r = rows + i * ROW, n = r[1], sa = r[4], sb = r[6], sc = r[8];
-        double *to = v + r[2];
-        const double *a = v + r[3], *b = v + r[5], *c = v + r[7];
+        const int numbers = r[0] <= REQUIRE; /* the others have addresses in their rows */
+        const double *a = v + (numbers ? r[3] : 0), *b = v + (numbers ? r[5] : 0), *c = v + (numbers ? r[7] : 0);
+        double *to = v + (numbers || r[0] == MOMENTS || r[0] == ROUND ? r[2] : 0);
         switch (r[0]) {
         case ADD: EACH(x + y);
         case SUBTRACT: EACH(x - y);
