@@ -165,6 +165,7 @@ def render_scripts(design: Design, flow: Flow, jobs: int = 2, accept_timing: boo
         "strategy": {
             "synthesis": "Flow_PerfOptimized_high",
             "implementation": "Performance_ExplorePostRoutePhysOpt",
+            "fan_out": 256,
         },
     }
     environment = _environment(TEMPLATES)

@@ -312,7 +312,16 @@ proc set_one_property {name value object} {
         if {$::stub_generated} { fail "synth_checkpoint_mode is set after generate_target" }
         set ::stub_bd(checkpoints) $value
     } elseif {[dict exists $::stub_runs $object]} {
+        if {[regexp {^STEPS\.SYNTH_DESIGN\.ARGS\.(.*)$} $name - option]} {
+            # options of UG901 that the scripts use, and what they take
+            set known {KEEP_EQUIVALENT_REGISTERS {^(true|false)$} FANOUT_LIMIT {^[1-9][0-9]*$}}
+            if {$object ne "synth_1" || ![dict exists $known $option]} { fail "$object has no option $option" }
+            if {![regexp [dict get $known $option] $value]} { fail "$option cannot be $value" }
+            set ::stub_options($object) 1
+            return
+        }
         if {$name ne "strategy"} { fail "a run has no property $name" }
+        if {[info exists ::stub_options($object)]} { fail "a strategy sets the options of $object anew, which were set before it" }
         set known {
             synth_1 {"Vivado Synthesis Defaults" Flow_PerfOptimized_high Flow_AreaOptimized_high}
             impl_1 {

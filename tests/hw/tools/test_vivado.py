@@ -185,6 +185,11 @@ MISTAKES = [
     ("implement.tcl", "report_timing_summary -max_paths", "report_timing_summary -max_path", "no option -max_path"),
     ("implement.tcl", "finish synth_1\n", "", "before synth_1 is finished"),
     ("implement.tcl", "Flow_PerfOptimized_high", "Flow_PerfOptimised_high", "no strategy Flow_PerfOptimised_high"),
+    ("implement.tcl", "ARGS.FANOUT_LIMIT 256", "ARGS.FANOUT_LIMIT none", "FANOUT_LIMIT cannot be none"),
+    ("implement.tcl", "ARGS.KEEP_EQUIVALENT_REGISTERS true", "ARGS.KEEP_EQUIVALENT true", "no option KEEP_EQUIVALENT"),
+    ("implement.tcl", "set_property strategy Performance_ExplorePostRoutePhysOpt [get_runs impl_1]\n",
+     "set_property STEPS.SYNTH_DESIGN.ARGS.FANOUT_LIMIT 9 [get_runs synth_1]\n"
+     "set_property strategy Flow_PerfOptimized_high [get_runs synth_1]\n", "sets the options of synth_1 anew"),
     ("implement.tcl", "-to_step write_bitstream ", "", "no such file or directory"),
     ("implement.tcl", "open_run impl_1\n", "", "before open_run"),
     ("implement.tcl", "foreach kind {setup hold}", "foreach kind {setup}", "before the slack of hold was read"),
