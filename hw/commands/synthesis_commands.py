@@ -115,7 +115,7 @@ def measure_variants(arguments: argparse.Namespace) -> int:
                 done = yosys.synthesize(piece, Path(folder), grade=grade, seconds=arguments.seconds)
                 worst = done.timing["real"][0]
                 row = {"module": piece.name, "grade": grade, "ns": worst["ns"], "net_ns": worst["net_ns"]}
-                rows.append({**row, "design": asdict(design)})
+                rows.append({**row, "design": asdict(design), "sources": done.sources})
     data = {"command": "fractrain synth --variants --save FILE", "tool": f"Yosys {version('pyosys')}", "paths": rows}
     text = json.dumps(data, indent=1)
     if arguments.save:

@@ -51,6 +51,7 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
                 "peak_mib": r.peak_mib,
                 "timing": r.timing,
                 "placement": r.placement,
+                "sources": r.sources,
             }
             for r in results
         ],

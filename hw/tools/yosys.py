@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ class Synthesis:
         cells: primitive cells of one instance, boxes left out.
         timing: by net model ("real", "ideal"), its worst paths, longest first; see :mod:`hw.tools.timing`.
         placement: the fields of a :class:`hw.tools.placement.Demand`.
+        sources: digest of the sources, see :func:`sources_digest`.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Synthesis:
     cells: dict[str, int]
     timing: dict[str, list[dict[str, Any]]]
     placement: dict[str, Any] = field(default_factory=dict)
+    sources: str = ""
 
     def area(self) -> Area:
         """Area of one instance."""
@@ -225,6 +227,12 @@ def _box(text: str) -> tuple[str, list[str]]:
     return f"`default_nettype none\n{match[0]}\nendmodule\n`default_nettype wire\n", parameters
 
 
+def sources_digest(piece: SynthesisPiece, folder: Path) -> str:
+    """Digest of a piece and of the sources that it is made of, by which a record tells whether it is of the RTL as it is."""
+    known = (piece, _content(piece, synthesis_sources(folder)))
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
+
 def cache_key(piece: SynthesisPiece, folder: Path, grade: str) -> str:
     """Name of a piece's result in the cache: a hash of the piece, of the sources that it is made of, of the tool, and of what
     reads its netlists."""
@@ -291,8 +299,9 @@ def synthesize(
         SynthesisError: Yosys is missing, refused the sources, or needed more time or memory.
     """
     kept = cache_folder() / f"synth-{piece.name}-{cache_key(piece, folder, grade)}.json" if keep else None
+    sources = sources_digest(piece, folder)
     if kept and kept.exists():
-        return Synthesis(**json.loads(kept.read_text(encoding="utf-8")))
+        return replace(Synthesis(**json.loads(kept.read_text(encoding="utf-8"))), sources=sources)
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as work:
@@ -308,7 +317,7 @@ def synthesize(
     _join_pairs(cells, netlist[top])
     done = Synthesis(
         piece.name, piece.instances, round(time.monotonic() - started, 1), peak, cells, _timing(netlist[top], grade),
-        asdict(demand_of(netlist[top])),
+        asdict(demand_of(netlist[top])), sources,
     )  # fmt: skip
     done.area()
     if kept:

@@ -12,9 +12,10 @@ import pytest
 
 from hw.boards import BOARDS, PARTS
 from hw.design import ROOT, Design, load_design
+from hw.generate import generate
 from hw.model.frequency import MODULE_PATHS, REFERENCE, UNCERTAINTY, ModulePath, estimated_clock, paths, size
 from hw.tools.timing import GRADES
-from hw.tools.yosys import pieces
+from hw.tools.yosys import pieces, sources_digest
 
 MEASUREMENTS = ROOT / "docs" / "measurements"
 #: records of whole designs as they are
@@ -29,9 +30,8 @@ def measured() -> list[dict[str, Any]]:
         for row in json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())["modules"]:
             if row["timing"]["real"]:
                 worst = {key: row["timing"]["real"][0][key] for key in ("ns", "net_ns")}
-                rows.append(
-                    {"module": row["module"], "grade": PARTS[design.part].grade, "design": asdict(design), **worst}
-                )
+                record = {"module": row["module"], "design": asdict(design), "sources": row.get("sources")}
+                rows.append({**record, **worst, "grade": PARTS[design.part].grade})
     return rows
 
 
@@ -40,12 +40,26 @@ DATA = measured()
 ERROR = 0.5
 
 
-def fitted(name: str) -> ModulePath:
-    """The row of a module by least squares, with the parameters that the model has it depend on."""
+@pytest.fixture(scope="module")
+def current(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Rows of the RTL as it is."""
+    kept = []
+    for design in dict.fromkeys(Design(**row["design"]) for row in DATA):
+        folder = generate(design, tmp_path_factory.mktemp(design.name))
+        digests = {piece.name: sources_digest(piece, folder) for piece in pieces(design)}
+        kept += [r for r in DATA if Design(**r["design"]) == design and r.get("sources") == digests[r["module"]]]
+    return kept
+
+
+def fitted(name: str, data: list[dict[str, Any]]) -> ModulePath | None:
+    """The row of a module by least squares, with the parameters that the model has it depend on; None if the data do not
+    tell them apart."""
     if name == "buffer_g":  # the same module, whose depths the variants change in buffer A alone
-        like = fitted("buffer_a")
-        return replace(like, doubling={what.replace("depth_a", "depth_g"): n for what, n in like.doubling.items()})
-    rows, depends = [row for row in DATA if row["module"] == name], list(MODULE_PATHS[name].doubling)
+        like = fitted("buffer_a", data)
+        return like and replace(
+            like, doubling={what.replace("depth_a", "depth_g"): n for what, n in like.doubling.items()}
+        )
+    rows, depends = [row for row in data if row["module"] == name], list(MODULE_PATHS[name].doubling)
     reference = load_design(REFERENCE)
     factors, targets, shares = [], [], []
     for row in rows:
@@ -54,19 +68,26 @@ def fitted(name: str) -> ModulePath:
         factors.append([1.0, *(math.log2(size(design, what) / size(reference, what)) for what in depends)])
         targets.append(cells + row["net_ns"])
         shares.append(cells / targets[-1])
+    if not rows or np.linalg.matrix_rank(np.array(factors)) <= len(depends):
+        return None
     solution = np.linalg.lstsq(np.array(factors), np.array(targets), rcond=None)[0]
     doubling = {what: round(float(n), 2) for what, n in zip(depends, solution[1:], strict=True)}
     return ModulePath(round(float(solution[0]), 2), round(float(np.mean(shares)), 2), doubling)
 
 
-def test_the_table_is_what_the_data_say() -> None:
+def test_the_table_is_what_the_data_say(current: list[dict[str, Any]]) -> None:
     """As far as records made again may differ from those it was fitted to; where it fails it tells the table of now."""
-    found = {name: fitted(name) for name in MODULE_PATHS}
+    old = {row["module"] for row in DATA if row not in current}
+    found = {name: path for name in MODULE_PATHS if name not in old and (path := fitted(name, current))}
     table = "\n".join(f'    "{n}": ModulePath({p.ns}, {p.cells}, {json.dumps(p.doubling)}),' for n, p in found.items())
     for name, path in found.items():
         assert MODULE_PATHS[name].ns == pytest.approx(path.ns, abs=ERROR), table
         assert MODULE_PATHS[name].cells == pytest.approx(path.cells, abs=0.2), table
         assert MODULE_PATHS[name].doubling == pytest.approx(path.doubling, abs=ERROR), table
+    if old:
+        pytest.xfail(
+            f"of other RTL: {', '.join(sorted(old))}; fractrain synth --design NAME --save ..., and --variants"
+        )
 
 
 def test_every_module_has_a_path() -> None:
@@ -75,14 +96,18 @@ def test_every_module_has_a_path() -> None:
 
 
 @pytest.mark.parametrize("row", DATA, ids=lambda row: f"{row['module']}-{row['design']['name']}")
-def test_no_module_is_far_off(row: dict[str, Any]) -> None:
+def test_no_module_is_far_off(row: dict[str, Any], current: list[dict[str, Any]]) -> None:
+    if row not in current:
+        pytest.xfail("of other RTL; record again: fractrain synth --design NAME --save ..., and --variants")
     assert paths(Design(**row["design"]))[row["module"]] == pytest.approx(row["ns"], abs=ERROR)
 
 
 @pytest.mark.parametrize("name", DESIGNS)
-def test_the_clock_is_that_of_the_longest_path(name: str) -> None:
+def test_the_clock_is_that_of_the_longest_path(name: str, current: list[dict[str, Any]]) -> None:
     design = load_design(name)
     own = [row for row in DATA if Design(**row["design"]) == design]
+    if any(row not in current for row in own):
+        pytest.xfail(f"of other RTL; record again: fractrain synth --design {name} --save ...")
     assert {row["module"] for row in own} == {n for n in MODULE_PATHS if n != "rounding" or design.rounding}
     period = max(row["ns"] for row in own) + UNCERTAINTY
     assert estimated_clock(design) == pytest.approx(1000 / period, rel=ERROR / period)

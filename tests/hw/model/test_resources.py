@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
 from hw.design import ROOT, load_design, memory_blocks
+from hw.generate import generate
 from hw.model.resources import dot_product, resources, resources_by_module
-from hw.tools.yosys import pieces
+from hw.tools.yosys import pieces, sources_digest
 
 MEASUREMENTS = ROOT / "docs" / "measurements"
 MEASURED = sorted(path.stem.removeprefix("synth-") for path in MEASUREMENTS.glob("synth-*.json"))
@@ -27,15 +29,22 @@ def test_within_ten_percent_of_yosys(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_every_module_is_near(name: str) -> None:
+def test_every_module_is_near(name: str, tmp_path: Path) -> None:
+    """Of those whose record is of the RTL as it is; the test is expected to fail while one is not."""
     design = load_design(name)
     rows = json.loads((MEASUREMENTS / f"synth-{name}.json").read_text())["modules"]
+    folder = generate(design, tmp_path)
+    now = {piece.name: sources_digest(piece, folder) for piece in pieces(design)}
+    old = [row["module"] for row in rows if row.get("sources") != now[row["module"]]]
+    rows = [row for row in rows if row["module"] not in old]
     model = resources_by_module(design)
     assert set(model) == {p.name for p in pieces(design)}
     for row in rows:
         # small modules may be off by a few cells
         assert model[row["module"]].lut == pytest.approx(row["all"]["lut"], rel=0.10, abs=40), row["module"]
         assert model[row["module"]].bram36 == row["all"]["bram36"], row["module"]
+    if old:
+        pytest.xfail(f"of other RTL: {', '.join(old)}; record again: fractrain synth --design {name} --save ...")
 
 
 def test_dot_products_are_counted_exactly() -> None:
