@@ -190,12 +190,12 @@ MUTANTS = [
     Mutant("sequencer", "stride_q || at.row != 11'(h.rows) - 11'd1", "at.row != 11'(h.rows) - 11'd1"),
     Mutant("sequencer", "h.a_planes & a_found_q", "h.a_planes | a_found_q"),
     Mutant("sequencer", "at.row != 0", "at.row == 0"),
-    Mutant("sequencer", "pair.last && run_q ? next_at.a_outer : at.a_outer", "at.a_outer"),
+    Mutant("sequencer", "to_next_tile && !first_q ? next_at.a_outer : at.a_outer", "at.a_outer"),
     Mutant("sequencer", "16'(at.row) < h.last_row", "16'(at.row) <= h.last_row"),
     Mutant("tile_walk", "h.taps[8:0] & (9'h1FE << at_q.tap)", "h.taps[8:0] & (9'h1FF << at_q.tap)"),
     Mutant("tile_walk", "last_row_q || block_end_q", "last_row_q && block_end_q"),
     Mutant("plane_pairs", "to_tile ? first_q[ones_i] : next_q", "to_tile ? first_q[0] : next_q"),
-    Mutant("plane_pairs", "pairs[i] && |(pairs >> (i + 1))", "pairs[i] || |(pairs >> (i + 1))"),
+    Mutant("plane_pairs", "|(groups >> (i / 4 + 1))", "1'b0"),
     Mutant("operand_network", "(row << CHANNELS) & left_mask", "(row << CHANNELS) | left_mask"),
     Mutant("operand_network", "row & column_mask", "row | column_mask"),
     Mutant("operand_network", "step_q.row[0] ? 3'(2*ky+2) : 3'(2*ky+6)", "step_q.row[0] ? 3'(2*ky+6) : 3'(2*ky+2)"),
@@ -235,7 +235,7 @@ MUTANTS = [
     Mutant("command_queue", "b0 < e1 && b1 < e0", "b0 < e1 && b1 > e0"),
     Mutant("command_queue", "head_q + PW'(1)", "head_q + PW'(2)"),
     Mutant("tensor_buffer", "write_bank_i == 3'(b) && write_slice_i == 8'(s)", "write_slice_i == 8'(s)"),
-    Mutant("tensor_buffer", "was_set || write_data_i != 0", "was_set && write_data_i != 0"),
+    Mutant("tensor_buffer", "was_set || any_q", "was_set && any_q"),
 ]
 
 CHOOSER = """
