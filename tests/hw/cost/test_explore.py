@@ -141,6 +141,8 @@ def test_at_least_as_good_as_the_committed_design() -> None:
         if design.epilogue_lanes == 2 * design.channels
         and (design.channels == 16 or design.depth_a == design.depth_g == design.depth_w == deepest)
         and design.depth_accumulator == 8192
+        and design.depth_g == design.depth_a
+        and design.accumulators == "dsp"
         and design.rounding
     ]
     assert {design.channels for design, _ in searched} == {8, 16}
@@ -235,7 +237,7 @@ def test_the_written_design_is_the_one_found(small: SearchRequest, tmp_path: Pat
 
 
 def test_command(small: SearchRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["explore", "--part", "xc7z045", "--model", "resnet8", "--bits", "4,3,6", "--jobs", "1"]
+    words = ["explore", "--part", "xc7z045", "--model", "resnet8", "--bits", "4,3,6", "--batch", "32", "--jobs", "1"]
     assert command(*words, "--out", str(tmp_path), "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     found = load_design(tmp_path / "best.toml")
