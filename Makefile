@@ -24,7 +24,7 @@ demo: $(STAMP)  ## train a small ResNet with every product on the simulated fabr
 test: $(STAMP)  ## run the fast tests, lint and type checks
 	$(BIN)/ruff check .
 	$(BIN)/mypy hw host sw_model fractrain.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(STAMP)  ## run the long tests too
 	$(BIN)/python -m pytest -m 'slow or not slow'

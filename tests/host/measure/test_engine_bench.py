@@ -104,7 +104,7 @@ def test_json_is_printed_and_saved_alike(
     monkeypatch.setattr("hw.networks.network", lambda *_: [SMALL])
     monkeypatch.setattr(engine_bench, "proportionality", lambda *_: [])
     saved, figure = tmp_path / "new" / "x.json", tmp_path / "x.svg"
-    command = ["bench", "engine", "--design", "sim-small", "--bits", "2/2/2", "1/1/1", "--output", "codes"]
+    command = ["bench", "engine", "--design", "sim-small", "--bits", "2/2/2", "1/1/1", "--output", "codes", "--batch", "2"]
     assert fractrain.main([*command, "--json", "--save", str(saved), "--figure", str(figure)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(saved.read_text(encoding="utf-8"))
