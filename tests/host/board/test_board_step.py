@@ -274,12 +274,16 @@ def kill_and_resume(path: Path, folder: Path, device: str, kills: int) -> int:
             assert process.wait(600) == 0
             break
         log, before = folder / "log.jsonl", time.monotonic()
-        old = log.stat().st_size if log.exists() else 0
-        # from when it trains on, at a random moment of the steps that follow
-        while (not log.exists() or log.stat().st_size <= old) and process.poll() is None:
-            assert time.monotonic() < before + 300
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.5))
+        # at a random moment of the first steps that follow, as long as these take on this machine
+        steps, part = divmod(rng.uniform(0, 3), 1)
+        old = len(log.read_bytes().splitlines()) if log.exists() else 0
+        begun = before
+        for wanted in range(old + 1, old + 2 + int(steps)):
+            begun = time.monotonic()
+            while (not log.exists() or len(log.read_bytes().splitlines()) < wanted) and process.poll() is None:
+                assert time.monotonic() < before + 300
+                time.sleep(0.002)
+        time.sleep(min(0.5, part * (time.monotonic() - begun)))
         process.kill()
         killed += process.wait() < 0
     return killed
