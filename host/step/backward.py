@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from host.arrays import F32, F64, I32, I64
+from host.arrays import F32, F64, I32, I64, Codes
 from host.epilogue import RANDOM_BITS, Entries, Epilogue
-from host.numerics import derive_key
+from host.numerics import code_limits, derive_key
 from host.step.channel_parameters import (
     ChannelMoments,
     Numbers,
@@ -180,12 +180,11 @@ class Backward:
         top, scale = tape.tops[taker.source], gradient.whole.scale
         for part in tape.wide[taker.source].parts:
             wide = tape.wide[taker.source].codes(part)
-            slope = np.asarray(gradient.values[part.samples]).astype(np.int64)
+            slopes = _slopes_by_code(wide, gradient.values[part.samples])
             for number, bits in enumerate(self.options):
                 step, most = grid_scale(top, bits, wide.signed), code_top(bits, wide.signed)
-                levels = np.rint(np.asarray(wide.values) * (float(part.scale) / step))
-                levels = np.clip(levels, -most, most).astype(np.int64)
-                found[part.samples, number] += (slope * levels).sum((1, 2, 3)) * (scale * step)
+                levels = np.rint(_all_codes(wide) * (float(part.scale) / step))
+                found[part.samples, number] += (slopes @ np.clip(levels, -most, most)) * (scale * step)
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -374,6 +373,21 @@ class Backward:
             magnitude = np.maximum(np.abs(moments.greatest), np.abs(moments.least))
             seen = np.maximum(seen, (magnitude * inner.unit).max())
         return or_one(seen)
+
+
+def _all_codes(like: CodeTensor) -> F64:
+    """Every code that a tensor may hold, rising."""
+    least, most = code_limits(like.bits, like.signed)
+    return np.arange(least, most + 1.0)
+
+
+def _slopes_by_code(codes: CodeTensor, slope: Codes) -> F64:
+    """Sums of ``slope`` by sample and code of the same element, exact: (N, number of codes)."""
+    values, (least, most) = np.asarray(codes.values), code_limits(codes.bits, codes.signed)
+    batch, kinds = len(values), most - least + 1
+    first = np.arange(batch)[:, None] * kinds - least
+    places = (values.reshape(batch, -1) + first).astype(np.int64, copy=False)
+    return np.bincount(places.ravel(), np.ravel(slope), batch * kinds).astype(np.float64).reshape(batch, kinds)
 
 
 def pooled_codes(features: F32, pixels: tuple[int, int], bits: int, key: int) -> tuple[I32, F64]:

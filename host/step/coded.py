@@ -40,12 +40,17 @@ class Coded:
 
     values: Codes
     parts: tuple[CodedPart, ...]
+    _some: dict[bytes, Codes] = field(default_factory=dict, repr=False, compare=False)
 
     def codes(self, part: CodedPart, samples: SampleSet = ALL) -> CodeTensor:
-        """Codes of those of ``samples`` that lie in a part."""
+        """Codes of those of ``samples`` that lie in a part; the same array whenever they are asked for."""
         wanted = common(part.samples, samples)
-        values = self.values if isinstance(wanted, slice) else self.values[wanted]
-        return CodeTensor(values, part.bits, part.signed)
+        if isinstance(wanted, slice):
+            return CodeTensor(self.values, part.bits, part.signed)
+        key = wanted.tobytes()
+        if key not in self._some:
+            self._some[key] = self.values[wanted]
+        return CodeTensor(self._some[key], part.bits, part.signed)
 
     @property
     def whole(self) -> CodedPart:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from host.arrays import F32, I64, Array
+from host.arrays import F32, I64, Array, Codes
 from host.epilogue import Entries, Moments
 from host.step.passes import PassMeter, PassResult, ProductPass
 from host.step.result_order import ResultOrder
@@ -54,7 +54,8 @@ class FastEngine:
 
     def __init__(self) -> None:
         self.meter, self.schedules = PassMeter(), None
-        self._last: tuple[Any, ...] | None = None
+        #: of the node whose passes run: what its sums were made of, and they
+        self._node, self._made = "", list[tuple[Codes, Codes, bool, Tensor]]()
 
     def run(self, wanted: ProductPass) -> PassResult:
         """Runs a pass."""
@@ -73,9 +74,12 @@ class FastEngine:
         """Exact sums; the second pass over a product finds those of the first."""
         operand, weights = wanted.operand, wanted.w
         assert weights is not None
-        same = (operand.values, weights.values, wanted.kind == "forward")
-        if self._last is not None and all(a is b for a, b in zip(self._last[:3], same, strict=True)):
-            return self._last[3]  # type: ignore[no-any-return]
+        if self._node != wanted.node:
+            self._node, self._made = wanted.node, []
+        made_of = (operand.values, weights.values, wanted.kind == "forward")
+        for *before, sums in self._made:
+            if all(a is b for a, b in zip(before, made_of, strict=True)):
+                return sums
         axes = (1, 2, 3) if wanted.kind == "forward" or wanted.groups > 1 else (0, 2, 3)
         most = np.abs(weights.values.astype(np.int64)).sum(axes).max() * operand.greatest
         m, kind = wanted.geometry, _type_of(float(most))
@@ -89,8 +93,8 @@ class FastEngine:
             back, _ = gradients(inputs, w, x, m.stride, m.padding, wanted.groups, of=(True, False))
             assert back is not None
             sums = back
-        self._last = (*same, sums.contiguous())
-        return self._last[3]  # type: ignore[no-any-return]
+        self._made.append((*made_of, sums.contiguous()))
+        return self._made[-1][-1]
 
 
 def _norms(codes: Tensor) -> float:
