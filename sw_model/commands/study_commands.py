@@ -1,4 +1,6 @@
-"""Command line of the software model's measurements: ``fractrain bench train``, ``codes``, ``quantizers``, ``accuracy``."""
+"""Command line of the software model's measurements: ``fractrain bench train``, ``codes``, ``quantizers``, ``gradients``,
+``accuracy``.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hw.commands import options
+from hw.networks import Bits
 from sw_model.quantize.limits import ACCELERATORS
 
 STUDIES = ("statquant", "methods", "defects", "fabric", "fabric-cifar")
@@ -46,6 +49,31 @@ def register_bench(kinds: argparse._SubParsersAction[Any]) -> None:
     noise.add_argument("--draws", type=options.at_least_two, default=8, help="roundings of each of them")
     _add_report(noise)
     noise.set_defaults(run=run_bench_quantizers)
+    _register_gradients(kinds)
+    _register_accuracy(kinds)
+
+
+def _register_gradients(kinds: argparse._SubParsersAction[Any]) -> None:
+    step = kinds.add_parser(
+        "gradients",
+        help="bias and variance of a step's gradients: the fabric's, by widths, and float32 normalisation's",
+    )
+    step.add_argument("--data", default="digits", help="'digits' or a path")
+    step.add_argument(
+        "--bits", type=options.fabric_bits, nargs="+", metavar="W/A/G", default=[Bits(8, 8, 8)], help="widths"
+    )
+    step.add_argument("--widths", type=options.width, nargs="*", default=[4, 6], help="of what the fabric's step keeps")
+    step.add_argument("--depth", type=options.positive, default=20, help="of the ResNet, 6n+2")
+    step.add_argument("--width", type=options.positive, default=16, help="channels of its first group")
+    step.add_argument("--batch", type=options.positive, default=128, help="images per step")
+    step.add_argument("--steps", type=options.whole, default=100, help="training steps before measuring")
+    step.add_argument("--batches", type=options.at_least_two, default=4, help="to measure on")
+    step.add_argument("--rounds", type=options.at_least_two, default=4, help="roundings of each of them")
+    _add_report(step)
+    step.set_defaults(run=run_bench_gradients)
+
+
+def _register_accuracy(kinds: argparse._SubParsersAction[Any]) -> None:
     accuracy = kinds.add_parser(
         "accuracy", help="what a choice does to accuracy and loss: trainings over several seeds"
     )
@@ -142,6 +170,26 @@ def run_bench_quantizers(arguments: argparse.Namespace) -> int:
             doing=progress.doing,
         )
     print_quantizers(report, arguments.json)
+    _save(report, arguments.save)
+    return 0
+
+
+def run_bench_gradients(arguments: argparse.Namespace) -> int:
+    """``fractrain bench gradients``."""
+    from hw.console import Progress
+    from sw_model.data.images import load_data
+    from sw_model.nn.precision import Precision
+    from sw_model.studies.step_noise import bench_gradients, print_gradients
+
+    names = ("widths", "depth", "width", "batch", "steps", "batches", "rounds")
+    with Progress("bench gradients") as progress:
+        report = bench_gradients(
+            load_data(arguments.data),
+            [Precision(bits.w, bits.a, bits.g) for bits in arguments.bits],
+            **{name: getattr(arguments, name) for name in names},
+            doing=progress.doing,
+        )
+    print_gradients(report, arguments.json)
     _save(report, arguments.save)
     return 0
 

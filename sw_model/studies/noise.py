@@ -120,7 +120,7 @@ def decompose(
     }
 
 
-def _warm_up(model: nn.Module, data: ImageSet, batch: int, steps: int, seed: int) -> int:
+def warm_up(model: nn.Module, data: ImageSet, batch: int, steps: int, seed: int) -> int:
     """Trains for some steps, so that gradients are those of a network in the midst of training; returns whole epochs."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     step, epoch = 0, 0
@@ -209,7 +209,7 @@ def bench_quantizers(  # noqa: PLR0913 - the options of the command
     model = build_model(f"resnet-{depth}", len(data.classes), data.image_shape, width=width, seed=seed)
     run = attach(model, Run(seed=seed))
     doing(f"{warmup_steps} training steps")
-    epoch = _warm_up(model, data, batch, warmup_steps, seed)
+    epoch = warm_up(model, data, batch, warmup_steps, seed)
     x, y = next(data.train_batches(batch, seed, epoch + 1))
     captured = capture_gradients(model, x, y)
     drawn = [batch_of for _, batch_of in zip(range(batches), data.train_batches(batch, seed, epoch + 1), strict=False)]
