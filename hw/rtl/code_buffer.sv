@@ -142,7 +142,8 @@ module code_buffer
     others1_q <= ~(step ? todo_q & ~todo_left : '0);
     for (int unsigned b = 0; b < PLANES; b++) begin
       automatic logic [BEATS-1:0][BEAT_BITS-1:0] places = send_q[b];
-      for (int unsigned k = 0; k < BEAT_BITS; k++) beats2_q[b][k] <= others1_q[b] ? 1'b0 : places[place1_q[k/8]][k];
+      if (others1_q[b]) beats2_q[b] <= '0;
+      else for (int unsigned k = 0; k < COPIES; k++) beats2_q[b][8*k+:8] <= places[place1_q[k]][8*k+:8];
     end
     word3_q  <= word;
     valid1_q <= step && !rst_i;

@@ -117,15 +117,10 @@ module drain
     assign others[g] = take && (channel_q >> 2) != channel_t'(g);
   end
   for (genvar p = 0; p < LANES; p++) begin : gen_lane
-    operand_t [CHANNELS-1:0] operand;
-    always_comb
-      for (int unsigned c = 0; c < CHANNELS; c++) begin
-        operand[c].mask = operands_i.mask[p*CHANNELS+c];
-        for (int unsigned b = 0; b < MAX_SIDE_BITS; b++) begin
-          operand[c].added[b] = operands_i.added[b][p*CHANNELS+c];
-          operand[c].side[b]  = operands_i.side[b][p*CHANNELS+c];
-        end
-      end
+    logic [$bits(operand_t)-1:0][CHANNELS-1:0] operand;
+    for (genvar b = 0; b < $bits(operand_t); b++) begin : gen_plane
+      assign operand[b] = operands_i[b*ROW_BITS+p*CHANNELS+:CHANNELS];
+    end
     shadow_lane i_lane (
         .clk_i, .capture_i, .acc_i(acc_i[p]), .sum_i(sum_i[p]), .operand_i(operand), .take_i(take), .others_i(others),
         .place_i(channel_q[1:0]), .acc_o(lane[p]), .operand_o(lane_operand[p])

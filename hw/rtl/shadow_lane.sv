@@ -8,13 +8,14 @@ module shadow_lane
   import fabric_pkg::*;
   import engine_pkg::*;
 #(
-    localparam int unsigned QUADS = CHANNELS / 4   // groups of channels; one more is the operand sum
+    localparam int unsigned QUADS = CHANNELS / 4,  // groups of channels; one more is the operand sum
+    localparam int unsigned OPERAND_BITS = $bits(operand_t)
 ) (
     input  wire                                clk_i,
     input  wire                                capture_i,   // a cycle ahead: the tile's values are here
     input  wire  [CHANNELS-1:0][ACC_BITS-1:0]  acc_i,
     input  wire  [ACC_BITS-1:0]                sum_i,
-    input  wire operand_t [CHANNELS-1:0]       operand_i,
+    input  wire  [OPERAND_BITS-1:0][CHANNELS-1:0] operand_i,  // plane by plane of operand_t
     input  wire                                take_i,      // a cycle ahead: a channel is taken
     input  wire  [QUADS:0]                     others_i,    // with take_i: groups in which it is not
     input  wire  [1:0]                         place_i,     // with take_i: its place in its group
@@ -46,7 +47,12 @@ module shadow_lane
   logic   [ACC_BITS-1:0]    taken_sum_q;
   always_ff @(posedge clk_i) begin
     if (capture_q) begin
-      for (int unsigned c = 0; c < CHANNELS; c++) shadow_q[c/4][c%4] <= value_t'{operand: operand_i[c], acc: acc_i[c]};
+      for (int unsigned c = 0; c < CHANNELS; c++) begin
+        automatic operand_t operand;
+        // here, and not where the planes come from: simulation then turns them only when they are captured
+        for (int unsigned b = 0; b < OPERAND_BITS; b++) operand[b] = operand_i[b][c];
+        shadow_q[c/4][c%4] <= value_t'{operand: operand, acc: acc_i[c]};
+      end
       shadow_sum_q <= sum_i;
     end
     for (int unsigned g = 0; g < QUADS; g++) begin

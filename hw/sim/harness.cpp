@@ -28,11 +28,17 @@ struct Instance {
     for (int i = 0; i < 4; i++) cycle();
     output_streams = read(kContract) >> 24;
   }
-  void cycle() {
+  // Lets what is set take effect.
+  void settle() { top.eval(); }
+  // The end of a cycle.  Nothing happens at the falling edge, so the model learns of it with what is set next.
+  void edge() {
     top.ap_clk = 1;
     top.eval();
     top.ap_clk = 0;
-    top.eval();
+  }
+  void cycle() {
+    settle();
+    edge();
   }
   bool pause() {
     if (idle_permille == 0) return false;
@@ -44,17 +50,15 @@ struct Instance {
     top.s_axi_control_WDATA = value;
     top.s_axi_control_WSTRB = 0xF;
     top.s_axi_control_AWVALID = top.s_axi_control_WVALID = top.s_axi_control_BREADY = 1;
-    top.eval();
-    while (!top.s_axi_control_AWREADY) cycle();
-    cycle();
+    for (settle(); !top.s_axi_control_AWREADY; settle()) edge();
+    edge();
     top.s_axi_control_AWVALID = top.s_axi_control_WVALID = 0;
   }
   uint32_t read(uint8_t address) {
     top.s_axi_control_ARADDR = address;
     top.s_axi_control_ARVALID = top.s_axi_control_RREADY = 1;
-    top.eval();
-    while (!top.s_axi_control_ARREADY) cycle();
-    cycle();
+    for (settle(); !top.s_axi_control_ARREADY; settle()) edge();
+    edge();
     top.s_axi_control_ARVALID = 0;
     return top.s_axi_control_RDATA;
   }
@@ -105,7 +109,7 @@ int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1
     if (hold1) top.in1_TDATA = in1[i1], top.in1_TLAST = i1 + 1 == n1;
     top.out0_TREADY = !f.pause();
     top.out1_TREADY = !f.pause();
-    top.eval();
+    f.settle();
     const bool take0 = hold0 && top.in0_TREADY, take1 = hold1 && top.in1_TREADY;
     // even words leave on the first stream, odd ones on the second; all on the first where it is the only one
     bool full = false;
@@ -123,7 +127,7 @@ int fabric_run(void* handle, const uint64_t* in0, size_t n0, const uint64_t* in1
       status = 2;
       break;
     }
-    f.cycle();
+    f.edge();
     if (f.context.gotError()) {
       status = 3;
       std::fflush(stdout);  // what failed, now and not when the process ends

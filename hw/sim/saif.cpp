@@ -31,6 +31,7 @@ class Recorded : public Vfabric {
     record.dump(++edges * half_period);
   }
   uint64_t stop() {
+    eval();  // the falling edge that the model has not yet been told of
     record.close();
     return edges / 2;
   }
