@@ -125,7 +125,8 @@ module header_check
   assign images     = image_t'(h.images);
 
   logic [7:0]  blocks2_q, out_blocks2_q;  // of eight rows; with a stride two rows of the first operand lie in four
-  logic [12:0] group_pairs2_q;
+  logic [13:0] all_groups2_q;     // of the first operand, ones included
+  logic [15:0] out_entries2_q;    // of the accumulator memory, for a group and tap
   logic [16:0] row_images2_q;     // rows * images
   logic [3:0]  taps2_q;
   logic [5:0]  width2_q;          // of both operands together
@@ -135,12 +136,12 @@ module header_check
   logic [13:0] out_blocks3_q;     // images * blocks of the output
   line_t       group_planes3_q, b_planes3_q, side_planes3_q, added_planes3_q;
   logic [31:0] terms3_q;          // of a sum
-  logic [16:0] tiles4_q;          // pairs of groups * taps
+  logic [14:0] group_taps4_q;     // groups * taps
   logic [28:0] row_planes4_q;
   logic [14:0] b_count4_q;        // range of the second operand: so many times so many planes
   line_t       b_planes4_q;
   logic [63:0] bound4_q;          // of the sums' magnitude
-  logic [31:0] a_need4_q, side_need4_q, added_need4_q, b_product5_q, length5_q, accumulator_need5_q;
+  logic [31:0] a_need4_q, side_need4_q, added_need4_q, b_product5_q, length5_q, entries5_q;
   logic        no_side5_q, no_added5_q;
   always_ff @(posedge clk_i) begin
     // 1
@@ -148,7 +149,8 @@ module header_check
     // 2
     blocks2_q      <= stride ? 8'((rows + 11'd1) >> 1) : 8'((rows + 11'd7) >> 3);
     out_blocks2_q  <= 8'((rows + 11'd7) >> 3);
-    group_pairs2_q <= 13'(out_groups) * (13'(groups) + 13'(ones));
+    all_groups2_q  <= 14'(groups) + 14'(ones);
+    out_entries2_q <= 16'(out_groups) * 16'(CHANNELS) + 16'(out_groups);
     row_images2_q  <= 17'(rows) * 17'(images);
     taps2_q        <= 4'($countones(h.taps[TAPS-1:0]));
     width2_q       <= 6'(bits_t'(h.a_bits)) + 6'(bits_t'(h.b_bits));
@@ -163,7 +165,7 @@ module header_check
     b_planes3_q     <= PLANES'(b_parts2_q[0] + b_parts2_q[1]);
     side_planes3_q  <= PLANES'(side_parts2_q[0] + side_parts2_q[1]);
     added_planes3_q <= PLANES'(added_parts2_q[0] + added_parts2_q[1]);
-    tile_parts3_q   <= times(14'(group_pairs2_q), 5'(taps2_q));
+    tile_parts3_q   <= times(all_groups2_q, 5'(taps2_q));
     terms3_q        <= kind_i.conv ? 32'(15'(groups) * 15'(DOT_BITS)) : 32'(row_images2_q) << $clog2(LANES);
     // 4
     a_need4_q     <= 32'(27'(image_blocks3_q) * 27'(group_planes3_q));
@@ -172,13 +174,13 @@ module header_check
     row_planes4_q <= 29'(row_images2_q) * 29'(group_planes3_q);
     b_count4_q    <= kind_i.conv ? 15'(out_groups) : image_blocks3_q;
     b_planes4_q   <= kind_i.to_g ? group_planes3_q : b_planes3_q;
-    tiles4_q      <= 17'(tile_parts3_q[0] + tile_parts3_q[1]);
+    group_taps4_q <= 15'(tile_parts3_q[0] + tile_parts3_q[1]);
     bound4_q      <= 64'(terms3_q) << width2_q;
     // 5
     b_product5_q        <= 32'(27'(b_count4_q) * 27'(b_planes4_q));
     no_side5_q          <= !coded || side_planes1_q == 0;
     no_added5_q         <= !coded || h.added_bits == 0;
-    accumulator_need5_q <= kind_i.read ? 32'(h.rows) : 32'(tiles4_q) * 32'(CHANNELS + 1);
+    entries5_q          <= 32'(group_taps4_q) * 32'(out_entries2_q);
     length5_q           <= kind_i.to_w ? 32'(h.rows) * 32'(WEIGHT_WORDS)
                          : kind_i.to_e ? 32'(h.rows) * 32'(ENTRY_WORDS)
                          : !kind_i.tensor ? 32'd0
@@ -196,7 +198,7 @@ module header_check
     side_end6_q        <= no_side5_q ? '0 : 32'(h.base_side) + side_need4_q;
     added_end6_q       <= no_added5_q ? '0 : 32'(h.base_added) + added_need4_q;
     epilogue_end6_q    <= 32'(h.base_epilogue) + (kind_i.to_e ? 32'(h.rows) : 32'(h.out_groups) * CHANNELS);
-    accumulator_end6_q <= 32'(h.base_accumulator) + accumulator_need5_q;
+    accumulator_end6_q <= 32'(h.base_accumulator) + (kind_i.read ? 32'(h.rows) : entries5_q);
     bad_length6_q      <= h.payload_words != length5_q;
     overflow6_q        <= product && bound4_q
                           > ((kind_i.wgrad || h.format == FORMAT_INT64) ? 64'd1 << (ACC_BITS - 1) : 64'd1 << 31);

@@ -60,18 +60,19 @@ module loader
   state_t state_q, state_d;
 
   // ---- streams: one beat takes a word of either -----------------------------------------------------------------------
-  logic       beat_ready, beat;
+  logic       beat_ready, both, beat;
   logic [1:0] seen_last_q, seen_last_d;
   beat_t      word;
-  // what is asked in every cycle, beside the state
-  logic in_header_q, in_payload_q, swallows_q;
+  // what is asked in every cycle, beside the state: registers of their own, told in few LUTs from the words that arrive
+  logic in_header_q, in_header_d, in_payload_q, in_payload_d, swallows_q;
   always_ff @(posedge clk_i) begin
-    in_header_q  <= state_d == HEADER;
-    in_payload_q <= state_d == PAYLOAD;
+    in_header_q  <= in_header_d;
+    in_payload_q <= in_payload_d;
     swallows_q   <= state_d == SWALLOW;
   end
   assign beat_ready = in_header_q || in_payload_q;
-  assign beat       = beat_ready && &in_valid_i;
+  assign both       = &in_valid_i;
+  assign beat       = beat_ready && both;
   assign in_ready_o = swallows_q ? ~seen_last_q : {2{beat}};
   assign took_o     = beat;
   assign starved_o  = beat_ready && !beat;
@@ -88,7 +89,7 @@ module loader
   address_t a_end, b_end, side_end, added_end;
   always_ff @(posedge clk_i) begin
     // a cycle later, as the payload: a register of its own is all that enables so many
-    header_beat_taken_q <= in_header_q && &in_valid_i;
+    header_beat_taken_q <= in_header_q && both;
     if (header_beat_taken_q) h_q <= {data_o, h_q[HEADER_BITS-1:BEAT_BITS]};
     kind <= kind_of(h.opcode, h.target);  // known long before the checks are done
   end
@@ -101,7 +102,7 @@ module loader
   // ---- payload --------------------------------------------------------------------------------------------------------
   logic     payload_begins, payload_beat;
   assign payload_begins = state_q == HAZARD;
-  assign payload_beat   = in_payload_q && &in_valid_i;
+  assign payload_beat   = in_payload_q && both;
 
   place_t   to;
   address_t entry;
@@ -153,9 +154,15 @@ module loader
   logic [$clog2(HEADER_BEATS)-1:0] header_beat_q, header_beat_d;
   logic [31:0]                     beats_left_q, beats_left_d;
   logic                            end_pushed_q, end_pushed_d;
-  logic                            header_last, beats_last_q, beats_last_d;  // this beat is the last of the payload
+  logic                            header_last_q, beats_last_q, beats_last_d;  // this beat is the last of header or payload
   logic [CHECK_CYCLES-1:0]         check_q;       // cycle of the check
-  assign header_last = header_beat_q == ($bits(header_beat_q))'(HEADER_BEATS - 1);
+  logic                            header_ends, payload_ends, permitted, stops;
+  assign header_ends  = both && (header_last_q || |in_last_i);
+  assign payload_ends = both && (beats_last_q || |in_last_i);
+  assign permitted    = kind.to_e ? compute_idle_i : !conflict_i;
+  assign stops        = fault_i && !end_pushed_q;   // nothing behind the fault counts: END comes next
+  assign in_header_d  = !rst_i && ((state_q == STOP && start_i) || (!stops && (state_q == NEXT || (in_header_q && !header_ends))));
+  assign in_payload_d = !rst_i && !stops && ((state_q == HAZARD && permitted) || (in_payload_q && !payload_ends));
   always_comb begin
     state_d       = state_q;
     error_d       = error_q;
@@ -178,16 +185,16 @@ module loader
           end_pushed_d  = 1'b0;
           cut_d         = 1'b0;
         end
-      HEADER:
-        if (beat) begin
+      HEADER: begin
+        if (both) begin
           cut_d         = |in_last_i;
-          header_beat_d = header_last ? '0 : header_beat_q + 1'b1;
-          if (header_last) state_d = CHECK;
-          else if (|in_last_i) begin
-            error_d = ERR_TRUNCATED;
-            state_d = PUSH_END;
-          end
+          header_beat_d = header_last_q ? '0 : header_beat_q + 1'b1;
         end
+        if (header_ends) begin
+          state_d = header_last_q ? CHECK : PUSH_END;
+          if (!header_last_q) error_d = ERR_TRUNCATED;
+        end
+      end
       CHECK:
         if (check_q[CHECK_CYCLES-1]) begin
           error_d = check_error;
@@ -196,18 +203,18 @@ module loader
       HAZARD: begin
         beats_left_d = h.payload_words >> 1;
         beats_last_d = h.payload_words >> 1 == 32'd1;
-        if (kind.to_e ? compute_idle_i : !conflict_i) state_d = PAYLOAD;
+        if (permitted) state_d = PAYLOAD;
       end
-      PAYLOAD:
-        if (beat) begin
+      PAYLOAD: begin
+        if (both) begin
           beats_left_d = beats_left_q - 32'd1;
           beats_last_d = beats_left_q == 32'd2;
-          if (beats_last_q) state_d = NEXT;
-          if (|in_last_i) begin
-            error_d = ERR_TRUNCATED;
-            state_d = PUSH_END;
-          end
         end
+        if (payload_ends) begin
+          state_d = |in_last_i ? PUSH_END : NEXT;
+          if (|in_last_i) error_d = ERR_TRUNCATED;
+        end
+      end
       PUSH:  if (!full_i) state_d = NEXT;
       NEXT: begin
         position_d = position_q + 32'd1;
@@ -222,17 +229,17 @@ module loader
       default: state_d = STOP;
     endcase
 
-    // nothing behind the fault counts: END comes next
-    if (fault_i && !end_pushed_q && state_q != STOP && state_q != PUSH_END) state_d = PUSH_END;
+    if (stops && state_q != STOP && state_q != PUSH_END) state_d = PUSH_END;
     if (rst_i) state_d = STOP;
   end
 
   always_ff @(posedge clk_i) begin
-    check_q       <= {check_q[CHECK_CYCLES-2:0], state_q == HEADER && beat && header_last};
+    check_q       <= {check_q[CHECK_CYCLES-2:0], in_header_q && both && header_last_q};
     state_q       <= state_d;
     error_q       <= error_d;
     position_q    <= position_d;
     header_beat_q <= header_beat_d;
+    header_last_q <= header_beat_d == ($bits(header_beat_q))'(HEADER_BEATS - 1);
     beats_left_q  <= beats_left_d;
     beats_last_q  <= beats_last_d;
     cut_q         <= cut_d;
@@ -242,6 +249,7 @@ module loader
   end
 
 `ifndef SYNTHESIS
+  a_state: assert property (@(posedge clk_i) disable iff (rst_i) in_header_q == (state_q == HEADER) && in_payload_q == (state_q == PAYLOAD));
   a_beats: assert property (@(posedge clk_i) disable iff (rst_i) state_q == PAYLOAD |-> beats_last_q == (beats_left_q == 32'd1));
   // both streams are read in lockstep
   a_beat: assert property (@(posedge clk_i) disable iff (rst_i) took_o |-> &in_valid_i && &in_ready_o);

@@ -35,7 +35,7 @@ module plane_pairs
     logic                shift;     // no pair of this diagonal has been taken, but of the tile
   } diagonal_pairs_t;
 
-  // both by groups of four, so that neither is a chain
+  // by groups of four, so that it is no chain of LUTs
   localparam int unsigned QUADS = MAX_BITS / 4;
   if (MAX_BITS != 16) begin : gen_check
     $error("plane_pairs: MAX_BITS = %0d, must be 16: four groups of four", MAX_BITS);
@@ -46,10 +46,13 @@ module plane_pairs
   function automatic logic [QUADS-1:0] any(input logic [MAX_BITS-1:0] pairs);
     for (int unsigned g = 0; g < QUADS; g++) any[g] = |pairs[4*g+:4];
   endfunction
+  // in reverse order the highest is the lowest, which a carry chain finds: it is faster than LUTs
+  function automatic logic [MAX_BITS-1:0] reversed(input logic [MAX_BITS-1:0] bits);
+    for (int unsigned i = 0; i < MAX_BITS; i++) reversed[i] = bits[MAX_BITS-1-i];
+  endfunction
   function automatic logic [MAX_BITS-1:0] but_highest(input logic [MAX_BITS-1:0] pairs);
-    automatic logic [QUADS-1:0] groups = any(pairs);
-    for (int unsigned i = 0; i < MAX_BITS; i++)
-      but_highest[i] = pairs[i] && (|(groups >> (i / 4 + 1)) || |(4'(pairs >> (i / 4 * 4)) >> (i % 4 + 1)));
+    automatic logic [MAX_BITS-1:0] backward = reversed(pairs);
+    but_highest = reversed(backward & (backward - MAX_BITS'(1)));
   endfunction
   function automatic logic at_most_one(input logic [MAX_BITS-1:0] pairs);
     at_most_one = !several(any(pairs));
@@ -71,7 +74,7 @@ module plane_pairs
 
   // ---- a tile's first three diagonals and the window of the fourth: of data, of ones ------------------------------------
   logic [MAX_BITS-1:0] falling;
-  always_comb for (int unsigned j = 0; j < MAX_BITS; j++) falling[j] = b_planes_i[MAX_BITS-1-j];
+  assign falling = reversed(b_planes_i);
   diagonal_t       [1:0] beyond_q, top_q;  // diagonals above the first one; the first one
   window_t         [1:0] window_q, fourth_q;
   logic [1:0][MAX_BITS-1:0] third_q;

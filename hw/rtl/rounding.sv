@@ -97,8 +97,8 @@ module rounding
   logic        [15:0]       low, product;
   logic        [QW:0]       claimed_q;   // slots of hashes in the queue or on their way
   logic                     pop, popped_q;
-  if (LANES > 32 || HASH_CYCLES < PW + 2) begin : gen_check
-    $error("rounding: LANES = %0d must be 32 or less, HASH_CYCLES = %0d more than %0d", LANES, HASH_CYCLES, PW + 1);
+  if (LANES > 32 || HASH_CYCLES < PW + 3) begin : gen_check
+    $error("rounding: LANES = %0d must be 32 or less, HASH_CYCLES = %0d more than %0d", LANES, HASH_CYCLES, PW + 2);
   end
   function automatic logic [15:0] over_alpha(input logic [15:0] value);
     return {1'b0, value[15:1]} ^ (value[0] ? 16'(GF_POLYNOMIAL >> 1) : 16'd0);
@@ -108,10 +108,12 @@ module rounding
     segment_q <= {segment_q[HASH_CYCLES-1:0], segment_t'{last: last_q, start: start_q}};
     counter_q <= index_q ^ tile_q.key;
     factor_q[0] <= tile_q.factor;
+    // a bit in a stage, the highest in two: its power is a wide sum
     for (int unsigned s = 1; s < HASH_CYCLES - 1; s++) begin
       automatic logic [15:0] power = factor_q[s-1];
-      if (s <= PW && segment_q[s-1].start[(s-1)%PW])
-        for (int unsigned n = 0; n < 1 << (s - 1); n++) power = over_alpha(power);
+      automatic pixel_t      first = segment_q[s-1].start;
+      if (s < PW && first[(s-1)%PW]) for (int unsigned n = 0; n < 1 << (s - 1); n++) power = over_alpha(power);
+      if ((s == PW || s == PW + 1) && first[PW-1]) for (int unsigned n = 0; n < 1 << (PW - 2); n++) power = over_alpha(power);
       factor_q[s] <= power;
     end
     room_q    <= claimed_q <= (QW + 1)'(SLOTS - 2);

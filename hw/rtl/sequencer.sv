@@ -118,18 +118,20 @@ module sequencer
   logic        begins_q;       // this step is the pair's first
   logic [7:0]  block_q;        // block of the inner step (weight gradient)
   logic        pending_q;      // a finished tile is on its way to the drain, or has arrived while busy_q does not tell so yet
-  logic        captured_q, busy_q, side_wait_q;
+  logic        captured_q, busy_q, pending_d;
+  logic        waits_q;        // a tile is pending, or operands of the epilogue are left to be read
   logic        tile_last, hold, issue;
   always_ff @(posedge clk_i) begin
     captured_q  <= drain_capture_i;
     busy_q      <= drain_busy_i;
-    side_wait_q <= !side_done_i;
+    pending_q   <= pending_d;
+    waits_q     <= pending_d || !side_done_i;
   end
   if (PERMIT_CYCLES != 1) begin : gen_check_permit
     $error("sequencer: PERMIT_CYCLES = %0d, must be 1: the register busy_q", PERMIT_CYCLES);
   end
   assign tile_last = pair.last && left_none_q;
-  assign hold      = pending_q || busy_q || side_wait_q;
+  assign hold      = waits_q || busy_q;
   // written out, so that each is one LUT
   assign issue     = run_q && !(pair.last && left_none_q && hold);
   assign pair_end  = run_q && left_none_q && !(pair.last && hold);
@@ -243,13 +245,15 @@ module sequencer
   // Operands of the epilogue: the first tile's are asked for while it is set up, the next one's when a tile ends.  So the
   // drain's answer to a tile's begin is here before the tile can end.
   logic side_active_q;
+  (* keep = "true" *) logic side_runs_q;  // run_q too
   assign side_start_o  = state_q == SETUP1;
   assign side_active_o = side_active_q;
-  assign side_next_o   = side_active_q && tile_end;
+  assign side_next_o   = side_runs_q && left_none_q && pair.last && !hold;
   assign tile_index_o  = at.tile_index;
   always_ff @(posedge clk_i) begin
     if (state_q == SETUP2) side_active_q <= is_conv && (h.format == FORMAT_CODES || h.format == FORMAT_MOMENTS);
-    if ((tile_end && command_last) || fault_i || rst_i) side_active_q <= 1'b0;
+    if (state_q == FIRST) side_runs_q <= side_active_q;
+    if ((tile_end && command_last) || fault_i || rst_i) {side_active_q, side_runs_q} <= '0;
   end
 
   // counted a cycle later
@@ -353,24 +357,25 @@ module sequencer
       end
     end
 
-    if (tile_end) pending_q <= 1'b1;
-    else if (captured_q) pending_q <= 1'b0;
     if (fault_i && state_q != JOB && state_q != IDLE) begin
-      state_q   <= IDLE;
-      run_q     <= 1'b0;
-      pending_q <= 1'b0;
+      state_q <= IDLE;
+      run_q   <= 1'b0;
     end
     if (rst_i) begin
       state_q    <= IDLE;
       run_q      <= 1'b0;
       begin_q    <= 1'b0;
       first_q    <= 1'b0;
-      pending_q  <= 1'b0;
     end
+  end
+  always_comb begin
+    pending_d = tile_end || (pending_q && !captured_q);
+    if (rst_i || (fault_i && state_q != JOB && state_q != IDLE)) pending_d = 1'b0;
   end
 
 `ifndef SYNTHESIS
   a_run: assert property (@(posedge clk_i) disable iff (rst_i) run_q |-> state_q == RUN);
+  a_side_runs: assert property (@(posedge clk_i) disable iff (rst_i) side_runs_q == (side_active_q && run_q));
   // what is neither READ nor END is a product
   a_product: assert property (@(posedge clk_i) disable iff (rst_i) state_q != IDLE && state_q != JOB |-> h.opcode == OP_CONV || h.opcode == OP_WGRAD);
   // only a command that is there is removed
