@@ -84,7 +84,8 @@ def timing_table(data: dict[str, Any]) -> str:
     """Worst path of every module by both net models, as text."""
     lines = ["", "", "static estimate: it ranks paths and promises nothing, for placement and routing decide", ""]
     lines.append(f"{'module':<20}{'real ns':>9}{'ideal ns':>9}  worst path by the real nets")
-    rows = [*data["modules"], *([{"module": "flattened", **data["flattened"]}] if "flattened" in data else [])]
+    flat = [{"module": "flattened", **data["flattened"]}] if "flattened" in data else []
+    rows = [*data["modules"], *data.get("joined", ()), *flat]
     for row in rows:
         if not row["timing"]["real"]:
             continue  # wires only
@@ -138,17 +139,18 @@ def run(arguments: argparse.Namespace) -> int:
     pieces = yosys.chosen_pieces(design, arguments.module)
     folder = generate(design, arguments.out or options.usable_folder(Path("build") / design.name))
     results, flat, grade = [], None, PARTS[design.part].grade
-    for piece in pieces:
+    joined = yosys.joined_pieces(design) if arguments.joined else []
+    for piece in (*pieces, *joined):
         print(f"synthesising {piece.name} ...", file=sys.stderr, flush=True)
         results.append(yosys.synthesize(piece, folder, grade=grade, seconds=arguments.seconds))
     if arguments.flatten:
         print("synthesising the whole, flattened ...", file=sys.stderr, flush=True)
         flat = yosys.synthesize(yosys.whole_design(design), folder, grade=grade, seconds=arguments.seconds)
-    data = area_report.report(design, results, flat)
+    data = area_report.report(design, results[: len(pieces)], flat, results[len(pieces) :])
     if arguments.accumulators:
         data["command"] += f" --accumulators {arguments.accumulators}"
     if arguments.module:  # no claim about the whole from a part of it
-        data = {k: v for k, v in data.items() if k in ("design", "part", "tool", "accumulators", "modules")}
+        data = {k: v for k, v in data.items() if k in ("design", "part", "tool", "accumulators", "modules", "joined")}
     text = json.dumps(data, indent=1)
     if arguments.save:
         write_atomically(arguments.save, text + "\n")
@@ -204,6 +206,10 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="longest paths of single modules at other parameters than the designs', for the model of the clock (long)",
     )  # fmt: skip
     parser.add_argument("--timing", action="store_true", help="also print the estimate of every module's worst path")
+    parser.add_argument(
+        "--joined", action="store_true",
+        help="also the pieces that join modules to one, whose paths cross the borders between those; with --timing (long)",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=options.number, default=3600.0, help="most time for one module")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--save", type=options.output_file, help="also write the JSON to this file")

@@ -18,8 +18,17 @@ ARRAY = ("dot_product_unit", "operand_sum_unit", "dot_product_array")
 ARRAY_AND_NETWORK = (*ARRAY, "operand_network")
 
 
-def report(design: Design, results: list[Synthesis], flat: Synthesis | None = None) -> dict[str, Any]:
-    """Area by module, in total with all that a bitstream holds, per binary MAC and against the part, ready for JSON."""
+def report(
+    design: Design, results: list[Synthesis], flat: Synthesis | None = None, joined: Iterable[Synthesis] = ()
+) -> dict[str, Any]:
+    """Area by module, in total with all that a bitstream holds, per binary MAC and against the part, ready for JSON.
+
+    Args:
+        design: what was synthesised.
+        results: of its pieces.
+        flat: of the whole as one module.
+        joined: of pieces that join several modules to one; only their timing is reported.
+    """
     part = PARTS[design.part]
 
     def total(names: Iterable[str] | None = None) -> Area:
@@ -43,15 +52,11 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
         "accumulators": design.accumulators,
         "modules": [
             {
-                "module": r.name,
+                **_timed(r),
                 "instances": r.instances,
                 "one": r.area().as_dict(),
                 "all": r.area().times(r.instances).as_dict(),
-                "seconds": r.seconds,
-                "peak_mib": r.peak_mib,
-                "timing": r.timing,
                 "placement": r.placement,
-                "sources": r.sources,
             }
             for r in results
         ],
@@ -68,6 +73,8 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
             "array_and_operand_network": round(fed.lut / design.binary_macs, 3),
         },
     }
+    if rows := [_timed(r) for r in joined]:
+        data["joined"] = rows
     if flat is not None:
         data["flattened"] = {
             **flat.area().as_dict(),
@@ -77,6 +84,17 @@ def report(design: Design, results: list[Synthesis], flat: Synthesis | None = No
             "timing": flat.timing,
         }
     return data
+
+
+def _timed(result: Synthesis) -> dict[str, Any]:
+    """What a run took and its worst paths, for JSON."""
+    return {
+        "module": result.name,
+        "seconds": result.seconds,
+        "peak_mib": result.peak_mib,
+        "timing": result.timing,
+        "sources": result.sources,
+    }
 
 
 def _as_data(item: Item) -> dict[str, Any]:

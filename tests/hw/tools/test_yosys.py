@@ -200,6 +200,15 @@ def test_a_design_that_cannot_be_placed_does_not_fit(chain: int, verdict: str) -
     assert f"{chain}" in carry["words"] and "150" in carry["words"]
 
 
+def test_joined_pieces_are_timed_and_are_no_area() -> None:
+    one = Synthesis("loader", 1, 1.0, 1, {"LUT6": 50}, {"real": []})
+    many = Synthesis("front_half", 1, 2.0, 1, {"LUT6": 500}, {"real": [{"ns": 6.0}]}, sources="0123")
+    alone, both = report(SMALL, [one]), report(SMALL, [one], joined=[many])
+    (row,) = both.pop("joined")
+    assert (row["module"], row["timing"], row["sources"]) == ("front_half", many.timing, "0123")
+    assert both == alone and "one" not in row
+
+
 @pytest.mark.slow
 def test_the_whole_small_design_flattened_is_no_larger(folder: Path) -> None:
     flat = synthesize(whole_design(SMALL), folder).area()
