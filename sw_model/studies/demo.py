@@ -1,20 +1,24 @@
 """The main job from end to end: FracTrain training whose steps all run on the simulated hardware.
 
 Trains a recipe on the RTL, replays a sample of its programs on every other device and compares every word, counts what
-the static 8/8/8 baseline would have cost, and reports all of it with figures.
+the static 8/8/8 baseline would have cost, and reports all of it with figures.  The simulation takes nearly all the time
+and one core, so a second process trains the baseline meanwhile.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from host.devices.device import DEFAULT_TIMEOUT, U64, Device, DeviceInfo, HasWords, Result, open_device
 from host.driver.fabric_engine import FabricEngine
@@ -22,7 +26,7 @@ from hw.contract import array_idle
 from hw.design import Design, load_design
 from hw.files import save_picture, write_atomically
 from hw.generate import generate
-from sw_model.data.images import ImageSet, load_data
+from sw_model.data.images import load_data
 from sw_model.train import metrics
 from sw_model.train.loop import TrainingStep, train
 from sw_model.train.recipe import TrainConfig
@@ -138,27 +142,28 @@ def run_demo(recipe: Path, design_name: str, out: Path, progress: bool = True) -
     config, design = TrainConfig.from_recipe(recipe), load_design(design_name)
     _make_folder(out, {"recipe": recipe.name, "design": design.name})
 
-    console.print(f"[bold]1/5[/] generating and building {design.name}: {design.binary_macs:,} binary MAC per cycle")
+    console.print(f"[bold]1/4[/] generating and building {design.name}: {design.binary_macs:,} binary MAC per cycle")
     generate(design, out / "generated")
     rtl = Stopwatch(open_device("rtl", design))
     others = {kind: open_device(kind, design) for kind in ("hls", "reference")}
 
-    data = load_data(config.data)
     console.print(
-        f"[bold]2/5[/] training {config.model} on {config.data}: the passes of every step on the RTL simulation"
+        f"[bold]2/4[/] training {config.model} on {config.data}: the passes of every step on the RTL simulation; beside it "
+        "the static 8/8/8 baseline: cycles of one epoch on the RTL, accuracy on the fast path"
     )
     sample = Sample()
-    trained = _train(config, rtl, sample, data, out / "train", progress)
+    # a process and not a thread: torch draws initial weights from one generator
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as beside:
+        static = beside.submit(_train_static, config, design, out / "static")
+        trained = _train(config, rtl, sample, out / "train", progress)
+        baseline = static.result()
 
     console.print(
-        f"[bold]3/5[/] replaying {len(sample.programs)} programs of {sample.steps} steps on {' and '.join(others)}"
+        f"[bold]3/4[/] replaying {len(sample.programs)} programs of {sample.steps} steps on {' and '.join(others)}"
     )
     replayed = [sample.replay(device) for device in others.values()]
 
-    console.print("[bold]4/5[/] the static 8/8/8 baseline: cycles of one epoch on the RTL, accuracy on the fast path")
-    baseline = _train_static(config, rtl, data, trained.result.images, out / "static")
-
-    console.print("[bold]5/5[/] figures and report")
+    console.print("[bold]4/4[/] figures and report")
     summary = {
         **_summary(trained, baseline, design),
         "programs_replayed": len(sample.programs),
@@ -190,9 +195,7 @@ def _make_folder(out: Path, what: dict[str, Any]) -> None:
     write_atomically(out / MARKER, _json(what))
 
 
-def _train(
-    config: TrainConfig, rtl: Stopwatch, sample: Sample, data: ImageSet, out: Path, progress: bool
-) -> _Trained:  # fmt: skip
+def _train(config: TrainConfig, rtl: Stopwatch, sample: Sample, out: Path, progress: bool) -> _Trained:
     """Trains on the RTL, tests included, and keeps the programs that the sample asks for."""
     engine = FabricEngine(rtl, recorder=sample)
     tester = FabricEngine(rtl, keep_rows=False)
@@ -207,19 +210,18 @@ def _train(
         out=out,
         engine_for_step=engine_for,
         evaluation_engine=tester,
-        data=data,
         progress=progress,
     )
     simulated = engine.meter.totals["CYCLES"] + tester.meter.totals["CYCLES"]
     return _Trained(result, engine.meter.totals, engine.meter.rows, simulated / rtl.seconds)
 
 
-def _train_static(config: TrainConfig, rtl: Stopwatch, data: ImageSet, images: int, out: Path) -> _Baseline:
+def _train_static(config: TrainConfig, design: Design, out: Path) -> _Baseline:
     """The baseline; cycles depend on shapes and precisions alone, so one epoch on the RTL stands for all."""
     static = replace(config, schedule="static", stages=((8, 8, 8),), deadlines=())
-    engine = FabricEngine(rtl)
-    steps = -(-images // config.epochs // config.batch)
-    train(static, engine, stop_after=steps, evaluation_engine=None, data=data)
+    data = load_data(config.data)
+    engine = FabricEngine(open_device("rtl", design))
+    train(static, engine, stop_after=data.train_steps(config.batch), evaluation_engine=None, data=data)
     result = train(static, None, out=out, data=data)
     return _Baseline(result, engine.meter.rows, engine.meter.totals["CYCLES"] * config.epochs)
 
