@@ -195,7 +195,7 @@ MUTANTS = [
     Mutant("tile_walk", "h.taps[8:0] & (9'h1FE << at_q.tap)", "h.taps[8:0] & (9'h1FF << at_q.tap)"),
     Mutant("tile_walk", "last_row_q || block_end_q", "last_row_q && block_end_q"),
     Mutant("plane_pairs", "to_tile ? first_q[ones_i] : next_q", "to_tile ? first_q[0] : next_q"),
-    Mutant("plane_pairs", "backward - MAX_BITS'(1)", "backward - MAX_BITS'(2)"),
+    Mutant("plane_pairs", "backward & (backward - MAX_BITS'(1))", "backward"),
     Mutant("operand_network", "(row << CHANNELS) & left_mask", "(row << CHANNELS) | left_mask"),
     Mutant("operand_network", "row & column_mask", "row | column_mask"),
     Mutant("operand_network", "step_q.row[0] ? 3'(2*ky+2) : 3'(2*ky+6)", "step_q.row[0] ? 3'(2*ky+6) : 3'(2*ky+2)"),
