@@ -25,9 +25,9 @@ PIPELINED = (
 )  # fmt: skip
 #: many modules in one, whose paths cross the borders of those
 JOINED = ("front_half", "all_but_units")
-_OVER = pytest.mark.xfail(strict=True, reason="the loader's next state by the words that arrive takes 6.6 ns")
+_OPEN = pytest.mark.xfail(reason="took 6.6 ns before its last path was cut, and has not been estimated since")
 CASES = [
-    pytest.param(name, design, marks=_OVER) if name in JOINED and design == "zc706" else (name, design)
+    pytest.param(name, design, marks=_OPEN) if (name, design) == ("all_but_units", "zc706") else (name, design)
     for design in BUDGETS
     for name in (*PIPELINED, *JOINED)
 ]
