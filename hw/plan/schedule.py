@@ -230,8 +230,11 @@ class _Schedule:
         self._a.forget()
         self._g.forget()
         for first, groups in split_range(groups_total, max_groups):
-            blocks = blocks_of(d, self.product, kernel, pieces, (first, groups), whole)
             max_rows = min(contract.LIMITS["rows"], 8 * max(1, half_a // (groups * source.bits))) // a.rows_per
+            if whole and (beside := side_addresses(self.product, contract.ROW_BANKS, 1)):
+                max_rows = min(max_rows, contract.ROW_BANKS * max(1, d.depth_g // 2 // beside))
+            rows = min(max_rows, spans[0][1] - spans[0][0])
+            blocks = blocks_of(d, self.product, kernel, pieces, (first, groups), whole, rows)
             regions = regions_of(spans[0], spans[1], max_rows, d.lanes)
 
             most = max(block.out_groups(d) for block in blocks)

@@ -56,18 +56,20 @@ def side_addresses(product: Product, rows: int, groups: int) -> int:
 
 
 def blocks_of(
-    design: Design, product: Product, kernel: Kernel, pieces: Sequence[Piece], inputs: GroupRange, whole: bool
-) -> list[KernelBlock]:
+    design: Design, product: Product, kernel: Kernel, pieces: Sequence[Piece], inputs: GroupRange, whole: bool,
+    rows: int = contract.ROW_BANKS,
+) -> list[KernelBlock]:  # fmt: skip
     """Blocks of a correlation's weights over a range of input groups.
 
     Args:
         whole: results leave in the format that the product asks for.
+        rows: of results in a virtual image, of which half of G holds what the epilogue reads beside a block's.
     """
     c, weight = design.channels, product.source("w")
     per_block = max(1, min(contract.LIMITS["out_groups"], design.depth_w // 2 // (inputs[1] * weight.bits)))
     if whole and product.behind is not None:
         per_block = max(1, min(per_block, design.depth_epilogue // c))
-        if beside := side_addresses(product, contract.ROW_BANKS, 1):
+        if beside := side_addresses(product, rows, 1):
             per_block = max(1, min(per_block, design.depth_g // 2 // beside))
     out = []
     for piece in pieces:

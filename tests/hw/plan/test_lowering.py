@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hw.contract import Flag, Opcode
+from hw.contract import Error, Flag, Opcode, OutputFormat
 from hw.design import load_design
 from hw.model.cycles import predict
 from hw.networks import Bits, ConvGeometry, ConvShape, network
 from hw.packet import END, Packet
 from hw.plan.lowering import lower
-from hw.plan.product import Lowered, LoweringError, Product, Source
+from hw.plan.product import EpilogueForm, Lowered, LoweringError, Product, Source
 from hw.plan.schedule import steps_of
 from hw.plan.training_products import CODES, INTEGERS, Form, layer_products, program
 
@@ -88,6 +88,26 @@ def test_gradients_of_a_strided_layer_take_turns(shape: ConvShape) -> None:
         predict(DESIGN, packets(shape, Bits(8, 8, 8), kind)).cycles for kind in ("input_gradient", "weight_gradient")
     ]
     assert predict(DESIGN, both).cycles < sum(alone)
+
+
+@pytest.mark.parametrize("name", ["zc706", "sim-small", "pynq-z2"])
+@pytest.mark.parametrize("side", [14, 32])
+@pytest.mark.parametrize("form", [OutputFormat.MOMENTS, OutputFormat.CODES], ids=lambda form: form.name)
+def test_what_the_epilogue_reads_beside_many_channels_of_tall_images_fits(
+    form: OutputFormat, side: int, name: str
+) -> None:
+    """As of the wide layers of MobileNetV2: 384 channels of results, with a mask and codes beside each."""
+    design, geometry = load_design(name), ConvGeometry(8, 384, 64, (side, side), (1, 1), 1, 0)
+    behind = EpilogueForm(form, side=8, side_signed=True, masked=True, added=8, cross=form == OutputFormat.MOMENTS, out=8)
+    product = Product("input_gradient", geometry, w=Source(8, True), g=Source(8, True), sums=False, behind=behind)
+    half = design.depth_g // 2
+    sent = list(program(design, product))
+    for packet in sent:
+        assert packet.check(design)[0] != Error.OUT_OF_BUFFER, packet.check(design)
+    loads = [p.ranges(design)["G"] for p in sent if p.opcode == Opcode.LOAD and "G" in p.ranges(design)]
+    assert loads
+    for ((base, end),) in loads:
+        assert base // half == (end - 1) // half, "what lies in a half is read while the other one is loaded"
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
