@@ -158,7 +158,7 @@ def round_weights(weights: F32, axis: int, top: int) -> Rounded:
     scale = np.where(most > 0, most, 1.0) / top
     if not np.isfinite(most).all():
         return Rounded(
-            np.zeros(weights.shape, np.int16), np.where(most > 0, scale, np.nan), *np.zeros((2, channels), np.int64)
+            np.zeros(weights.shape, np.int16), np.where(np.isfinite(most), scale, np.nan), *np.zeros((2, channels), np.int64)
         )
     shape = [1] * 4
     shape[axis] = -1
